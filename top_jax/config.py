@@ -1,0 +1,189 @@
+"""What a run is made of: one frozen dataclass per concern, and the only place that reads a ConfigDict.
+
+`ml_collections` stops at the door. A file in `configs/` starts from `base_config()`, which is built from the
+defaults below, and `RunConfig.from_config_dict` turns the result back into dataclasses. An unknown key, a
+wrong type or a value out of range is an `InputError`. `None` means "not set" and is what a
+`config_dict.placeholder` holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import config_dict
+
+from top_jax.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model is built: `top_jax.create_model(name, num_classes=..., **overrides)`.
+
+    Every field but `name` and `num_classes` overrides a size of the named model; None keeps the model's own.
+    """
+
+    name: str = "vim_tiny"  # a name in top_jax.models.registry
+    num_classes: int = 1000
+    img_size: tuple[int, ...] | None = None  # (side,) or (height, width), pixels
+    patch_size: int | None = None
+    stride: int | None = None
+    embed_dim: int | None = None
+    depth: int | None = None
+    d_state: int | None = None
+    drop_path: float | None = None
+    dtype: str = "float32"  # computation; parameters, states, residuals and norms stay float32
+    implementation: str = "auto"  # of the selective scan: top_jax.ops.selective_scan
+    remat: bool = False
+
+    def overrides(self) -> dict[str, Any]:
+        """The keyword arguments for `top_jax.create_model` beside the name."""
+        chosen = {k: v for k, v in dataclasses.asdict(self).items() if k != "name" and v is not None}
+        if self.img_size is not None:
+            chosen["img_size"] = self.img_size[0] if len(self.img_size) == 1 else self.img_size
+        return chosen
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PruningConfig:
+    """Arguments of `top_jax.Pruning`; no `after_blocks` is the dense model."""
+
+    after_blocks: tuple[int, ...] = ()  # 1-based: 5 prunes after the fifth block
+    keep_ratio: tuple[float, ...] = ()  # one for all prunes, or one per prune
+    score: str = "clip"
+    alignment: str = "hold"
+    order: str = "position"
+    seed: int = 0  # of the control score "random"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where images come from and how they become model input."""
+
+    source: str = "digits"  # "digits" (bundled), "tfds" (name, data_dir) or "image_folder" (data_dir)
+    name: str | None = None  # TFDS name, e.g. "imagenet2012" or "imagenet2012:5.1.0"
+    data_dir: str | None = None
+    train_split: str = "train"
+    eval_split: str = "test"
+    train_transform: str = "random_resized_crop"  # or "shift_crop"
+    min_area: float = 0.08  # random_resized_crop: smallest share of the image
+    shift: int = 4  # shift_crop: largest move in pixels of the model's input
+    flip: bool = True
+    eval_crop: float = 0.875  # evaluation resizes the shorter side to img_size / eval_crop, then crops the centre
+    mean: tuple[float, ...] = IMAGENET_MEAN  # of pixels scaled to 0..1
+    std: tuple[float, ...] = IMAGENET_STD
+    on_corrupt: str = "skip"  # an unreadable image: "skip" (named, counted, weight 0) or "raise"
+    num_workers: int = 0  # decoding processes; 0 decodes in threads of this process
+    num_threads: int = 2  # decoding threads of each process
+    prefetch: int = 2  # batches kept ready on the device
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with warm-up and cosine decay, as `top_jax.training.optimizer` builds it."""
+
+    learning_rate: float = 1e-3  # at the peak, for a batch of `reference_batch_size`
+    reference_batch_size: int | None = None  # set: the rates are scaled by batch_size / reference_batch_size
+    min_learning_rate: float = 1e-5  # after the cosine; never scaled
+    warmup_learning_rate: float = 1e-6  # at step 0; never scaled
+    warmup_epochs: float = 5.0
+    weight_decay: float = 0.05
+    b1: float = 0.9
+    b2: float = 0.999
+    clip_norm: float | None = None  # global norm of the gradient
+    label_smoothing: float = 0.1
+    ema_decay: float | None = None  # set: an exponential moving average of the weights is kept
+    accumulate: int = 1  # micro-batches a step; batch_size counts all of them
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run: everything that decides its numbers, and how it reports."""
+
+    seed: int = 0
+    batch_size: int = 128  # images a step, over all devices and micro-batches
+    eval_batch_size: int | None = None  # None: batch_size
+    epochs: float = 30.0
+    total_steps: int | None = None  # set: used instead of epochs
+    init_from: str | None = None  # a run directory or an official .pth: start from its (dense) weights
+    log_every: int = 50  # steps between lines of metrics.jsonl
+    eval_every_epochs: float = 1.0
+    checkpoint_every: int = 1000  # steps between checkpoints beside those at evaluations
+    model: ModelConfig = ModelConfig()
+    pruning: PruningConfig = PruningConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    @classmethod
+    def from_config_dict(cls, config: Mapping[str, Any]) -> RunConfig:
+        """Checks a ConfigDict (or plain dict) and freezes it.
+
+        Raises:
+            InputError: an unknown key or a value of the wrong type, named by its dotted path.
+        """
+        return _build(cls, config, path="")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain nested dict, as it is written to a run's config.json."""
+        return dataclasses.asdict(self)
+
+
+def base_config() -> config_dict.ConfigDict:
+    """A ConfigDict holding every default; optional fields are typed placeholders."""
+    return _to_config_dict(RunConfig())
+
+
+def _to_config_dict(node: Any) -> config_dict.ConfigDict:
+    hints = typing.get_type_hints(type(node))
+    result = config_dict.ConfigDict()
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        if dataclasses.is_dataclass(value):
+            result[field.name] = _to_config_dict(value)
+        elif value is None:
+            result[field.name] = config_dict.placeholder(_plain_type(hints[field.name]))
+        else:
+            result[field.name] = value
+    return result
+
+
+def _build(cls: type, node: Mapping[str, Any], path: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    known = {field.name for field in dataclasses.fields(cls)}
+    if unknown := sorted(set(node) - known):
+        where = f"config.{path}" if path else "config."
+        raise InputError(f"unknown config key {where}{unknown[0]}; the keys there are {', '.join(sorted(known))}.")
+    values = {}
+    for name in node:
+        value, hint = node[name], hints[name]
+        if dataclasses.is_dataclass(hint):
+            values[name] = _build(hint, value, f"{path}{name}.")
+        else:
+            values[name] = _coerce(value, hint, f"{path}{name}")
+    return cls(**values)
+
+
+def _plain_type(hint: Any) -> type:
+    """The container or scalar type behind `X | None` and `tuple[X, ...]`."""
+    if isinstance(hint, types.UnionType):
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    return typing.get_origin(hint) or hint
+
+
+def _coerce(value: Any, hint: Any, path: str) -> Any:
+    if value is None and isinstance(hint, types.UnionType):
+        return None
+    wanted = _plain_type(hint)
+    if wanted is tuple and isinstance(value, (list, tuple)):
+        return tuple(value)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise InputError(f"config.{path}={value!r} has type {type(value).__name__}; it must be {wanted.__name__}.")
+    return value

@@ -1,0 +1,51 @@
+"""Position embeddings for another image size."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def resize_position_embedding(
+    embedding: np.ndarray, source: tuple[int, int], target: tuple[int, int], *, class_token: bool
+) -> np.ndarray:
+    """Interpolates a grid of position embeddings the way torch's bicubic does (a = -0.75, no antialias).
+
+    The class token's own embedding is taken out of the *middle* of the sequence and put back into the middle of the
+    new one. (The official code takes it from index 0, which shifts half of the grid by one place.)
+
+    Args:
+        embedding: `[1, M, D]`, or `[1, M + 1, D]` with a class token at M // 2.
+        source: rows and columns of the grid that `embedding` was trained on.
+        target: rows and columns wanted.
+        class_token: whether there is one.
+
+    Returns:
+        The same, for the target grid; `embedding` itself where the grids are equal.
+
+    Source: torch.nn.functional.interpolate(mode="bicubic", align_corners=False).
+    """
+    if source == target:
+        return embedding
+    patches, middle = embedding[0], source[0] * source[1] // 2
+    if class_token:
+        cls, patches = patches[middle], np.delete(patches, middle, axis=0)
+    grid = patches.reshape(*source, -1).astype(np.float64)
+    grid = np.einsum("ih,jw,hwd->ijd", _cubic_weights(source[0], target[0]), _cubic_weights(source[1], target[1]), grid)
+    patches = grid.reshape(target[0] * target[1], -1).astype(embedding.dtype)
+    if class_token:
+        patches = np.insert(patches, len(patches) // 2, cls, axis=0)
+    return patches[None]
+
+
+def _cubic_weights(size: int, new_size: int, a: float = -0.75) -> np.ndarray:
+    """`[new_size, size]` interpolation matrix: half-pixel centres, four taps, edges repeated."""
+    centre = (np.arange(new_size) + 0.5) * size / new_size - 0.5
+    first = np.floor(centre).astype(int) - 1
+    weights = np.zeros((new_size, size))
+    for tap in range(4):
+        distance = np.abs(centre - (first + tap))
+        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+        far = a * (((distance - 5) * distance + 8) * distance - 4)
+        index = np.clip(first + tap, 0, size - 1)
+        np.add.at(weights, (np.arange(new_size), index), np.where(distance <= 1, near, far))
+    return weights

@@ -1,0 +1,52 @@
+"""Initial values of the official models (PyTorch's defaults where they set none)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Initializer = Callable[..., jax.Array]
+
+
+# timm 0.4.12's lecun_normal_ divides by the spread of a normal cut at 2 sigma, but then cuts at an absolute 2.
+patch_embed: Initializer = jax.nn.initializers.variance_scaling(0.87962566103423978**-2, "fan_in", "normal")
+
+
+def uniform(bound: float) -> Initializer:
+    """U(-bound, bound)."""
+
+    def initialize(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return initialize
+
+
+def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """torch.nn.Linear's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for a kernel `[in, out]`."""
+    return uniform(shape[0] ** -0.5)(key, shape, dtype)
+
+
+def residual_out(depth: int) -> Initializer:
+    """`uniform_fan_in` divided by sqrt(depth), for the projection back into the residual stream (GPT-2's rule)."""
+
+    def initialize(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        return uniform_fan_in(key, shape, dtype) / math.sqrt(depth)
+
+    return initialize
+
+
+def dt_bias(
+    key: jax.Array, shape: tuple[int, ...], smallest: float = 1e-3, largest: float = 1e-1, floor: float = 1e-4
+) -> jax.Array:
+    """Bias whose softplus is log-uniform in [smallest, largest], at least `floor`. Source: mamba_simple.py."""
+    log_dt = jax.random.uniform(key, shape, jnp.float32, math.log(smallest), math.log(largest))
+    dt = jnp.maximum(jnp.exp(log_dt), floor)
+    return dt + jnp.log(-jnp.expm1(-dt))  # the inverse of softplus
+
+
+def a_log(inner_dim: int, d_state: int) -> jax.Array:
+    """log(1..N) for every channel: S4D-real. `[E, N]`."""
+    return jnp.tile(jnp.log(jnp.arange(1, d_state + 1, dtype=jnp.float32))[None, :], (inner_dim, 1))

@@ -1,0 +1,80 @@
+"""ViM's bidirectional Mamba mixer ("v2"): two scans of one projected sequence."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from top_jax.models import initializers as init
+from top_jax.models.layers import causal_conv1d
+from top_jax.models.vim_config import VimConfig
+from top_jax.ops import selective_scan
+from top_jax.pruning import Evidence, output_evidence
+from top_jax.typing import Embedded, Inner, Positions
+
+
+class ScanDirection(nnx.Module):
+    """One direction with its own convolution, projections, A and D. `[B, L, E] -> [B, L, E]`, in image order."""
+
+    def __init__(self, config: VimConfig, *, reverse: bool, rngs: nnx.Rngs):
+        self.config = config
+        self.reverse = reverse
+        width, rank, states = config.inner_dim, config.dt_rank, config.d_state
+        taps = init.uniform(config.d_conv**-0.5)
+        self.conv_kernel = nnx.Param(taps(rngs.params(), (config.d_conv, width)))
+        self.conv_bias = nnx.Param(taps(rngs.params(), (width,)))
+        self.x_proj = _linear(width, rank + 2 * states, init.uniform_fan_in, config, rngs)
+        self.dt_proj = _linear(rank, width, init.uniform(rank**-0.5), config, rngs)
+        # Officially only the forward direction gets Mamba's dt bias; the backward one starts at zero.
+        start = jnp.zeros((width,), jnp.float32) if reverse else init.dt_bias(rngs.params(), (width,))
+        self.dt_bias = nnx.Param(start)
+        self.A_log = nnx.Param(init.a_log(width, states))
+        self.D = nnx.Param(jnp.ones((width,), jnp.float32))
+
+    def __call__(self, x: Inner, positions: Positions | None, alignment: str) -> Inner:
+        """Convolves and scans the in-projected tokens; the gate comes after the sum over directions."""
+        x = causal_conv1d(x, self.conv_kernel[...], self.conv_bias[...], reverse=self.reverse)
+        x = jax.nn.silu(x)
+        rank = self.config.dt_rank
+        dt, B, C = jnp.split(self.x_proj(x), (rank, rank + self.config.d_state), axis=-1)
+        return selective_scan(
+            x,
+            self.dt_proj(dt),
+            -jnp.exp(self.A_log[...]),
+            B,
+            C,
+            self.D[...],
+            delta_bias=self.dt_bias[...],
+            positions=positions,
+            alignment=alignment,
+            reverse=self.reverse,
+            implementation=self.config.implementation,
+        )
+
+
+class MambaMixer(nnx.Module):
+    """in_proj -> (x, z); y = forward(x) + backward(x), gated by SiLU(z); out_proj(y / 2).
+
+    Source: hustvl/Vim, mamba-1p1p1/mamba_ssm/modules/mamba_simple.py, `Mamba` with bimamba_type="v2" and
+    if_divide_out=True.
+    """
+
+    def __init__(self, config: VimConfig, *, rngs: nnx.Rngs):
+        width, inner = config.embed_dim, config.inner_dim
+        self.in_proj = _linear(width, 2 * inner, init.uniform_fan_in, config, rngs)
+        self.forward = ScanDirection(config, reverse=False, rngs=rngs)
+        self.backward = ScanDirection(config, reverse=True, rngs=rngs)
+        self.out_proj = _linear(inner, width, init.residual_out(config.depth), config, rngs)
+
+    def __call__(self, x: Embedded, positions: Positions | None, alignment: str) -> tuple[Embedded, Evidence]:
+        """Mixes `[B, L, D]`; also returns what the token scores need (`top_jax.pruning.output_evidence`)."""
+        x, z = jnp.split(self.in_proj(x), 2, axis=-1)
+        y = self.forward(x, positions, alignment) + self.backward(x, positions, alignment)
+        y = y * jax.nn.silu(z)
+        return self.out_proj(y / 2), output_evidence(y)
+
+
+def _linear(inputs: int, outputs: int, kernel_init: init.Initializer, config: VimConfig, rngs: nnx.Rngs) -> nnx.Linear:
+    """A projection without bias, computed in the model's dtype."""
+    return nnx.Linear(inputs, outputs, use_bias=False, dtype=config.dtype, kernel_init=kernel_init, rngs=rngs)
