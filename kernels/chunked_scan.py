@@ -55,7 +55,7 @@ def chunked_scan_forward(
     length, batch, width = inputs.x.shape
 
     def step(h: jax.Array, now: ScanInputs) -> tuple[jax.Array, jax.Array]:
-        h = _decay(now.tau, A) * h + _outer(now.B, now.x)
+        h = _decay(now.tau, A[None]) * h + _outer(now.B, now.x)
         return h, jnp.einsum("bne,bn->be", h, now.C)
 
     def run_chunk(h: jax.Array, steps: ScanInputs) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -98,14 +98,14 @@ def chunked_scan_backward(
     def run_chunk(carry: tuple[jax.Array, jax.Array], saved: tuple[ScanInputs, jax.Array, jax.Array]):
         dh, dA = carry
         steps, h, dy = saved
-        decay = _decay(steps.tau, A)  # [chunk, B, N, E], the only exponentials of the backward
+        decay = _decay(steps.tau, A[None, None])  # [chunk, B, N, E], the only exponentials of the backward
         _, carried = jax.lax.scan(rebuild, h, (decay, steps.B, steps.x), reverse=reverse)
         dh, adjoint = jax.lax.scan(pull_back, dh, (decay, steps.C, dy), reverse=not reverse)
 
         # Contractions over E run as matrix products, those over N as sums: each is the faster way on a CPU.
         flow = adjoint * carried  # the gradient of the exponent, tau * A
         grads = ScanInputs(
-            tau=jnp.sum(flow * A, axis=2),
+            tau=jnp.sum(flow * A[None, None], axis=2),
             x=jnp.sum(adjoint * steps.B[..., None], axis=2),
             B=jnp.einsum("tbne,tbe->tbn", adjoint, steps.x),
             C=jnp.einsum("tbne,tbe->tbn", carried + _outer(steps.B, steps.x), dy),
@@ -119,7 +119,7 @@ def chunked_scan_backward(
 
 
 def _decay(tau: jax.Array, A: jax.Array) -> jax.Array:
-    """exp(tau A) `[..., N, E]` of tau `[..., E]`."""
+    """exp(tau A) `[..., N, E]` of tau `[..., E]` and A `[N, E]` with axes of length 1 before it."""
     return jnp.exp(tau[..., None, :] * A)
 
 

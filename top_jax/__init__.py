@@ -1,10 +1,52 @@
-"""Token reduction in vision state space models, in JAX."""
+"""Token reduction in vision state space models, in JAX.
 
+    model = top_jax.create_model("vim_small", pruning=top_jax.Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8))
+    logits = model(images)
+
+Names load when they are first used, so that the operations and models need nothing but JAX, Flax and einops.
+"""
+
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from top_jax import models, ops, pruning
+    from top_jax.convert import load_torch_checkpoint
+    from top_jax.data import preprocess
+    from top_jax.models import create_model
+    from top_jax.pruning import Pruning
+    from top_jax.training import load_checkpoint
 
 __version__ = "0.1.0"
+__all__ = [
+    "Pruning",
+    "create_model",
+    "load_checkpoint",
+    "load_torch_checkpoint",
+    "models",
+    "ops",
+    "preprocess",
+    "pruning",
+]
+
+_HOMES = {
+    "Pruning": "top_jax.pruning",
+    "create_model": "top_jax.models",
+    "load_checkpoint": "top_jax.training",
+    "load_torch_checkpoint": "top_jax.convert",
+    "preprocess": "top_jax.data",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _find_kernels() -> None:

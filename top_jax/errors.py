@@ -1,9 +1,15 @@
-"""The one exception for mistakes that the caller can mend."""
+"""The exceptions that are messages to a person: the commands print them as one line, without a traceback."""
 
 
 class InputError(ValueError):
     """Bad input: the message says what came, what is needed and what to do.
 
-    Library users can catch it as a `ValueError`; the commands print it as one line and exit with status 2
-    (`top_jax.cli.runner`). Anything else that escapes is a defect of ours and keeps its traceback.
+    Library users can catch it as a `ValueError`. Commands exit with status 2 (`top_jax.cli.runner`).
+    """
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on, through no mistake in its input: the message says what is kept and what to do.
+
+    Commands exit with status 1. Anything else that escapes is a defect of ours and keeps its traceback.
     """

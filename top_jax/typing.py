@@ -23,6 +23,8 @@ PerChannel = Float[Array, " E"]
 PerToken = Float[Array, "B L"]
 Positions = Int[Array, "B L"]
 ClassIndex = Int[Array, " B"]
+Slots = Int[Array, "B K"]  # indices along L
+SlotScores = Float[Array, "B K"]
 
 __all__ = [
     "Array",
@@ -37,5 +39,7 @@ __all__ = [
     "PerToken",
     "Positions",
     "Selective",
+    "SlotScores",
+    "Slots",
     "StateMatrix",
 ]

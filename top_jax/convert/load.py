@@ -15,7 +15,7 @@ from top_jax.convert.keys import Key, vim_keys
 from top_jax.convert.position_embedding import resize_position_embedding
 from top_jax.convert.torch_file import read_state_dict
 from top_jax.errors import InputError
-from top_jax.models import Vim, create_model
+from top_jax.models import Vim, abstract_model
 from top_jax.models.layers import patch_grid
 from top_jax.pruning import Pruning
 
@@ -44,7 +44,7 @@ def load_torch_checkpoint(
         InputError: an unreadable file, or keys that are missing, unexpected or misshapen, each named.
     """
     state_dict = read_state_dict(path, ema=ema)
-    model = create_model(name, pruning=pruning, **overrides)
+    model = abstract_model(name, pruning=pruning, **overrides)  # every weight is about to come from the file
     try:
         load_state_dict(model, state_dict, checkpoint_img_size=checkpoint_img_size)
     except InputError as error:

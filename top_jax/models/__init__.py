@@ -1,7 +1,7 @@
 """Backbones."""
 
 from top_jax.models.features import Features
-from top_jax.models.registry import MODELS, create_model, model_config
+from top_jax.models.registry import MODELS, abstract_model, create_model, model_config
 from top_jax.models.vim import Vim, VimConfig
 
-__all__ = ["MODELS", "Features", "Vim", "VimConfig", "create_model", "model_config"]
+__all__ = ["MODELS", "Features", "Vim", "VimConfig", "abstract_model", "create_model", "model_config"]

@@ -35,6 +35,6 @@ def split_class_token(tokens: Tokens, slot: int) -> Features:
     positions = jnp.take_along_axis(tokens.positions, slots, axis=1)
     return Features(
         x=jnp.take_along_axis(tokens.x, slots[:, :, None], axis=1),
-        positions=positions - (positions > slot),
+        positions=positions - (positions > slot).astype(positions.dtype),
         cls=jnp.take_along_axis(tokens.x, tokens.cls_index[:, None, None], axis=1)[:, 0],
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 Initializer = Callable[..., jax.Array]
 
@@ -18,13 +19,13 @@ patch_embed: Initializer = jax.nn.initializers.variance_scaling(0.87962566103423
 def uniform(bound: float) -> Initializer:
     """U(-bound, bound)."""
 
-    def initialize(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    def initialize(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return initialize
 
 
-def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """torch.nn.Linear's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for a kernel `[in, out]`."""
     return uniform(shape[0] ** -0.5)(key, shape, dtype)
 
@@ -32,7 +33,7 @@ def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jn
 def residual_out(depth: int) -> Initializer:
     """`uniform_fan_in` divided by sqrt(depth), for the projection back into the residual stream (GPT-2's rule)."""
 
-    def initialize(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    def initialize(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         return uniform_fan_in(key, shape, dtype) / math.sqrt(depth)
 
     return initialize

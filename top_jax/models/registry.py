@@ -51,3 +51,8 @@ def create_model(name: str, *, rngs: nnx.Rngs | None = None, pruning: Pruning | 
     model = Vim(model_config(name, **overrides), pruning, rngs=rngs or nnx.Rngs(0))
     model.eval()
     return model
+
+
+def abstract_model(name: str, *, pruning: Pruning | None = None, **overrides: Any) -> Vim:
+    """The model without weights, only their shapes: to be filled from a checkpoint at no cost."""
+    return nnx.eval_shape(lambda: create_model(name, pruning=pruning, **overrides))

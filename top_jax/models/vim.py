@@ -86,7 +86,7 @@ class Vim(nnx.Module):
         """Final tokens of images, after the final norm: see `Features`. Arguments as of `__call__`."""
         tokens = self.embed(images)
         for number, block in enumerate(self.blocks, start=1):
-            run = nnx.remat(VimBlock.__call__, static_argnums=(2,)) if self.config.remat else VimBlock.__call__
+            run = jax.checkpoint(VimBlock.__call__, static_argnums=(2,)) if self.config.remat else VimBlock.__call__
             tokens, evidence = run(block, tokens, self.pruning.alignment, keys)
             if number in self.keep_counts:
                 tokens = prune(tokens, evidence, self.pruning, block=number, keep=self.keep_counts[number])

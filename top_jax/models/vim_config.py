@@ -71,5 +71,5 @@ class VimConfig:
         return -(-self.embed_dim // 16)
 
     def drop_path_rate(self, index: int) -> float:
-        """Rate of block `index` (from 0): the first `depth` of [0] + linspace(0, drop_path, depth), as the authors do."""
+        """Rate of block `index` (from 0): [0] + linspace(0, drop_path, depth), the official rule."""
         return 0.0 if index == 0 or self.depth == 1 else self.drop_path * (index - 1) / (self.depth - 1)

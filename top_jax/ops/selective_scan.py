@@ -83,7 +83,7 @@ def selective_scan(
             "sequence: pass positions=..., or alignment='hold'."
         )
     gap = _gaps(positions, reverse) if alignment == "decay" and positions is not None else None
-    route = _ROUTES[_resolve(implementation)]
+    route = _ROUTES[resolve(implementation)]
     return route(u, delta, A, B, C, D, z, delta_bias, gap, reverse)
 
 
@@ -93,7 +93,8 @@ def check_alignment(alignment: str) -> None:
         raise InputError(f"alignment={alignment!r} is unknown; choose one of {', '.join(ALIGNMENTS)}.")
 
 
-def _resolve(implementation: str) -> str:
+def resolve(implementation: str) -> str:
+    """The implementation that runs on this machine's default device; InputError for an unknown name."""
     if implementation not in IMPLEMENTATIONS:
         raise InputError(
             f"implementation={implementation!r} is unknown here; choose one of {', '.join(IMPLEMENTATIONS)}."

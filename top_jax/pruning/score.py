@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from top_jax.errors import InputError
-from top_jax.typing import Inner, PerToken, Positions
+from top_jax.typing import Inner, PerToken, Positions, Slots, SlotScores
 
 # Reductions of the scan's output over its channels, by name. Source: ToP, section 4.1 (clip) and its ablations.
 _REDUCTIONS: Final = {
@@ -40,8 +40,8 @@ def output_evidence(y: Inner) -> Evidence:
 
 
 def token_scores(
-    name: str, evidence: Evidence, positions: Positions, slots: Positions, *, keep: int, seed: int, block: int
-) -> PerToken:
+    name: str, evidence: Evidence, positions: Positions, slots: Slots, *, keep: int, seed: int, block: int
+) -> SlotScores:
     """Scores of the patch tokens; the class token is no candidate.
 
     Args:

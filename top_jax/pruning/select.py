@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from top_jax.pruning.schedule import Pruning
 from top_jax.pruning.score import Evidence, token_scores
 from top_jax.pruning.tokens import Tokens
-from top_jax.typing import ClassIndex, Positions
+from top_jax.typing import ClassIndex, Positions, Slots
 
 
 def prune(tokens: Tokens, evidence: Evidence, pruning: Pruning, *, block: int, keep: int) -> Tokens:
@@ -38,12 +38,12 @@ def prune(tokens: Tokens, evidence: Evidence, pruning: Pruning, *, block: int, k
     return tokens.take(*_class_in_its_place(kept, tokens.cls_index))
 
 
-def _class_in_its_place(kept: Positions, cls_index: ClassIndex) -> tuple[Positions, ClassIndex]:
+def _class_in_its_place(kept: Slots, cls_index: ClassIndex) -> tuple[Positions, ClassIndex]:
     slots = jnp.sort(jnp.concatenate([kept, cls_index[:, None]], axis=1), axis=1)
     return slots, jnp.sum(kept < cls_index[:, None], axis=1, dtype=cls_index.dtype)
 
 
-def _class_in_the_middle(kept: Positions, cls_index: ClassIndex) -> tuple[Positions, ClassIndex]:
+def _class_in_the_middle(kept: Slots, cls_index: ClassIndex) -> tuple[Positions, ClassIndex]:
     middle = kept.shape[1] // 2
     slots = jnp.concatenate([kept[:, :middle], cls_index[:, None], kept[:, middle:]], axis=1)
     return slots, jnp.full_like(cls_index, middle)

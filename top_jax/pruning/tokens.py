@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from top_jax.typing import ClassIndex, Embedded, Positions
+from top_jax.typing import ClassIndex, Embedded, Positions, Slots
 
 
 @jax.tree_util.register_dataclass
@@ -28,15 +28,15 @@ class Tokens:
     positions: Positions
     cls_index: ClassIndex | None
 
-    def patch_slots(self) -> Positions:
+    def patch_slots(self) -> Slots:
         """int32 `[B, K]`: where the patch tokens sit along L, in order."""
         batch, length = self.positions.shape
         if self.cls_index is None:
-            return jnp.broadcast_to(jnp.arange(length)[None, :], (batch, length))
-        slots = jnp.arange(length - 1)[None, :]
-        return slots + (slots >= self.cls_index[:, None])
+            return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None, :], (batch, length))
+        slots = jnp.arange(length - 1, dtype=jnp.int32)[None, :]
+        return slots + (slots >= self.cls_index[:, None]).astype(jnp.int32)
 
-    def take(self, slots: Positions, cls_index: ClassIndex | None) -> Tokens:
+    def take(self, slots: Slots, cls_index: ClassIndex | None) -> Tokens:
         """The tokens at `slots` `[B, K]`; `cls_index` says where the class token now is."""
         return Tokens(
             x=jnp.take_along_axis(self.x, slots[:, :, None], axis=1),

@@ -1,0 +1,141 @@
+"""What every test shares: paths, skips by name, and the line that counts what was skipped.
+
+The annotations of `top_jax` are checked at run time by jaxtyping and beartype: pyproject.toml, `--jaxtyping-packages`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FIXTURES = Path(__file__).parent / "fixtures"
+# Folders whose code promises explicit dtypes and ranks: nothing is promoted or broadcast there without being said.
+STRICT = ("convert", "kernels", "models", "ops", "pruning")
+NEEDS = {
+    "gpu": "needs a GPU (JAX finds none)",
+    "torch": "needs PyTorch (the `convert` extra)",
+    "shared": "needs the folder ../shared beside the checkout",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    lacking = set()
+    if importlib.util.find_spec("torch") is None:
+        lacking.add("torch")
+    if any(item.get_closest_marker("gpu") for item in items) and not _has_gpu():
+        lacking.add("gpu")
+    for item in items:
+        for name in lacking:
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=NEEDS[name]))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    reasons = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        if isinstance(report.longrepr, tuple):
+            reasons[report.longrepr[2].removeprefix("Skipped: ")] += 1
+    counts = ", ".join(f"{reasons[reason]} {name}" for name, reason in NEEDS.items())
+    terminalreporter.write_line(f"skipped for want of: {counts}")
+
+
+def _has_gpu() -> bool:
+    import jax
+
+    return any(device.platform == "gpu" for device in jax.devices())
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """tests/fixtures."""
+    return FIXTURES
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The project's shared folder, where there is one: large data and the originals of the fixtures."""
+    path = ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip(NEEDS["shared"])
+    return path
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
+    folder = request.path.relative_to(ROOT / "tests").parts[0]
+    if folder not in STRICT:
+        yield
+        return
+    import jax
+
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def without_type_checks() -> Iterator[None]:
+    """Lets a wrong argument reach our own validation, as it does outside the tests."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+class OfficialCase:
+    """One run of the official PyTorch ViM: `weights` (state_dict), `config`, `image` (ours: [B, H, W, 3]), outputs."""
+
+    def __init__(self, path: Path):
+        with np.load(path) as arrays:
+            self.arrays = {name: arrays[name] for name in arrays.files}
+        self.config: dict[str, Any] = json.loads(str(self.arrays.pop("config")))
+        self.config["img_size"] = _maybe_tuple(self.config["img_size"])
+        self.weights = self.under("weights/")
+        self.gradients = self.under("grad/")
+        self.image = np.moveaxis(self.arrays["image_nchw"], 1, -1)
+        self.grad_image = np.moveaxis(self.arrays["grad_image"], 1, -1)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+    def under(self, prefix: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(prefix): a for name, a in self.arrays.items() if name.startswith(prefix)}
+
+    def build(self, **changes: Any) -> Any:
+        """Our model with the case's weights."""
+        import top_jax.convert
+        import top_jax.models
+
+        model = top_jax.models.create_model("vim_tiny", **{**self.config, **changes})
+        top_jax.convert.load_state_dict(model, self.weights)
+        return model
+
+
+def _maybe_tuple(size: int | list[int]) -> int | tuple[int, ...]:
+    return tuple(size) if isinstance(size, list) else size
+
+
+OFFICIAL_CASES = ("vim_micro", "vim_stride8", "vim_nonsquare_stride")
+
+
+@pytest.fixture(scope="session", params=OFFICIAL_CASES)
+def official(request: pytest.FixtureRequest) -> OfficialCase:
+    return OfficialCase(FIXTURES / f"{request.param}.npz")
+
+
+@pytest.fixture(scope="session")
+def micro() -> OfficialCase:
+    return OfficialCase(FIXTURES / "vim_micro.npz")

@@ -1,0 +1,290 @@
+"""The three sources: what they hold, how they travel to a worker, and what they say when data is not there."""
+
+import dataclasses
+import io
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from top_jax.config import DataConfig
+from top_jax.data.sources import DigitsSource, ImageFolderSource, TfdsSource, open_source
+from top_jax.errors import InputError
+
+TFDS = DataConfig(source="tfds", name="toy")
+
+
+def jpeg(color, side=8):
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), color).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def make_folder(root, classes, split="train", images=2):
+    for place, name in enumerate(classes):
+        folder = root / split / name
+        folder.mkdir(parents=True)
+        for i in range(images):
+            (folder / f"{i}.jpg").write_bytes(jpeg((60 * place, 60 * i, 0)))
+    return root
+
+
+@pytest.fixture(scope="module")
+def toy_tfds(tmp_path_factory):
+    """A TFDS data_dir with `toy` 1.0.0: five JPEGs, three classes."""
+    import tensorflow_datasets as tfds
+    from array_record.python import array_record_module
+
+    root = tmp_path_factory.mktemp("tfds")
+    directory = root / "toy" / "1.0.0"
+    directory.mkdir(parents=True)
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(num_classes=3),
+            "file_name": tfds.features.Text(),
+        }
+    )
+    features.save_config(directory)
+    writer = array_record_module.ArrayRecordWriter(
+        str(directory / "toy-train.array_record-00000-of-00001"), "group_size:1"
+    )
+    for i in range(5):
+        record = {"image": jpeg((50 * i, 0, 0)), "label": i % 3, "file_name": f"n{i}.JPEG"}
+        writer.write(features.serialize_example(record))
+    writer.close()
+    template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    split = {"name": "train", "shardLengths": ["5"], "numBytes": "1", "filepathTemplate": template}
+    info = {"name": "toy", "version": "1.0.0", "fileFormat": "array_record", "moduleName": "x", "splits": [split]}
+    (directory / "dataset_info.json").write_text(json.dumps(info))
+    return root
+
+
+def edited(toy_tfds, tmp_path, **changes):
+    """A data_dir whose dataset_info.json differs from toy_tfds's by `changes`."""
+    directory = tmp_path / "toy" / "1.0.0"
+    directory.mkdir(parents=True)
+    for file in (toy_tfds / "toy" / "1.0.0").iterdir():
+        (directory / file.name).write_bytes(file.read_bytes())
+    info = json.loads((directory / "dataset_info.json").read_text())
+    (directory / "dataset_info.json").write_text(json.dumps(info | changes))
+    return str(tmp_path)
+
+
+def test_digits_split_is_stratified_disjoint_and_complete():
+    splits = {name: DigitsSource(name) for name in ("train", "test")}
+    assert {name: len(split) for name, split in splits.items()} == {"train": 1437, "test": 360}
+    shares = {}
+    for name, split in splits.items():
+        labels = [split[i].label for i in range(len(split))]
+        shares[name] = np.bincount(labels, minlength=10) / len(labels)
+    np.testing.assert_allclose(shares["train"], shares["test"], atol=0.003)
+    images = [split[i].image for split in splits.values() for i in range(len(split))]
+    from sklearn.datasets import load_digits
+
+    ours = sorted(image[..., 0].tobytes() for image in images)
+    assert ours == sorted(np.round(grey * 255 / 16).astype(np.uint8).tobytes() for grey in load_digits().images)
+
+
+def test_digits_are_rgb_bytes_up_to_white():
+    record = DigitsSource("test")[0]
+    assert isinstance(record.image, np.ndarray)
+    assert record.image.shape == (8, 8, 3) and record.image.dtype == np.uint8
+    assert max(DigitsSource("test")[i].image.max() for i in range(20)) == 255
+    np.testing.assert_array_equal(record.image[..., 0], record.image[..., 2])
+
+
+def test_digits_refuse_another_split():
+    with pytest.raises(InputError, match="no split 'validation'; use one of train, test"):
+        DigitsSource("validation")
+
+
+def test_image_folder_numbers_sorted_classes(tmp_path):
+    make_folder(tmp_path, ["b", "a", "c"])
+    (tmp_path / "train" / "a" / "notes.txt").write_text("not an image")
+    (tmp_path / "train" / "a" / "x.JPEG").write_bytes(jpeg("white"))
+    (tmp_path / "train" / ".cache").mkdir()
+    source = ImageFolderSource(tmp_path, "train")
+    assert source.classes == ("a", "b", "c") and source.num_classes == 3
+    assert [source[i].label for i in range(len(source))] == [0, 0, 0, 1, 1, 2, 2]
+    assert source.describe(2) == str(tmp_path / "train" / "a" / "x.JPEG")
+    assert source[2].image == jpeg("white")
+
+
+def test_image_folder_file_names_may_be_unicode(tmp_path):
+    folder = tmp_path / "train" / "köter"
+    folder.mkdir(parents=True)
+    (folder / "größe.png").write_bytes(jpeg("red"))
+    source = pickle.loads(pickle.dumps(ImageFolderSource(tmp_path, "train")))
+    assert source.describe(0).endswith("köter/größe.png") and source[0].image == jpeg("red")
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("root", "does not exist. An image folder is laid out as"),
+        ("split", "no split 'test' in .*; there is train"),
+        ("classes", "no class folder in"),
+        ("images", "no image in .*cat; it needs files ending in .jpg"),
+    ],
+)
+def test_image_folder_says_what_is_missing(tmp_path, missing, message):
+    make_folder(tmp_path, ["cat"])
+    split = "test" if missing in ("split", "classes") else "train"
+    if missing == "classes":
+        (tmp_path / "test").mkdir()
+    if missing == "images":
+        for file in (tmp_path / "train" / "cat").iterdir():
+            file.unlink()
+    with pytest.raises(InputError, match=message):
+        ImageFolderSource(tmp_path / "nowhere" if missing == "root" else tmp_path, split)
+
+
+def test_splits_with_other_classes_are_refused(tmp_path):
+    make_folder(tmp_path, ["cat", "dog"])
+    make_folder(tmp_path, ["cat", "eel"], split="test")
+    config = DataConfig(source="image_folder", data_dir=str(tmp_path))
+    for train in (True, False):
+        with pytest.raises(InputError, match="1 of the class folders in .*train are not in .*test: dog"):
+            open_source(config, train=train)
+
+
+def test_evaluation_needs_only_its_own_split(tmp_path):
+    make_folder(tmp_path, ["cat"], split="test")
+    config = DataConfig(source="image_folder", data_dir=str(tmp_path))
+    assert len(open_source(config, train=False)) == 2
+
+
+def test_tfds_records_keep_their_jpeg_bytes(toy_tfds):
+    source = TfdsSource("toy", toy_tfds, "train")
+    assert (len(source), source.num_classes, source.name) == (5, 3, "toy/1.0.0/train")
+    assert source[4] == (jpeg((200, 0, 0)), 1)
+    assert source.describe(4) == "toy/1.0.0/train record 4 (n4.JPEG)"
+    assert len(TfdsSource("toy:1.0.0", toy_tfds, "train[:40%]")) == 2
+
+
+def test_tfds_takes_the_newest_version(toy_tfds, tmp_path):
+    data_dir = edited(toy_tfds, tmp_path)
+    (tmp_path / "toy" / "1.0.0").rename(tmp_path / "toy" / "1.9.0")
+    (edited_dir := tmp_path / "toy" / "1.10.0").mkdir()
+    for file in (tmp_path / "toy" / "1.9.0").iterdir():
+        (edited_dir / file.name).write_bytes(file.read_bytes().replace(b'"1.0.0"', b'"1.10.0"'))
+    assert TfdsSource("toy", data_dir, "train").name == "toy/1.10.0/train"
+
+
+def test_sources_survive_pickling(toy_tfds, tmp_path):
+    for source in (
+        DigitsSource("test"),
+        ImageFolderSource(make_folder(tmp_path, ["a"]), "train"),
+        TfdsSource("toy", toy_tfds, "train"),
+    ):
+        copy = pickle.loads(pickle.dumps(source))
+        assert (copy.name, len(copy), copy.num_classes) == (source.name, len(source), source.num_classes)
+        assert copy[1].label == source[1].label and np.array_equal(copy[1].image, source[1].image)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        ("cifar10", "train", "no dataset 'cifar10' in .*; there is toy. Prepare it .*tfds build cifar10 --data_dir="),
+        ("imagenet2012", "train", "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar .*downloads/manual"),
+        ("toy:2.0.0", "train", "no version 2.0.0 of 'toy' in .*; there is 1.0.0"),
+        ("toy", "test", "no split 'test' in .*; there is train. Set config.data.train_split"),
+        ("toy", "train[:200%]", "TFDS cannot read split"),
+    ],
+)
+def test_tfds_says_what_is_missing(toy_tfds, name, split, message):
+    with pytest.raises(InputError, match=message):
+        TfdsSource(name, toy_tfds, split)
+
+
+def test_tfds_needs_an_existing_data_dir(tmp_path):
+    with pytest.raises(InputError, match="nowhere does not exist. Prepare it"):
+        TfdsSource("toy", tmp_path / "nowhere", "train")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_tfrecord_gets_the_conversion_command(toy_tfds, tmp_path):
+    data_dir = edited(toy_tfds, tmp_path, fileFormat="tfrecord")
+    with pytest.raises(InputError, match="is prepared as tfrecord.*needs TensorFlow.*convert_format ") as error:
+        TfdsSource("toy", data_dir, "train")
+    command = str(error.value).partition("convert_format ")[2]
+    assert command == f"--dataset_version_dir={tmp_path}/toy/1.0.0 --out_file_format=array_record"
+    from importlib.util import find_spec
+
+    script = find_spec("tensorflow_datasets.scripts.convert_format")
+    assert script is not None and script.origin is not None
+    with open(script.origin) as file:
+        text = file.read()
+    assert "'dataset_version_dir'" in text and "'out_file_format'" in text
+
+
+def test_dataset_converted_in_place_is_read(toy_tfds, tmp_path):
+    data_dir = edited(toy_tfds, tmp_path, fileFormat="tfrecord", alternativeFileFormats=["array_record"])
+    assert len(TfdsSource("toy", data_dir, "train")) == 5
+
+
+def test_missing_shards_are_named(toy_tfds, tmp_path):
+    data_dir = edited(toy_tfds, tmp_path)
+    (tmp_path / "toy" / "1.0.0" / "toy-train.array_record-00000-of-00001").unlink()
+    with pytest.raises(InputError, match="1 of the files .* are not in .*: toy-train.array_record-00000-of-00001"):
+        TfdsSource("toy", data_dir, "train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "s3"}, "unknown config.data.source='s3'; use one of digits, tfds, image_folder"),
+        ({"source": "tfds"}, "needs config.data.name"),
+        (
+            {"source": "tfds", "name": "imagenet2012"},
+            "Pass --config.data.data_dir=DIR, .*tfds build imagenet2012 --data_dir=DIR.*ILSVRC2012_img_train.tar",
+        ),
+        ({"source": "image_folder"}, "Pass --config.data.data_dir=DIR, laid out as DIR/<split>/<class>"),
+    ],
+)
+def test_open_source_says_what_to_set(changes, message):
+    with pytest.raises(InputError, match=message):
+        open_source(dataclasses.replace(DataConfig(), **changes), train=True)
+
+
+def test_open_source_chooses_the_split():
+    config = DataConfig(train_split="test", eval_split="train")
+    assert open_source(config, train=True).name == "digits/test"
+    assert open_source(config, train=False).name == "digits/train"
+
+
+def test_neither_import_nor_reading_loads_tensorflow(toy_tfds):
+    program = (
+        "import sys, top_jax.data as data\n"
+        "assert not {'grain', 'sklearn', 'tensorflow_datasets'} & set(sys.modules), 'heavy import'\n"
+        "from top_jax.config import DataConfig\n"
+        f"config = DataConfig(source='tfds', name='toy', data_dir={str(toy_tfds)!r})\n"
+        "source = data.open_source(config, train=True)\n"
+        "batch = next(data.train_batches(source, config, img_size=8, batch_size=2, seed=0))\n"
+        "assert batch['image'].shape == (2, 8, 8, 3)\n"
+        "assert 'tensorflow_datasets' in sys.modules and 'tensorflow' not in sys.modules\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_real_imagenet_sample(shared):
+    data_dir = str(shared / "data" / "tensorflow_datasets")
+    config = DataConfig(source="tfds", name="imagenet2012:5.1.0", data_dir=data_dir, eval_split="validation")
+    train, evaluation = (open_source(config, train=train) for train in (True, False))
+    assert (len(train), len(evaluation), train.num_classes) == (160, 80, 1000)
+    assert train.describe(3) == "imagenet2012/5.1.0/train record 3 (n01601694_water_ouzel.JPEG)"
+    image = train[3].image
+    assert isinstance(image, bytes) and image[:2] == b"\xff\xd8" and train[3].label == 20
+
+
+def test_real_cifar10(shared):
+    source = TfdsSource("cifar10", shared / "data" / "tensorflow_datasets", "test")
+    assert len(source) == 10_000 and source.num_classes == 10
+    labels = np.bincount([source[i].label for i in range(500)], minlength=10)
+    assert labels.min() > 20

@@ -1,0 +1,204 @@
+"""Transforms: sizes, distributions and pixels against plain statements of what each should do."""
+
+import io
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from top_jax.config import IMAGENET_MEAN, IMAGENET_STD
+from top_jax.data import transforms
+from top_jax.data.transforms import (
+    decode,
+    flip,
+    normalize,
+    preprocess,
+    random_resized_crop,
+    resize_center_crop,
+    shift_crop,
+)
+from top_jax.errors import InputError
+
+
+def noise(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def ramp(width, height):
+    """Red tells the column, green the row: an image that tells where a crop came from."""
+    rows, columns = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([columns, rows, 0 * rows], -1).astype(np.uint8))
+
+
+def encoded(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")])
+def test_decode_makes_rgb_of_every_mode(mode, kind):
+    red = Image.new("RGB", (9, 7), (200, 30, 30)).convert(mode)
+    image = decode(encoded(red, kind))
+    assert image.mode == "RGB" and image.size == (9, 7)
+    np.testing.assert_allclose(np.asarray(image), np.asarray(red.convert("RGB")), atol=6)
+
+
+def test_decode_takes_pixels_as_they_are():
+    pixels = np.asarray(noise(5, 4))
+    np.testing.assert_array_equal(np.asarray(decode(pixels)), pixels)
+
+
+def test_decode_ignores_exif_orientation():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    assert decode(encoded(noise(9, 7), "JPEG", exif=exif)).size == (9, 7)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"not an image", lambda b: b""])
+def test_decode_raises_on_a_damaged_file(damage):
+    with pytest.raises(transforms.DECODE_ERRORS):
+        decode(damage(encoded(noise(40, 40), "JPEG")))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_every_transform_ends_at_the_size(width, height, size, seed):
+    image, rng = noise(width, height), np.random.default_rng(seed)
+    for result in (
+        random_resized_crop(image, size, rng),
+        shift_crop(image, size, rng, shift=3),
+        flip(resize_center_crop(image, size), rng),
+        resize_center_crop(image, size, eval_crop=0.6),
+    ):
+        assert result.size == (size[1], size[0]) and result.mode == "RGB"
+
+
+def test_random_resized_crop_draws_area_and_aspect_as_torchvision(monkeypatch):
+    crops = []
+    crop = Image.Image.crop
+    monkeypatch.setattr(Image.Image, "crop", lambda self, box: crops.append(box) or crop(self, box))
+    rng, image = np.random.default_rng(0), noise(200, 200)
+    for _ in range(2000):
+        random_resized_crop(image, (8, 8), rng, min_area=0.08)
+    left, top, right, bottom = np.array(crops).T
+    area, aspect = (right - left) * (bottom - top) / 200**2, (right - left) / (bottom - top)
+    assert min(left.min(), top.min()) == 0 and max(right.max(), bottom.max()) == 200
+    assert 0.075 < area.min() < 0.1 and area.max() > 0.95
+    # Uniform in area, less the largest crops, which fit only at some aspects: quartiles below those of the uniform.
+    np.testing.assert_allclose(np.quantile(area, [0.25, 0.5]), [0.29, 0.50], atol=0.04)
+    assert 0.73 < aspect.min() < 0.78 and 1.29 < aspect.max() < 1.37
+    assert abs(np.log(aspect).mean()) < 0.02
+    # Positions are uniform over where the crop fits.
+    roomy = right - left < 190
+    place = left[roomy] / (200 - (right - left)[roomy])
+    np.testing.assert_allclose(np.quantile(place, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.05)
+
+
+def test_random_resized_crop_of_a_strip_is_its_centre():
+    """No draw fits into 100 x 4, so the widest allowed part, 5 x 4, comes from the middle."""
+    result = np.asarray(random_resized_crop(ramp(100, 4), (4, 5), np.random.default_rng(0), min_area=0.5))
+    np.testing.assert_array_equal(result[0, :, 0], np.arange(47, 52))
+
+
+def test_random_resized_crop_pixels_are_pil_bicubic():
+    """With the whole image as the only possible crop, nothing but the resize is left."""
+    image = noise(40, 40)
+    whole = random_resized_crop(image, (16, 16), np.random.default_rng(1), min_area=1.0)
+    draws = [random_resized_crop(image, (16, 16), np.random.default_rng(s), min_area=1.0) for s in range(5)]
+    expected = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC))
+    assert any(np.array_equal(np.asarray(draw), expected) for draw in [whole, *draws])
+
+
+def test_shift_crop_moves_over_black():
+    image, seen = ramp(32, 32), set()
+    for seed in range(300):
+        result = np.asarray(shift_crop(image, (32, 32), np.random.default_rng(seed), shift=4)).astype(int)
+        # At the central pixel (16, 16), column and row say how far the image moved.
+        left, top = result[16, 16, 0] - 16, result[16, 16, 1] - 16
+        padded = np.pad(np.asarray(image), ((4, 4), (4, 4), (0, 0)))
+        np.testing.assert_array_equal(result, padded[4 + top : 36 + top, 4 + left : 36 + left])
+        seen.add((left, top))
+    assert {left for left, _ in seen} == {top for _, top in seen} == set(range(-4, 5))
+
+
+def test_shift_of_zero_leaves_the_image():
+    image = noise(8, 8)
+    np.testing.assert_array_equal(np.asarray(shift_crop(image, (8, 8), np.random.default_rng(0), shift=0)), image)
+
+
+def test_flip_mirrors_half_of_the_time():
+    image, mirrored = noise(6, 5), 0
+    for seed in range(400):
+        result = np.asarray(flip(image, np.random.default_rng(seed)))
+        expected = np.asarray(image)
+        if not np.array_equal(result, expected):
+            np.testing.assert_array_equal(result, expected[:, ::-1])
+            mirrored += 1
+    assert 160 < mirrored < 240
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (256, 256), (300, 1000), (224, 224)])
+def test_resize_center_crop_is_resize_256_crop_224(width, height):
+    """torchvision's Resize(256, bicubic) and CenterCrop(224), written out."""
+    image = noise(width, height)
+    if width <= height:
+        resized = image.resize((256, int(256 * height / width)), Image.Resampling.BICUBIC)
+    else:
+        resized = image.resize((int(256 * width / height), 256), Image.Resampling.BICUBIC)
+    left, top = int(round((resized.width - 224) / 2.0)), int(round((resized.height - 224) / 2.0))
+    expected = np.asarray(resized)[top : top + 224, left : left + 224]
+    np.testing.assert_array_equal(np.asarray(resize_center_crop(image, (224, 224), eval_crop=0.875)), expected)
+
+
+def test_resize_center_crop_leaves_an_image_of_the_size():
+    image = noise(32, 24)
+    np.testing.assert_array_equal(np.asarray(resize_center_crop(image, (24, 32), eval_crop=1.0)), np.asarray(image))
+
+
+def test_resize_center_crop_of_a_non_square_size_covers_both_sides():
+    """A constant border of one pixel would show if the resize were too small for either side."""
+    result = np.asarray(resize_center_crop(Image.new("RGB", (50, 90), (9, 9, 9)), (40, 60), eval_crop=0.8))
+    assert result.shape == (40, 60, 3) and (result == 9).all()
+
+
+def test_normalize_matches_the_definition():
+    images = np.asarray(noise(6, 4))[None]
+    expected = (images / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    result = normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+    assert result.dtype == jnp.float32
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_preprocess_takes_a_path_or_an_image(tmp_path):
+    image = noise(300, 260)
+    image.save(tmp_path / "photo.png")
+    expected = normalize(np.asarray(resize_center_crop(image, (224, 224))), IMAGENET_MEAN, IMAGENET_STD)
+    for given_image in (str(tmp_path / "photo.png"), tmp_path / "photo.png", image):
+        result = preprocess(given_image)
+        assert result.shape == (224, 224, 3) and result.dtype == jnp.float32
+        np.testing.assert_array_equal(result, expected)
+    assert preprocess(image.convert("L"), (32, 48), eval_crop=1.0).shape == (32, 48, 3)
+
+
+def test_preprocess_names_a_missing_or_broken_file(tmp_path):
+    with pytest.raises(InputError, match="no image file .*gone.jpg"):
+        preprocess(tmp_path / "gone.jpg")
+    (tmp_path / "broken.jpg").write_bytes(encoded(noise(50, 50), "JPEG")[:300])
+    with pytest.raises(InputError, match="cannot read .*broken.jpg as an image: "):
+        preprocess(tmp_path / "broken.jpg")
+
+
+@pytest.mark.parametrize("img_size", [0, (1, 2, 3), (32, -1), ()])
+def test_impossible_sizes_are_refused(img_size):
+    with pytest.raises(InputError, match="must be a positive side or"):
+        preprocess(noise(8, 8), img_size)

@@ -1,0 +1,70 @@
+"""Evaluates a checkpoint on its config's evaluation split, every image counted once.
+
+python -m top_jax.cli.evaluate --config configs/vim_s_top.py --checkpoint runs/a
+python -m top_jax.cli.evaluate --config configs/vim_s_top.py --checkpoint vim_s.pth
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from top_jax.cli import runner
+from top_jax.config import RunConfig
+
+_CONFIG = runner.define_config()
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory, or an official .pth file.", required=True)
+_WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint of a run directory.")
+_EMA = flags.DEFINE_boolean("ema", None, "Averaged weights; by default where a run kept them, and not of a .pth.")
+_JSON = flags.DEFINE_string("json", None, "Where to write the result; by default beside the checkpoint.")
+
+
+def main(arguments: list[str]) -> None:
+    """Loads, evaluates, prints and writes JSON."""
+    runner.no_more(arguments)
+    config = runner.read_config(_CONFIG)
+    result = evaluate_checkpoint(config, Path(_CHECKPOINT.value))
+    print(json.dumps(result, indent=2))
+    runner.write_json(_JSON.value or _beside(Path(_CHECKPOINT.value)), result)
+
+
+def evaluate_checkpoint(config: RunConfig, checkpoint: Path) -> dict[str, Any]:
+    """Accuracy and cost of a checkpoint under the config's model, pruning and data."""
+    from top_jax.data import open_source
+    from top_jax.evaluation.accuracy import evaluate_model
+    from top_jax.evaluation.flops import count_macs
+    from top_jax.models import abstract_model
+    from top_jax.training.checkpoints import fill, make_pruning
+    from top_jax.training.weights import checkpoint_params
+
+    source = open_source(config.data, train=False)
+    params = checkpoint_params(checkpoint, config.model, which=_WHICH.value, ema=_EMA.value)
+    shapes = abstract_model(config.model.name, pruning=make_pruning(config.pruning), **config.model.overrides())
+    model = fill(shapes, params)
+    with runner.progress(f"evaluating on {source.name}", len(source)) as advance:
+        result = evaluate_model(
+            model, source, config.data, batch_size=config.eval_batch_size or config.batch_size, on_batch=advance
+        )
+    cost, dense = count_macs(model.config, model.pruning), count_macs(model.config)
+    return {
+        "checkpoint": str(checkpoint),
+        "data": source.name,
+        **result,
+        "tokens_per_block": list(cost.tokens_per_block),
+        "gmacs": {name: cost.gmacs(name) for name in cost.macs},
+        "dense_gmacs": {name: dense.gmacs(name) for name in dense.macs},
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def _beside(checkpoint: Path) -> Path:
+    """runs/a/evaluation.json, or vim_s.evaluation.json beside vim_s.pth."""
+    return checkpoint / "evaluation.json" if checkpoint.is_dir() else checkpoint.with_suffix(".evaluation.json")
+
+
+if __name__ == "__main__":
+    runner.run(main)

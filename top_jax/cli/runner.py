@@ -1,0 +1,104 @@
+"""What all commands share: flags, the config, and errors as one line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+from rich.console import Console
+from rich.progress import Progress
+
+from top_jax.config import RunConfig
+from top_jax.errors import InputError, RunError
+
+CONFIG_HELP = "Run config: a Python file with get_config(), such as configs/vim_digits_top.py."
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Parses the command line, calls `main(positional arguments)` and exits.
+
+    Bad input is one line on stderr and status 2, a run that cannot go on one line and status 1. Anything else is a
+    defect and keeps its traceback.
+    """
+
+    def guarded(arguments: list[str]) -> None:
+        if flags.FLAGS["verbosity"].using_default_value:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save at INFO
+        try:
+            main(arguments[1:])
+        except (InputError, RunError) as error:
+            sys.exit(_report(error))
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def define_config() -> flags.FlagHolder[Any]:
+    """The flag --config, and --config.key=value for each of its keys."""
+    holder = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
+    flags.mark_flag_as_required("config")
+    return holder
+
+
+def read_config(holder: flags.FlagHolder[Any]) -> RunConfig:
+    """The config that the command line asks for."""
+    return RunConfig.from_config_dict(holder.value)
+
+
+def no_more(arguments: list[str]) -> None:
+    """Refuses positional arguments that no one would read."""
+    if arguments:
+        raise InputError(f"unexpected argument {arguments[0]!r}; this command takes only flags (--help).")
+
+
+def config_name() -> str:
+    """Name of the config file: configs/vim_t.py is vim_t."""
+    return Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+
+
+def write_json(file: str | Path | None, content: Any) -> None:
+    """Writes a command's result where it was asked for, if it was."""
+    if file is None:
+        return
+    try:
+        Path(file).write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"{file} cannot be written ({error.strerror}); choose another with --json.") from error
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr; yields the function that moves it on."""
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    if {"-h", "--help"} & set(arguments):
+        app.usage(shorthelp=True, writeto_stdout=True)
+        sys.exit(0)
+    try:
+        return flags.FLAGS(arguments)
+    except (flags.Error, OSError, SyntaxError) as error:
+        reason = str(error).replace("flag --config=None: ", "").strip()
+        sys.exit(_report(InputError(" ".join(line.strip() for line in reason.splitlines()))))
+    except (AttributeError, KeyError) as error:
+        sys.exit(_report(_unknown_key(arguments, str(error))))
+
+
+def _unknown_key(arguments: list[str], reason: str) -> InputError:
+    """ml_collections names only the last part of an unknown key: find the argument that has it."""
+    name = reason.strip("\"'").split("'")[0].split('"')[0]
+    given = next((a for a in arguments if a.startswith("--config.") and name in a), name)
+    return InputError(f"{given}: the config has no key {name!r}; top_jax/config.py lists and explains all keys.")
+
+
+def _report(error: Exception) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2 if isinstance(error, InputError) else 1

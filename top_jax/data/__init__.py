@@ -1,0 +1,19 @@
+"""Images to batches: sources (TFDS, image folder, digits), transforms, the Grain pipeline, prefetch to devices."""
+
+from top_jax.data.pipeline import Batch, Batches, eval_batches, train_batches
+from top_jax.data.prefetch import prefetch_to_device
+from top_jax.data.sources import Record, Source, open_source
+from top_jax.data.transforms import normalize, preprocess
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "Record",
+    "Source",
+    "eval_batches",
+    "normalize",
+    "open_source",
+    "prefetch_to_device",
+    "preprocess",
+    "train_batches",
+]

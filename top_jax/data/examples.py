@@ -1,0 +1,108 @@
+"""One example of a batch: read, decode, transform, and say which image it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import TypedDict
+
+import numpy as np
+from PIL import Image
+
+from top_jax.config import DataConfig
+from top_jax.data import transforms
+from top_jax.data.sources import Source
+from top_jax.errors import InputError
+
+PADDING_INDEX = -1
+
+
+class Example(TypedDict):
+    """One row of a batch; `mask` 0 marks a row that must not count (padding, or an unreadable image)."""
+
+    image: np.ndarray  # uint8 [H, W, 3]
+    label: np.int32
+    mask: np.float32
+    index: np.int64  # in the source; -1 for padding
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleReader:
+    """Makes examples of a source's images; a value, so that Grain can send it to worker processes."""
+
+    source: Source
+    config: DataConfig
+    size: transforms.Size
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a setting that cannot be."""
+        config = self.config
+        if config.train_transform not in TRAIN_TRANSFORMS:
+            known = ", ".join(TRAIN_TRANSFORMS)
+            raise InputError(f"unknown config.data.train_transform={config.train_transform!r}; use one of {known}.")
+        if config.on_corrupt not in ("skip", "raise"):
+            raise InputError(f"config.data.on_corrupt={config.on_corrupt!r} must be 'skip' or 'raise'.")
+        for name in ("min_area", "eval_crop"):
+            if not 0 < getattr(config, name) <= 1:
+                raise InputError(f"config.data.{name}={getattr(config, name)} must be in (0, 1].")
+        for name in ("shift", "num_workers", "num_threads"):
+            if getattr(config, name) < 0:
+                raise InputError(f"config.data.{name}={getattr(config, name)} must not be negative.")
+
+    def random(self, index: int, rng: np.random.Generator) -> Example:
+        """Image `index`, augmented for training."""
+
+        def augment(image: Image.Image) -> Image.Image:
+            image = TRAIN_TRANSFORMS[self.config.train_transform](image, self.size, rng, self.config)
+            return transforms.flip(image, rng) if self.config.flip else image
+
+        return self._read(index, augment)
+
+    def fixed(self, index: int) -> Example:
+        """Image `index` as evaluation sees it; past the end of the source, a padding row."""
+        if index >= len(self.source):
+            return self._blank(label=0, index=PADDING_INDEX)
+        crop = functools.partial(transforms.resize_center_crop, size=self.size, eval_crop=self.config.eval_crop)
+        return self._read(index, crop)
+
+    def problem(self, index: int) -> str:
+        """What keeps image `index` from being read, with its place: the line that names it."""
+        try:
+            transforms.decode(self.source[index].image)
+        except transforms.DECODE_ERRORS as error:
+            return f"{self.source.describe(index)} ({error})"
+        return f"{self.source.describe(index)} (readable when it was tried again)"
+
+    def _read(self, index: int, transform: Callable[[Image.Image], Image.Image]) -> Example:
+        label = 0  # of a record that cannot even be read
+        try:
+            record = self.source[index]
+            label = record.label
+            image = transforms.decode(record.image)
+        except transforms.DECODE_ERRORS as error:
+            if self.config.on_corrupt == "skip":
+                return self._blank(label, index)
+            raise InputError(
+                f"unreadable image {self.source.describe(index)} ({error}). Replace or remove it, or pass "
+                "--config.data.on_corrupt=skip to train without it."
+            ) from error
+        pixels = np.asarray(transform(image))
+        return Example(image=pixels, label=np.int32(label), mask=np.float32(1), index=np.int64(index))
+
+    def _blank(self, label: int, index: int) -> Example:
+        pixels = np.zeros((*self.size, 3), np.uint8)
+        return Example(image=pixels, label=np.int32(label), mask=np.float32(0), index=np.int64(index))
+
+
+def _random_resized_crop(
+    image: Image.Image, size: transforms.Size, rng: np.random.Generator, config: DataConfig
+) -> Image.Image:
+    return transforms.random_resized_crop(image, size, rng, min_area=config.min_area)
+
+
+def _shift_crop(image: Image.Image, size: transforms.Size, rng: np.random.Generator, config: DataConfig) -> Image.Image:
+    return transforms.shift_crop(image, size, rng, shift=config.shift)
+
+
+TRAIN_TRANSFORMS = {"random_resized_crop": _random_resized_crop, "shift_crop": _shift_crop}

@@ -1,0 +1,57 @@
+"""Where images come from: scikit-learn's digits, a TFDS directory or an image folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from top_jax.config import DataConfig
+from top_jax.data.sources.base import Record, Source
+from top_jax.data.sources.digits import DigitsSource
+from top_jax.data.sources.image_folder import ImageFolderSource, check_same_classes
+from top_jax.data.sources.tfds import TfdsSource, how_to_prepare
+from top_jax.errors import InputError
+
+__all__ = ["DigitsSource", "ImageFolderSource", "Record", "Source", "TfdsSource", "open_source"]
+
+
+def open_source(config: DataConfig, *, train: bool) -> Source:
+    """Opens the training or the evaluation split that `config` names.
+
+    Raises:
+        InputError: an unknown source, or data that is not there; the message says what to do.
+    """
+    openers = {"digits": _open_digits, "tfds": _open_tfds, "image_folder": _open_image_folder}
+    if config.source not in openers:
+        raise InputError(f"unknown config.data.source={config.source!r}; use one of {', '.join(openers)}.")
+    return openers[config.source](config, config.train_split if train else config.eval_split)
+
+
+def _open_digits(config: DataConfig, split: str) -> Source:
+    del config  # bundled: nothing to look up
+    return DigitsSource(split)
+
+
+def _open_tfds(config: DataConfig, split: str) -> Source:
+    name = config.name
+    if name is None:
+        raise InputError("config.data.source='tfds' needs config.data.name, such as 'cifar10' or 'imagenet2012:5.1.0'.")
+    if config.data_dir is None:
+        raise InputError(
+            f"where is {name}? Pass --config.data.data_dir=DIR, a TFDS data_dir with {name} in array_record "
+            f"format. {how_to_prepare(name, 'DIR')}"
+        )
+    return TfdsSource(name, config.data_dir, split)
+
+
+def _open_image_folder(config: DataConfig, split: str) -> Source:
+    root = config.data_dir
+    if root is None:
+        raise InputError(
+            "where are the images? Pass --config.data.data_dir=DIR, laid out as DIR/<split>/<class>/*.jpg."
+        )
+    source = ImageFolderSource(root, split)
+    other = config.eval_split if split == config.train_split else config.train_split
+    # Evaluation alone needs only its own split, so the other is compared where it exists.
+    if other != split and (Path(root) / other).is_dir():
+        check_same_classes(root, config.train_split, config.eval_split)
+    return source

@@ -1,0 +1,37 @@
+"""What every image source looks like to the pipeline."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+
+class Record(NamedTuple):
+    """One labelled image: an encoded file, or pixels uint8 [H, W, 3]."""
+
+    image: bytes | np.ndarray
+    label: int
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to labelled images; picklable, because worker processes receive a copy."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it, such as "imagenet2012/train"."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are 0 .. num_classes - 1."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Record: ...
+
+    def describe(self, index: int) -> str:
+        """Where image `index` lies, for a message that names it."""
+        ...

@@ -1,0 +1,55 @@
+"""The embedded default: scikit-learn's 1,797 handwritten digits, which need no download."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from top_jax.data.sources.base import Record
+from top_jax.errors import InputError
+
+# Constant, not the run's seed: runs with different seeds must be scored on the same test images.
+SPLIT_SEED = 0
+TEST_SHARE = 0.2
+SPLITS = ("train", "test")
+
+
+class DigitsSource:
+    """Real 8x8 digits (UCI ML), grey repeated to RGB, in a stratified split of 1,437 and 360."""
+
+    num_classes = 10
+
+    def __init__(self, split: str):
+        """Reads the bundled file.
+
+        Raises:
+            InputError: `split` is neither "train" nor "test".
+        """
+        if split not in SPLITS:
+            raise InputError(f"the digits have no split {split!r}; use one of {', '.join(SPLITS)}.")
+        self.name = f"digits/{split}"
+        self._images, self._labels = _load_split(split)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(self._images[index], int(self._labels[index]))
+
+    def describe(self, index: int) -> str:
+        """Names record `index`."""
+        return f"{self.name} record {index}"
+
+
+def _load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, 8, 8, 3] and labels int [N]."""
+    from sklearn import datasets, model_selection
+
+    digits: Any = datasets.load_digits()
+    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # the file holds 0..16
+    train, test = model_selection.train_test_split(
+        np.arange(len(grey)), test_size=TEST_SHARE, random_state=SPLIT_SEED, stratify=digits.target
+    )
+    chosen = train if split == "train" else test
+    return np.repeat(grey[chosen, :, :, None], 3, axis=-1), digits.target[chosen]

@@ -1,0 +1,106 @@
+"""Images as ImageNet lies on most disks: root/<split>/<class>/*.jpg."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from top_jax.data.sources.base import Record
+from top_jax.errors import InputError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+LAYOUT = "An image folder is laid out as <data_dir>/<split>/<class>/*.jpg."
+
+
+class ImageFolderSource:
+    """One split of an image folder; the label of a class is its place in the sorted class names."""
+
+    def __init__(self, root: str | Path, split: str):
+        """Lists the files; opens none of them.
+
+        Raises:
+            InputError: no such root or split, no class folder, or a class without an image.
+        """
+        self.name = f"{root}/{split}"
+        self._folder = Path(root) / split
+        self.classes = class_names(root, split)
+        names, labels = [], []
+        for label, class_name in enumerate(self.classes):
+            files = _image_files(self._folder / class_name)
+            if not files:
+                raise InputError(
+                    f"no image in {self._folder / class_name}; it needs files ending in {', '.join(EXTENSIONS)}. "
+                    "Add images or remove the folder."
+                )
+            names += [os.fsencode(f"{class_name}/{file}") for file in files]
+            labels += [label] * len(files)
+        # Bytes in one array: a million Path or str objects would take seconds to send to each worker process.
+        self._names = np.array(names)
+        self._labels = np.array(labels, np.int32)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of class folders."""
+        return len(self.classes)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(self._path(index).read_bytes(), int(self._labels[index]))
+
+    def describe(self, index: int) -> str:
+        """The path of file `index`."""
+        return str(self._path(index))
+
+    def _path(self, index: int) -> Path:
+        return self._folder / os.fsdecode(self._names[index].item())
+
+
+def class_names(root: str | Path, split: str) -> tuple[str, ...]:
+    """The sorted names of the class folders in root/<split>.
+
+    Raises:
+        InputError: no such root or split, or no class folder in it.
+    """
+    root, folder = Path(root), Path(root) / split
+    if not root.is_dir():
+        raise InputError(f"data_dir {root} does not exist. {LAYOUT}")
+    if not folder.is_dir():
+        raise InputError(
+            f"no split {split!r} in {root}; there is {', '.join(_folders(root)) or 'no folder'}. {LAYOUT} "
+            "The splits' names are config.data.train_split and config.data.eval_split."
+        )
+    if not (names := _folders(folder)):
+        raise InputError(f"no class folder in {folder}. {LAYOUT}")
+    return tuple(names)
+
+
+def check_same_classes(root: str | Path, train_split: str, eval_split: str) -> None:
+    """Labels are positions in the list of classes, so two splits agree only if their lists do.
+
+    Raises:
+        InputError: a class folder that only one of the two splits has.
+    """
+    for has, lacks in ((train_split, eval_split), (eval_split, train_split)):
+        if missing := sorted(set(class_names(root, has)) - set(class_names(root, lacks))):
+            raise InputError(
+                f"{len(missing)} of the class folders in {Path(root) / has} are not in {Path(root) / lacks}: "
+                f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. "
+                "Labels number the sorted class folders, so both splits must have the same ones."
+            )
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _image_files(folder: Path) -> list[str]:
+    # "._x.jpg" is a macOS resource fork, not an image.
+    return sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".")
+    )

@@ -1,0 +1,140 @@
+"""A prepared TFDS dataset in array_record format, read without TensorFlow.
+
+The directory is looked at with plain pathlib before TFDS sees it: asked for a dataset that it does not find,
+TFDS would start to download and prepare one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from top_jax.data.sources.base import Record
+from top_jax.errors import InputError
+
+PREPARE = (
+    "Prepare it in another environment (it needs TensorFlow): pip install tensorflow tensorflow-datasets "
+    "array_record && tfds build {name} --data_dir={data_dir} --file_format=array_record"
+)
+IMAGENET_TARS = (
+    "; for imagenet2012 first put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar (from image-net.org) "
+    "into {data_dir}/downloads/manual"
+)
+
+
+class TfdsSource:
+    """One split of a TFDS dataset that has the features "image" and "label"; images stay encoded."""
+
+    def __init__(self, name: str, data_dir: str | Path, split: str):
+        """Opens the dataset; reads no record.
+
+        Args:
+            name: "cifar10", "imagenet2012:5.1.0" or "name/config:version"; no version is the newest there.
+            data_dir: the TFDS data_dir that holds `name`.
+            split: a split's name or a TFDS slice of it, "train[:10%]".
+
+        Raises:
+            InputError: something of these is not there, or the dataset is not an array_record one of images.
+        """
+        directory = find_dataset(name, data_dir)
+        info = json.loads((directory / "dataset_info.json").read_text())
+        _check_format(directory, info)
+        split_name = _check_split(directory, info, split)
+
+        import tensorflow_datasets as tfds  # takes seconds: only after the checks, only for those who use it
+
+        builder: Any = tfds.builder_from_directory(directory)
+        features = builder.info.features
+        if not {"image", "label"} <= set(features):
+            raise InputError(f"{directory} has the features {sorted(features)}; training needs 'image' and 'label'.")
+        decoders = {"image": tfds.decode.SkipDecoding()}  # our own PIL decoder sees the JPEG bytes
+        try:
+            self._records = builder.as_data_source(split, decoders=decoders)
+        except ValueError as error:
+            raise InputError(f"TFDS cannot read split {split!r} of {directory}: {error}") from error
+        # Only now: a dataset that was converted in place lists its older format until as_data_source chose.
+        _check_files(directory, builder.info.splits[split_name].filepaths)
+        self.name = f"{builder.info.full_name}/{split}"
+        self.num_classes: int = features["label"].num_classes
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self._records[index]
+        return Record(record["image"], int(record["label"]))
+
+    def describe(self, index: int) -> str:
+        """Names record `index`, with its file's name where the dataset keeps one."""
+        file_name = self._records[index].get("file_name", b"").decode(errors="replace")
+        return f"{self.name} record {index}" + (f" ({file_name})" if file_name else "")
+
+
+def find_dataset(name: str, data_dir: str | Path) -> Path:
+    """The directory data_dir/name[/config]/version with a dataset_info.json.
+
+    Raises:
+        InputError: there is none; the message says what is there and how to prepare the dataset.
+    """
+    root, (dataset, _, version) = Path(data_dir).expanduser(), name.partition(":")
+    if not root.is_dir():
+        raise InputError(f"data_dir {root} does not exist. {how_to_prepare(name, root)}")
+    if not (root / dataset).is_dir():
+        raise InputError(f"no dataset {dataset!r} in {root}; there is {_listing(root)}. {how_to_prepare(name, root)}")
+    versions = sorted((path.parent for path in (root / dataset).glob("*/dataset_info.json")), key=_version_key)
+    chosen = [path for path in versions if version in ("", path.name)]
+    if not chosen:
+        wanted = f"version {version} of {dataset!r}" if version else f"prepared version of {dataset!r}"
+        raise InputError(
+            f"no {wanted} in {root / dataset}; there is {_listing(root / dataset)}. "
+            f"Name it as <dataset>[/<config>][:<version>] in config.data.name. {how_to_prepare(name, root)}"
+        )
+    return chosen[-1]
+
+
+def _check_format(directory: Path, info: dict[str, Any]) -> None:
+    formats = {info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", ())}  # tfrecord: TFDS's default
+    if "array_record" not in formats:
+        raise InputError(
+            f"{directory} is prepared as {', '.join(sorted(formats))}, which needs TensorFlow; array_record is "
+            "needed here. Convert it in place in another environment: pip install tensorflow tensorflow-datasets "
+            "array_record apache-beam && python -m tensorflow_datasets.scripts.convert_format "
+            f"--dataset_version_dir={directory} --out_file_format=array_record"
+        )
+
+
+def _check_split(directory: Path, info: dict[str, Any], split: str) -> str:
+    """The name of the split in the slice `split`."""
+    names = [entry["name"] for entry in info.get("splits", [])]
+    wanted = split.partition("[")[0]
+    if wanted not in names:
+        raise InputError(
+            f"no split {wanted!r} in {directory}; there is {', '.join(names) or 'none'}. "
+            "Set config.data.train_split and config.data.eval_split."
+        )
+    return wanted
+
+
+def _check_files(directory: Path, files: Iterable[Any]) -> None:
+    if missing := [Path(file).name for file in files if not Path(file).is_file()]:
+        raise InputError(
+            f"{len(missing)} of the files that dataset_info.json lists are not in {directory}: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. Copy or prepare the dataset again."
+        )
+
+
+def how_to_prepare(name: str, data_dir: str | Path) -> str:
+    """The command that prepares dataset `name`, for a message."""
+    text = PREPARE + (IMAGENET_TARS if name.startswith("imagenet2012") else "") + "."
+    return text.format(name=name, data_dir=data_dir)
+
+
+def _listing(directory: Path) -> str:
+    return ", ".join(sorted(path.name for path in directory.iterdir())[:10]) or "nothing"
+
+
+def _version_key(directory: Path) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", directory.name))

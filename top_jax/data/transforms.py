@@ -1,0 +1,143 @@
+"""From an encoded image to the model's pixels: PIL images in and out, randomness only from the given generator.
+
+A `size` is (height, width) in pixels of the model's input. Resizing is PIL's bicubic with antialias, as the
+official recipes do it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from top_jax.config import IMAGENET_MEAN, IMAGENET_STD
+from top_jax.errors import InputError
+
+Size = tuple[int, int]
+
+CROP_TRIES = 10
+ASPECT_RATIOS = (3 / 4, 4 / 3)
+# What PIL raises on files that are no image (OSError), are truncated (OSError) or broken inside (the others).
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+def decode(image: bytes | np.ndarray) -> Image.Image:
+    """An RGB image from a file's bytes or from uint8 [H, W, 3]; EXIF orientation is ignored, as torchvision does.
+
+    Raises:
+        OSError and the others in DECODE_ERRORS: the bytes are no complete image.
+    """
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image)
+    with Image.open(io.BytesIO(image)) as encoded:
+        return encoded.convert("RGB")
+
+
+def random_resized_crop(
+    image: Image.Image, size: Size, rng: np.random.Generator, *, min_area: float = 0.08
+) -> Image.Image:
+    """A random part of the image, resized to `size`: torchvision's RandomResizedCrop.
+
+    The part's share of the area is uniform in (min_area, 1), its aspect ratio log-uniform in 3/4 .. 4/3. If
+    none of ten draws fits into the image, it is the largest central part of an allowed ratio.
+    """
+    width, height = image.size
+    for _ in range(CROP_TRIES):
+        area = width * height * rng.uniform(min_area, 1.0)
+        aspect = math.exp(rng.uniform(math.log(ASPECT_RATIOS[0]), math.log(ASPECT_RATIOS[1])))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(rng.integers(width - crop_width + 1))
+            top = int(rng.integers(height - crop_height + 1))
+            break
+    else:
+        aspect = min(max(width / height, ASPECT_RATIOS[0]), ASPECT_RATIOS[1])
+        crop_width, crop_height = min(width, round(height * aspect)), min(height, round(width / aspect))
+        left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    # Crop, then resize: resize(box=...) would let the filter see pixels outside the box.
+    part = image.crop((left, top, left + crop_width, top + crop_height))
+    return part.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+
+
+def shift_crop(image: Image.Image, size: Size, rng: np.random.Generator, *, shift: int = 4) -> Image.Image:
+    """The image at `size`, moved by up to `shift` pixels each way over black: CIFAR's pad and crop."""
+    image = resize_center_crop(image, size, eval_crop=1.0)
+    top, left = (int(moved) for moved in rng.integers(-shift, shift, size=2, endpoint=True))
+    return image.crop((left, top, left + size[1], top + size[0]))  # PIL fills what lies outside with zeros
+
+
+def flip(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Mirrored left to right, half of the time."""
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
+
+
+def resize_center_crop(image: Image.Image, size: Size, *, eval_crop: float = 0.875) -> Image.Image:
+    """The smallest resize that covers `size` / `eval_crop`, then the centre of it (256 and 224 by default).
+
+    An image that has that size already keeps its pixels.
+    """
+    height, width = size
+    cover_height, cover_width = round(height / eval_crop), round(width / eval_crop)
+    if image.width * cover_height <= image.height * cover_width:
+        resized = cover_width, cover_width * image.height // image.width
+    else:
+        resized = cover_height * image.width // image.height, cover_height
+    image = image.resize(resized, Image.Resampling.BICUBIC)
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def normalize(images: np.ndarray | jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """uint8 [..., H, W, 3] to float32: scaled to 0..1, less `mean`, over `std`. Meant for the device, inside jit."""
+    per_channel = (1,) * (images.ndim - 1) + (3,)
+    mean_, std_ = (jnp.asarray(values, jnp.float32).reshape(per_channel) for values in (mean, std))
+    return (jnp.asarray(images).astype(jnp.float32) / 255.0 - mean_) / std_
+
+
+def preprocess(
+    image: str | Path | Image.Image,
+    img_size: int | Sequence[int] = 224,
+    *,
+    eval_crop: float = 0.875,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> jax.Array:
+    """One image as the evaluation of a model sees it.
+
+    Args:
+        image: a file, or a PIL image of any mode.
+        img_size: side, or (height, width), of the model's input in pixels.
+        eval_crop: the share of the resized image's side that the central crop keeps.
+        mean: per channel, of pixels scaled to 0..1.
+        std: like `mean`.
+
+    Returns:
+        float32 [H, W, 3], normalised.
+
+    Raises:
+        InputError: there is no such file, or it is no complete image.
+    """
+    if isinstance(image, (str, Path)):
+        try:
+            rgb = decode(Path(image).read_bytes())
+        except FileNotFoundError:
+            raise InputError(f"no image file {image}.") from None
+        except DECODE_ERRORS as error:
+            raise InputError(f"cannot read {image} as an image: {error}") from error
+    else:
+        rgb = image.convert("RGB")
+    return normalize(np.asarray(resize_center_crop(rgb, as_size(img_size), eval_crop=eval_crop)), mean, std)
+
+
+def as_size(img_size: int | Sequence[int]) -> Size:
+    """(height, width) from a side, a (side,) or a (height, width)."""
+    sides = (img_size,) if isinstance(img_size, int) else tuple(img_size)
+    if len(sides) not in (1, 2) or not all(side > 0 for side in sides):
+        raise InputError(f"img_size={img_size!r} must be a positive side or (height, width).")
+    return (sides[0], sides[-1])

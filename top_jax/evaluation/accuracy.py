@@ -1,0 +1,126 @@
+"""Accuracy over a whole split, every image counted once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from top_jax.config import DataConfig
+from top_jax.data import Batches, Source, eval_batches, normalize, prefetch_to_device
+from top_jax.errors import InputError
+from top_jax.models import Vim
+from top_jax.sharding import check_divisible, data_parallel
+
+DeviceBatch = dict[str, jax.Array]
+
+
+def make_eval_step(graphdef: nnx.GraphDef[Any], data: DataConfig) -> Callable[[Any, DeviceBatch], dict[str, jax.Array]]:
+    """Builds the jitted `eval_step(params, batch)`: sums over the images of mask 1.
+
+    Args:
+        graphdef: of the model in eval mode.
+        data: how pixels are normalised.
+
+    Returns:
+        A function giving float32 scalars: correct, correct_top5, loss and count.
+    """
+
+    @jax.jit
+    def eval_step(params: Any, batch: DeviceBatch) -> dict[str, jax.Array]:
+        logits = nnx.merge(graphdef, params)(normalize(batch["image"], data.mean, data.std))
+        mask, label = batch["mask"], batch["label"]
+        _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+        hit = best == label[:, None]
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        return {
+            "correct": jnp.sum(hit[:, 0] * mask),
+            "correct_top5": jnp.sum(jnp.any(hit, axis=1) * mask),
+            "loss": jnp.sum(loss * mask),
+            "count": jnp.sum(mask),
+        }
+
+    return eval_step
+
+
+def evaluate(
+    eval_step: Callable[[Any, DeviceBatch], dict[str, jax.Array]],
+    params: Any,
+    batches: Batches,
+    sharding: jax.sharding.Sharding,
+    *,
+    prefetch: int,
+    on_batch: Callable[[int], None] = lambda images: None,
+) -> dict[str, float]:
+    """Runs a split once.
+
+    Args:
+        eval_step: as `make_eval_step` builds it.
+        params: weights.
+        batches: a fresh pass over the split (`top_jax.data.eval_batches`).
+        sharding: of the batch axis.
+        prefetch: batches kept ready on the devices.
+        on_batch: called after each batch with its number of images, for a progress bar.
+
+    Returns:
+        accuracy and accuracy_top5 (shares), loss (nats), images counted, unreadable images left out, and
+        images_per_second of the whole loop, loading included and the first, compiling batch left out (0.0 where there
+        is no second batch).
+    """
+    sums: dict[str, float] = {}
+    start, images_before = None, 0.0
+    with batches:
+        for batch, _ in prefetch_to_device(batches, sharding, prefetch):
+            result = {name: float(value) for name, value in eval_step(params, batch).items()}
+            sums = {name: sums.get(name, 0.0) + value for name, value in result.items()}
+            if start is None:
+                start, images_before = time.perf_counter(), sums["count"]
+            on_batch(int(result["count"]))
+    count = max(sums["count"], 1.0)
+    seconds = time.perf_counter() - start if start is not None else 0.0
+    timed = sums["count"] - images_before
+    return {
+        "accuracy": sums["correct"] / count,
+        "accuracy_top5": sums["correct_top5"] / count,
+        "loss": sums["loss"] / count,
+        "images": int(sums["count"]),
+        "unreadable": len(batches.corrupt),
+        "images_per_second": timed / seconds if timed else 0.0,
+    }
+
+
+def evaluate_model(
+    model: Vim,
+    source: Source,
+    data: DataConfig,
+    *,
+    batch_size: int,
+    on_batch: Callable[[int], None] = lambda images: None,
+) -> dict[str, float]:
+    """Accuracy of a model over a whole source, on all devices; results as of `evaluate`.
+
+    Raises:
+        InputError: the source has another number of classes, or the batch does not split over the devices.
+    """
+    if source.num_classes != model.config.num_classes:
+        raise InputError(
+            f"{source.name} has {source.num_classes} classes and the model {model.config.num_classes}; "
+            "evaluate it on the data it was trained for."
+        )
+    check_divisible("batch_size", batch_size)
+    by_image, replicated = data_parallel()
+    graphdef, params = nnx.split(model)
+    batches = eval_batches(source, data, img_size=model.config.img_size, batch_size=batch_size)
+    return evaluate(
+        make_eval_step(graphdef, data),
+        jax.device_put(nnx.to_pure_dict(params), replicated),
+        batches,
+        by_image,
+        prefetch=data.prefetch,
+        on_batch=on_batch,
+    )

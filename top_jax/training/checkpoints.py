@@ -1,0 +1,169 @@
+"""Orbax checkpoints of a run, and models from them.
+
+Each holds up to three items, so that weights can be read without an optimizer to hang them on:
+
+    weights     {"params": ..., "ema": ...}; the only item of a best or a converted checkpoint
+    progress    step, optimizer state and key
+    data        JSON: where the data iterator stood after the last batch that was trained on
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from top_jax.config import ModelConfig, PruningConfig
+from top_jax.errors import InputError
+from top_jax.models import Vim, abstract_model
+from top_jax.pruning import Pruning
+from top_jax.training.run_directory import RunDirectory
+from top_jax.training.state import Params, TrainState
+
+
+class Checkpoints:
+    """`latest/` (the last two, whole) and `best/` (one, weights only). Saving is asynchronous, and atomic."""
+
+    def __init__(self, directory: Path):
+        keep_two = ocp.CheckpointManagerOptions(max_to_keep=2)
+        keep_best = ocp.CheckpointManagerOptions(max_to_keep=1, best_fn=lambda metrics: metrics["accuracy"])
+        self._latest = ocp.CheckpointManager(directory / "latest", options=keep_two)
+        self._best = ocp.CheckpointManager(directory / "best", options=keep_best)
+
+    def save(self, state: TrainState, data_state: dict[str, int]) -> None:
+        """Saves everything; returns once the state is copied from the devices. No second save of one step."""
+        step = int(state.step)
+        if step == self._latest.latest_step():
+            return
+        progress = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+        items = ocp.args.Composite(
+            weights=ocp.args.StandardSave(state.weights()),
+            progress=ocp.args.StandardSave(progress),
+            data=ocp.args.JsonSave(data_state),
+        )
+        self._latest.save(step, args=items)
+
+    def save_if_best(self, state: TrainState, accuracy: float) -> None:
+        """Saves the weights where they beat the best so far."""
+        best = self.best_accuracy()
+        if best is None or accuracy > best:
+            items = ocp.args.Composite(weights=ocp.args.StandardSave(state.weights()))
+            self._best.save(int(state.step), args=items, metrics={"accuracy": accuracy})
+
+    def latest_step(self) -> int | None:
+        """Step of the newest whole checkpoint."""
+        return self._latest.latest_step()
+
+    def best_accuracy(self) -> float | None:
+        """Accuracy of the best checkpoint."""
+        best = self._best.best_step()
+        return None if best is None else self._best.metrics(best)["accuracy"]
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, int]] | None:
+        """The newest state, placed as `like` is, with its data state; None where nothing was saved."""
+        step = self._latest.latest_step()
+        if step is None:
+            return None
+        progress = {"step": like.step, "opt_state": like.opt_state, "key": like.key}
+        items = ocp.args.Composite(
+            weights=ocp.args.StandardRestore(_abstract(like.weights())),
+            progress=ocp.args.StandardRestore(_abstract(progress)),
+            data=ocp.args.JsonRestore(),
+        )
+        found = self._latest.restore(step, args=items)
+        weights, progress = found["weights"], found["progress"]
+        return TrainState(params=weights["params"], ema=weights.get("ema"), **progress), found["data"]
+
+    def wait(self) -> None:
+        """Returns once everything is on disk; raises what went wrong on the way."""
+        for manager in (self._latest, self._best):
+            manager.wait_until_finished()
+            manager.check_for_errors()
+
+    def close(self) -> None:
+        """Waits and lets go."""
+        self._latest.close()
+        self._best.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def load_checkpoint(path: str | Path, which: str = "best", ema: bool | None = None) -> Vim:
+    """The model of a run directory (of train.py or convert), with its weights and pruning, in eval mode.
+
+    Args:
+        path: the run directory.
+        which: `best` (by evaluation accuracy) or `latest`.
+        ema: the averaged weights; None takes them where the run kept them.
+
+    Raises:
+        InputError: no run directory, no such checkpoint, or no averaged weights in it.
+    """
+    run = RunDirectory(path)
+    config = run.read_config()
+    model = abstract_model(config.model.name, pruning=make_pruning(config.pruning), **config.model.overrides())
+    return fill(model, read_weights(run, which, ema))
+
+
+def read_weights(run: RunDirectory, which: str = "best", ema: bool | None = None) -> Params:
+    """Parameters of a run directory's checkpoint; arguments and errors as of `load_checkpoint`."""
+    if which not in ("best", "latest"):
+        raise InputError(f"which={which!r} is unknown; choose best or latest.")
+    config = run.read_config()
+    kept_ema = config.optimizer.ema_decay is not None
+    if ema and not kept_ema:
+        raise InputError(f"{run.path} kept no averaged weights (optimizer.ema_decay is not set); pass ema=False.")
+    directory = run.checkpoints / which
+    with ocp.CheckpointManager(
+        directory, options=ocp.CheckpointManagerOptions(create=False, read_only=True)
+    ) as manager:
+        step = manager.latest_step() if directory.is_dir() else None
+        if step is None:
+            raise InputError(
+                f"{run.path} has no {which!r} checkpoint yet; train on, or choose the other of best and latest."
+            )
+        params = abstract_params(config.model)
+        like = {"params": params, "ema": params} if kept_ema else {"params": params}
+        found = manager.restore(step, args=ocp.args.Composite(weights=ocp.args.StandardRestore(like)))
+    return found["weights"]["ema" if (kept_ema if ema is None else ema) else "params"]
+
+
+def save_weights(run: RunDirectory, params: Params) -> None:
+    """Writes a run directory's `best` and `latest` from weights alone, as a converted checkpoint has them."""
+    for which in ("best", "latest"):
+        with ocp.CheckpointManager(run.checkpoints / which) as manager:
+            manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave({"params": params})))
+
+
+def abstract_params(config: ModelConfig) -> Params:
+    """Shapes of a model's parameters, to restore into on the default device."""
+    model = abstract_model(config.name, **config.overrides())
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    )
+
+
+def make_pruning(config: PruningConfig) -> Pruning:
+    """The schedule of a run's config; a single keep ratio stands for all prunes."""
+    settings = dataclasses.asdict(config)
+    if len(config.keep_ratio) == 1:
+        settings["keep_ratio"] = config.keep_ratio[0]
+    return Pruning(**settings)
+
+
+def fill(model: Vim, params: Params) -> Vim:
+    """The model with these parameters."""
+    return nnx.merge(nnx.graphdef(model), params)
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)

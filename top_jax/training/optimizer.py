@@ -1,0 +1,47 @@
+"""AdamW, its schedule and its weight-decay mask."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import jax
+import optax
+
+from top_jax.config import OptimizerConfig
+
+# Named beside everything of one dimension (biases, norms, D). The official recipe's timm 0.4.12 decays A_log; Mamba
+# means it not to, and we do not.
+NOT_DECAYED: Final = ("A_log", "pos_embed", "cls_token")
+
+
+def learning_rate_schedule(
+    config: OptimizerConfig, *, batch_size: int, total_steps: int, steps_per_epoch: float
+) -> optax.Schedule:
+    """Linear warm-up, then half a cosine down to `min_learning_rate` at the last step.
+
+    The warm-up takes at most half of the run, so that a run of a few steps has both parts.
+    """
+    scale = 1.0 if config.reference_batch_size is None else batch_size / config.reference_batch_size
+    warmup_steps = min(round(config.warmup_epochs * steps_per_epoch), total_steps // 2)
+    return optax.warmup_cosine_decay_schedule(
+        init_value=config.warmup_learning_rate if warmup_steps else config.learning_rate * scale,
+        peak_value=config.learning_rate * scale,
+        warmup_steps=warmup_steps,
+        decay_steps=total_steps,
+        end_value=config.min_learning_rate,
+    )
+
+
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping by the global norm (where set), then AdamW."""
+    adamw = optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=decay_mask)
+    return adamw if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def decay_mask(params: Any) -> Any:
+    """True where weight decay acts: not on A_log, D, biases, norms, the position embedding and the class token."""
+
+    def decays(path: tuple[Any, ...], param: jax.Array) -> bool:
+        return param.ndim > 1 and path[-1].key not in NOT_DECAYED
+
+    return jax.tree_util.tree_map_with_path(decays, params)

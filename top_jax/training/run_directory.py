@@ -1,0 +1,138 @@
+"""The folder of one run: who owns it, and what it says about how it was made.
+
+config.json        the run's config, by which a resumed run is recognised
+environment.json   versions, devices and git revision of the last start
+metrics.jsonl      one line per report
+tensorboard/       the same for TensorBoard
+checkpoints/       latest/ and best/ (`top_jax.training.checkpoints`)
+summary.json       the result, once finished
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+
+import top_jax
+from top_jax.config import RunConfig
+from top_jax.errors import InputError
+
+# Settings that may differ between a run and its continuation: they do not touch a single number of it.
+FREE_TO_CHANGE: Final = (
+    "log_every",
+    "checkpoint_every",
+    "data.data_dir",
+    "data.num_workers",
+    "data.num_threads",
+    "data.prefetch",
+)
+
+
+class RunDirectory:
+    """Paths of a run directory, and its JSON files."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).absolute()
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+
+    def claim(self, config: RunConfig) -> None:
+        """Makes the directory this run's own, or recognises it as this run's from an earlier start.
+
+        Raises:
+            InputError: it cannot be written, or it holds the checkpoints of a run with another config.
+        """
+        if self.has_checkpoints():
+            self._check_same_run(config)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write_json("config.json", config.to_dict())
+            self.write_json("environment.json", environment())
+        except OSError as error:
+            raise InputError(
+                f"workdir {self.path} cannot be written ({error.strerror}); choose another with --workdir."
+            ) from error
+
+    def has_checkpoints(self) -> bool:
+        """Whether anything has been saved here; Orbax gives a checkpoint its number when it is whole."""
+        return any(path.name.isdigit() for path in self.checkpoints.glob("*/*"))
+
+    def read_config(self) -> RunConfig:
+        """The config of the run that lives here.
+
+        Raises:
+            InputError: this is no run directory.
+        """
+        file = self.path / "config.json"
+        if not file.is_file():
+            raise InputError(
+                f"{self.path} is no run directory: it has no config.json. Pass one that train.py or convert made."
+            )
+        return RunConfig.from_config_dict(json.loads(file.read_text()))
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Writes one of its JSON files, whole or not at all."""
+        write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+
+    def _check_same_run(self, config: RunConfig) -> None:
+        there, here = _flatten(self.read_config().to_dict()), _flatten(config.to_dict())
+        changed = [key for key in here if key not in FREE_TO_CHANGE and here[key] != there.get(key)]
+        if changed:
+            differences = ", ".join(f"{key} {there.get(key)!r} there, {here[key]!r} here" for key in changed[:3])
+            raise InputError(
+                f"workdir {self.path} holds a run with another config ({differences}"
+                f"{', ...' if len(changed) > 3 else ''}); choose another --workdir, or delete that one."
+            )
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and git revision, for a reader who wants to repeat the run."""
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
+    return {
+        "top_jax": top_jax.__version__,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in names},
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "git": _git_revision(),
+    }
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a file that is either the old one or the whole new one, whenever the process dies."""
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as temporary:
+        try:
+            temporary.write(text)
+            temporary.close()
+            os.replace(temporary.name, file)
+        except BaseException:
+            os.unlink(temporary.name)
+            raise
+
+
+def _git_revision() -> str | None:
+    """The checkout's commit, with "-dirty" where it is changed; None for an installed package."""
+    command = ["git", "-C", str(Path(top_jax.__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

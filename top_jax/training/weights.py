@@ -1,0 +1,70 @@
+"""Weights for a model from wherever they are: a run directory, an official file, or a seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from top_jax.config import ModelConfig, RunConfig
+from top_jax.convert import load_torch_checkpoint
+from top_jax.errors import InputError
+from top_jax.models import create_model
+from top_jax.training.checkpoints import abstract_params, read_weights
+from top_jax.training.run_directory import RunDirectory
+from top_jax.training.state import Params
+
+
+def initial_params(config: RunConfig) -> Params:
+    """The run's first weights: those of `init_from`, or random ones from its seed.
+
+    Pruning adds no parameters, so the dense model's weights fit the pruned one.
+    """
+    if config.init_from is not None:
+        return checkpoint_params(config.init_from, config.model)
+    model = create_model(config.model.name, rngs=nnx.Rngs(config.seed), **config.model.overrides())
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def checkpoint_params(
+    checkpoint: str | Path, config: ModelConfig, *, which: str = "best", ema: bool | None = None
+) -> Params:
+    """Weights for the model of `config`.
+
+    Args:
+        checkpoint: a run directory, or an official .pth file.
+        config: the model they must fit.
+        which: `best` or `latest`, of a run directory.
+        ema: averaged weights; None takes them where a run kept them, and not from a .pth.
+
+    Raises:
+        InputError: nothing there, or weights of another model or class count.
+    """
+    path = Path(checkpoint)
+    if path.is_dir():
+        run = RunDirectory(path)
+        _check_same_model(run, config)
+        return read_weights(run, which, ema)
+    if not path.exists():
+        raise InputError(f"checkpoint {path} does not exist; pass a run directory or an official .pth file.")
+    model = load_torch_checkpoint(path, config.name, ema=bool(ema), **config.overrides())
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def _check_same_model(run: RunDirectory, config: ModelConfig) -> None:
+    there, here = _shapes(run.read_config().model), _shapes(config)
+    different = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    if different:
+        name = different[0]
+        raise InputError(
+            f"checkpoint {run.path} is of another model: {len(different)} parameters differ, such as {name} "
+            f"({there.get(name, 'absent')} there, {here.get(name, 'absent')} here); use the model settings and class "
+            "count that it was trained with."
+        )
+
+
+def _shapes(config: ModelConfig) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
