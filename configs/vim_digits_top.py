@@ -7,30 +7,30 @@ Expected: at least 96 % test accuracy (ours; there is no published number). Meas
 
 from ml_collections import config_dict
 
-from top_jax.config import base_config
+from top_jax.config import make_config
 
 
 def get_config() -> config_dict.ConfigDict:
     """Patch 2, stride 1: 49 tokens, 35 after block 2 and 25 after block 4."""
-    config = base_config()
-    config.batch_size = 64
-    config.eval_batch_size = 120
-    config.epochs = 40.0
-    config.log_every = 20
-    config.eval_every_epochs = 5.0
-    config.checkpoint_every = 100
-    config.model.update(
-        name="vim_tiny", num_classes=10, img_size=(8,), patch_size=2, stride=1, embed_dim=64, depth=6, d_state=8
+    return make_config(
+        batch_size=64,
+        eval_batch_size=120,
+        epochs=40.0,
+        log_every=20,
+        eval_every_epochs=5.0,
+        checkpoint_every=100,
+        model=dict(
+            name="vim_tiny", num_classes=10, img_size=(8,), patch_size=2, stride=1, embed_dim=64, depth=6, d_state=8
+        ),
+        pruning=dict(after_blocks=(2, 4), keep_ratio=(0.7,)),
+        data=dict(
+            source="digits",
+            train_transform="shift_crop",
+            shift=1,
+            flip=False,
+            eval_crop=1.0,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+        ),
+        optimizer=dict(learning_rate=2e-3, warmup_epochs=3.0, weight_decay=0.05, clip_norm=1.0),
     )
-    config.pruning.update(after_blocks=(2, 4), keep_ratio=(0.7,))
-    config.data.update(
-        source="digits",
-        train_transform="shift_crop",
-        shift=1,
-        flip=False,
-        eval_crop=1.0,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-    )
-    config.optimizer.update(learning_rate=2e-3, warmup_epochs=3.0, weight_decay=0.05, clip_norm=1.0)
-    return config

@@ -1,7 +1,7 @@
 """What a run is made of: one frozen dataclass per concern, and the only place that reads a ConfigDict.
 
-`ml_collections` stops at the door. A file in `configs/` starts from `base_config()`, which is built from the
-defaults below, and `RunConfig.from_config_dict` turns the result back into dataclasses. An unknown key, a
+`ml_collections` stops at the door. A file in `configs/` returns `make_config(...)`, the defaults below with its
+own settings, and `RunConfig.from_config_dict` turns the result back into dataclasses. An unknown key, a
 wrong type or a value out of range is an `InputError`. `None` means "not set" and is what a
 `config_dict.placeholder` holds.
 """
@@ -134,9 +134,22 @@ class RunConfig:
         return dataclasses.asdict(self)
 
 
-def base_config() -> config_dict.ConfigDict:
-    """A ConfigDict holding every default; optional fields are typed placeholders."""
-    return _to_config_dict(RunConfig())
+def make_config(**settings: Any) -> config_dict.ConfigDict:
+    """A run's config: every default, with `settings` in their places.
+
+    Args:
+        **settings: fields of `RunConfig`; sections (`model`, `data`...) as dicts of the fields to set.
+
+    Returns:
+        A ConfigDict whose optional fields are typed placeholders.
+
+    Raises:
+        InputError: an unknown key.
+    """
+    RunConfig.from_config_dict(settings)  # names unknown keys
+    config = _to_config_dict(RunConfig())
+    config.update(settings)
+    return config
 
 
 def _to_config_dict(node: Any) -> config_dict.ConfigDict:
@@ -162,7 +175,7 @@ def _build(cls: type, node: Mapping[str, Any], path: str) -> Any:
     values = {}
     for name in node:
         value, hint = node[name], hints[name]
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             values[name] = _build(hint, value, f"{path}{name}.")
         else:
             values[name] = _coerce(value, hint, f"{path}{name}")
@@ -182,6 +195,8 @@ def _coerce(value: Any, hint: Any, path: str) -> Any:
     wanted = _plain_type(hint)
     if wanted is tuple and isinstance(value, (list, tuple)):
         return tuple(value)
+    if wanted is tuple and isinstance(value, (int, float)):
+        return (value,)  # one for all, such as img_size=224
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):

@@ -147,7 +147,7 @@ def test_flip_mirrors_half_of_the_time():
     assert 160 < mirrored < 240
 
 
-@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (256, 256), (300, 1000), (224, 224)])
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (256, 256), (343, 256), (300, 1000), (224, 224)])
 def test_resize_center_crop_is_resize_256_crop_224(width, height):
     """torchvision's Resize(256, bicubic) and CenterCrop(224), written out."""
     image = noise(width, height)

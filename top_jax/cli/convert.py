@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from top_jax.cli import runner
-from top_jax.config import ModelConfig, RunConfig
+from top_jax.config import RunConfig
 from top_jax.errors import InputError
 
 _MODEL = flags.DEFINE_string("model", None, "Model name, such as vim_small.", required=True)
@@ -48,14 +48,12 @@ def main(arguments: list[str]) -> None:
 
 
 def _run_config(name: str, overrides: list[str]) -> RunConfig:
-    settings = {"name": name}
+    settings: dict[str, object] = {"name": name}
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
             raise InputError(f"--override={override}; needed: key=value, such as embed_dim=64.")
         settings[key] = _literal(value)
-        if key == "img_size" and isinstance(settings[key], int):
-            settings[key] = (settings[key],)
     return RunConfig.from_config_dict({"model": settings})
 
 

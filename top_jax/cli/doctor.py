@@ -9,7 +9,6 @@ import importlib.util
 import json
 from typing import Any
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 

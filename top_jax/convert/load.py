@@ -16,7 +16,7 @@ from top_jax.convert.position_embedding import resize_position_embedding
 from top_jax.convert.torch_file import read_state_dict
 from top_jax.errors import InputError
 from top_jax.models import Vim, abstract_model
-from top_jax.models.layers import patch_grid
+from top_jax.models.layers import height_width, patch_grid
 from top_jax.pruning import Pruning
 
 
@@ -104,12 +104,11 @@ def _fit_position_embedding(
         return state_dict
     num_patches = embedding.shape[1] - 1
     if checkpoint_img_size is not None:
-        size = (checkpoint_img_size,) * 2 if isinstance(checkpoint_img_size, int) else checkpoint_img_size
-        source = patch_grid(size, config.patch_size, config.stride)
+        source = patch_grid(height_width(checkpoint_img_size), config.patch_size, config.stride)
     elif num_patches == config.num_patches:
         return state_dict
     else:
-        source = (math.isqrt(num_patches),) * 2
+        source = height_width(math.isqrt(num_patches))
     if source[0] * source[1] != num_patches:
         raise InputError(
             f"pos_embed has {num_patches} patch tokens, which is no {source[0]} x {source[1]} grid; pass "

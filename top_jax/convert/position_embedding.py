@@ -26,15 +26,13 @@ def resize_position_embedding(
     """
     if source == target:
         return embedding
-    patches, middle = embedding[0], source[0] * source[1] // 2
-    if class_token:
-        cls, patches = patches[middle], np.delete(patches, middle, axis=0)
+    middle = [source[0] * source[1] // 2] if class_token else []
+    patches, cls = np.delete(embedding[0], middle, axis=0), embedding[0][middle]
     grid = patches.reshape(*source, -1).astype(np.float64)
     grid = np.einsum("ih,jw,hwd->ijd", _cubic_weights(source[0], target[0]), _cubic_weights(source[1], target[1]), grid)
     patches = grid.reshape(target[0] * target[1], -1).astype(embedding.dtype)
-    if class_token:
-        patches = np.insert(patches, len(patches) // 2, cls, axis=0)
-    return patches[None]
+    middle = len(patches) // 2
+    return np.concatenate([patches[:middle], cls, patches[middle:]])[None]
 
 
 def _cubic_weights(size: int, new_size: int, a: float = -0.75) -> np.ndarray:

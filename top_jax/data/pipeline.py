@@ -86,7 +86,7 @@ class Batches(Iterator[Batch]):
         unreadable = batch["index"][(batch["mask"] == 0) & (batch["index"] != PADDING_INDEX)]
         for index in (int(i) for i in unreadable if int(i) not in self.corrupt):
             self.corrupt[index] = self._reader.problem(index)
-            logger.warning("skipped an unreadable image, the %dth: %s", len(self.corrupt), self.corrupt[index])
+            logger.warning("skipped unreadable image %d: %s", len(self.corrupt), self.corrupt[index])
 
 
 def train_batches(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 
 from top_jax.errors import InputError
 from top_jax.models import initializers as init
@@ -18,7 +21,7 @@ class PatchEmbed(nnx.Module):
     Source: hustvl/Vim, vim/models_mamba.py, `PatchEmbed`.
     """
 
-    def __init__(self, embed_dim: int, patch_size: int, stride: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, embed_dim: int, patch_size: int, stride: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.proj = nnx.Conv(
             3,
             embed_dim,
@@ -33,6 +36,15 @@ class PatchEmbed(nnx.Module):
     def __call__(self, images: Images) -> Float[Array, "B M D"]:
         """`[B, H, W, 3]` to `[B, M, D]`, patches in raster order."""
         return rearrange(self.proj(images), "b rows columns d -> b (rows columns) d")
+
+
+def height_width(img_size: int | Sequence[int]) -> tuple[int, int]:
+    """An image size as (height, width); an int is a square."""
+    if isinstance(img_size, int):
+        return img_size, img_size
+    if len(img_size) != 2:
+        raise InputError(f"img_size={img_size}; needed: a side, or (height, width).")
+    return img_size[0], img_size[1]
 
 
 def patch_grid(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from flax import nnx
 
 from top_jax.errors import InputError
+from top_jax.models.layers import height_width
 from top_jax.models.vim import Vim, VimConfig
 from top_jax.pruning import Pruning
 
@@ -19,10 +20,10 @@ MODELS: Final = {
 
 
 def model_config(name: str, **overrides: Any) -> VimConfig:
-    """The named model's sizes with some overridden.
+    """The named model's sizes with some overridden; overrides as for `create_model`.
 
     Raises:
-        InputError: an unknown name or override.
+        InputError: an unknown name or override, or sizes that do not fit together.
     """
     if name not in MODELS:
         raise InputError(f"model {name!r} is unknown; choose one of {', '.join(MODELS)}.")
@@ -30,8 +31,10 @@ def model_config(name: str, **overrides: Any) -> VimConfig:
     known = [field.name for field in dataclasses.fields(base)]
     if unknown := sorted(set(overrides) - set(known)):
         raise InputError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}.")
-    if "patch_size" in overrides and "stride" not in overrides:
-        overrides = {**overrides, "stride": None}  # the stride follows the patch unless it is given
+    if "img_size" in overrides:
+        overrides["img_size"] = height_width(overrides["img_size"])
+    if overrides.get("stride") is None:  # the stride follows the patch unless it is given
+        overrides["stride"] = overrides.get("patch_size", base.patch_size)
     return dataclasses.replace(base, **overrides)
 
 
@@ -42,8 +45,9 @@ def create_model(name: str, *, rngs: nnx.Rngs | None = None, pruning: Pruning | 
         name: `vim_tiny`, `vim_small` or `vim_base`.
         rngs: source of the initial weights; `nnx.Rngs(0)` if not given.
         pruning: a schedule; None is the dense model. It adds no parameters.
-        **overrides: any field of the model's config (`top_jax.models.VimConfig`): `num_classes`, `img_size`,
-            `patch_size`, `stride`, `embed_dim`, `depth`, `d_state`, `drop_path`, `dtype`, `implementation`, `remat`...
+        **overrides: any field of the model's config (`top_jax.models.VimConfig`): `num_classes`, `img_size` (a side, or
+            (height, width)), `patch_size`, `stride` (the patch's, if not given), `embed_dim`, `depth`, `d_state`,
+            `drop_path`, `dtype`, `implementation`, `remat`...
 
     Raises:
         InputError: an unknown name or override, or sizes that do not fit together.

@@ -80,6 +80,7 @@ class Vim(nnx.Module):
 
     def classify(self, features: Features) -> Logits:
         """Logits of `features`."""
+        assert features.cls is not None  # every ViM has a class token
         return self.head(features.cls.astype(self.config.dtype)).astype(jnp.float32)
 
     def features(self, images: Images, keys: jax.Array | None = None) -> Features:

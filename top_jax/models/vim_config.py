@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from top_jax.models.layers import patch_grid
 
@@ -15,9 +16,9 @@ class VimConfig:
 
     Attributes:
         num_classes: width of the logits.
-        img_size: (height, width) in pixels; an int is a square.
+        img_size: (height, width) in pixels.
         patch_size: P, pixels.
-        stride: pixels between patches; None is patch_size.
+        stride: pixels between patches.
         embed_dim: D.
         depth: blocks.
         d_state: N.
@@ -30,25 +31,21 @@ class VimConfig:
     """
 
     num_classes: int = 1000
-    img_size: int | tuple[int, int] = 224
+    img_size: tuple[int, int] = (224, 224)
     patch_size: int = 16
-    stride: int | None = None
+    stride: int = 16
     embed_dim: int = 192
     depth: int = 24
     d_state: int = 16
     expand: int = 2
     d_conv: int = 4
     drop_path: float = 0.0
-    dtype: jnp.dtype | str = jnp.float32
+    dtype: DTypeLike = jnp.float32
     implementation: str = "auto"
     remat: bool = False
 
     def __post_init__(self) -> None:
-        height, width = (self.img_size,) * 2 if isinstance(self.img_size, int) else self.img_size
-        object.__setattr__(self, "img_size", (height, width))
-        object.__setattr__(self, "stride", self.stride or self.patch_size)
-        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
-        self.grid  # noqa: B018  raises where the sizes do not fit
+        patch_grid(self.img_size, self.patch_size, self.stride)  # raises where the sizes do not fit
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -71,5 +68,5 @@ class VimConfig:
         return -(-self.embed_dim // 16)
 
     def drop_path_rate(self, index: int) -> float:
-        """Rate of block `index` (from 0): [0] + linspace(0, drop_path, depth), the official rule."""
+        """Rate of block `index` (from 0): `index`-th of [0] + linspace(0, drop_path, depth), as officially."""
         return 0.0 if index == 0 or self.depth == 1 else self.drop_path * (index - 1) / (self.depth - 1)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.core import Tracer
 from jax.experimental import checkify
 
 from top_jax.errors import InputError
@@ -151,7 +152,7 @@ def _check_positions(positions: Positions, shape: tuple[int, ...]) -> None:
         raise InputError(
             f"positions are {positions.dtype}{list(positions.shape)}; needed: int32{list(shape)}, as u's [B, L]."
         )
-    if isinstance(positions, jax.core.Tracer):
+    if isinstance(positions, Tracer):
         checkify.debug_check(
             jnp.all(jnp.diff(positions, axis=1) > 0), "positions must increase strictly along every image's tokens"
         )

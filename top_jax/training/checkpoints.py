@@ -61,7 +61,8 @@ class Checkpoints:
     def best_accuracy(self) -> float | None:
         """Accuracy of the best checkpoint."""
         best = self._best.best_step()
-        return None if best is None else self._best.metrics(best)["accuracy"]
+        metrics = None if best is None else self._best.metrics(best)
+        return None if metrics is None else metrics["accuracy"]
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, int]] | None:
         """The newest state, placed as `like` is, with its data state; None where nothing was saved."""

@@ -13,6 +13,6 @@ def enable_compilation_cache() -> None:
 
     It lies in $XDG_CACHE_HOME/top_jax (by default ~/.cache/top_jax) and holds what took over a second to compile.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(root / "top_jax" / "xla"))

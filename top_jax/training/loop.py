@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import NamedSharding
@@ -198,7 +199,7 @@ class Loop:
         self.reporter.step(step)
         if step % self.plan.config.log_every == 0 or step == self.plan.total_steps:
             values = {name: float(value) for name, value in metrics.items()}
-            values["learning_rate"] = float(self.plan.schedule(step - 1))
+            values["learning_rate"] = float(np.asarray(self.plan.schedule(step - 1)))
             self.reporter.metrics("train", step, {**values, "images_per_second": self.throughput.recent()})
 
     def _evaluate(self, state: TrainState, step: int) -> None:
