@@ -79,7 +79,7 @@ class DataConfig:
     mean: tuple[float, ...] = IMAGENET_MEAN  # of pixels scaled to 0..1
     std: tuple[float, ...] = IMAGENET_STD
     on_corrupt: str = "skip"  # an unreadable image: "skip" (named, counted, weight 0) or "raise"
-    num_workers: int = 0  # decoding processes; 0 decodes in threads of this process
+    num_workers: int | None = 0  # decoding processes; 0: threads of this process; None: one per core, at most 16
     num_threads: int = 2  # decoding threads of each process
     prefetch: int = 2  # batches kept ready on the device
 

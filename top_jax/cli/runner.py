@@ -86,8 +86,10 @@ def _parse(arguments: list[str]) -> list[str]:
     try:
         return flags.FLAGS(arguments)
     except (flags.Error, OSError, SyntaxError) as error:
-        reason = str(error).replace("flag --config=None: ", "").strip()
-        sys.exit(_report(InputError(" ".join(line.strip() for line in reason.splitlines()))))
+        lines = [line.strip() for line in str(error).replace("flag --config=None: ", "").strip().splitlines()]
+        if any("Traceback" in line for line in lines):  # of the config file: its last line says what is wrong
+            lines = [lines[0].removesuffix("Traceback (most recent call last):"), lines[-1].split("InputError: ")[-1]]
+        sys.exit(_report(InputError(" ".join(lines))))
     except (AttributeError, KeyError) as error:
         sys.exit(_report(_unknown_key(arguments, str(error))))
 

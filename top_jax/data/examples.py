@@ -47,7 +47,7 @@ class ExampleReader:
             if not 0 < getattr(config, name) <= 1:
                 raise InputError(f"config.data.{name}={getattr(config, name)} must be in (0, 1].")
         for name in ("shift", "num_workers", "num_threads"):
-            if getattr(config, name) < 0:
+            if (getattr(config, name) or 0) < 0:
                 raise InputError(f"config.data.{name}={getattr(config, name)} must not be negative.")
 
     def random(self, index: int, rng: np.random.Generator) -> Example:

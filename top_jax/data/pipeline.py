@@ -170,9 +170,9 @@ def _start(batches: Any, config: DataConfig) -> Any:
     # Each thread makes whole batches, so one in the making for each of them is what fills the cores.
     read_options = grain.ReadOptions(num_threads=config.num_threads, prefetch_buffer_size=config.num_threads)
     dataset = batches.to_iter_dataset(read_options, allow_nones=False)
-    if config.num_workers:
+    if num_workers := workers.count(config.num_workers):
         workers.mark_flags_parsed()
-        options = grain.MultiprocessingOptions(num_workers=config.num_workers)
+        options = grain.MultiprocessingOptions(num_workers=num_workers)
         dataset = dataset.mp_prefetch(options, worker_init_fn=workers.set_up_worker)
     return iter(dataset)
 

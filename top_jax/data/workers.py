@@ -10,6 +10,11 @@ import threading
 from absl import flags
 
 
+def count(num_workers: int | None) -> int:
+    """Worker processes to start; None is one per core this process may use, at most 16."""
+    return min(len(os.sched_getaffinity(0)), 16) if num_workers is None else num_workers
+
+
 def mark_flags_parsed() -> None:
     """Lets Grain read its absl flags in a program that parsed none (a notebook, a test, a library user)."""
     if not flags.FLAGS.is_parsed():

@@ -1,0 +1,288 @@
+"""One contract for every implementation of the scan. A new one is a line in `IMPLEMENTATIONS`."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from top_jax import ops
+from top_jax.ops import selective_scan
+
+# name -> what its program must contain, as proof that it ran and not another.
+IMPLEMENTATIONS = {"reference": None, "xla": "custom_vjp_call"}
+AGAINST_REFERENCE = [name for name in IMPLEMENTATIONS if name != "reference"]
+
+# Largest error, relative to the largest value of the array compared.
+TOLERANCE = {
+    "official": 5e-6,  # float32 sums in another order than PyTorch's; float32 against float64 already gives 1e-6
+    "float32": 5e-6,  # the same, between two of ours
+    "float32 gradient": 2e-5,  # sums over up to B L terms that cancel in part
+    "bfloat16": 2**-8,  # computed in float32 and rounded once, to 8 bits
+    "bfloat16 gradient": 2**-7,  # likewise, and rounded on both sides
+}
+
+LENGTHS = (1, 2, 7, 8, 9, 17, 65, 197)  # around multiples of 8, a short image, a ViM image
+WIDTHS = (1, 5, 32)
+STATES = (1, 3, 16)
+
+
+def relative_error(got, want) -> float:
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert got.shape == want.shape and np.isfinite(got).all()
+    return float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-12))
+
+
+def assert_close(got, want, tolerance: str, dtype: str = "") -> None:
+    """Both are (output, gradients)."""
+    assert relative_error(got[0], want[0]) < TOLERANCE[tolerance]
+    assert got[1].keys() == want[1].keys()
+    gradients = TOLERANCE.get(f"{tolerance} gradient", TOLERANCE[tolerance])
+    errors = {name: relative_error(got[1][name], want[1][name]) for name in want[1]}
+    assert max(errors.values()) < gradients, errors
+
+
+def test_every_implementation_is_under_contract():
+    assert set(ops.IMPLEMENTATIONS) == {"auto", *IMPLEMENTATIONS}
+
+
+@pytest.mark.parametrize("name", [name for name, marker in IMPLEMENTATIONS.items() if marker])
+def test_the_named_implementation_runs(name, make_inputs):
+    inputs = make_inputs(1, 4, 2, 2)
+    program = str(jax.make_jaxpr(lambda inputs: selective_scan(**inputs, implementation=name))(inputs))
+    other = str(jax.make_jaxpr(lambda inputs: selective_scan(**inputs, implementation="reference"))(inputs))
+    assert IMPLEMENTATIONS[name] in program and IMPLEMENTATIONS[name] not in other
+
+
+@pytest.fixture(scope="module")
+def official_scans(fixtures):
+    """Case -> arrays of the official reference scan, tokens before channels as ours."""
+    turned = {"u", "delta", "z", "B", "C", "out", "cotangent"}
+    cases: dict[str, dict[str, np.ndarray]] = {}
+    with np.load(fixtures / "selective_scan.npz") as arrays:
+        for key in arrays.files:
+            case, name = key.split("/")
+            turn = name.removeprefix("grad_") in turned
+            cases.setdefault(case, {})[name] = np.swapaxes(arrays[key], 1, 2) if turn else arrays[key]
+    return cases
+
+
+@pytest.mark.parametrize("case", range(5))
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_official_scan(name, case, official_scans, run_scan):
+    arrays = official_scans[str(case)]
+    gradients = {key.removeprefix("grad_"): array for key, array in arrays.items() if key.startswith("grad_")}
+    inputs = {key: jnp.asarray(arrays[key]) for key in gradients}
+    got = run_scan(inputs, arrays["cotangent"], implementation=name)
+    assert_close(got, (arrays["out"], gradients), "official")
+
+
+def _sizes() -> list:
+    """Every length both ways; each length sees `decay` one way and `hold` the other, swapped in the slow half."""
+    params = []
+    for swap, (index, length), reverse in itertools.product((False, True), enumerate(LENGTHS), (False, True)):
+        width, states = WIDTHS[index % 3], STATES[(index + index // 3 + reverse) % 3]
+        alignment = "decay" if (index + reverse + swap) % 2 else "hold"
+        marks = [pytest.mark.slow] if swap else []
+        way = "reverse" if reverse else "forward"
+        name = f"L{length}-E{width}-N{states}-{way}-{alignment}"
+        params.append(pytest.param(length, width, states, reverse, alignment, marks=marks, id=name))
+    return params
+
+
+@pytest.mark.parametrize("length, width, states, reverse, alignment", _sizes())
+def test_sizes(length, width, states, reverse, alignment, make_inputs, make_positions, run_scan):
+    inputs = make_inputs(2, length, width, states)
+    run = functools.partial(
+        run_scan, inputs, positions=make_positions(2, length), reverse=reverse, alignment=alignment
+    )
+    want = run(implementation="reference", optimise=False)
+    for name in AGAINST_REFERENCE:
+        assert_close(run(implementation=name), want, "float32")
+
+
+@pytest.mark.parametrize(
+    "without", [subset for size in range(4) for subset in itertools.combinations(("D", "z", "delta_bias"), size)]
+)
+def test_optional_inputs(without, make_inputs, run_scan):
+    inputs = make_inputs(2, 9, 5, 3, without=without)
+    want = run_scan(inputs, implementation="reference", optimise=False)
+    for name in AGAINST_REFERENCE:
+        assert_close(run_scan(inputs, implementation=name, optimise=False), want, "float32")
+
+
+@pytest.mark.parametrize("length, reverse, alignment", [(1, False, "hold"), (17, False, "decay"), (65, True, "decay")])
+def test_bfloat16(length, reverse, alignment, make_inputs, make_positions, run_scan):
+    inputs = make_inputs(2, length, 5, 16, dtype="bfloat16")
+    run = functools.partial(
+        run_scan, inputs, positions=make_positions(2, length), reverse=reverse, alignment=alignment
+    )
+    want = run(implementation="reference", optimise=False)
+    for name in AGAINST_REFERENCE:
+        out, grads = run(implementation=name)
+        assert out.dtype == jnp.bfloat16
+        assert {key: array.dtype for key, array in grads.items()} == {k: a.dtype for k, a in inputs.items()}
+        assert_close((out, grads), want, "bfloat16")
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_bfloat16_keeps_a_float32_state(name, make_inputs):
+    # A thousand additions of 1 with no decay: a bfloat16 state stops growing at 256.
+    inputs = {key: jnp.ones((1, 1000, 1), jnp.bfloat16) for key in ("u", "B", "C")}
+    delta = jnp.full((1, 1000, 1), np.log(np.e - 1), jnp.float32)
+    y = selective_scan(**inputs, delta=delta, A=jnp.zeros((1, 1)), implementation=name)
+    np.testing.assert_allclose(np.asarray(y[0, -1, 0], np.float32), 1000, rtol=2**-8)
+
+
+@pytest.mark.parametrize("alignment", ["none", "hold"])
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_hold_and_none_are_one_recurrence(name, alignment, make_inputs, make_positions, run_scan):
+    inputs, run = make_inputs(2, 9, 5, 3), functools.partial(run_scan, implementation=name, optimise=False)
+    want = run(inputs)
+    got = run(inputs, positions=make_positions(2, 9), alignment=alignment)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_keeping_everything_is_the_dense_scan(name, reverse, make_inputs, run_scan):
+    inputs, run = make_inputs(2, 17, 5, 3), functools.partial(run_scan, implementation=name, reverse=reverse)
+    everything = jnp.tile(jnp.arange(17, dtype=jnp.int32), (2, 1))
+    dense, _ = run(inputs)
+    for alignment in ops.ALIGNMENTS:
+        kept, _ = run(inputs, positions=everything, alignment=alignment)
+        np.testing.assert_array_equal(kept, dense)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("alignment", ["hold", "decay"])
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_aligned_scan_is_the_masked_full_scan(name, alignment, reverse, make_inputs, make_positions):
+    """The definition: pruned positions stay in the sequence, with u = 0 and, after softplus, delta_prev (or 0)."""
+    full_length, kept = 29, 9
+    positions = make_positions(2, kept)
+    assert int(positions.max()) < full_length and (np.diff(positions) > 1).any()
+    # Which kept token each place repeats: itself, or for a pruned place the one that the scan met before it.
+    side = "left" if reverse else "right"
+    places = np.arange(full_length)
+    nearest = np.stack([np.searchsorted(row, places, side=side) for row in np.asarray(positions)])
+    nearest = nearest if reverse else nearest - 1
+    met = (nearest >= 0) & (nearest < kept)
+    nearest = np.clip(nearest, 0, kept - 1)
+    alive = np.zeros((2, full_length), bool)
+    np.put_along_axis(alive, np.asarray(positions), True, axis=1)
+
+    inputs = make_inputs(2, kept, 5, 3)
+    filler = make_inputs(2, full_length, 5, 3, seed=1)  # B, C of pruned positions: anything
+
+    def masked_full_scan(inputs):
+        spread = lambda a: jnp.take_along_axis(a, jnp.asarray(nearest)[:, :, None], axis=1)  # noqa: E731
+        after_softplus = spread(jax.nn.softplus(inputs["delta"] + inputs["delta_bias"][None, None, :]))
+        raw = after_softplus + jnp.log(-jnp.expm1(-after_softplus))  # softplus(raw) is delta_prev at a pruned place
+        felt = alive | met if alignment == "decay" else alive
+        full = {
+            "u": jnp.where(alive[:, :, None], spread(inputs["u"]), 0.0),
+            "delta": jnp.where(felt[:, :, None], raw, -1e4),
+            "B": jnp.where(alive[:, :, None], spread(inputs["B"]), filler["B"]),
+            "C": jnp.where(alive[:, :, None], spread(inputs["C"]), filler["C"]),
+            "z": spread(inputs["z"]),
+        }
+        out = selective_scan(**full, A=inputs["A"], D=inputs["D"], reverse=reverse, implementation=name)
+        return jnp.take_along_axis(out, positions[:, :, None], axis=1)
+
+    def aligned_scan(inputs):
+        return selective_scan(
+            **inputs, positions=positions, alignment=alignment, reverse=reverse, implementation=name
+        )
+
+    def with_gradients(scan):
+        fast = {"xla_backend_optimization_level": 0}
+        graded = jax.jit(jax.value_and_grad(lambda i: (jnp.sum(jnp.sin(y := scan(i))), y), has_aux=True), compiler_options=fast)
+        (_, y), grads = graded(inputs)
+        return y, grads
+
+    got, want = with_gradients(aligned_scan), with_gradients(masked_full_scan)
+    assert_close(got, want, "float32")
+    if alignment == "decay":  # and the gap is felt
+        held = selective_scan(**inputs, reverse=reverse, implementation=name)
+        assert relative_error(got[0], held) > 1e-2
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_images_do_not_influence_each_other(name, make_inputs, make_positions, run_scan):
+    inputs, positions = make_inputs(3, 17, 32, 16), make_positions(3, 17)
+    per_image = {key: array for key, array in inputs.items() if array.ndim == 3}
+    cotangent = jnp.asarray(np.random.default_rng(3).normal(size=inputs["u"].shape), jnp.float32)
+    run = functools.partial(run_scan, alignment="decay", implementation=name)
+    together, together_grads = run(inputs, cotangent, positions=positions)
+
+    # Rows are bit-equal in a batch of the same size, whatever stands beside them ...
+    strangers = {key: array.at[1:].set(1e3) for key, array in per_image.items() if key in ("u", "B", "C", "z")}
+    apart, apart_grads = run({**inputs, **strangers}, cotangent, positions=positions.at[1:].add(5))
+    np.testing.assert_array_equal(apart[0], together[0])
+    for key in per_image:
+        np.testing.assert_array_equal(apart_grads[key][0], together_grads[key][0])
+    # ... and to rounding alone (another batch size is another program, whose sums may run in another order).
+    alone, _ = run({**inputs, **{k: a[:1] for k, a in per_image.items()}}, cotangent[:1], positions=positions[:1])
+    assert relative_error(alone[0], together[0]) < 1e-6
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_extreme_decays_stay_finite(name, reverse, make_inputs, run_scan):
+    # delta 50 and A = -16: exp(-800) underflows, and exp(+800), which a division by decays would meet, overflows.
+    inputs = make_inputs(1, 17, 5, 16, without=("delta_bias",))
+    delta = np.full((1, 17, 5), 50.0)
+    delta[:, 3], delta[:, 4], delta[:, 9] = -1e4, 1e-3, 1e4
+    inputs |= {"A": jnp.full((5, 16), -16.0), "delta": jnp.asarray(delta, jnp.float32)}
+    positions = jnp.asarray(np.arange(17)[None] * 100, jnp.int32)
+    out, grads = run_scan(inputs, positions=positions, alignment="decay", reverse=reverse, implementation=name)
+    for array in jax.tree.leaves((out, grads)):
+        assert np.isfinite(array).all()
+    assert np.abs(grads["u"]).max() > 1  # not by being zero
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_two_runs_are_bit_equal(name, make_inputs, make_positions, run_scan):
+    inputs, positions = make_inputs(2, 33, 32, 16), make_positions(2, 33)
+    run = functools.partial(run_scan, inputs, positions=positions, alignment="decay", implementation=name)
+    jax.tree.map(np.testing.assert_array_equal, run(), run())
+
+
+def test_memory_of_the_gradient(make_inputs):
+    """No array of B L E N: one in every 8 states is kept. The reference's autodiff keeps them all."""
+    batch, length, width, states = 2, 256, 32, 64
+    inputs = make_inputs(batch, length, width, states)
+    all_states = 4 * batch * length * width * states  # bytes
+
+    def scratch(name: str) -> int:
+        grad = jax.jit(jax.grad(lambda inputs: jnp.sum(selective_scan(**inputs, implementation=name))))
+        return grad.lower(inputs).compile().memory_analysis().temp_size_in_bytes
+
+    assert scratch("reference") > all_states
+    for name in AGAINST_REFERENCE:
+        assert scratch(name) < all_states / 2
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_vmap(name, make_inputs, make_positions):
+    stacked = [make_inputs(2, 9, 5, 3, seed=seed) for seed in range(3)]
+    positions = jnp.stack([make_positions(2, 9, seed=seed) for seed in range(3)])
+    inputs = jax.tree.map(lambda *arrays: jnp.stack(arrays), *stacked)
+
+    def loss(inputs, positions):
+        return jnp.sum(
+            jnp.sin(selective_scan(**inputs, positions=positions, alignment="decay", implementation=name))
+        )
+
+    fast = {"xla_backend_optimization_level": 0}
+    got = jax.jit(jax.vmap(jax.value_and_grad(loss)), compiler_options=fast)(inputs, positions)
+    one = jax.jit(jax.value_and_grad(loss), compiler_options=fast)
+    for index in range(3):
+        value, grads = one(stacked[index], positions[index])
+        mine = jax.tree.map(lambda array: array[index], got)  # noqa: B023
+        assert_close(mine, (value, grads), "float32")

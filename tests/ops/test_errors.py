@@ -1,0 +1,109 @@
+"""What the scan refuses, in words, and where."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+from top_jax.errors import InputError
+from top_jax.ops import selective_scan
+
+BATCH, LENGTH, WIDTH, STATES = 2, 4, 3, 5
+
+
+@pytest.fixture
+def inputs(make_inputs):
+    return make_inputs(BATCH, LENGTH, WIDTH, STATES)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    "name, shape, needed",
+    [
+        ("delta", (BATCH, LENGTH + 1, WIDTH), "(2, 4, 3)"),
+        ("A", (WIDTH + 1, STATES), "(3, 5)"),
+        ("B", (BATCH, STATES, LENGTH), "(2, 4, 5)"),  # PyTorch's order
+        ("C", (1, LENGTH, STATES), "(2, 4, 5)"),
+        ("D", (1,), "(3,)"),
+        ("z", (BATCH, WIDTH, LENGTH), "(2, 4, 3)"),
+        ("delta_bias", (WIDTH, 1), "(3,)"),
+    ],
+)
+def test_shapes(inputs, name, shape, needed):
+    with pytest.raises(InputError) as error:
+        selective_scan(**{**inputs, name: jnp.ones(shape)})
+    message = str(error.value)
+    assert message.startswith(f"{name} has shape {shape}") and f"must be {needed}" in message
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize("name, shape", [("u", (LENGTH, WIDTH)), ("A", (WIDTH,))])
+def test_ranks(inputs, name, shape):
+    with pytest.raises(InputError, match=r"needs u \[B, L, E\] and A \[E, N\]"):
+        selective_scan(**{**inputs, name: jnp.ones(shape)})
+
+
+def test_no_token(make_inputs):
+    with pytest.raises(InputError, match="at least one token"):
+        selective_scan(**make_inputs(2, 0, 3, 5))
+
+
+def test_unknown_names(inputs):
+    with pytest.raises(InputError, match="alignment='held' is unknown; choose one of none, hold, decay"):
+        selective_scan(**inputs, alignment="held")
+    with pytest.raises(InputError, match="implementation='cuda' is unknown here; choose one of auto, reference, xla"):
+        selective_scan(**inputs, implementation="cuda")
+
+
+def test_decay_needs_positions(inputs):
+    with pytest.raises(InputError, match="alignment='decay' came without positions"):
+        selective_scan(**inputs, alignment="decay")
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    "positions", [jnp.arange(LENGTH), jnp.tile(jnp.arange(LENGTH + 1), (BATCH, 1)), jnp.ones((BATCH, LENGTH))]
+)
+def test_positions_of_another_kind(inputs, positions):
+    with pytest.raises(InputError, match=r"needed: int32\[2, 4\]"):
+        selective_scan(**inputs, positions=positions)
+
+
+def bad_positions() -> jax.Array:
+    return jnp.asarray([[0, 1, 2, 3], [0, 5, 5, 6]], jnp.int32)
+
+
+@pytest.mark.parametrize("alignment", ["none", "hold", "decay"])
+def test_positions_that_do_not_increase(inputs, alignment):
+    with pytest.raises(InputError, match="positions of image 1 go from 5 to 5 at token 2"):
+        selective_scan(**inputs, positions=bad_positions(), alignment=alignment)
+
+
+def test_traced_positions_are_checked_under_checkify(inputs):
+    scan = jax.jit(lambda positions: selective_scan(**inputs, positions=positions, alignment="decay"))
+    checked = checkify.checkify(scan, errors=checkify.user_checks)
+    error, _ = checked(bad_positions())
+    assert "positions must increase strictly" in error.get()
+    error, _ = checked(jnp.asarray([[0, 1, 2, 3], [0, 5, 6, 9]], jnp.int32))
+    assert error.get() is None
+
+
+def test_traced_positions_are_not_checked_under_plain_jit(inputs):
+    scan = jax.jit(lambda positions: selective_scan(**inputs, positions=positions, alignment="hold"))
+    np.testing.assert_array_equal(scan(bad_positions()), jax.jit(lambda: selective_scan(**inputs))())
+
+
+def test_auto_logs_its_choice_once(inputs, caplog):
+    importlib.import_module("top_jax.ops.selective_scan")._choose.cache_clear()
+    with caplog.at_level(logging.INFO, logger="absl"):
+        first, second = selective_scan(**inputs), selective_scan(**inputs, implementation="auto")
+    assert [message for message in caplog.messages if "implementation 'auto' runs" in message] == [
+        "selective_scan: implementation 'auto' runs 'xla' on cpu."
+    ]
+    np.testing.assert_array_equal(first, second)
