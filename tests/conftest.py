@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import jaxtyping
 import numpy as np
 import pytest
@@ -25,6 +29,19 @@ NEEDS = {
     "torch": "needs PyTorch (the `convert` extra)",
     "shared": "needs the folder ../shared beside the checkout",
 }
+
+
+_register_dataclass = jax.tree_util.register_dataclass
+
+
+def _register_dataclass_unchecked(cls: type, *args: Any, **kwargs: Any) -> type:
+    """JAX rebuilds pytrees around leaves of any kind (shapes, shardings, None), so their __init__ must take them."""
+    registered = _register_dataclass(cls, *args, **kwargs)
+    registered.__no_type_check__ = True
+    return registered
+
+
+jax.tree_util.register_dataclass = _register_dataclass_unchecked
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,8 +66,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def _has_gpu() -> bool:
-    import jax
-
     return any(device.platform == "gpu" for device in jax.devices())
 
 
@@ -81,8 +96,6 @@ def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
     if folder not in STRICT:
         yield
         return
-    import jax
-
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
 
@@ -139,3 +152,51 @@ def official(request: pytest.FixtureRequest) -> OfficialCase:
 @pytest.fixture(scope="session")
 def micro() -> OfficialCase:
     return OfficialCase(FIXTURES / "vim_micro.npz")
+
+
+TINY_CONFIG = Path(__file__).parent / "tiny_run.py"
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Any:
+    """The RunConfig of tests/tiny_run.py."""
+    from top_jax.config import RunConfig
+
+    spec = importlib.util.spec_from_file_location("tiny_run", TINY_CONFIG)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return RunConfig.from_config_dict(module.get_config())
+
+
+class Launcher:
+    """Starts train.py on tests/tiny_run.py in its own process; compiled programs are shared between starts."""
+
+    def __init__(self, cache: Path):
+        self.environment = {"JAX_COMPILATION_CACHE_DIR": str(cache), **os.environ, "JAX_PLATFORMS": "cpu"}
+
+    def start(self, workdir: Path, *flags: str, config: Path = TINY_CONFIG, **options: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *flags]
+        settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": self.environment}
+        return subprocess.Popen(command, cwd=ROOT, **{**settings, **options})
+
+    def finish(self, workdir: Path, *flags: str, **options: Any) -> tuple[str, str]:
+        process = self.start(workdir, *flags, **options)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        return out, err
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Launcher:
+    return Launcher(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Path:
+    """The run directory of tests/tiny_run.py, trained without interruption; not to be written to."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    out, err = launcher.finish(workdir)
+    (workdir / "stdout").write_text(out)
+    (workdir / "stderr").write_text(err)
+    return workdir

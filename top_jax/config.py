@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from ml_collections import config_dict
 
@@ -20,6 +20,16 @@ from top_jax.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+DTYPES: Final = ("float32", "bfloat16", "float16")
+
+
+def _check(node: Any, section: str, names: tuple[str, ...], holds: Callable[[Any], Any], needed: str) -> None:
+    """Raises InputError, naming the key, unless `holds(value)` for each of the fields that is set."""
+    for name in names:
+        value = getattr(node, name)
+        # `not holds` rather than a test for what is wrong: nan fits nowhere.
+        if value is not None and not holds(value):
+            raise InputError(f"config.{section}{'.' if section else ''}{name}={value!r}; it must be {needed}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +51,13 @@ class ModelConfig:
     dtype: str = "float32"  # computation; parameters, states, residuals and norms stay float32
     implementation: str = "auto"  # of the selective scan: top_jax.ops.selective_scan
     remat: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = ("num_classes", "patch_size", "stride", "embed_dim", "depth", "d_state")
+        _check(self, "model", sizes, lambda size: size >= 1, "at least 1")
+        _check(self, "model", ("img_size",), lambda size: size and min(size) >= 1, "sides of at least 1 pixel")
+        _check(self, "model", ("drop_path",), lambda rate: 0 <= rate < 1, "in [0, 1)")
+        _check(self, "model", ("dtype",), lambda dtype: dtype in DTYPES, f"one of {', '.join(DTYPES)}")
 
     def overrides(self) -> dict[str, Any]:
         """The keyword arguments for `top_jax.create_model` beside the name."""
@@ -83,6 +100,11 @@ class DataConfig:
     num_threads: int = 2  # decoding threads of each process
     prefetch: int = 2  # batches kept ready on the device
 
+    def __post_init__(self) -> None:
+        _check(self, "data", ("prefetch",), lambda batches: batches >= 0, "at least 0")
+        _check(self, "data", ("mean", "std"), lambda values: len(values) in (1, 3), "one number, or one per channel")
+        _check(self, "data", ("std",), lambda values: min(values) > 0, "above 0")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -100,6 +122,14 @@ class OptimizerConfig:
     label_smoothing: float = 0.1
     ema_decay: float | None = None  # set: an exponential moving average of the weights is kept
     accumulate: int = 1  # micro-batches a step; batch_size counts all of them
+
+    def __post_init__(self) -> None:
+        _check(self, "optimizer", ("reference_batch_size", "accumulate"), lambda count: count >= 1, "at least 1")
+        rates = ("learning_rate", "min_learning_rate", "warmup_learning_rate", "warmup_epochs", "weight_decay")
+        _check(self, "optimizer", rates, lambda value: value >= 0, "at least 0")
+        _check(self, "optimizer", ("b1", "b2", "ema_decay"), lambda decay: 0 <= decay < 1, "in [0, 1)")
+        _check(self, "optimizer", ("clip_norm",), lambda norm: norm > 0, "above 0")
+        _check(self, "optimizer", ("label_smoothing",), lambda share: 0 <= share < 1, "in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,12 +150,18 @@ class RunConfig:
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 
+    def __post_init__(self) -> None:
+        counts = ("batch_size", "eval_batch_size", "total_steps", "log_every", "checkpoint_every")
+        _check(self, "", counts, lambda count: count >= 1, "at least 1")
+        _check(self, "", ("epochs", "eval_every_epochs"), lambda epochs: epochs > 0, "above 0")
+        _check(self, "", ("seed",), lambda seed: 0 <= seed < 2**32, "in 0 .. 2**32 - 1")
+
     @classmethod
-    def from_config_dict(cls, config: Mapping[str, Any]) -> RunConfig:
+    def from_config_dict(cls, config: Mapping[str, Any] | config_dict.ConfigDict) -> RunConfig:
         """Checks a ConfigDict (or plain dict) and freezes it.
 
         Raises:
-            InputError: an unknown key or a value of the wrong type, named by its dotted path.
+            InputError: an unknown key, or a value of the wrong type or out of range, named by its dotted path.
         """
         return _build(cls, config, path="")
 
@@ -166,7 +202,9 @@ def _to_config_dict(node: Any) -> config_dict.ConfigDict:
     return result
 
 
-def _build(cls: type, node: Mapping[str, Any], path: str) -> Any:
+def _build(cls: type, node: Any, path: str) -> Any:
+    if not isinstance(node, (Mapping, config_dict.ConfigDict)):
+        raise InputError(f"config.{path.rstrip('.')}={node!r} is no section; it must be a dict of settings.")
     hints = typing.get_type_hints(cls)
     known = {field.name for field in dataclasses.fields(cls)}
     if unknown := sorted(set(node) - known):
@@ -184,19 +222,24 @@ def _build(cls: type, node: Mapping[str, Any], path: str) -> Any:
 
 def _plain_type(hint: Any) -> type:
     """The container or scalar type behind `X | None` and `tuple[X, ...]`."""
-    if isinstance(hint, types.UnionType):
-        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    hint = _without_none(hint)
     return typing.get_origin(hint) or hint
+
+
+def _without_none(hint: Any) -> Any:
+    if isinstance(hint, types.UnionType):
+        return next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    return hint
 
 
 def _coerce(value: Any, hint: Any, path: str) -> Any:
     if value is None and isinstance(hint, types.UnionType):
         return None
     wanted = _plain_type(hint)
-    if wanted is tuple and isinstance(value, (list, tuple)):
-        return tuple(value)
-    if wanted is tuple and isinstance(value, (int, float)):
-        return (value,)  # one for all, such as img_size=224
+    if wanted is tuple:
+        values = value if isinstance(value, (list, tuple)) else (value,)  # one for all, such as img_size=224
+        of = typing.get_args(_without_none(hint))[0]
+        return tuple(_coerce(item, of, f"{path}[{place}]") for place, item in enumerate(values))
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):

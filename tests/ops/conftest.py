@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 from top_jax.ops import selective_scan
 
 Inputs = dict[str, Any]
-OPTIONAL = ("D", "z", "delta_bias")
 
 
 @pytest.fixture(scope="session")
@@ -41,21 +41,26 @@ def make_positions() -> Callable[..., jax.Array]:
     return make
 
 
+@functools.cache
+def _compiled(optimise: bool, options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    def loss(inputs: Inputs, cotangent: jax.Array, positions: Any):
+        out = selective_scan(**inputs, positions=positions, **dict(options))
+        return jnp.sum(out.astype(jnp.float32) * cotangent), out
+
+    # Unoptimised machine code is made several times faster, and compiling is most of what these tests do.
+    fast = None if optimise else {"xla_backend_optimization_level": 0}
+    return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=fast)
+
+
 @pytest.fixture(scope="session")
 def run_scan() -> Callable[..., tuple[jax.Array, Inputs]]:
-    """(output, gradients of sum(output * cotangent) by input), compiled as one program."""
+    """(output, gradients of sum(output * cotangent) by input), from one program."""
 
-    def run(inputs: Inputs, cotangent: Any = None, *, optimise: bool = True, positions: Any = None, **options: Any):
+    def run(inputs: Inputs, cotangent: Any = None, *, optimise: bool = False, positions: Any = None, **options: Any):
         if cotangent is None:
             shape = inputs["u"].shape
             cotangent = jnp.asarray(np.random.default_rng(7).normal(size=shape), jnp.float32)
-
-        def loss(inputs: Inputs, cotangent: jax.Array, positions: Any):
-            out = selective_scan(**inputs, positions=positions, **options)
-            return jnp.sum(out.astype(jnp.float32) * cotangent), out
-
-        fast = None if optimise else {"xla_backend_optimization_level": 0}  # compiles faster, runs slower
-        graded = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=fast)
+        graded = _compiled(optimise, tuple(sorted(options.items())))
         (_, out), grads = graded(inputs, jnp.asarray(cotangent), positions)
         return out, grads
 

@@ -97,31 +97,25 @@ def _sizes() -> list:
 @pytest.mark.parametrize("length, width, states, reverse, alignment", _sizes())
 def test_sizes(length, width, states, reverse, alignment, make_inputs, make_positions, run_scan):
     inputs = make_inputs(2, length, width, states)
-    run = functools.partial(
-        run_scan, inputs, positions=make_positions(2, length), reverse=reverse, alignment=alignment
-    )
-    want = run(implementation="reference", optimise=False)
+    run = functools.partial(run_scan, inputs, positions=make_positions(2, length), reverse=reverse, alignment=alignment)
+    want = run(implementation="reference")
     for name in AGAINST_REFERENCE:
-        assert_close(run(implementation=name), want, "float32")
+        assert_close(run(implementation=name, optimise=length == 197), want, "float32")
 
 
-@pytest.mark.parametrize(
-    "without", [subset for size in range(4) for subset in itertools.combinations(("D", "z", "delta_bias"), size)]
-)
+@pytest.mark.parametrize("without", [("D",), ("z",), ("delta_bias",), ("D", "z", "delta_bias")])
 def test_optional_inputs(without, make_inputs, run_scan):
     inputs = make_inputs(2, 9, 5, 3, without=without)
-    want = run_scan(inputs, implementation="reference", optimise=False)
+    want = run_scan(inputs, implementation="reference")
     for name in AGAINST_REFERENCE:
-        assert_close(run_scan(inputs, implementation=name, optimise=False), want, "float32")
+        assert_close(run_scan(inputs, implementation=name), want, "float32")
 
 
 @pytest.mark.parametrize("length, reverse, alignment", [(1, False, "hold"), (17, False, "decay"), (65, True, "decay")])
 def test_bfloat16(length, reverse, alignment, make_inputs, make_positions, run_scan):
     inputs = make_inputs(2, length, 5, 16, dtype="bfloat16")
-    run = functools.partial(
-        run_scan, inputs, positions=make_positions(2, length), reverse=reverse, alignment=alignment
-    )
-    want = run(implementation="reference", optimise=False)
+    run = functools.partial(run_scan, inputs, positions=make_positions(2, length), reverse=reverse, alignment=alignment)
+    want = run(implementation="reference")
     for name in AGAINST_REFERENCE:
         out, grads = run(implementation=name)
         assert out.dtype == jnp.bfloat16
@@ -141,7 +135,7 @@ def test_bfloat16_keeps_a_float32_state(name, make_inputs):
 @pytest.mark.parametrize("alignment", ["none", "hold"])
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_hold_and_none_are_one_recurrence(name, alignment, make_inputs, make_positions, run_scan):
-    inputs, run = make_inputs(2, 9, 5, 3), functools.partial(run_scan, implementation=name, optimise=False)
+    inputs, run = make_inputs(2, 9, 5, 3), functools.partial(run_scan, implementation=name)
     want = run(inputs)
     got = run(inputs, positions=make_positions(2, 9), alignment=alignment)
     jax.tree.map(np.testing.assert_array_equal, got, want)
@@ -150,11 +144,12 @@ def test_hold_and_none_are_one_recurrence(name, alignment, make_inputs, make_pos
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_keeping_everything_is_the_dense_scan(name, reverse, make_inputs, run_scan):
-    inputs, run = make_inputs(2, 17, 5, 3), functools.partial(run_scan, implementation=name, reverse=reverse)
-    everything = jnp.tile(jnp.arange(17, dtype=jnp.int32), (2, 1))
-    dense, _ = run(inputs)
-    for alignment in ops.ALIGNMENTS:
-        kept, _ = run(inputs, positions=everything, alignment=alignment)
+    inputs = make_inputs(2, 9, 5, 3)
+    run = functools.partial(run_scan, inputs, implementation=name, reverse=reverse, optimise=True)
+    everything = jnp.tile(jnp.arange(9, dtype=jnp.int32), (2, 1))
+    dense, _ = run()
+    for alignment in ("hold", "decay"):
+        kept, _ = run(positions=everything, alignment=alignment)
         np.testing.assert_array_equal(kept, dense)
 
 
@@ -195,14 +190,12 @@ def test_aligned_scan_is_the_masked_full_scan(name, alignment, reverse, make_inp
         return jnp.take_along_axis(out, positions[:, :, None], axis=1)
 
     def aligned_scan(inputs):
-        return selective_scan(
-            **inputs, positions=positions, alignment=alignment, reverse=reverse, implementation=name
-        )
+        return selective_scan(**inputs, positions=positions, alignment=alignment, reverse=reverse, implementation=name)
 
     def with_gradients(scan):
         fast = {"xla_backend_optimization_level": 0}
-        graded = jax.jit(jax.value_and_grad(lambda i: (jnp.sum(jnp.sin(y := scan(i))), y), has_aux=True), compiler_options=fast)
-        (_, y), grads = graded(inputs)
+        loss = lambda inputs: (jnp.sum(jnp.sin(y := scan(inputs))), y)  # noqa: E731
+        (_, y), grads = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=fast)(inputs)
         return y, grads
 
     got, want = with_gradients(aligned_scan), with_gradients(masked_full_scan)
@@ -214,10 +207,10 @@ def test_aligned_scan_is_the_masked_full_scan(name, alignment, reverse, make_inp
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_images_do_not_influence_each_other(name, make_inputs, make_positions, run_scan):
-    inputs, positions = make_inputs(3, 17, 32, 16), make_positions(3, 17)
+    inputs, positions = make_inputs(3, 9, 5, 3), make_positions(3, 9)
     per_image = {key: array for key, array in inputs.items() if array.ndim == 3}
     cotangent = jnp.asarray(np.random.default_rng(3).normal(size=inputs["u"].shape), jnp.float32)
-    run = functools.partial(run_scan, alignment="decay", implementation=name)
+    run = functools.partial(run_scan, alignment="decay", implementation=name, optimise=True)
     together, together_grads = run(inputs, cotangent, positions=positions)
 
     # Rows are bit-equal in a batch of the same size, whatever stands beside them ...
@@ -248,7 +241,7 @@ def test_extreme_decays_stay_finite(name, reverse, make_inputs, run_scan):
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_two_runs_are_bit_equal(name, make_inputs, make_positions, run_scan):
-    inputs, positions = make_inputs(2, 33, 32, 16), make_positions(2, 33)
+    inputs, positions = make_inputs(2, 65, 32, 16), make_positions(2, 65)
     run = functools.partial(run_scan, inputs, positions=positions, alignment="decay", implementation=name)
     jax.tree.map(np.testing.assert_array_equal, run(), run())
 
@@ -261,7 +254,7 @@ def test_memory_of_the_gradient(make_inputs):
 
     def scratch(name: str) -> int:
         grad = jax.jit(jax.grad(lambda inputs: jnp.sum(selective_scan(**inputs, implementation=name))))
-        return grad.lower(inputs).compile().memory_analysis().temp_size_in_bytes
+        return grad.lower(inputs).compile({"xla_backend_optimization_level": 0}).memory_analysis().temp_size_in_bytes
 
     assert scratch("reference") > all_states
     for name in AGAINST_REFERENCE:
@@ -275,9 +268,7 @@ def test_vmap(name, make_inputs, make_positions):
     inputs = jax.tree.map(lambda *arrays: jnp.stack(arrays), *stacked)
 
     def loss(inputs, positions):
-        return jnp.sum(
-            jnp.sin(selective_scan(**inputs, positions=positions, alignment="decay", implementation=name))
-        )
+        return jnp.sum(jnp.sin(selective_scan(**inputs, positions=positions, alignment="decay", implementation=name)))
 
     fast = {"xla_backend_optimization_level": 0}
     got = jax.jit(jax.vmap(jax.value_and_grad(loss)), compiler_options=fast)(inputs, positions)

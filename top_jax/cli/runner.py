@@ -28,12 +28,14 @@ def run(main: Callable[[list[str]], None]) -> None:
     """
 
     def guarded(arguments: list[str]) -> None:
-        if flags.FLAGS["verbosity"].using_default_value:
-            logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save at INFO
+        if not any(argument.lstrip("-").startswith(("verbosity", "v=")) for argument in sys.argv):
+            logging.set_verbosity(logging.WARNING)  # absl's INFO has Orbax tell every step of every save
         try:
             main(arguments[1:])
         except (InputError, RunError) as error:
             sys.exit(_report(error))
+        except KeyboardInterrupt:
+            sys.exit(130)  # as the shell says it; a training run saves first (top_jax.training.interruption)
 
     app.run(guarded, flags_parser=_parse)
 
@@ -102,5 +104,5 @@ def _unknown_key(arguments: list[str], reason: str) -> InputError:
 
 
 def _report(error: Exception) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2 if isinstance(error, InputError) else 1

@@ -56,7 +56,7 @@ def evaluate(
     *,
     prefetch: int,
     on_batch: Callable[[int], None] = lambda images: None,
-) -> dict[str, float]:
+) -> dict[str, float | int]:
     """Runs a split once.
 
     Args:
@@ -101,7 +101,7 @@ def evaluate_model(
     *,
     batch_size: int,
     on_batch: Callable[[int], None] = lambda images: None,
-) -> dict[str, float]:
+) -> dict[str, float | int]:
     """Accuracy of a model over a whole source, on all devices; results as of `evaluate`.
 
     Raises:

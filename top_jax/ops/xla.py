@@ -15,6 +15,7 @@ from top_jax.kernels.chunked_scan import (  # pyright: ignore[reportMissingImpor
     ScanInputs,
     chunked_scan_backward,
     chunked_scan_forward,
+    scan_forward,
 )
 from top_jax.typing import Inner, PerChannel, PerToken, Selective, StateMatrix
 
@@ -54,7 +55,7 @@ def _scanned_before(delta: Inner, reverse: bool) -> Inner:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _recurrence(reverse: bool, steps: ScanInputs, A: jax.Array) -> jax.Array:
-    return chunked_scan_forward(steps, A, reverse=reverse)[0]
+    return scan_forward(steps, A, reverse=reverse)
 
 
 def _forward(reverse: bool, steps: ScanInputs, A: jax.Array):

@@ -29,8 +29,9 @@ class Checkpoints:
     """`latest/` (the last two, whole) and `best/` (one, weights only). Saving is asynchronous, and atomic."""
 
     def __init__(self, directory: Path):
-        keep_two = ocp.CheckpointManagerOptions(max_to_keep=2)
-        keep_best = ocp.CheckpointManagerOptions(max_to_keep=1, best_fn=lambda metrics: metrics["accuracy"])
+        # What a kill left half-written is removed: a run has its directory to itself (RunDirectory.lock).
+        keep_two = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+        keep_best = ocp.CheckpointManagerOptions(max_to_keep=1, best_fn=_accuracy, cleanup_tmp_directories=True)
         self._latest = ocp.CheckpointManager(directory / "latest", options=keep_two)
         self._best = ocp.CheckpointManager(directory / "best", options=keep_best)
 
@@ -39,6 +40,8 @@ class Checkpoints:
         step = int(state.step)
         if step == self._latest.latest_step():
             return
+        # First the best: once this state is there, no later start evaluates the step again.
+        self._best.wait_until_finished()
         progress = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
         items = ocp.args.Composite(
             weights=ocp.args.StandardSave(state.weights()),
@@ -51,8 +54,12 @@ class Checkpoints:
         """Saves the weights where they beat the best so far."""
         best = self.best_accuracy()
         if best is None or accuracy > best:
+            step = int(state.step)
+            if step in self._best.all_steps():  # of an earlier start on another machine, whose numbers differ a little
+                self._best.delete(step)
             items = ocp.args.Composite(weights=ocp.args.StandardSave(state.weights()))
-            self._best.save(int(state.step), args=items, metrics={"accuracy": accuracy})
+            # Forced, because a killed start may have left a best checkpoint of a step that is yet to come.
+            self._best.save(step, args=items, metrics={"accuracy": accuracy}, force=True)
 
     def latest_step(self) -> int | None:
         """Step of the newest whole checkpoint."""
@@ -60,9 +67,10 @@ class Checkpoints:
 
     def best_accuracy(self) -> float | None:
         """Accuracy of the best checkpoint."""
+        self._best.wait_until_finished()  # its file is read
         best = self._best.best_step()
         metrics = None if best is None else self._best.metrics(best)
-        return None if metrics is None else metrics["accuracy"]
+        return None if metrics is None else _accuracy(metrics)
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, int]] | None:
         """The newest state, placed as `like` is, with its data state; None where nothing was saved."""
@@ -122,11 +130,11 @@ def read_weights(run: RunDirectory, which: str = "best", ema: bool | None = None
     kept_ema = config.optimizer.ema_decay is not None
     if ema and not kept_ema:
         raise InputError(f"{run.path} kept no averaged weights (optimizer.ema_decay is not set); pass ema=False.")
-    directory = run.checkpoints / which
-    with ocp.CheckpointManager(
-        directory, options=ocp.CheckpointManagerOptions(create=False, read_only=True)
-    ) as manager:
-        step = manager.latest_step() if directory.is_dir() else None
+    options = ocp.CheckpointManagerOptions(create=False, read_only=True, best_fn=_accuracy if which == "best" else None)
+    with ocp.CheckpointManager(run.checkpoints / which, options=options) as manager:
+        step = manager.best_step()  # of `latest`, the latest
+        if step is None:
+            step = manager.latest_step()  # a converted checkpoint has no accuracy
         if step is None:
             raise InputError(
                 f"{run.path} has no {which!r} checkpoint yet; train on, or choose the other of best and latest."
@@ -164,6 +172,10 @@ def make_pruning(config: PruningConfig) -> Pruning:
 def fill(model: Vim, params: Params) -> Vim:
     """The model with these parameters."""
     return nnx.merge(nnx.graphdef(model), params)
+
+
+def _accuracy(metrics: Any) -> float:
+    return metrics["accuracy"]
 
 
 def _abstract(tree: Any) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from top_jax.config import RunConfig
-from top_jax.data import Source, eval_batches, open_source, prefetch_to_device, train_batches
+from top_jax.data import Batches, Source, eval_batches, open_source, prefetch_to_device, train_batches
 from top_jax.errors import InputError, RunError
 from top_jax.evaluation.accuracy import evaluate, make_eval_step
 from top_jax.evaluation.flops import count_macs
 from top_jax.models import Vim, abstract_model
+from top_jax.ops.selective_scan import resolve
 from top_jax.sharding import check_divisible, data_parallel
 from top_jax.training.checkpoints import Checkpoints, abstract_params, make_pruning
 from top_jax.training.compilation_cache import enable_compilation_cache
@@ -51,6 +53,18 @@ class Plan:
     by_image: NamedSharding  # batch axis over all devices
     replicated: NamedSharding
 
+    def train_batches(self) -> Batches:
+        """The stream of training batches, from its beginning."""
+        config, size = self.config, self.model.config.img_size
+        return train_batches(
+            self.train_source, config.data, img_size=size, batch_size=config.batch_size, seed=config.seed
+        )
+
+    def eval_batches(self) -> Batches:
+        """One pass over the evaluation split."""
+        size = self.model.config.img_size
+        return eval_batches(self.eval_source, self.config.data, img_size=size, batch_size=self.eval_batch_size)
+
 
 def train(config: RunConfig, workdir: str | Path) -> Summary | None:
     """Trains, or goes on training, the run that `config` describes.
@@ -70,24 +84,35 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
         RunError: the loss is not finite, or the disk is full.
     """
     enable_compilation_cache()
-    plan = make_plan(config)
-    run = RunDirectory(workdir)
-    params = None if run.has_checkpoints() else initial_params(config)  # before claiming: it may be bad input
-    run.claim(config)
-    with Checkpoints(run.checkpoints) as checkpoints:
-        state, data_state = _start_or_resume(plan, checkpoints, params)
-        first_step = int(state.step)
-        with Reporter(run, first_step=first_step, total_steps=plan.total_steps) as reporter, Interruption() as signals:
-            _announce(plan, run, reporter, first_step)
+    with Interruption() as signals:
+        plan = make_plan(config)
+        run = RunDirectory(workdir)
+        params = None if run.has_checkpoints() else initial_params(config)  # before claiming: it may be bad input
+        with run.lock(), _full_disk_named():
+            run.claim(config)
+            with Checkpoints(run.checkpoints) as checkpoints:
+                return _train(plan, run, checkpoints, signals, params)
+
+
+def _train(
+    plan: Plan, run: RunDirectory, checkpoints: Checkpoints, signals: Interruption, params: Params | None
+) -> Summary | None:
+    state, data_state = _start_or_resume(plan, checkpoints, params)
+    first_step = int(state.step)
+    with Reporter(run, first_step=first_step, total_steps=plan.total_steps) as reporter:
+        _announce(plan, run, reporter, first_step)
+        summary = run.read_json("summary.json") if first_step == plan.total_steps else None
+        if summary is None:
             loop = Loop(plan, checkpoints, reporter, signals)
-            finished = loop.run(state, data_state)
-            if not finished:
-                reporter.say(f"{signals.requested}: saved; start the same command again to go on.")
+            if not loop.run(state, data_state):
+                kept = checkpoints.latest_step()
+                what = "nothing to save yet" if kept is None else f"saved at step {kept}"
+                reporter.say(f"{signals.requested}: {what}; start the same command again to go on.")
                 return None
             summary = loop.summary()
             run.write_json("summary.json", summary)
-            _conclude(summary, run, reporter)
-            return summary
+        _conclude(summary, run, reporter)
+        return summary
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -112,8 +137,9 @@ def make_plan(config: RunConfig) -> Plan:
     schedule = learning_rate_schedule(
         config.optimizer, batch_size=config.batch_size, total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
+    resolve(config.model.implementation)
     by_image, replicated = data_parallel()
-    return Plan(
+    plan = Plan(
         config=config,
         model=model,
         train_source=train_source,
@@ -126,6 +152,8 @@ def make_plan(config: RunConfig) -> Plan:
         by_image=by_image,
         replicated=replicated,
     )
+    plan.train_batches(), plan.eval_batches()  # nothing is read yet, but settings are checked
+    return plan
 
 
 class Loop:
@@ -137,39 +165,32 @@ class Loop:
         self.reporter = reporter
         self.signals = signals
         self.throughput = Throughput()
-        self.last_evaluation: dict[str, float] = {}
+        self.last_evaluation: dict[str, float | int] = {}
         self.train_step = _jit_train_step(plan)
         self.eval_step = make_eval_step(nnx.graphdef(plan.model), plan.config.data)
 
     def run(self, state: TrainState, data_state: dict[str, int]) -> bool:
         """Steps until the end (True) or a signal (False); what was reached is saved either way."""
-        plan, config, step = self.plan, self.plan.config, int(state.step)
-        batches = train_batches(
-            plan.train_source,
-            config.data,
-            img_size=plan.model.config.img_size,
-            batch_size=config.batch_size,
-            seed=config.seed,
-        )
-        with batches:
+        plan, step = self.plan, int(state.step)
+        evaluated = bool(data_state.get("evaluated", True))  # False where a signal stopped the evaluation of this step
+        if not evaluated or step == plan.total_steps:  # the latter: killed between its last checkpoint and its summary
+            evaluated = self._evaluate(state, step)
+        with plan.train_batches() as batches:
             batches.set_state(data_state)
-            stream = prefetch_to_device(batches, plan.by_image, config.data.prefetch)
+            stream = prefetch_to_device(batches, plan.by_image, plan.config.data.prefetch)
             while step < plan.total_steps and not self.signals.requested:
                 batch, data_state = next(stream)
                 state, metrics = self.train_step(state, batch)
                 step += 1
                 self._after_step(step, metrics)
-                if step % plan.eval_every == 0 or step == plan.total_steps:
-                    self._evaluate(state, step)
-                    self._save(state, data_state)
-                elif step % config.checkpoint_every == 0:
-                    self._save(state, data_state)
-        if not self.last_evaluation and step == plan.total_steps:  # it was finished before this start
-            self._evaluate(state, step)
+                if due := step % plan.eval_every == 0 or step == plan.total_steps:
+                    evaluated = self._evaluate(state, step)
+                if due or step % plan.config.checkpoint_every == 0:
+                    self._save(state, data_state, evaluated)
         if step > 0:
-            self._save(state, data_state)
-            _or_disk_full(self.checkpoints.wait)
-        return step == plan.total_steps
+            self._save(state, data_state, evaluated)
+            self.checkpoints.wait()
+        return step == plan.total_steps and evaluated
 
     def summary(self) -> Summary:
         """The result, for summary.json."""
@@ -187,42 +208,72 @@ class Loop:
         }
 
     def _after_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        loss = float(metrics["loss"])
-        if not math.isfinite(loss):
-            kept = self.checkpoints.latest_step()
-            raise RunError(
-                f"the loss of step {step} is {loss}; "
-                + (f"the checkpoint of step {kept} is kept" if kept else "nothing was saved yet")
-                + ". Lower optimizer.learning_rate, or set optimizer.clip_norm."
-            )
+        values = {name: float(metrics[name]) for name in ("loss", "accuracy", "grad_norm", "param_norm")}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                kept = self.checkpoints.latest_step()
+                raise RunError(
+                    f"the {name} of step {step} is {value}; "
+                    + ("nothing was saved yet" if kept is None else f"the checkpoint of step {kept} is kept")
+                    + ". Lower optimizer.learning_rate, or set optimizer.clip_norm."
+                )
         self.throughput.add(self.plan.config.batch_size)
-        self.reporter.step(step)
         if step % self.plan.config.log_every == 0 or step == self.plan.total_steps:
-            values = {name: float(value) for name, value in metrics.items()}
+            self.throughput.pause()
             values["learning_rate"] = float(np.asarray(self.plan.schedule(step - 1)))
             self.reporter.metrics("train", step, {**values, "images_per_second": self.throughput.recent()})
+            self.throughput.resume()
+        shown = {name: values[name] for name in ("loss", "accuracy")}
+        self.reporter.step(step, {**shown, "images_per_second": self.throughput.overall()})
 
-    def _evaluate(self, state: TrainState, step: int) -> None:
-        """Evaluates the weights, and their average where one is kept; the average then decides what is best."""
+    def _evaluate(self, state: TrainState, step: int) -> bool:
+        """Evaluates the weights, and their average where one is kept; the average then decides what is best.
+
+        Returns:
+            Whether it came to its end, rather than to a signal.
+        """
         self.throughput.pause()
-        plan = self.plan
-        self.last_evaluation = {}
+        plan, evaluation = self.plan, {}
         for name, params in state.weights().items():
-            batches = eval_batches(
-                plan.eval_source, plan.config.data, img_size=plan.model.config.img_size, batch_size=plan.eval_batch_size
-            )
-            result = evaluate(self.eval_step, params, batches, plan.by_image, prefetch=plan.config.data.prefetch)
+            with self.reporter.evaluating(len(plan.eval_source)) as advance:
+                result = self._evaluate_weights(params, advance)
+            if result is None:
+                return False
             prefix = "" if name == "params" else f"{name}_"
-            self.last_evaluation |= {f"{prefix}{key}": value for key, value in result.items()}
-        self.reporter.metrics("eval", step, self.last_evaluation)
-        accuracy = self.last_evaluation.get("ema_accuracy", self.last_evaluation["accuracy"])
-        _or_disk_full(lambda: self.checkpoints.save_if_best(state, accuracy))
+            evaluation |= {f"{prefix}{key}": value for key, value in result.items()}
+        self.last_evaluation = evaluation
+        self.reporter.metrics("eval", step, evaluation)
+        self.checkpoints.save_if_best(state, evaluation.get("ema_accuracy", evaluation["accuracy"]))
+        self.throughput.resume()
+        return True
+
+    def _evaluate_weights(self, params: Params, advance: Callable[[int], None]) -> dict[str, float | int] | None:
+        def on_batch(images: int) -> None:
+            if self.signals.requested:
+                raise _Stopped
+            advance(images)
+
+        plan = self.plan
+        try:
+            return evaluate(
+                self.eval_step,
+                params,
+                plan.eval_batches(),
+                plan.by_image,
+                prefetch=plan.config.data.prefetch,
+                on_batch=on_batch,
+            )
+        except _Stopped:
+            return None
+
+    def _save(self, state: TrainState, data_state: dict[str, int], evaluated: bool) -> None:
+        self.throughput.pause()
+        self.checkpoints.save(state, {**data_state, "evaluated": int(evaluated)})
         self.throughput.resume()
 
-    def _save(self, state: TrainState, data_state: dict[str, int]) -> None:
-        self.throughput.pause()
-        _or_disk_full(lambda: self.checkpoints.save(state, data_state))
-        self.throughput.resume()
+
+class _Stopped(Exception):
+    """A signal came during an evaluation."""
 
 
 def _start_or_resume(plan: Plan, checkpoints: Checkpoints, params: Params | None) -> tuple[TrainState, dict[str, int]]:
@@ -248,14 +299,15 @@ def _jit_train_step(plan: Plan) -> Callable[..., Any]:
     return jax.jit(step, donate_argnums=0, out_shardings=(plan.replicated, plan.replicated))
 
 
-def _or_disk_full(save: Callable[[], None]) -> None:
+@contextlib.contextmanager
+def _full_disk_named() -> Iterator[None]:
     """Turns a full disk, however it is reported, into one clear line."""
     try:
-        save()
+        yield
     except Exception as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
             raise RunError(
-                "the disk is full: this checkpoint was not written, the last one is kept. "
+                "the disk is full: what was to be written now is not, the last whole checkpoint is kept. "
                 "Make room and start the same command again."
             ) from error
         raise
@@ -266,8 +318,8 @@ def _announce(plan: Plan, run: RunDirectory, reporter: Reporter, first_step: int
     start = f"going on after step {first_step}" if first_step else "starting"
     reporter.say(
         f"{run.path}: {start}; {plan.total_steps} steps of {config.batch_size} images on {len(jax.devices())} x "
-        f"{jax.devices()[0].device_kind}; {config.model.name}, {plan.train_source.name} ({len(plan.train_source)} "
-        f"images to train, {len(plan.eval_source)} to evaluate)"
+        f"{jax.devices()[0].device_kind}; {config.model.name}, {resolve(config.model.implementation)} scan; "
+        f"{plan.train_source.name} ({len(plan.train_source)} images to train, {len(plan.eval_source)} to evaluate)"
     )
     if plan.model.pruning.after_blocks and config.init_from is None and not first_step:
         reporter.say(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import math
 import os
+import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from top_jax.training.run_directory import RunDirectory, write_text
 
@@ -28,39 +32,52 @@ class Reporter:
     def __init__(self, run: RunDirectory, *, first_step: int, total_steps: int):
         self.console = Console()
         _drop_after(run.metrics, first_step)
+        self._reported = _kinds_at(run.metrics, first_step)
+        self._first_step = first_step
         self._lines = run.metrics.open("a")
-        self._board = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1)
+        self._board = _summary_writer(run.tensorboard, purge_step=first_step + 1)
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=None),  # what the others leave: a line must fit into 80 columns
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             console=self.console,
             disable=not self.console.is_terminal,
+            expand=True,
         )
         self._total_steps = total_steps
         self._training = self._progress.add_task("train", total=total_steps, completed=first_step, status="")
 
-    def step(self, step: int) -> None:
-        """Moves the bar."""
-        self._progress.update(self._training, completed=step)
+    def step(self, step: int, values: dict[str, float | int]) -> None:
+        """Moves the bar; `values` stand beside it."""
+        self._progress.update(self._training, completed=step, status=_readable(values))
 
-    def metrics(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Reports numbers of the state after `step` steps, in all places."""
+    @contextlib.contextmanager
+    def evaluating(self, images: int) -> Iterator[Callable[[int], None]]:
+        """A second bar, of an evaluation; yields the function that moves it on by so many images."""
+        task = self._progress.add_task("eval", total=images, status="")
+        try:
+            yield lambda count: self._progress.advance(task, count)
+        finally:
+            self._progress.remove_task(task)
+
+    def metrics(self, kind: str, step: int, values: dict[str, float | int]) -> None:
+        """Reports numbers of the state after `step` steps, in all places; once, even if another start already did."""
+        if kind != "train" or not self.console.is_terminal:
+            self.say(f"{kind} {step}/{self._total_steps}  {_readable(values)}")
+        if step == self._first_step and kind in self._reported:
+            return
         self._lines.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._lines.flush()
         os.fsync(self._lines.fileno())  # a checkpoint of this step must not outlive its line
         for name, value in values.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
-        text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
-        self._progress.update(self._training, status=text if kind == "train" else "")
-        if kind != "train" or not self.console.is_terminal:
-            self.console.print(f"{kind} {step}/{self._total_steps}  {text}", highlight=False, soft_wrap=True)
+        self._board.flush()
 
     def say(self, text: str) -> None:
         """Prints one line above the bar."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def __enter__(self) -> Reporter:
         self._progress.start()
@@ -124,7 +141,39 @@ def _drop_after(file: Path, step: int) -> None:
     write_text(file, "".join(kept))
 
 
-def _short(value: float) -> str:
+def _kinds_at(file: Path, step: int) -> set[str]:
+    """What has been reported of a step."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return {line["kind"] for line in lines if line["step"] == step}
+
+
+def _summary_writer(directory: Path, *, purge_step: int) -> Any:
+    """tensorboardX's writer, without the PyTorch that it imports, for seconds, wherever that is installed."""
+    if "tensorboardX" not in sys.modules and "torch" not in sys.modules:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # to `import`, this means "not installed"
+        try:
+            importlib.import_module("tensorboardX")
+        finally:
+            del sys.modules["torch"]
+    import tensorboardX
+
+    return tensorboardX.SummaryWriter(str(directory), purge_step=purge_step)
+
+
+def _readable(values: dict[str, float | int]) -> str:
+    """Numbers as a person reads them, without those that say nothing new."""
+    told = {n: v for n, v in values.items() if not n.endswith("images") and (v or not n.endswith("unreadable"))}
+    return "  ".join(_item(name, value) for name, value in told.items())
+
+
+def _item(name: str, value: float | int) -> str:
+    if name.endswith("images_per_second"):
+        return f"{value:,.0f} img/s"
+    label = name.replace("ema_", "averaged ").replace("accuracy_top5", "top-5").replace("_", " ")
+    return f"{label} {value:.1%}" if "accuracy" in name else f"{label} {_short(value)}"
+
+
+def _short(value: float | int) -> str:
     if isinstance(value, int) or not math.isfinite(value):
         return str(value)
     return f"{value:.3g}" if abs(value) < 0.01 or abs(value) >= 1000 else f"{value:.4g}"

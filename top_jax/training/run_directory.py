@@ -10,12 +10,14 @@ summary.json       the result, once finished
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,9 +60,30 @@ class RunDirectory:
             self.write_json("config.json", config.to_dict())
             self.write_json("environment.json", environment())
         except OSError as error:
-            raise InputError(
-                f"workdir {self.path} cannot be written ({error.strerror}); choose another with --workdir."
-            ) from error
+            raise self._not_writable(error) from error
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes from training here too, until the block or the process ends, however it ends.
+
+        Raises:
+            InputError: another process holds it, or the directory cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise self._not_writable(error) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"workdir {self.path} is in use by another process; wait for it, or choose another --workdir."
+                ) from error
+            except OSError:
+                pass  # a file system without locks
+            yield
 
     def has_checkpoints(self) -> bool:
         """Whether anything has been saved here; Orbax gives a checkpoint its number when it is whole."""
@@ -77,11 +100,23 @@ class RunDirectory:
             raise InputError(
                 f"{self.path} is no run directory: it has no config.json. Pass one that train.py or convert made."
             )
-        return RunConfig.from_config_dict(json.loads(file.read_text()))
+        try:
+            content = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} cannot be read ({error}); restore it, or choose another run.") from error
+        return RunConfig.from_config_dict(content)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """One of its JSON files, or None where there is none (whole files only: see `write_json`)."""
+        file = self.path / name
+        return json.loads(file.read_text()) if file.is_file() else None
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Writes one of its JSON files, whole or not at all."""
         write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+
+    def _not_writable(self, error: OSError) -> InputError:
+        return InputError(f"workdir {self.path} cannot be written ({error.strerror}); choose another with --workdir.")
 
     def _check_same_run(self, config: RunConfig) -> None:
         there, here = _flatten(self.read_config().to_dict()), _flatten(config.to_dict())
@@ -109,14 +144,16 @@ def environment() -> dict[str, Any]:
 
 def write_text(file: Path, text: str) -> None:
     """Writes a file that is either the old one or the whole new one, whenever the process dies."""
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as temporary:
-        try:
-            temporary.write(text)
-            temporary.close()
-            os.replace(temporary.name, file)
-        except BaseException:
-            os.unlink(temporary.name)
-            raise
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        with temporary.open("w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _git_revision() -> str | None:

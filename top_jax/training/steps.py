@@ -34,7 +34,8 @@ def make_train_step(
         data: how pixels are normalised.
 
     Returns:
-        A pure function, to be jitted. Metrics are float32 scalars: loss and accuracy over the batch, grad_norm.
+        A pure function, to be jitted. Metrics are float32 scalars: loss and accuracy over the batch, grad_norm before
+        clipping, and param_norm after the step. Where all are finite, so is every number of the new state.
     """
 
     def micro_loss(params: Params, micro: DeviceBatch, total: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -64,7 +65,8 @@ def make_train_step(
         if ema is not None and recipe.ema_decay is not None:
             ema = optax.incremental_update(params, ema, step_size=1 - recipe.ema_decay)
         state = dataclasses.replace(state, step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
-        return state, {"loss": loss, "accuracy": accuracy, "grad_norm": optax.global_norm(grads)}
+        norms = {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params)}
+        return state, {"loss": loss, "accuracy": accuracy, **norms}
 
     return train_step
 

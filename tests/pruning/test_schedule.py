@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+
+from top_jax.errors import InputError
+from top_jax.pruning import Pruning
+
+
+def test_counts_of_vim_small():
+    assert Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8).keep_counts(196, 24) == {5: 157, 10: 126, 15: 101}
+
+
+def test_one_ratio_per_prune():
+    pruning = Pruning(after_blocks=(2, 4), keep_ratio=(0.5, 1.0))
+    assert pruning.ratios == (0.5, 1.0)
+    assert pruning.keep_counts(9, 6) == {2: 5, 4: 5}
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_lists_become_tuples():
+    assert Pruning(after_blocks=[2, 4], keep_ratio=[0.5, 1.0]) == Pruning(after_blocks=(2, 4), keep_ratio=(0.5, 1.0))
+
+
+def test_rounding_noise_keeps_no_extra_token():
+    assert 0.55 * 100 > 55  # so that a bare ceil would say 56
+    assert Pruning(after_blocks=(1,), keep_ratio=0.55).keep_counts(100, 2) == {1: 55}
+
+
+def test_the_dense_model_is_the_empty_schedule():
+    assert Pruning().ratios == () and Pruning().keep_counts(196, 24) == {}
+
+
+def test_one_token_can_be_left():
+    assert Pruning(after_blocks=(1, 2), keep_ratio=0.01).keep_counts(4, 3) == {1: 1, 2: 1}
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"after_blocks": (5, 3)}, "increasing block numbers from 1"),
+        ({"after_blocks": (5, 5)}, "increasing block numbers from 1"),
+        ({"after_blocks": (0, 5)}, "increasing block numbers from 1"),
+        ({"after_blocks": (5,), "keep_ratio": 0.0}, r"keep_ratio=0.0; needed: a share in \(0, 1\]"),
+        ({"after_blocks": (5,), "keep_ratio": 1.1}, "keep_ratio=1.1"),
+        ({"after_blocks": (5,), "keep_ratio": float("nan")}, "keep_ratio=nan"),
+        ({"after_blocks": (5, 9), "keep_ratio": (0.8, -0.1)}, "keep_ratio=-0.1"),
+        ({"after_blocks": (5, 9), "keep_ratio": (0.8,)}, "1 numbers for 2 prunes"),
+        ({"score": "best"}, "score='best' is unknown; choose one of clip, noclip, l1, l2, random, uniform"),
+        ({"alignment": "held"}, "alignment='held' is unknown"),
+        ({"order": "best"}, "order='best' is unknown; choose one of position, score"),
+        ({"order": "score"}, "order='score' with alignment='hold'"),
+        ({"order": "score", "alignment": "decay"}, "order='score' with alignment='decay'"),
+    ],
+)
+def test_refused_settings(settings, message):
+    with pytest.raises(InputError, match=message):
+        Pruning(**settings)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_block_numbers_are_integers():
+    with pytest.raises(InputError, match="increasing block numbers"):
+        Pruning(after_blocks=(1.5,))
+
+
+@pytest.mark.parametrize("block", [6, 7])
+def test_a_prune_needs_a_block_after_it(block):
+    with pytest.raises(InputError, match=f"prunes after block {block} of 6: .* after block 5"):
+        Pruning(after_blocks=(block,), keep_ratio=0.5).keep_counts(9, 6)
+
+
+def test_no_token_left():
+    with pytest.raises(InputError, match="leaves none of 4 tokens after block 1"):
+        Pruning(after_blocks=(1,), keep_ratio=1e-8).keep_counts(4, 6)

@@ -1,0 +1,226 @@
+"""A run that is killed, at any moment, and started again ends with the numbers of one that never stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from top_jax.training import load_checkpoint
+from top_jax.training.checkpoints import read_weights
+from top_jax.training.run_directory import RunDirectory
+
+STEPS = 30
+# What depends on the clock, and not on the weights.
+TIMED = ("images_per_second", "ema_images_per_second", "train_images_per_second")
+
+
+def metrics(workdir: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMED} for line in lines]
+
+
+def summary(workdir: Path) -> dict[str, Any]:
+    content = json.loads((workdir / "summary.json").read_text())
+    return {name: value for name, value in content.items() if name not in TIMED}
+
+
+def assert_same_run(workdir: Path, finished: Path) -> None:
+    """Every reported number, the result, and every bit of the final and the best weights."""
+    assert metrics(workdir) == metrics(finished)
+    assert summary(workdir) == summary(finished)
+    for which in ("latest", "best"):
+        for ema in (False, True):
+            here, there = (read_weights(RunDirectory(path), which, ema) for path in (workdir, finished))
+            jax.tree.map(np.testing.assert_array_equal, here, there)
+
+
+def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
+    """Returns at the moment; fails where the process ends before."""
+    deadline = time.monotonic() + 200
+    while not happened():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+
+
+def reached(workdir: Path, step: int) -> Callable[[], bool]:
+    file = workdir / "metrics.jsonl"
+    return lambda: file.is_file() and f'"kind": "train", "step": {step},' in file.read_text()
+
+
+def half_written(workdir: Path, which: str, after: int) -> Callable[[], bool]:
+    """A checkpoint of a later step than `after` is being written: Orbax renames it when it is whole."""
+
+    def happened() -> bool:
+        folders = (workdir / "checkpoints" / which).glob("*tmp*")
+        return any(int(folder.name.split(".")[0]) > after for folder in folders)
+
+    return happened
+
+
+def kill_at(launcher: Any, workdir: Path, happened: Callable[[], bool], *flags: str) -> None:
+    process = launcher.start(workdir, *flags)
+    wait_for(process, happened)
+    process.kill()
+    process.communicate()
+
+
+def latest_step(workdir: Path) -> int:
+    folders = (workdir / "checkpoints" / "latest").glob("*")
+    return max((int(folder.name) for folder in folders if folder.name.isdigit()), default=0)
+
+
+def test_uninterrupted(finished_run):
+    lines = metrics(finished_run)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines if line["kind"] == "eval"] == [10, 20, 30]
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert len(set(losses)) == STEPS and np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.01  # it learns
+    assert summary(finished_run)["best_accuracy"] == max(
+        line["ema_accuracy"] for line in lines if line["kind"] == "eval"
+    )
+
+
+def test_killed(launcher, finished_run, tmp_path):
+    """Between checkpoints, while one is being written, and right after an evaluation."""
+    kill_at(launcher, tmp_path, reached(tmp_path, 7))
+    assert latest_step(tmp_path) == 4
+    kill_at(launcher, tmp_path, half_written(tmp_path, "latest", after=8))
+    assert 0 < latest_step(tmp_path) < STEPS
+    launcher.finish(tmp_path)
+    assert not list(tmp_path.glob("checkpoints/*/*tmp*"))  # what the kill left is gone
+    assert_same_run(tmp_path, finished_run)
+
+
+@pytest.mark.slow
+def test_killed_anywhere(launcher, finished_run, tmp_path):
+    """Before anything is saved, at every few steps, and while the best weights are being written."""
+    kill_at(launcher, tmp_path, reached(tmp_path, 1))
+    assert latest_step(tmp_path) == 0
+    kill_at(launcher, tmp_path, half_written(tmp_path, "best", after=0))
+    for step in (11, 16, 21, 29):
+        kill_at(launcher, tmp_path, reached(tmp_path, step))
+    kill_at(launcher, tmp_path, lambda: latest_step(tmp_path) == STEPS)  # all but the summary, or not even that
+    launcher.finish(tmp_path)
+    assert_same_run(tmp_path, finished_run)
+
+
+def test_terminated(launcher, finished_run, tmp_path):
+    """SIGTERM saves the step it is at, says so and exits with status 0."""
+    process = launcher.start(tmp_path)
+    wait_for(process, reached(tmp_path, 6))
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and err == ""
+    stopped = latest_step(tmp_path)
+    assert 6 <= stopped < STEPS
+    assert f"SIGTERM: saved at step {stopped}; start the same command again to go on." in out
+    assert not (tmp_path / "summary.json").exists()
+    out, _ = launcher.finish(tmp_path)
+    assert f"going on after step {stopped}" in out
+    assert_same_run(tmp_path, finished_run)
+
+
+@pytest.mark.slow
+def test_terminated_before_the_first_step(launcher, finished_run, tmp_path):
+    process = launcher.start(tmp_path)
+    wait_for(process, (tmp_path / "config.json").is_file)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and err == ""
+    assert "SIGTERM: " in out and latest_step(tmp_path) <= 1
+    launcher.finish(tmp_path)
+    assert_same_run(tmp_path, finished_run)
+
+
+def test_started_again_when_finished(launcher, finished_run, tmp_path):
+    """It says the result once more, and changes nothing."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished_run, workdir)
+    out, _ = launcher.finish(workdir)
+    assert f"going on after step {STEPS}" in out
+    assert "eval" not in out.splitlines()[1]  # nothing is evaluated again
+    assert out.splitlines()[-3:-1] == (finished_run / "stdout").read_text().splitlines()[-3:-1]
+    assert_same_run(workdir, finished_run)
+    # Killed just before its summary: it evaluates again, and reports no line twice.
+    (workdir / "summary.json").unlink()
+    launcher.finish(workdir)
+    assert_same_run(workdir, finished_run)
+
+
+@pytest.mark.slow
+def test_killed_with_worker_processes(launcher, finished_run, tmp_path):
+    """Worker processes change no number, and none is left over when their parent is killed."""
+    tag = "TOP_JAX_TEST_OF_WORKERS"
+    launcher = type(launcher)(Path(launcher.environment["JAX_COMPILATION_CACHE_DIR"]))
+    launcher.environment[tag] = str(tmp_path)
+    process = launcher.start(tmp_path, "--config.data.num_workers=1")
+    wait_for(process, reached(tmp_path, 9))
+    assert len(processes_with(tag, str(tmp_path))) > 1
+    process.kill()
+    process.communicate()
+    wait_until_gone(tag, str(tmp_path))
+    process = launcher.start(tmp_path, "--config.data.num_workers=1")
+    wait_for(process, reached(tmp_path, 14))
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[1] == "" and process.returncode == 0
+    wait_until_gone(tag, str(tmp_path))
+    _, err = launcher.finish(tmp_path, "--config.data.num_workers=1")
+    assert err == ""
+    wait_until_gone(tag, str(tmp_path))
+    assert_same_run(tmp_path, finished_run)
+
+
+def processes_with(name: str, value: str) -> list[int]:
+    """Processes that were started with this environment variable."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{name}={value}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def wait_until_gone(name: str, value: str) -> None:
+    deadline = time.monotonic() + 20
+    while left := processes_with(name, value):
+        assert time.monotonic() < deadline, f"still there: {left}"
+        time.sleep(0.1)
+
+
+def test_loads_what_was_killed(launcher, finished_run, tmp_path):
+    """A half-written checkpoint directory is not taken for a checkpoint, by a reader either."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished_run, workdir)
+    for which in ("latest", "best"):
+        folder = workdir / "checkpoints" / which
+        whole = max(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+        half = folder / f"{whole + 1}.orbax-checkpoint-tmp"
+        shutil.copytree(folder / str(whole), half)
+        shutil.rmtree(half / "weights")
+        model = load_checkpoint(workdir, which)
+        assert half.is_dir()  # a reader removes nothing
+        assert model.config.embed_dim == 16
+
+
+def test_two_processes_on_one_workdir(launcher, finished_run, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished_run, workdir)
+    with RunDirectory(workdir).lock():
+        process = launcher.start(workdir)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert err == f"error: workdir {workdir} is in use by another process; wait for it, or choose another --workdir.\n"
+    assert metrics(workdir) == metrics(finished_run)
