@@ -129,11 +129,11 @@ class OfficialCase:
 
     def build(self, **changes: Any) -> Any:
         """Our model with the case's weights."""
-        import top_jax.convert
-        import top_jax.models
+        from top_jax.convert import load_state_dict
+        from top_jax.models import abstract_model
 
-        model = top_jax.models.create_model("vim_tiny", **{**self.config, **changes})
-        top_jax.convert.load_state_dict(model, self.weights)
+        model = abstract_model("vim_tiny", **{**self.config, **changes})
+        load_state_dict(model, self.weights)
         return model
 
 
@@ -173,7 +173,8 @@ class Launcher:
     """Starts train.py on tests/tiny_run.py in its own process; compiled programs are shared between starts."""
 
     def __init__(self, cache: Path):
-        self.environment = {"JAX_COMPILATION_CACHE_DIR": str(cache), **os.environ, "JAX_PLATFORMS": "cpu"}
+        everything = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PLATFORMS": "cpu"}
+        self.environment = {"JAX_COMPILATION_CACHE_DIR": str(cache), **os.environ, **everything}
 
     def start(self, workdir: Path, *flags: str, config: Path = TINY_CONFIG, **options: Any) -> subprocess.Popen[str]:
         command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *flags]

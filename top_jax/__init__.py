@@ -67,6 +67,7 @@ def _find_kernels() -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
+    globals()["kernels"] = module  # as an import would
 
 
 _find_kernels()

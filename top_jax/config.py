@@ -102,7 +102,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check(self, "data", ("prefetch",), lambda batches: batches >= 0, "at least 0")
-        _check(self, "data", ("mean", "std"), lambda values: len(values) in (1, 3), "one number, or one per channel")
+        _check(self, "data", ("mean", "std"), lambda values: len(values) == 3, "three numbers, one per channel")
         _check(self, "data", ("std",), lambda values: min(values) > 0, "above 0")
 
 

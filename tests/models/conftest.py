@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from top_jax.models import Vim, create_model
+from top_jax.models import Vim, abstract_model
 
 SMALL = dict(img_size=16, patch_size=4, embed_dim=16, depth=3, d_state=4, num_classes=5)
 
@@ -22,7 +22,7 @@ def make_model() -> Callable[..., Vim]:
     """A small ViM whose every parameter differs from its start; equal sizes give equal weights."""
 
     def make(**overrides: Any) -> Vim:
-        model = nnx.eval_shape(lambda: create_model("vim_tiny", **{**SMALL, **overrides}))
+        model = abstract_model("vim_tiny", **{**SMALL, **overrides})
         rng = np.random.default_rng(0)
         draw = lambda param: jnp.asarray(rng.normal(size=param.shape) * 0.3, param.dtype)  # noqa: E731
         nnx.update(model, jax.tree.map(draw, nnx.state(model, nnx.Param)))

@@ -20,7 +20,7 @@ SCORES = st.lists(SCORE, min_size=BATCH * (PATCHES + 1), max_size=BATCH * (PATCH
 KEEP = st.sampled_from([1, 3, 8])
 CLASS_SLOTS = st.lists(st.integers(0, PATCHES), min_size=BATCH, max_size=BATCH)
 ALIGNED = st.sampled_from(["hold", "decay"])
-few = hypothesis.settings(deadline=None, max_examples=40, derandomize=True)
+few = hypothesis.settings(deadline=None, max_examples=25, derandomize=True)
 
 
 def tokens(cls_index) -> Tokens:

@@ -91,14 +91,25 @@ def test_uninterrupted(finished_run):
     )
 
 
-def test_killed(launcher, finished_run, tmp_path):
-    """Between checkpoints, while one is being written, and right after an evaluation."""
-    kill_at(launcher, tmp_path, reached(tmp_path, 7))
-    assert latest_step(tmp_path) == 4
-    kill_at(launcher, tmp_path, half_written(tmp_path, "latest", after=8))
-    assert 0 < latest_step(tmp_path) < STEPS
-    launcher.finish(tmp_path)
+def test_killed_and_terminated(launcher, finished_run, tmp_path):
+    """SIGKILL while a checkpoint is being written; then SIGTERM, which saves, says so and exits with status 0."""
+    kill_at(launcher, tmp_path, half_written(tmp_path, "latest", after=4))
+    killed = latest_step(tmp_path)
+    assert killed < STEPS
+
+    process = launcher.start(tmp_path)
+    wait_for(process, reached(tmp_path, killed + 7))
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and err == ""
+    stopped = latest_step(tmp_path)
+    assert killed + 7 <= stopped < STEPS
+    assert f"SIGTERM: saved at step {stopped}; start the same command again to go on." in out
+    assert not (tmp_path / "summary.json").exists()
     assert not list(tmp_path.glob("checkpoints/*/*tmp*"))  # what the kill left is gone
+
+    out, _ = launcher.finish(tmp_path)
+    assert f"going on after step {stopped}" in out
     assert_same_run(tmp_path, finished_run)
 
 
@@ -108,26 +119,11 @@ def test_killed_anywhere(launcher, finished_run, tmp_path):
     kill_at(launcher, tmp_path, reached(tmp_path, 1))
     assert latest_step(tmp_path) == 0
     kill_at(launcher, tmp_path, half_written(tmp_path, "best", after=0))
-    for step in (11, 16, 21, 29):
+    kill_at(launcher, tmp_path, lambda: latest_step(tmp_path) == 4 and reached(tmp_path, 6)())
+    for step in (16, 21, 29):
         kill_at(launcher, tmp_path, reached(tmp_path, step))
     kill_at(launcher, tmp_path, lambda: latest_step(tmp_path) == STEPS)  # all but the summary, or not even that
     launcher.finish(tmp_path)
-    assert_same_run(tmp_path, finished_run)
-
-
-def test_terminated(launcher, finished_run, tmp_path):
-    """SIGTERM saves the step it is at, says so and exits with status 0."""
-    process = launcher.start(tmp_path)
-    wait_for(process, reached(tmp_path, 6))
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and err == ""
-    stopped = latest_step(tmp_path)
-    assert 6 <= stopped < STEPS
-    assert f"SIGTERM: saved at step {stopped}; start the same command again to go on." in out
-    assert not (tmp_path / "summary.json").exists()
-    out, _ = launcher.finish(tmp_path)
-    assert f"going on after step {stopped}" in out
     assert_same_run(tmp_path, finished_run)
 
 
@@ -143,16 +139,22 @@ def test_terminated_before_the_first_step(launcher, finished_run, tmp_path):
     assert_same_run(tmp_path, finished_run)
 
 
+@pytest.mark.slow
 def test_started_again_when_finished(launcher, finished_run, tmp_path):
     """It says the result once more, and changes nothing."""
     workdir = tmp_path / "copy"
     shutil.copytree(finished_run, workdir)
-    out, _ = launcher.finish(workdir)
-    assert f"going on after step {STEPS}" in out
-    assert "eval" not in out.splitlines()[1]  # nothing is evaluated again
-    assert out.splitlines()[-3:-1] == (finished_run / "stdout").read_text().splitlines()[-3:-1]
+    out, err = launcher.finish(workdir)
+    assert err == "" and f"going on after step {STEPS}" in out
+    assert out.splitlines()[1:-1] == (finished_run / "stdout").read_text().splitlines()[-3:-1]  # no step, no evaluation
     assert_same_run(workdir, finished_run)
-    # Killed just before its summary: it evaluates again, and reports no line twice.
+
+
+@pytest.mark.slow
+def test_killed_before_its_summary(launcher, finished_run, tmp_path):
+    """It evaluates again, and reports no line twice."""
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished_run, workdir)
     (workdir / "summary.json").unlink()
     launcher.finish(workdir)
     assert_same_run(workdir, finished_run)
@@ -200,7 +202,7 @@ def wait_until_gone(name: str, value: str) -> None:
         time.sleep(0.1)
 
 
-def test_loads_what_was_killed(launcher, finished_run, tmp_path):
+def test_loads_what_was_killed(finished_run, tmp_path):
     """A half-written checkpoint directory is not taken for a checkpoint, by a reader either."""
     workdir = tmp_path / "copy"
     shutil.copytree(finished_run, workdir)
@@ -213,14 +215,3 @@ def test_loads_what_was_killed(launcher, finished_run, tmp_path):
         model = load_checkpoint(workdir, which)
         assert half.is_dir()  # a reader removes nothing
         assert model.config.embed_dim == 16
-
-
-def test_two_processes_on_one_workdir(launcher, finished_run, tmp_path):
-    workdir = tmp_path / "copy"
-    shutil.copytree(finished_run, workdir)
-    with RunDirectory(workdir).lock():
-        process = launcher.start(workdir)
-        _, err = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert err == f"error: workdir {workdir} is in use by another process; wait for it, or choose another --workdir.\n"
-    assert metrics(workdir) == metrics(finished_run)

@@ -37,8 +37,8 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndar
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = (str(error).strip().splitlines() or ["it ends too early"])[0]
         raise InputError(f"{path} cannot be read as a PyTorch checkpoint ({reason}); it may be truncated.") from error
     weights = _choose(content, path, ema)
     return {name: tensor.detach().float().numpy() for name, tensor in weights.items()}
@@ -46,17 +46,16 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndar
 
 def _choose(content: Any, path: Path, ema: bool) -> dict[str, Any]:
     found = content if isinstance(content, dict) else {}
+    held = ", ".join(map(str, found)) if isinstance(content, dict) else f"a {type(content).__name__}"
     if ema:
         if "model_ema" not in found:
-            raise InputError(
-                f"{path} holds no model_ema (it has {', '.join(map(str, found)) or 'nothing'}); pass ema=False."
-            )
-        return found["model_ema"]
-    for name in ("model", "state_dict"):
-        if name in found:
-            return found[name]
-    if found and all(hasattr(value, "detach") for value in found.values()):
-        return found
-    raise InputError(
-        f"{path} holds no weights: it needs a 'model' or 'state_dict' entry, found {', '.join(map(str, found))}."
-    )
+            raise InputError(f"{path} holds no model_ema (it has {held or 'nothing'}); pass ema=False.")
+        weights = found["model_ema"]
+    else:
+        weights = found.get("model", found.get("state_dict", found))
+    if not isinstance(weights, dict) or not weights or not all(hasattr(a, "detach") for a in weights.values()):
+        raise InputError(
+            f"{path} holds no weights: it needs tensors by name in a 'model' or 'state_dict' entry, found "
+            f"{held or 'nothing'}."
+        )
+    return weights

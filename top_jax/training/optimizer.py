@@ -41,7 +41,7 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
 def decay_mask(params: Any) -> Any:
     """True where weight decay acts: not on A_log, D, biases, norms, the position embedding and the class token."""
 
-    def decays(path: tuple[Any, ...], param: jax.Array) -> bool:
+    def decays(path: tuple[Any, ...], param: Any) -> bool:
         return param.ndim > 1 and path[-1].key not in NOT_DECAYED
 
     return jax.tree_util.tree_map_with_path(decays, params)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from top_jax.training.run_directory import RunDirectory, write_text
+from top_jax.training.tensorboard import ScalarWriter
 
 
 class Reporter:
@@ -35,7 +33,7 @@ class Reporter:
         self._reported = _kinds_at(run.metrics, first_step)
         self._first_step = first_step
         self._lines = run.metrics.open("a")
-        self._board = _summary_writer(run.tensorboard, purge_step=first_step + 1)
+        self._board = ScalarWriter(run.tensorboard, purge_step=first_step + 1)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),  # what the others leave: a line must fit into 80 columns
@@ -71,9 +69,7 @@ class Reporter:
         self._lines.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._lines.flush()
         os.fsync(self._lines.fileno())  # a checkpoint of this step must not outlive its line
-        for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
-        self._board.flush()
+        self._board.write(step, {f"{kind}/{name}": value for name, value in values.items()})
 
     def say(self, text: str) -> None:
         """Prints one line above the bar."""
@@ -145,19 +141,6 @@ def _kinds_at(file: Path, step: int) -> set[str]:
     """What has been reported of a step."""
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     return {line["kind"] for line in lines if line["step"] == step}
-
-
-def _summary_writer(directory: Path, *, purge_step: int) -> Any:
-    """tensorboardX's writer, without the PyTorch that it imports, for seconds, wherever that is installed."""
-    if "tensorboardX" not in sys.modules and "torch" not in sys.modules:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # to `import`, this means "not installed"
-        try:
-            importlib.import_module("tensorboardX")
-        finally:
-            del sys.modules["torch"]
-    import tensorboardX
-
-    return tensorboardX.SummaryWriter(str(directory), purge_step=purge_step)
 
 
 def _readable(values: dict[str, float | int]) -> str:

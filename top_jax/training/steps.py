@@ -65,7 +65,7 @@ def make_train_step(
         if ema is not None and recipe.ema_decay is not None:
             ema = optax.incremental_update(params, ema, step_size=1 - recipe.ema_decay)
         state = dataclasses.replace(state, step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
-        norms = {"grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(params)}
+        norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
         return state, {"loss": loss, "accuracy": accuracy, **norms}
 
     return train_step

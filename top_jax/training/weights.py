@@ -54,14 +54,20 @@ def checkpoint_params(
 
 
 def _check_same_model(run: RunDirectory, config: ModelConfig) -> None:
-    there, here = _shapes(run.read_config().model), _shapes(config)
+    trained = run.read_config().model
+    if trained.num_classes != config.num_classes:
+        raise InputError(
+            f"checkpoint {run.path} is of a model with {trained.num_classes} classes, and this one has "
+            f"{config.num_classes}; use data of as many classes, or another checkpoint."
+        )
+    there, here = _shapes(trained), _shapes(config)
     different = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
     if different:
         name = different[0]
         raise InputError(
             f"checkpoint {run.path} is of another model: {len(different)} parameters differ, such as {name} "
-            f"({there.get(name, 'absent')} there, {here.get(name, 'absent')} here); use the model settings and class "
-            "count that it was trained with."
+            f"({there.get(name, 'absent')} there, {here.get(name, 'absent')} here); use the model settings that "
+            "it was trained with."
         )
 
 

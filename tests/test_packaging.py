@@ -1,0 +1,118 @@
+"""`kernels/` is importable as top_jax.kernels from a bare checkout, from a wheel and from an editable install."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import jax.numpy as jnp
+import top_jax, top_jax.kernels.chunked_scan, top_jax.ops
+ones = jnp.ones((1, 3, 2))
+top_jax.ops.selective_scan(ones, ones, -jnp.ones((2, 2)), ones, ones, implementation="xla").block_until_ready()
+print(top_jax.__file__)
+print(top_jax.kernels.chunked_scan.__file__)
+"""
+
+
+def run(command: list[str | Path], cwd: Path, **environment: str) -> str:
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = {**kept, "JAX_PLATFORMS": "cpu", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **environment}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def settings(root: Path) -> dict:
+    return tomllib.loads((root / "pyproject.toml").read_text())
+
+
+def test_every_package_is_listed(root):
+    folders = {path.parent for path in (root / "top_jax").rglob("__init__.py")}
+    packages = {".".join(folder.relative_to(root).parts) for folder in folders} | {"top_jax.kernels"}
+    assert len(packages) > 5
+    assert set(settings(root)["tool"]["setuptools"]["packages"]) == packages
+
+
+def test_version_is_one(root):
+    import top_jax
+
+    assert settings(root)["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "top_jax.__version__"}
+    assert top_jax.__version__.count(".") == 2
+
+
+def test_public_names_load():
+    import top_jax
+
+    for name in top_jax.__all__:
+        assert getattr(top_jax, name) is not None
+    with pytest.raises(AttributeError, match="module 'top_jax' has no attribute 'modles'"):
+        top_jax.modles  # noqa: B018
+
+
+def test_from_an_uninstalled_checkout(root, tmp_path):
+    package, kernel = run([sys.executable, "-c", PROGRAM], tmp_path, PYTHONPATH=str(root)).split()
+    assert Path(package) == root / "top_jax" / "__init__.py"
+    assert Path(kernel) == root / "kernels" / "chunked_scan.py"
+
+
+@pytest.fixture
+def checkout(root, tmp_path) -> Path:
+    """A copy to build from, so that no build folder is left in the real one."""
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, copy)
+    for name in ("top_jax", "kernels"):
+        shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+@pytest.fixture
+def environment(tmp_path) -> tuple[Path, Path]:
+    """(python, site-packages) of a virtual environment that sees this one's packages, but not an installed top_jax."""
+    folder = tmp_path / "environment"
+    run([sys.executable, "-m", "venv", "--without-pip", folder], tmp_path)
+    python = folder / "bin" / "python"
+    site = Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], tmp_path).strip())
+    (site / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python, site
+
+
+def install(python: Path, what: list[str | Path], cwd: Path) -> None:
+    try:
+        isolated = int(importlib.metadata.version("setuptools").split(".")[0]) < 77
+    except importlib.metadata.PackageNotFoundError:
+        isolated = True
+    how = [] if isolated else ["--no-build-isolation"]  # isolation downloads setuptools
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--force-reinstall", *how]
+    run([*pip, *what], cwd)
+
+
+@pytest.mark.slow
+def test_from_a_wheel(checkout, environment, tmp_path):
+    python, site = environment
+    install(python, [checkout], tmp_path)
+    shutil.rmtree(checkout)
+    package, kernel = run([python, "-c", PROGRAM], tmp_path).split()
+    assert Path(package) == site / "top_jax" / "__init__.py"
+    assert Path(kernel) == site / "top_jax" / "kernels" / "chunked_scan.py"
+    assert (site / "top_jax" / "py.typed").exists()
+    assert not (site / "kernels").exists()
+
+
+@pytest.mark.slow
+def test_from_an_editable_install(checkout, environment, tmp_path):
+    python, _ = environment
+    install(python, ["-e", checkout], tmp_path)
+    package, kernel = run([python, "-c", PROGRAM], tmp_path).split()
+    assert Path(package) == checkout / "top_jax" / "__init__.py"
+    assert Path(kernel) == checkout / "kernels" / "chunked_scan.py"

@@ -1,0 +1,258 @@
+"""Checkpoints: every bit comes back, `best` is the best, and what does not fit is refused by name."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import top_jax
+from top_jax.config import ModelConfig, OptimizerConfig, PruningConfig, RunConfig
+from top_jax.errors import InputError
+from top_jax.models import create_model
+from top_jax.training.checkpoints import Checkpoints, load_checkpoint, read_weights, save_weights
+from top_jax.training.run_directory import RunDirectory
+from top_jax.training.state import create_state
+from top_jax.training.weights import checkpoint_params, initial_params
+
+MODEL = ModelConfig(num_classes=3, img_size=(8,), patch_size=4, embed_dim=16, depth=2, d_state=4)
+DATA_STATE = {"batches": 5, "evaluated": 1}
+
+
+def make_state(step=1, *, with_ema=True, scale=1.0):
+    key = jax.random.key(step)
+    params = {"a": {"w": jax.random.normal(key, (4, 3)) * scale}, "b": jnp.array([1e-42, -0.0, 3e38])}
+    optimizer = optax.adamw(1e-3)
+    state = create_state(params, optimizer, seed=7, with_ema=with_ema)
+    _, opt_state = optimizer.update(params, state.opt_state, params)
+    state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32), opt_state=opt_state)
+    return state if state.ema is None else dataclasses.replace(state, ema=jax.tree.map(lambda a: a / 2, params))
+
+
+def assert_bit_equal(got, expected):
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.mark.parametrize("with_ema", [True, False])
+def test_every_bit_comes_back(tmp_path, with_ema):
+    state = make_state(3, with_ema=with_ema)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(state) is None and checkpoints.latest_step() is None
+        checkpoints.save(state, DATA_STATE)
+        checkpoints.wait()
+    like = make_state(1, with_ema=with_ema, scale=0.0)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored, data_state = checkpoints.restore(like)
+    assert_bit_equal(restored, state)
+    assert data_state == DATA_STATE
+    assert (restored.ema is None) == (not with_ema)
+
+
+def test_a_step_may_go_on_while_its_state_is_written(tmp_path):
+    """The training step donates its state, whose buffers a save in the background may still read."""
+    optimizer = optax.sgd(1.0)
+    params = {f"w{i}": jnp.full((1 << 20,), float(i)) for i in range(8)}
+    state = create_state(params, optimizer, seed=0, with_ema=False)
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda a: a * 0 - 1, tree), donate_argnums=0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(dataclasses.replace(state, step=jnp.asarray(1, jnp.int32)), DATA_STATE)
+        for _ in range(3):
+            params = overwrite(params)
+        jax.block_until_ready(params)
+        checkpoints.wait()
+        like = create_state({name: jnp.zeros(1 << 20) for name in params}, optimizer, seed=0, with_ema=False)
+        restored, _ = checkpoints.restore(like)
+    for i in range(8):
+        assert (np.asarray(restored.params[f"w{i}"]) == i).all()
+
+
+def test_latest_keeps_two(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(make_state(step), DATA_STATE)
+        checkpoints.save(make_state(3, scale=9.0), DATA_STATE)  # a step is saved once
+        checkpoints.wait()
+        assert sorted(path.name for path in (tmp_path / "latest").iterdir()) == ["2", "3"]
+        assert_bit_equal(checkpoints.restore(make_state())[0], make_state(3))
+
+
+def best_steps(tmp_path):
+    return sorted(path.name for path in (tmp_path / "best").iterdir())
+
+
+def test_best(tmp_path):
+    """Only a higher accuracy replaces it, in this start or a later one."""
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.best_accuracy() is None
+        for step, accuracy in ((1, 0.5), (2, 0.7), (3, 0.7), (4, 0.6)):
+            checkpoints.save_if_best(make_state(step), accuracy)
+        checkpoints.wait()
+        assert checkpoints.best_accuracy() == 0.7 and best_steps(tmp_path) == ["2"]
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_if_best(make_state(5), 0.65)
+        assert checkpoints.best_accuracy() == 0.7
+        checkpoints.save_if_best(make_state(6), 0.8)
+        assert checkpoints.best_accuracy() == 0.8
+    assert best_steps(tmp_path) == ["6"]
+
+
+@pytest.mark.parametrize("step", [4, 6])
+def test_best_of_a_step_that_a_killed_start_had_passed(tmp_path, step):
+    """Numbers may differ a little between machines: the better one is kept, whichever step it is of."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_if_best(make_state(6), 0.5)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_if_best(make_state(step), 0.9)
+        assert checkpoints.best_accuracy() == 0.9
+    assert best_steps(tmp_path) == [str(step)]
+
+
+def make_run(path, *, which=("latest", "best"), ema_decay=None, model=MODEL, **settings):
+    """A run directory as train.py leaves it; the averaged weights are half of the weights, `latest` twice `best`."""
+    config = RunConfig(model=model, optimizer=OptimizerConfig(ema_decay=ema_decay), **settings)
+    run = RunDirectory(path)
+    run.claim(config)
+    params = nnx.to_pure_dict(nnx.state(create_model(model.name, **model.overrides()), nnx.Param))
+    with Checkpoints(run.checkpoints) as checkpoints:
+        for name in which:
+            weights = jax.tree.map(lambda a: 2 * a, params) if name == "latest" else params
+            state = create_state(weights, optax.sgd(1.0), seed=0, with_ema=ema_decay is not None)
+            if state.ema is not None:
+                state = dataclasses.replace(state, ema=jax.tree.map(lambda a: a / 2, weights))
+            if name == "latest":
+                checkpoints.save(dataclasses.replace(state, step=jnp.asarray(4, jnp.int32)), DATA_STATE)
+            else:
+                checkpoints.save_if_best(dataclasses.replace(state, step=jnp.asarray(3, jnp.int32)), 0.5)
+    return params
+
+
+def head(model):
+    return np.asarray(model.head.kernel[...])
+
+
+def test_load_checkpoint(tmp_path):
+    kernel = np.asarray(make_run(tmp_path, ema_decay=0.9)["head"]["kernel"])
+    np.testing.assert_array_equal(head(top_jax.load_checkpoint(tmp_path)), kernel / 2)  # best, averaged
+    np.testing.assert_array_equal(head(load_checkpoint(tmp_path, ema=False)), kernel)
+    np.testing.assert_array_equal(head(load_checkpoint(tmp_path, "latest")), kernel)
+    model = load_checkpoint(str(tmp_path), which="latest", ema=False)
+    np.testing.assert_array_equal(head(model), 2 * kernel)
+    assert model.drop_path.deterministic  # eval mode
+    assert model(jnp.zeros((1, 8, 8, 3))).shape == (1, 3)
+
+
+def test_load_checkpoint_has_the_runs_pruning(tmp_path):
+    make_run(tmp_path, pruning=PruningConfig(after_blocks=(1,), keep_ratio=(0.5,), alignment="decay"))
+    pruning = load_checkpoint(tmp_path).pruning
+    assert pruning.after_blocks == (1,) and pruning.ratios == (0.5,) and pruning.alignment == "decay"
+
+
+def test_load_checkpoint_refuses(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere is no run directory: it has no config\.json\. Pass one"):
+        load_checkpoint(tmp_path / "nowhere")
+    make_run(tmp_path / "run", which=("latest",))
+    with pytest.raises(InputError, match="which='newest' is unknown; choose best or latest"):
+        load_checkpoint(tmp_path / "run", "newest")
+    with pytest.raises(InputError, match=r"has no 'best' checkpoint yet; train on, or choose the other"):
+        load_checkpoint(tmp_path / "run", "best")
+    with pytest.raises(
+        InputError, match=r"kept no averaged weights \(optimizer.ema_decay is not set\); pass ema=False"
+    ):
+        load_checkpoint(tmp_path / "run", "latest", ema=True)
+    assert not (tmp_path / "nowhere").exists() and not list((tmp_path / "run").glob("checkpoints/best/*"))
+    (tmp_path / "run" / "config.json").write_text('{"seed"')
+    with pytest.raises(InputError, match=r"config\.json cannot be read"):
+        load_checkpoint(tmp_path / "run", "latest")
+
+
+def test_converted_weights_are_best_and_latest(tmp_path):
+    params = nnx.to_pure_dict(nnx.state(create_model(MODEL.name, **MODEL.overrides()), nnx.Param))
+    run = RunDirectory(tmp_path)
+    run.claim(RunConfig(model=MODEL))
+    save_weights(run, params)
+    for which in ("best", "latest"):
+        assert_bit_equal(read_weights(run, which), params)
+
+
+def test_init_from_a_dense_run(tmp_path):
+    """Pruning has no parameters: the dense weights, best and averaged, are the pruned run's first."""
+    dense = make_run(tmp_path, ema_decay=0.9)
+    pruning = PruningConfig(after_blocks=(1,), keep_ratio=(0.5,))
+    params = initial_params(RunConfig(model=MODEL, pruning=pruning, init_from=str(tmp_path)))
+    assert_bit_equal(params, jax.tree.map(lambda a: a / 2, dense))
+
+
+def test_random_weights_follow_the_seed():
+    first, again, other = (initial_params(RunConfig(model=MODEL, seed=seed)) for seed in (1, 1, 2))
+    assert_bit_equal(first, again)
+    assert (np.asarray(first["head"]["kernel"]) != np.asarray(other["head"]["kernel"])).any()
+
+
+def test_init_from_what_does_not_fit(tmp_path):
+    make_run(tmp_path)
+
+    def start(**changes):
+        return checkpoint_params(tmp_path, dataclasses.replace(MODEL, **changes))
+
+    with pytest.raises(InputError, match=r"is of a model with 3 classes, and this one has 10"):
+        start(num_classes=10)
+    with pytest.raises(InputError, match=r"another model: .* such as blocks\.2\..*\(absent there, \(.*\) here\)"):
+        start(depth=3)
+    with pytest.raises(
+        InputError, match=r"such as blocks\.0\.mixer\.backward\.A_log \(\(32, 4\) there, \(32, 8\) here"
+    ):
+        start(d_state=8)
+    with pytest.raises(InputError, match=r"checkpoint .*nowhere does not exist"):
+        checkpoint_params(tmp_path / "nowhere", MODEL)
+    start(drop_path=0.3, dtype="bfloat16")  # no parameter of another shape
+
+
+@pytest.mark.torch
+def test_init_from_an_official_file(tmp_path, micro):
+    import torch
+
+    classes = micro.config["num_classes"]
+    content = {name: torch.tensor(value) for name, value in micro.weights.items()}
+    torch.save({"model": content}, tmp_path / "vim.pth")
+    size = micro.config["img_size"]
+    model = ModelConfig(**{**micro.config, "img_size": (size,) if isinstance(size, int) else size})
+    pruning = PruningConfig(after_blocks=(1,), keep_ratio=(0.5,))
+    params = initial_params(RunConfig(model=model, pruning=pruning, init_from=str(tmp_path / "vim.pth")))
+    np.testing.assert_array_equal(params["head"]["kernel"], micro.weights["head.weight"].T)
+    with pytest.raises(InputError, match=rf"head\.weight \({classes}, .*\) instead of \({classes + 1}, "):
+        checkpoint_params(tmp_path / "vim.pth", dataclasses.replace(model, num_classes=classes + 1))
+
+
+def test_claim_refuses_another_runs_directory(tmp_path):
+    config = RunConfig(model=MODEL)
+    make_run(tmp_path)
+    RunDirectory(tmp_path).claim(config)  # its own
+    free = dataclasses.replace(config, log_every=7, data=dataclasses.replace(config.data, num_workers=3))
+    RunDirectory(tmp_path).claim(free)
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(InputError, match=r"another config \(seed 0 there, 1 here\); choose another --workdir"):
+        RunDirectory(tmp_path).claim(dataclasses.replace(config, seed=1))
+    assert (tmp_path / "config.json").read_text() == before
+    assert json.loads(before)["log_every"] == 7
+
+
+def test_environment_is_written(tmp_path):
+    RunDirectory(tmp_path).claim(RunConfig())
+    content = json.loads((tmp_path / "environment.json").read_text())
+    assert content["top_jax"] == top_jax.__version__ and content["packages"]["jax"] == jax.__version__
+    assert content["devices"] and len(content["git"].removesuffix("-dirty")) == 40
+
+
+def test_lock(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    with run.lock():
+        with pytest.raises(InputError, match="in use by another process"), RunDirectory(run.path).lock():
+            pass
+    with RunDirectory(run.path).lock():
+        pass

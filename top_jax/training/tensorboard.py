@@ -1,0 +1,60 @@
+"""Scalars for TensorBoard, on disk as soon as they are written."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class ScalarWriter:
+    """Writes one event file.
+
+    tensorboardX's own SummaryWriter hands scalars to a thread that writes them later, or, on a full disk, no more:
+    a killed run would lose them, and a full disk would block it. So only its records and messages are used.
+
+    Args:
+        directory: made if need be; holds one file per start of a run.
+        purge_step: what earlier files say of this step and later ones is void.
+    """
+
+    def __init__(self, directory: Path, *, purge_step: int):
+        _import_without_torch("tensorboardX")
+        from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboardX.record_writer import RecordWriter
+
+        self._event = event_pb2.Event
+        self._summary = summary_pb2.Summary
+        directory.mkdir(exist_ok=True)
+        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        # TensorBoard reads the files of a run in the order of their names.
+        self._records = RecordWriter(str(directory / f"events.out.tfevents.{time.time():.6f}"))
+        self._write(file_version="brain.Event:2")
+        self._write(step=purge_step, session_log=started)
+
+    def write(self, step: int, values: Mapping[str, float | int]) -> None:
+        """Adds scalars, by tag."""
+        scalars = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self._write(step=step, summary=self._summary(value=scalars))
+        self._records.flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._records.close()
+
+    def _write(self, **content: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
+
+
+def _import_without_torch(name: str) -> None:
+    """Imports a module that would import PyTorch, for seconds and for nothing, where that is installed."""
+    if name in sys.modules or "torch" in sys.modules:
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # to `import`, this means "not installed"
+    try:
+        importlib.import_module(name)
+    finally:
+        del sys.modules["torch"]
