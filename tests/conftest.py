@@ -141,7 +141,7 @@ def _maybe_tuple(size: int | list[int]) -> int | tuple[int, ...]:
     return tuple(size) if isinstance(size, list) else size
 
 
-OFFICIAL_CASES = ("vim_micro", "vim_stride8", "vim_nonsquare_stride")
+OFFICIAL_CASES = ("vim_micro", "vim_nonsquare_stride")
 
 
 @pytest.fixture(scope="session", params=OFFICIAL_CASES)
@@ -173,8 +173,13 @@ class Launcher:
     """Starts train.py on tests/tiny_run.py in its own process; compiled programs are shared between starts."""
 
     def __init__(self, cache: Path):
-        everything = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PLATFORMS": "cpu"}
-        self.environment = {"JAX_COMPILATION_CACHE_DIR": str(cache), **os.environ, **everything}
+        self.environment = {
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            **os.environ,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
+        }
 
     def start(self, workdir: Path, *flags: str, config: Path = TINY_CONFIG, **options: Any) -> subprocess.Popen[str]:
         command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *flags]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -77,8 +78,7 @@ def test_every_problem_is_told_at_once_and_nothing_is_loaded(model, state_dict):
     state_dict["extra"] = np.zeros(1, np.float32)
     with pytest.raises(InputError, match="1 missing .*; 1 unexpected .*; 1 misshapen "):
         load_state_dict(model, state_dict)
-    assert isinstance(model.norm.scale.get_value(), type(model.head.bias.get_value()))
-    assert not isinstance(model.norm.scale.get_value(), np.ndarray) and not hasattr(model.norm.scale.get_value(), "at")
+    assert isinstance(model.norm.scale.get_value(), jax.ShapeDtypeStruct)
 
 
 def test_long_lists_are_cut(model, state_dict):

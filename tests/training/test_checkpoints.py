@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from flax import nnx
 
 import top_jax
 from top_jax.config import ModelConfig, OptimizerConfig, PruningConfig, RunConfig
-from top_jax.errors import InputError
+from top_jax.errors import InputError, RunError
 from top_jax.models import create_model
 from top_jax.training.checkpoints import Checkpoints, load_checkpoint, read_weights, save_weights
 from top_jax.training.run_directory import RunDirectory
@@ -70,6 +71,19 @@ def test_a_step_may_go_on_while_its_state_is_written(tmp_path):
         restored, _ = checkpoints.restore(like)
     for i in range(8):
         assert (np.asarray(restored.params[f"w{i}"]) == i).all()
+
+
+def test_no_room(tmp_path, monkeypatch):
+    """Looked for before anything is written."""
+    state = make_state(5)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(4), DATA_STATE)
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1_900_000))
+        with pytest.raises(RunError, match=r"needs 2 MB and .* has 2 MB left; the checkpoint of step 4 is kept\. Make"):
+            checkpoints.save(state, DATA_STATE)
+        with pytest.raises(RunError, match="the disk is full"):
+            checkpoints.save_if_best(state, 0.5)
+    assert [path.name for path in (tmp_path / "latest").iterdir()] == ["4"] and best_steps(tmp_path) == []
 
 
 def test_latest_keeps_two(tmp_path):
@@ -144,7 +158,7 @@ def test_load_checkpoint(tmp_path):
     model = load_checkpoint(str(tmp_path), which="latest", ema=False)
     np.testing.assert_array_equal(head(model), 2 * kernel)
     assert model.drop_path.deterministic  # eval mode
-    assert model(jnp.zeros((1, 8, 8, 3))).shape == (1, 3)
+    assert jax.eval_shape(model, jnp.zeros((1, 8, 8, 3))).shape == (1, 3)
 
 
 def test_load_checkpoint_has_the_runs_pruning(tmp_path):
@@ -166,6 +180,10 @@ def test_load_checkpoint_refuses(tmp_path):
     ):
         load_checkpoint(tmp_path / "run", "latest", ema=True)
     assert not (tmp_path / "nowhere").exists() and not list((tmp_path / "run").glob("checkpoints/best/*"))
+    (tmp_path / "run" / "checkpoints" / "best").rmdir()
+    with pytest.raises(InputError, match="has no 'best' checkpoint yet"):
+        load_checkpoint(tmp_path / "run", "best")
+    assert not (tmp_path / "run" / "checkpoints" / "best").exists()
     (tmp_path / "run" / "config.json").write_text('{"seed"')
     with pytest.raises(InputError, match=r"config\.json cannot be read"):
         load_checkpoint(tmp_path / "run", "latest")

@@ -23,7 +23,7 @@ _JSON = flags.DEFINE_string("json", None, "Write the report here too.")
 def main(arguments: list[str]) -> None:
     """Collects and prints the report."""
     runner.no_more(arguments)
-    config = RunConfig() if _CONFIG.value is None else RunConfig.from_config_dict(_CONFIG.value)
+    config = RunConfig() if _CONFIG.value is None else runner.read_config(_CONFIG)
     report = installation()
     if _DATA.value:
         report["data"] = {split: _look_at(config, train=split == "train") for split in ("train", "eval")}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 from rich.console import Console
 from rich.progress import Progress
 
@@ -48,8 +49,17 @@ def define_config() -> flags.FlagHolder[Any]:
 
 
 def read_config(holder: flags.FlagHolder[Any]) -> RunConfig:
-    """The config that the command line asks for."""
-    return RunConfig.from_config_dict(holder.value)
+    """The config that the command line asks for.
+
+    Raises:
+        InputError: there is no such file, or a value in it cannot be.
+    """
+    config = holder.value
+    if not isinstance(config, config_dict.ConfigDict):  # where it could not be read, an object that raises when used
+        file = config_flags.get_config_filename(flags.FLAGS["config"])
+        problem = "returns no ConfigDict from get_config()" if Path(file).is_file() else "does not exist"
+        raise InputError(f"config file {file} {problem}; pass one such as configs/vim_digits_top.py.")
+    return RunConfig.from_config_dict(config)
 
 
 def no_more(arguments: list[str]) -> None:
@@ -98,9 +108,16 @@ def _parse(arguments: list[str]) -> list[str]:
 
 def _unknown_key(arguments: list[str], reason: str) -> InputError:
     """ml_collections names only the last part of an unknown key: find the argument that has it."""
-    name = reason.strip("\"'").split("'")[0].split('"')[0]
-    given = next((a for a in arguments if a.startswith("--config.") and name in a), name)
-    return InputError(f"{given}: the config has no key {name!r}; top_jax/config.py lists and explains all keys.")
+    names = re.findall(r"\w+", reason)
+    for argument in arguments:
+        key = argument.lstrip("-").partition("=")[0]
+        if names and key.startswith("config.") and names[0] in key.split("."):
+            meant = re.search(r'Did you mean "(\w+)"', reason)
+            hint = f" (did you mean {meant[1]!r}?)" if meant else ""
+            return InputError(
+                f"{argument}: the config has no key {names[0]!r}{hint}; top_jax/config.py lists and explains all keys."
+            )
+    return InputError(f"the config file cannot be used: it raises an error for {reason}.")
 
 
 def _report(error: Exception) -> int:

@@ -10,19 +10,22 @@ Each holds up to three items, so that weights can be read without an optimizer t
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
 from top_jax.config import ModelConfig, PruningConfig
-from top_jax.errors import InputError
+from top_jax.errors import InputError, RunError
 from top_jax.models import Vim, abstract_model
 from top_jax.pruning import Pruning
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.state import Params, TrainState
+
+SLACK_BYTES: Final = 2_000_000  # of metadata around the arrays, and of metrics until the next checkpoint
 
 
 class Checkpoints:
@@ -32,6 +35,7 @@ class Checkpoints:
         # What a kill left half-written is removed: a run has its directory to itself (RunDirectory.lock).
         keep_two = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
         keep_best = ocp.CheckpointManagerOptions(max_to_keep=1, best_fn=_accuracy, cleanup_tmp_directories=True)
+        self._directory = directory
         self._latest = ocp.CheckpointManager(directory / "latest", options=keep_two)
         self._best = ocp.CheckpointManager(directory / "best", options=keep_best)
 
@@ -40,8 +44,8 @@ class Checkpoints:
         step = int(state.step)
         if step == self._latest.latest_step():
             return
-        # First the best: once this state is there, no later start evaluates the step again.
-        self._best.wait_until_finished()
+        # First the best is whole: once this state is there, no later start evaluates the step again.
+        self._make_sure_of_room(state)
         progress = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
         items = ocp.args.Composite(
             weights=ocp.args.StandardSave(state.weights()),
@@ -57,6 +61,7 @@ class Checkpoints:
             step = int(state.step)
             if step in self._best.all_steps():  # of an earlier start on another machine, whose numbers differ a little
                 self._best.delete(step)
+            self._make_sure_of_room(state.weights())
             items = ocp.args.Composite(weights=ocp.args.StandardSave(state.weights()))
             # Forced, because a killed start may have left a best checkpoint of a step that is yet to come.
             self._best.save(step, args=items, metrics={"accuracy": accuracy}, force=True)
@@ -92,6 +97,23 @@ class Checkpoints:
         for manager in (self._latest, self._best):
             manager.wait_until_finished()
             manager.check_for_errors()
+
+    def _make_sure_of_room(self, content: Any) -> None:
+        """Waits for earlier saves, then raises RunError where the disk has no room for another one.
+
+        Looked at before, because Orbax fails in its threads, each of which prints its own traceback.
+        """
+        self.wait()
+        needed = int(1.05 * sum(leaf.nbytes for leaf in jax.tree.leaves(content))) + SLACK_BYTES
+        free = shutil.disk_usage(self._directory).free
+        if free < needed:
+            kept = self.latest_step()
+            raise RunError(
+                f"the disk is full: a checkpoint needs {needed / 1e6:.0f} MB and {self._directory} has "
+                f"{free / 1e6:.0f} MB left; "
+                + ("nothing was saved yet" if kept is None else f"the checkpoint of step {kept} is kept")
+                + ". Make room and start the same command again."
+            )
 
     def close(self) -> None:
         """Waits and lets go."""

@@ -88,7 +88,7 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
         plan = make_plan(config)
         run = RunDirectory(workdir)
         params = None if run.has_checkpoints() else initial_params(config)  # before claiming: it may be bad input
-        with run.lock(), _full_disk_named():
+        with run.lock(), _full_disk():
             run.claim(config)
             with Checkpoints(run.checkpoints) as checkpoints:
                 return _train(plan, run, checkpoints, signals, params)
@@ -152,7 +152,8 @@ def make_plan(config: RunConfig) -> Plan:
         by_image=by_image,
         replicated=replicated,
     )
-    plan.train_batches(), plan.eval_batches()  # nothing is read yet, but settings are checked
+    plan.train_batches()  # nothing is read yet, but settings are checked
+    plan.eval_batches()
     return plan
 
 
@@ -300,7 +301,7 @@ def _jit_train_step(plan: Plan) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def _full_disk_named() -> Iterator[None]:
+def _full_disk() -> Iterator[None]:
     """Turns a full disk, however it is reported, into one clear line."""
     try:
         yield

@@ -23,13 +23,15 @@ class ScalarWriter:
 
     def __init__(self, directory: Path, *, purge_step: int):
         _import_without_torch("tensorboardX")
-        from tensorboardX.proto import event_pb2, summary_pb2
         from tensorboardX.record_writer import RecordWriter
 
-        self._event = event_pb2.Event
-        self._summary = summary_pb2.Summary
+        # Protocol buffers make their classes at run time, so that a type checker cannot see them.
+        messages: Any = importlib.import_module("tensorboardX.proto.event_pb2")
+        summaries: Any = importlib.import_module("tensorboardX.proto.summary_pb2")
+        self._event = messages.Event
+        self._summary = summaries.Summary
         directory.mkdir(exist_ok=True)
-        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        started = messages.SessionLog(status=messages.SessionLog.START)
         # TensorBoard reads the files of a run in the order of their names.
         self._records = RecordWriter(str(directory / f"events.out.tfevents.{time.time():.6f}"))
         self._write(file_version="brain.Event:2")

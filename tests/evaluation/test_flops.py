@@ -1,0 +1,80 @@
+"""Multiply-accumulates: the published numbers, and an independent count from the parameters' own shapes."""
+
+import jax
+import pytest
+from flax import nnx
+
+from top_jax.evaluation.flops import count_macs
+from top_jax.models import abstract_model, model_config
+from top_jax.pruning import Pruning
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "all_directions"),
+    [("vim_tiny", 1.45, 1.82), ("vim_small", 5.07, 5.90), ("vim_base", 18.85, 20.86)],
+)
+def test_dense(name, published, all_directions):
+    cost = count_macs(model_config(name))
+    assert round(cost.gmacs("published"), 2) == published
+    assert round(cost.gmacs("all_directions"), 2) == all_directions
+    assert cost.tokens_per_block == (197,) * 24
+
+
+@pytest.mark.parametrize(
+    ("name", "after_blocks", "keep_ratio", "published"),
+    [
+        ("vim_small", (5, 10, 15), 0.8, 3.59),
+        ("vim_tiny", (10, 20), 0.75, 1.20),
+        ("vim_tiny", (10, 20), 0.8, 1.24),
+        ("vim_tiny", (10, 20), 0.85, 1.29),
+    ],
+)
+def test_pruned(name, after_blocks, keep_ratio, published):
+    cost = count_macs(model_config(name), Pruning(after_blocks=after_blocks, keep_ratio=keep_ratio))
+    assert round(cost.gmacs("published"), 2) == published
+
+
+def test_tokens_per_block():
+    """Pruning after block 5 shows in block 6; the class token comes on top."""
+    cost = count_macs(model_config("vim_small"), Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8))
+    assert cost.tokens_per_block == (197,) * 5 + (158,) * 5 + (127,) * 5 + (102,) * 9
+    ratios = Pruning(after_blocks=(1, 2), keep_ratio=(0.5, 0.25))
+    assert count_macs(model_config("vim_tiny", depth=3, img_size=64), ratios).tokens_per_block == (17, 9, 3)
+
+
+def brute_force(model, tokens_per_block, directions):
+    """Every kernel's size times the places it is applied at, plus 9 L E N per scan."""
+    num_patches, total = model.config.num_patches, 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param))):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if name == "patch_embed.proj.kernel":
+            total += leaf.size * num_patches
+        elif name == "head.kernel":
+            total += leaf.size
+        elif name.startswith("blocks."):
+            tokens = tokens_per_block[int(name.split(".")[1])]
+            if ".backward." in name and "backward" not in directions:
+                continue
+            if name.endswith("kernel"):
+                total += leaf.size * tokens
+            elif name.endswith("A_log"):
+                total += 9 * leaf.size * tokens
+    return total
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pruning"),
+    [
+        ({}, Pruning()),
+        ({"img_size": (64, 96), "patch_size": 16, "stride": 8, "embed_dim": 40, "d_state": 5}, Pruning()),
+        ({"img_size": 32, "patch_size": 4, "d_conv": 3}, Pruning(after_blocks=(1, 2), keep_ratio=(0.7, 0.3))),
+        ({"num_classes": 7, "expand": 3}, Pruning(after_blocks=(2,), keep_ratio=0.01)),
+    ],
+)
+def test_independent_count(overrides, pruning):
+    model = abstract_model("vim_tiny", depth=3, pruning=pruning, **overrides)
+    cost = count_macs(model.config, pruning)
+    assert cost.macs["published"] == brute_force(model, cost.tokens_per_block, {"forward"})
+    assert cost.macs["all_directions"] == brute_force(model, cost.tokens_per_block, {"forward", "backward"})
+    counts = pruning.keep_counts(model.config.num_patches, 3)
+    assert cost.tokens_per_block[-1] == 1 + list({0: model.config.num_patches, **counts}.values())[-1]

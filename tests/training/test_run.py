@@ -1,0 +1,133 @@
+"""Whole runs of train.py that do not end well, and what a run does to the process around it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from top_jax import sharding
+from top_jax.errors import InputError, RunError
+from top_jax.training import load_checkpoint, loop
+from top_jax.training.checkpoints import read_weights
+from top_jax.training.run_directory import RunDirectory
+
+
+def losses(workdir: Path) -> list[float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+def test_numbers_that_are_not_finite(launcher, tmp_path):
+    """The run stops at the step, in one line, before anything of it is saved; the last good checkpoint stays."""
+    flags = ("--config.optimizer.learning_rate=1e30", "--config.checkpoint_every=1")
+    process = launcher.start(tmp_path, *flags)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert err == (
+        "error: the param_norm of step 2 is inf; the checkpoint of step 1 is kept. Lower optimizer.learning_rate, or "
+        "set optimizer.clip_norm.\n"
+    )
+    assert [path.name for path in (tmp_path / "checkpoints" / "latest").iterdir()] == ["1"]
+    params = read_weights(RunDirectory(tmp_path), "latest", ema=False)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert load_checkpoint(tmp_path, "latest").config.depth == 2
+    assert len(losses(tmp_path)) == 1 and not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_eight_devices(launcher, finished_run, tmp_path):
+    """The same numbers, drop-path and micro-batches included, as on one."""
+    flags = f"{launcher.environment['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    environment = {**launcher.environment, "XLA_FLAGS": flags}
+    out, err = launcher.finish(tmp_path, "--config.eval_batch_size=104", env=environment)
+    assert err == "" and "on 8 x cpu" in out
+    np.testing.assert_allclose(losses(tmp_path)[:3], losses(finished_run)[:3], rtol=1e-6)
+    np.testing.assert_allclose(losses(tmp_path), losses(finished_run), rtol=1e-5)  # rounding, 30 steps later
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["images"] == 360  # each once: the last batch is padded
+
+
+@pytest.mark.parametrize(("size", "parts", "needed"), [(12, 1, 8), (0, 1, 8), (24, 2, 16), (8, 2, 16)])
+def test_batch_that_does_not_split(monkeypatch, size, parts, needed):
+    monkeypatch.setattr(sharding.jax, "devices", lambda: [None] * 8)
+    with pytest.raises(InputError) as caught:
+        sharding.check_divisible("batch_size", size, parts)
+    micro = f" times {parts} micro-batches" if parts > 1 else ""
+    assert str(caught.value) == f"batch_size={size} is not divisible by 8 devices{micro}; use a multiple of {needed}."
+    sharding.check_divisible("batch_size", 2 * needed, parts)
+
+
+def test_a_full_disk_is_named():
+    """However it is reported: by the system, or in the text of Orbax's error."""
+    for error in (OSError(errno.ENOSPC, "No space left on device"), ValueError("OS_ERROR: No space left on device")):
+        with pytest.raises(RunError, match="the disk is full: .* the last whole checkpoint is kept"), loop._full_disk():
+            raise error
+    with pytest.raises(ValueError, match="something else"), loop._full_disk():
+        raise ValueError("something else")
+
+
+@pytest.mark.slow
+def test_full_disk(launcher, finished_run, tmp_path):
+    """A disk with room for a few checkpoints: one line, status 1, and a later start goes on from the last of them."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)
+    if mount.returncode:
+        pytest.skip("needs to mount a small file system")
+    workdir = disk / "run"
+    try:
+        process = launcher.start(workdir)
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 1
+        kept = max(int(path.name) for path in workdir.glob("checkpoints/latest/*"))
+        assert err.startswith(f"error: the disk is full: a checkpoint needs 2 MB and {workdir}/checkpoints has ")
+        assert err.endswith(f"the checkpoint of step {kept} is kept. Make room and start the same command again.\n")
+        assert err.count("\n") == 1 and not list(workdir.glob("checkpoints/*/*tmp*"))
+        shutil.copytree(workdir, tmp_path / "run")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    out, _ = launcher.finish(tmp_path / "run")
+    assert "going on after step " in out
+    assert losses(tmp_path / "run") == losses(finished_run)
+
+
+@pytest.mark.slow
+def test_resuming_does_not_need_init_from(launcher, finished_run, tmp_path):
+    start = tmp_path / "start"
+    shutil.copytree(finished_run, start)
+    flag = f"--config.init_from={start}"
+    process = launcher.start(tmp_path / "run", flag)
+    while not list(tmp_path.glob("run/checkpoints/latest/4")):
+        assert process.poll() is None, process.communicate()[1]
+    process.kill()
+    process.communicate()
+    assert losses(tmp_path / "run")[0] < losses(finished_run)[0] - 0.01  # from trained weights
+    shutil.rmtree(start)
+    out, _ = launcher.finish(tmp_path / "run", flag)
+    assert "going on after step " in out and len(losses(tmp_path / "run")) == 30
+
+
+def test_imports_neither_tensorflow_nor_torch(launcher, tmp_path, root):
+    """What a run imports, to the end of a finished run: up to its last line, but without a step."""
+    program = (
+        "import sys, runpy\n"
+        f"sys.argv = ['train.py', '--config={root}/tests/tiny_run.py', '--workdir={tmp_path}']\n"
+        "import top_jax.training.loop as loop\n"
+        "loop.Loop.run = lambda *arguments: False\n"
+        "try: runpy.run_path('train.py', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'tensorflow', 'matplotlib', 'pandas'} & set(sys.modules)\n"
+        "assert 'orbax' in sys.modules and 'grain' in sys.modules and not heavy, heavy\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=root, env=launcher.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "tensorboard").is_dir()  # its writer is among them
