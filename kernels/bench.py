@@ -75,6 +75,7 @@ def measure(functions: dict[str, Callable[..., Any]], arguments: tuple[Any, ...]
     for name, times in seconds.items():
         low, middle, high = np.percentile(np.array(times[1:]) * 1e3, (25, 50, 75))
         memory = compiled[name].memory_analysis()
+        assert memory is not None  # every backend with XLA reports it
         rows.append(
             {
                 "name": name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import math
 from collections.abc import Callable, Iterator
@@ -12,22 +11,18 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
-from jax.sharding import NamedSharding
 
 from top_jax.config import RunConfig
-from top_jax.data import Batches, Source, eval_batches, open_source, prefetch_to_device, train_batches
-from top_jax.errors import InputError, RunError
+from top_jax.data import prefetch_to_device
+from top_jax.errors import RunError
 from top_jax.evaluation.accuracy import evaluate, make_eval_step
 from top_jax.evaluation.flops import count_macs
-from top_jax.models import Vim, abstract_model
 from top_jax.ops.selective_scan import resolve
-from top_jax.sharding import check_divisible, data_parallel
-from top_jax.training.checkpoints import Checkpoints, abstract_params, make_pruning
+from top_jax.training.checkpoints import Checkpoints, abstract_params
 from top_jax.training.compilation_cache import enable_compilation_cache
 from top_jax.training.interruption import Interruption
-from top_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from top_jax.training.plan import Plan, make_plan
 from top_jax.training.reporting import Reporter, Throughput
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.state import Params, TrainState, create_state
@@ -35,35 +30,6 @@ from top_jax.training.steps import make_train_step
 from top_jax.training.weights import initial_params
 
 Summary = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A run, ready to start: everything that bad input could stop has been looked at, and nothing written."""
-
-    config: RunConfig
-    model: Vim  # shapes only, in eval mode
-    train_source: Source
-    eval_source: Source
-    eval_batch_size: int
-    total_steps: int
-    eval_every: int
-    schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
-    by_image: NamedSharding  # batch axis over all devices
-    replicated: NamedSharding
-
-    def train_batches(self) -> Batches:
-        """The stream of training batches, from its beginning."""
-        config, size = self.config, self.model.config.img_size
-        return train_batches(
-            self.train_source, config.data, img_size=size, batch_size=config.batch_size, seed=config.seed
-        )
-
-    def eval_batches(self) -> Batches:
-        """One pass over the evaluation split."""
-        size = self.model.config.img_size
-        return eval_batches(self.eval_source, self.config.data, img_size=size, batch_size=self.eval_batch_size)
 
 
 def train(config: RunConfig, workdir: str | Path) -> Summary | None:
@@ -113,48 +79,6 @@ def _train(
             run.write_json("summary.json", summary)
         _conclude(summary, run, reporter)
         return summary
-
-
-def make_plan(config: RunConfig) -> Plan:
-    """Checks everything about a run before it starts; see `Plan`.
-
-    Raises:
-        InputError: anything that does not fit.
-    """
-    model = abstract_model(config.model.name, pruning=make_pruning(config.pruning), **config.model.overrides())
-    train_source, eval_source = (open_source(config.data, train=train) for train in (True, False))
-    for source in (train_source, eval_source):
-        if source.num_classes != config.model.num_classes:
-            raise InputError(
-                f"{source.name} has {source.num_classes} classes and the model {config.model.num_classes}; "
-                f"set --config.model.num_classes={source.num_classes}."
-            )
-    eval_batch_size = config.eval_batch_size or config.batch_size
-    check_divisible("batch_size", config.batch_size, config.optimizer.accumulate)
-    check_divisible("eval_batch_size", eval_batch_size)
-    steps_per_epoch = len(train_source) / config.batch_size
-    total_steps = config.total_steps or max(1, round(config.epochs * steps_per_epoch))
-    schedule = learning_rate_schedule(
-        config.optimizer, batch_size=config.batch_size, total_steps=total_steps, steps_per_epoch=steps_per_epoch
-    )
-    resolve(config.model.implementation)
-    by_image, replicated = data_parallel()
-    plan = Plan(
-        config=config,
-        model=model,
-        train_source=train_source,
-        eval_source=eval_source,
-        eval_batch_size=eval_batch_size,
-        total_steps=total_steps,
-        eval_every=max(1, round(config.eval_every_epochs * steps_per_epoch)),
-        schedule=schedule,
-        optimizer=make_optimizer(config.optimizer, schedule),
-        by_image=by_image,
-        replicated=replicated,
-    )
-    plan.train_batches()  # nothing is read yet, but settings are checked
-    plan.eval_batches()
-    return plan
 
 
 class Loop:
