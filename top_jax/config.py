@@ -20,7 +20,7 @@ from top_jax.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-DTYPES: Final = ("float32", "bfloat16", "float16")
+DTYPES: Final = ("float32", "bfloat16")
 
 
 def _check(node: Any, section: str, names: tuple[str, ...], holds: Callable[[Any], Any], needed: str) -> None:

@@ -11,8 +11,8 @@ from absl import flags
 
 
 def count(num_workers: int | None) -> int:
-    """Worker processes to start; None is one per core this process may use, at most 16."""
-    return min(len(os.sched_getaffinity(0)), 16) if num_workers is None else num_workers
+    """Worker processes to start; None is one per core, at most 16."""
+    return min(os.cpu_count() or 1, 16) if num_workers is None else num_workers
 
 
 def mark_flags_parsed() -> None:
