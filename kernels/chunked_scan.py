@@ -15,9 +15,9 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-# Measured on 2 cores of an AMD EPYC (AVX2), 2026-11-23, at B 8, L 197, E 384, N 16 and smaller and larger ones: of 3 to
-# 12 steps, 4 to 6 are the fastest: a chunk's states and decays then stay in the caches.
-LONGEST_CHUNK = 6
+# Measured on 2 cores of an AMD EPYC (AVX2), 2026-11-23, at B 8, L 197, E 384, N 16: 4, 6 and 8 are equally fast, longer
+# chunks leave the caches; of these, 8 keeps the fewest states.
+LONGEST_CHUNK = 8
 
 Steps = TypeVar("Steps")
 
@@ -119,7 +119,8 @@ def chunked_scan_backward(
             tau=jnp.sum(flow * A[None, None], axis=2),
             x=jnp.sum(adjoint * steps.B[..., None], axis=2),
             B=jnp.einsum("tbne,tbe->tbn", adjoint, steps.x),
-            C=jnp.einsum("tbne,tbe->tbn", carried + _outer(steps.B, steps.x), dy),
+            # The state is carried + B x; its second part needs no [chunk, B, N, E].
+            C=jnp.einsum("tbne,tbe->tbn", carried, dy) + steps.B * jnp.sum(steps.x * dy, axis=-1, keepdims=True),
         )
         return (dh, dA + jnp.sum(flow * steps.tau[:, :, None, :], axis=(0, 1))), grads
 

@@ -239,7 +239,7 @@ def test_two_runs_are_bit_equal(name, make_inputs, make_positions, run_scan):
 
 
 def test_memory_of_the_gradient(make_inputs):
-    """No array of B L E N: one in every 6 states is kept. The reference's autodiff keeps them all."""
+    """No array of B L E N: one in every 8 states is kept. The reference's autodiff keeps them all."""
     batch, length, width, states = 2, 512, 32, 64
     inputs = make_inputs(batch, length, width, states)
     all_states = 4 * batch * length * width * states  # bytes

@@ -98,7 +98,7 @@ class Vim(nnx.Module):
         if images.shape[1:] != (*self.config.img_size, 3):
             raise InputError(
                 f"images have shape {images.shape}; this model needs [B, {self.config.img_size[0]}, "
-                f"{self.config.img_size[1]}, 3]: resize them, or create the model with img_size={images.shape[1:3]}."
+                f"{self.config.img_size[1]}, 3]: a batch axis first, channels last, and the img_size of the model."
             )
         x = self.patch_embed(images)
         batch, num_patches, width = x.shape

@@ -39,7 +39,8 @@ class Pruning:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "after_blocks", tuple(self.after_blocks))
+        blocks = self.after_blocks
+        object.__setattr__(self, "after_blocks", (blocks,) if isinstance(blocks, int) else tuple(blocks))
         if isinstance(self.keep_ratio, list):
             object.__setattr__(self, "keep_ratio", tuple(self.keep_ratio))
         blocks = self.after_blocks
@@ -51,8 +52,8 @@ class Pruning:
                 "pass one number, or one per prune."
             )
         for ratio in self.ratios:
-            if not 0 < ratio <= 1:
-                raise InputError(f"keep_ratio={ratio}; needed: a share in (0, 1], such as 0.8.")
+            if isinstance(ratio, (bool, str)) or ratio is None or not 0 < ratio <= 1:
+                raise InputError(f"keep_ratio={ratio!r}; needed: a share in (0, 1], such as 0.8.")
         if self.score not in SCORES:
             raise InputError(f"score={self.score!r} is unknown; choose one of {', '.join(SCORES)}.")
         check_alignment(self.alignment)
