@@ -10,6 +10,7 @@ from absl import flags
 from top_jax.cli import runner
 
 _CONFIG = runner.define_config()
+flags.adopt_module_key_flags(runner)  # so that --help shows --config
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; runs/<config name> if not given.")
 
 

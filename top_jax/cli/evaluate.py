@@ -17,6 +17,7 @@ from top_jax.cli import runner
 from top_jax.config import RunConfig
 
 _CONFIG = runner.define_config()
+flags.adopt_module_key_flags(runner)  # so that --help shows --config
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory, or an official .pth file.", required=True)
 _WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint of a run directory.")
 _EMA = flags.DEFINE_boolean("ema", None, "Averaged weights; by default where a run kept them, and not of a .pth.")

@@ -18,8 +18,6 @@ from rich.progress import Progress
 from top_jax.config import RunConfig
 from top_jax.errors import InputError, RunError
 
-flags.disclaim_key_flags()  # --config is a key flag of the command that asks for it: its --help shows it
-
 CONFIG_HELP = "Run config: a Python file with get_config(), such as configs/vim_digits_top.py."
 
 
