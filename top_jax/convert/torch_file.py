@@ -29,7 +29,7 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndar
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist; pass the path of a .pth file.")
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]  an extra
     except ImportError as error:
         raise InputError(
             f"reading {path} needs PyTorch: pip install 'top-jax[convert]' (the CPU build of torch is enough)."
