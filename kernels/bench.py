@@ -1,23 +1,29 @@
-"""Times the scan's recurrence against what JAX offers without it, in one process, and prints a table.
+"""Times the scan's recurrence against what JAX and PyTorch offer without it, in one process, and prints tables.
 
-python -m top_jax.kernels.bench [--json docs/results/NAME.json] [--length 197 785] [--repeats 15]
+python -m top_jax.kernels.bench [--json docs/results/NAME.json] [--length 197 785 3136] [--repeats 15] [--seconds 6]
 
 `plain` is a lax.scan over the tokens with the state as [B, N, E], `associative` a lax.associative_scan; both leave
-their gradient to autodiff. `plain` and ours are run in turn, again and again, because the machine may be noisy; what
-`associative` allocates would disturb its neighbours, so it runs by itself. Medians and quartiles are over the repeats.
-`memory` is what XLA allocates beside arguments and results.
+their gradient to autodiff. `torch loop` is Mamba's published reference on the CPU, where PyTorch is installed. `plain`
+and ours are run in turn, again and again, because the machine may be noisy: twice each, and the second time counts,
+because the first pays for what the other left in the caches. `associative` and `torch loop` run by themselves, because
+what they allocate would disturb any neighbour. The first round warms up; medians and quartiles are over the others, at
+most --repeats and at least one, and no new round is begun after --seconds. `memory` is what XLA allocates beside
+arguments and results; PyTorch does not say, hence the dash.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
+import importlib.util
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +31,31 @@ import numpy as np
 
 from .chunked_scan import ScanInputs, chunked_scan_backward, chunked_scan_forward, scan_forward
 
+# Indexing a tensor at each step, as the reference does, gives autograd a gradient of the whole tensor per step. That is
+# quadratic in L: seconds at a ViM's 197 tokens, 16 times as many at 785.
+LONGEST_TORCH_GRADIENT = 200
+
 Scan = Callable[[ScanInputs, jax.Array], jax.Array]
+Row = dict[str, Any]
+
+
+class Rounds(NamedTuple):
+    """How often a group is run.
+
+    Attributes:
+        most: rounds that count.
+        seconds: no new round is begun after them, but one is always counted.
+    """
+
+    most: int
+    seconds: float
 
 
 def plain(inputs: ScanInputs, A: jax.Array) -> jax.Array:
     """The recurrence as one writes it down."""
 
     def step(h: jax.Array, now: ScanInputs) -> tuple[jax.Array, jax.Array]:
-        h = jnp.exp(now.tau[:, None, :] * A) * h + now.B[:, :, None] * now.x[:, None, :]
+        h = jnp.exp(now.tau[:, None, :] * A[None]) * h + now.B[:, :, None] * now.x[:, None, :]
         return h, jnp.einsum("bne,bn->be", h, now.C)
 
     h0 = jnp.zeros((inputs.x.shape[1], *A.shape), jnp.float32)
@@ -41,7 +64,7 @@ def plain(inputs: ScanInputs, A: jax.Array) -> jax.Array:
 
 def associative(inputs: ScanInputs, A: jax.Array) -> jax.Array:
     """The recurrence as a parallel scan over pairs (decay, state)."""
-    decay = jnp.exp(inputs.tau[:, :, None, :] * A)
+    decay = jnp.exp(inputs.tau[:, :, None, :] * A[None, None])
     drive = inputs.B[..., None] * inputs.x[:, :, None, :]
     merge = lambda a, b: (a[0] * b[0], b[0] * a[1] + b[1])  # noqa: E731
     return jnp.einsum("lbne,lbn->lbe", jax.lax.associative_scan(merge, (decay, drive))[1], inputs.C)
@@ -63,28 +86,78 @@ def our_gradient(inputs: ScanInputs, A: jax.Array, dy: jax.Array) -> Any:
     return chunked_scan_backward(inputs, A, starts, dy, reverse=False)
 
 
-def measure(functions: dict[str, Callable[..., Any]], arguments: tuple[Any, ...], repeats: int) -> list[dict[str, Any]]:
-    """Compiles all, then times them in turn; the first round is not counted."""
+def torch_loop(u: Any, delta: Any, A: Any, B: Any, C: Any) -> Any:
+    """Mamba's reference on float32 tensors in its own layout; delta is after softplus.
+
+    u and delta `[B, E, L]`, A `[E, N]`, B and C `[B, N, L]`, result `[B, E, L]`.
+
+    Source: mamba_ssm/ops/selective_scan_interface.py, `selective_scan_ref`.
+    """
+    import torch  # pyright: ignore[reportMissingImports]  an extra
+
+    decay = torch.exp(torch.einsum("bdl,dn->bdln", delta, A))
+    drive = torch.einsum("bdl,bnl,bdl->bdln", delta, B, u)
+    h = A.new_zeros((u.shape[0], *A.shape))
+    ys = []
+    for t in range(u.shape[2]):
+        h = decay[:, :, t] * h + drive[:, :, t]
+        ys.append(torch.einsum("bdn,bn->bd", h, C[:, :, t]))
+    return torch.stack(ys, dim=2)
+
+
+def torch_inputs(inputs: ScanInputs, A: jax.Array) -> tuple[Any, ...]:
+    """The arguments of `torch_loop` for which it computes what ours compute; they ask for gradients."""
+    import torch  # pyright: ignore[reportMissingImports]  an extra
+
+    layout = lambda a: torch.tensor(np.moveaxis(np.asarray(a), 0, -1).copy(), requires_grad=True)  # noqa: E731
+    return (*(layout(a) for a in (inputs.x / inputs.tau, inputs.tau, A, inputs.B, inputs.C)),)
+
+
+def measure_jax(functions: dict[str, Callable[..., Any]], arguments: tuple[Any, ...], rounds: Rounds) -> list[Row]:
+    """Compiles all, then times them in turn."""
     compiled = {name: jax.jit(function).lower(*arguments).compile() for name, function in functions.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats + 1):
-        for name, run in compiled.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run(*arguments))
-            seconds[name].append(time.perf_counter() - start)
-    rows = []
-    for name, times in seconds.items():
-        low, middle, high = np.percentile(np.array(times[1:]) * 1e3, (25, 50, 75))
-        memory = compiled[name].memory_analysis()
+    rows = in_turn({name: _runner(run, arguments) for name, run in compiled.items()}, rounds)
+    for row in rows:
+        memory = compiled[row["name"]].memory_analysis()
         assert memory is not None  # every backend with XLA reports it
-        rows.append(
-            {
-                "name": name,
-                "median_ms": round(float(middle), 2),
-                "quartiles_ms": [round(float(low), 2), round(float(high), 2)],
-                "memory_mib": round(memory.temp_size_in_bytes / 2**20, 1),
-            }
-        )
+        row["memory_mib"] = round(memory.temp_size_in_bytes / 2**20, 1)
+    return rows
+
+
+def measure_torch(inputs: ScanInputs, A: jax.Array, dy: jax.Array | None, rounds: Rounds) -> list[Row]:
+    """The row of `torch_loop`, with gradients where dy is given, or one that says why there is none."""
+    if importlib.util.find_spec("torch") is None:
+        return [{"name": "torch loop", "absent": "PyTorch is not installed"}]
+    if dy is not None and len(dy) > LONGEST_TORCH_GRADIENT:
+        return [{"name": "torch loop", "absent": "not run: quadratic in L"}]
+    import torch  # pyright: ignore[reportMissingImports]  an extra
+
+    arguments = torch_inputs(inputs, A)
+    if dy is None:
+        run = torch.no_grad()(lambda: torch_loop(*arguments))
+    else:
+        cotangent = torch.tensor(np.moveaxis(np.asarray(dy), 0, -1).copy())
+        run = lambda: torch.autograd.grad(torch_loop(*arguments), arguments, cotangent)  # noqa: E731
+    return in_turn({"torch loop": run}, rounds)
+
+
+def in_turn(runs: dict[str, Callable[[], Any]], rounds: Rounds) -> list[Row]:
+    """Runs all in turn, round after round, and returns the row of each; the first round is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    begun = time.perf_counter()
+    counted = -1
+    while counted < 1 or (counted < rounds.most and time.perf_counter() - begun < rounds.seconds):
+        for name, run in runs.items():
+            if len(runs) > 1:
+                run()  # finds caches and heap as the one before left them, so it is not timed
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+        counted += 1
+    rows: list[Row] = []
+    for name, times in seconds.items():
+        low, middle, high = (round(float(ms), 2) for ms in np.percentile(np.array(times[1:]) * 1e3, (25, 50, 75)))
+        rows.append({"name": name, "median_ms": middle, "quartiles_ms": [low, high], "rounds": counted})
     return rows
 
 
@@ -99,48 +172,100 @@ def inputs_like_a_model(batch: int, length: int, width: int, states: int) -> tup
     return steps, A, draw(keys[4], width)
 
 
+def tables(batch: int, length: int, width: int, states: int, rounds: Rounds) -> list[dict[str, Any]]:
+    """The forward's table and the gradients', at one size."""
+    steps, A, dy = inputs_like_a_model(batch, length, width, states)
+    forward = measure_jax({"plain": plain, "ours": ours}, (steps, A), rounds)
+    forward += measure_jax({"associative": associative}, (steps, A), rounds)
+    forward += measure_torch(steps, A, None, rounds)
+    gradients = measure_jax({"plain": autodiff(plain), "ours": our_gradient}, (steps, A, dy), rounds)
+    gradients += measure_jax({"associative": autodiff(associative)}, (steps, A, dy), rounds)
+    gradients += measure_torch(steps, A, dy, rounds)
+    for row in forward + gradients:
+        if "median_ms" in row:
+            row["us_per_token"] = round(row["median_ms"] * 1e3 / (batch * length), 3)
+    size = {"batch": batch, "length": length, "width": width, "states": states}
+    return [{"pass": "forward", **size, "rows": forward}, {"pass": "forward and gradients", **size, "rows": gradients}]
+
+
+def growth(batch: int, lengths: list[int], width: int, states: int, rounds: Rounds) -> list[dict[str, Any]]:
+    """Time of a token at each length, relative to the shortest: 1 is a cost linear in L. Lengths are run in turn."""
+    found = []
+    for kind, function in (("forward", ours), ("forward and gradients", our_gradient)):
+        runs = {}
+        for length in sorted(set(lengths)):
+            arguments = inputs_like_a_model(batch, length, width, states)[: 2 if function is ours else 3]
+            runs[str(length)] = _runner(jax.jit(function).lower(*arguments).compile(), arguments)
+        per_token = {row["name"]: row["median_ms"] / int(row["name"]) for row in in_turn(runs, rounds)}
+        shortest = next(iter(per_token.values()))
+        found.append({"pass": kind, "of_linear": {name: round(time / shortest, 2) for name, time in per_token.items()}})
+    return found
+
+
 def main() -> None:
     """Parses the command line, measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--length", type=int, nargs="+", default=[197])
+    parser.add_argument("--length", type=int, nargs="+", default=[197, 785, 3136])
     parser.add_argument("--width", type=int, default=384, help="E")
     parser.add_argument("--states", type=int, default=16, help="N")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=6, help="for each group of functions")
     parser.add_argument("--json", type=Path, help="write the tables here too")
     options = parser.parse_args()
 
-    report: dict[str, Any] = {
-        "device": jax.devices()[0].device_kind,
-        "machine": platform.processor() or platform.machine(),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "date": datetime.date.today().isoformat(),
-        "tables": [],
-    }
+    rounds = Rounds(options.repeats, options.seconds)
+    report = {**_setting(), "tables": []}
     for length in options.length:
-        steps, A, dy = inputs_like_a_model(options.batch, length, options.width, options.states)
-        forward = measure({"plain": plain, "ours": ours}, (steps, A), options.repeats)
-        forward += measure({"associative": associative}, (steps, A), options.repeats)
-        functions = {"plain": autodiff(plain), "ours": our_gradient}
-        backward = measure(functions, (steps, A, dy), options.repeats)
-        backward += measure({"associative": autodiff(associative)}, (steps, A, dy), options.repeats)
-        shape = f"B {options.batch}, L {length}, E {options.width}, N {options.states}"
-        for title, rows in ((f"forward, {shape}", forward), (f"forward and gradients, {shape}", backward)):
-            report["tables"].append({"title": title, "rows": rows})
-            _print_table(title, rows)
+        for table in tables(options.batch, length, options.width, options.states, rounds):
+            report["tables"].append(table)
+            _print_table(table)
+    report["growth"] = growth(options.batch, options.length, options.width, options.states, rounds)
+    print("\nours, time of a token relative to the shortest length (1 = linear in L)")
+    for line in report["growth"]:
+        print(f"{line['pass']}: " + ", ".join(f"L {length} {ratio}" for length, ratio in line["of_linear"].items()))
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    print(f"\n{title}\n{'':14}{'median':>10}{'quartiles':>22}{'plain / it':>12}{'memory':>12}")
-    for row in rows:
-        low, high = row["quartiles_ms"]
-        ratio = rows[0]["median_ms"] / row["median_ms"]
+def _runner(compiled: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[[], Any]:
+    return lambda: jax.block_until_ready(compiled(*arguments))
+
+
+def _setting() -> dict[str, Any]:
+    torch = importlib.metadata.version("torch") if importlib.util.find_spec("torch") else None
+    return {
+        "device": jax.devices()[0].device_kind,
+        "machine": _processor(),
+        "cores": os.cpu_count(),
+        "jax": jax.__version__,
+        "torch": torch,
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _processor() -> str:
+    """The processor's name where Linux tells it, else the kind of machine."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _print_table(table: dict[str, Any]) -> None:
+    print("\n{pass}, B {batch}, L {length}, E {width}, N {states}".format(**table))
+    print(f"{'':12}{'median':>13}{'quartiles':>24}{'per token':>14}{'it / ours':>12}{'memory':>14}")
+    (our_ms,) = (row["median_ms"] for row in table["rows"] if row["name"] == "ours")
+    for row in table["rows"]:
+        if "absent" in row:
+            print(f"{row['name']:12}  {row['absent']}")
+            continue
+        quartiles = "{:.1f} .. {:.1f} ms".format(*row["quartiles_ms"])
+        memory = f"{row['memory_mib']:.1f} MiB" if "memory_mib" in row else "-"
         print(
-            f"{row['name']:14}{row['median_ms']:>7.1f} ms{f'{low:.1f} .. {high:.1f} ms':>22}{ratio:>12.2f}"
-            f"{row['memory_mib']:>8.1f} MiB"
+            f"{row['name']:12}{row['median_ms']:>10.1f} ms{quartiles:>24}{row['us_per_token']:>11.2f} us"
+            f"{row['median_ms'] / our_ms:>12.2f}{memory:>14}"
         )
 
 

@@ -10,14 +10,18 @@ O(B L E N). Nothing is ever divided by a decay: exp(-sum) overflows for the deca
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-# Measured on 2 cores of an AMD EPYC (AVX2), 2026-11-23, at B 8, L 197, E 384, N 16: 4, 6 and 8 are equally fast, longer
-# chunks leave the caches; of these, 8 keeps the fewest states.
+# Measured on 2 cores of an AMD EPYC, 2026-11-23, at B 8, L 197, E 384, N 16: 6, 8 and 12 take the same time within 5 %,
+# 4 takes 28 % more than 8, and 16 9 % more (docs/cpu_scan_notes.md).
 LONGEST_CHUNK = 8
+
+# A product of float32 matrices is rounded to TF32 on a GPU and to bfloat16 on a TPU unless it is told not to.
+_einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 Steps = TypeVar("Steps")
 
@@ -73,10 +77,8 @@ def chunked_scan_forward(
         h_end, y = _run(h, steps, A, reverse)
         return h_end, (h, y)
 
-    _, (starts, y) = jax.lax.scan(
-        run_chunk, _initial_state(inputs, A), _split(inputs, chunks, reverse), reverse=reverse
-    )
-    return _join(y, length, reverse), starts
+    _, (starts, y) = jax.lax.scan(run_chunk, _initial_state(inputs, A), _split(inputs, chunks), reverse=reverse)
+    return _join(y, length), starts
 
 
 def chunked_scan_backward(
@@ -101,34 +103,34 @@ def chunked_scan_backward(
         carried = decay * h
         return carried + _outer(B, x), carried
 
-    def pull_back(dh: jax.Array, now: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        decay, C, dy = now
-        dh = dh + _outer(C, dy)
-        return decay * dh, dh
+    def pull_back(carry: tuple[jax.Array, jax.Array], now: tuple[jax.Array, ScanInputs, jax.Array, jax.Array]):
+        dh, dA = carry
+        decay, step, carried, dy = now
+        dh = dh + _outer(step.C, dy)
+        return (decay * dh, dA + dh * carried * step.tau[:, None, :]), dh
 
     def run_chunk(carry: tuple[jax.Array, jax.Array], saved: tuple[ScanInputs, jax.Array, jax.Array]):
-        dh, dA = carry
         steps, h, dy = saved
         decay = _decay(steps.tau, A[None, None])  # [chunk, B, N, E], the only exponentials of the backward
         _, carried = jax.lax.scan(rebuild, h, (decay, steps.B, steps.x), reverse=reverse)
-        dh, adjoint = jax.lax.scan(pull_back, dh, (decay, steps.C, dy), reverse=not reverse)
+        carry, adjoint = jax.lax.scan(pull_back, carry, (decay, steps, carried, dy), reverse=not reverse)
 
-        # Contractions over E run as matrix products, those over N as sums: each is the faster way on a CPU.
-        flow = adjoint * carried  # the gradient of the exponent, tau * A
-        grads = ScanInputs(
-            tau=jnp.sum(flow * A[None, None], axis=2),
-            x=jnp.sum(adjoint * steps.B[..., None], axis=2),
-            B=jnp.einsum("tbne,tbe->tbn", adjoint, steps.x),
+        # Every contraction is a matrix product: a plain sum over N would first write out its factors at full size.
+        flow = adjoint * carried * A[None, None]  # what each state gives to its tau
+        return carry, ScanInputs(
+            tau=_sum_over_n(flow, jnp.ones_like(steps.B)),
+            x=_sum_over_n(adjoint, steps.B),
+            B=_sum_over_e(adjoint, steps.x),
             # The state is carried + B x; its second part needs no [chunk, B, N, E].
-            C=jnp.einsum("tbne,tbe->tbn", carried, dy) + steps.B * jnp.sum(steps.x * dy, axis=-1, keepdims=True),
+            C=_sum_over_e(carried, dy) + steps.B * jnp.sum(steps.x * dy, axis=-1, keepdims=True),
         )
-        return (dh, dA + jnp.sum(flow * steps.tau[:, :, None, :], axis=(0, 1))), grads
 
-    start = (jnp.zeros_like(starts[0]), jnp.zeros_like(A))
+    # A's gradient is summed per image, step by step, where both factors are still in the cache.
+    start = (jnp.zeros_like(starts[0]), jnp.zeros_like(starts[0]))
     chunks = len(starts)
-    saved = (_split(inputs, chunks, reverse), starts, _split(dy, chunks, reverse))
+    saved = (_split(inputs, chunks), starts, _split(dy, chunks))
     (_, dA), grads = jax.lax.scan(run_chunk, start, saved, reverse=not reverse)
-    return jax.tree.map(lambda grad: _join(grad, length, reverse), grads), dA
+    return jax.tree.map(lambda grad: _join(grad, length), grads), jnp.sum(dA, axis=0)
 
 
 def _run(h: jax.Array, steps: ScanInputs, A: jax.Array, reverse: bool) -> tuple[jax.Array, jax.Array]:
@@ -136,7 +138,7 @@ def _run(h: jax.Array, steps: ScanInputs, A: jax.Array, reverse: bool) -> tuple[
 
     def step(h: jax.Array, now: ScanInputs) -> tuple[jax.Array, jax.Array]:
         h = _decay(now.tau, A[None]) * h + _outer(now.B, now.x)
-        return h, jnp.einsum("bne,bn->be", h, now.C)
+        return h, _einsum("bne,bn->be", h, now.C)
 
     return jax.lax.scan(step, h, steps, reverse=reverse)
 
@@ -155,18 +157,26 @@ def _outer(over_n: jax.Array, over_e: jax.Array) -> jax.Array:
     return over_n[..., :, None] * over_e[..., None, :]
 
 
-def _split(steps: Steps, chunks: int, reverse: bool) -> Steps:
-    """`[L, ...]` to `[chunks, chunk, ...]`; zero steps fill up the end that the scan visits last."""
+def _sum_over_n(a: jax.Array, weights: jax.Array) -> jax.Array:
+    """`[chunk, B, E]` of `[chunk, B, N, E]` and weights `[chunk, B, N]`."""
+    return _einsum("tbne,tbn->tbe", a, weights)
+
+
+def _sum_over_e(a: jax.Array, weights: jax.Array) -> jax.Array:
+    """`[chunk, B, N]` of `[chunk, B, N, E]` and weights `[chunk, B, E]`."""
+    return _einsum("tbne,tbe->tbn", a, weights)
+
+
+def _split(steps: Steps, chunks: int) -> Steps:
+    """`[L, ...]` to `[chunks, chunk, ...]`, filled up with zero steps, which leave a state as it is."""
 
     def split(a: jax.Array) -> jax.Array:
-        fill = -len(a) % chunks
-        a = jnp.pad(a, [(fill, 0) if reverse else (0, fill)] + [(0, 0)] * (a.ndim - 1))
+        a = jnp.pad(a, [(0, -len(a) % chunks)] + [(0, 0)] * (a.ndim - 1))
         return a.reshape(chunks, -1, *a.shape[1:])
 
     return jax.tree.map(split, steps)
 
 
-def _join(chunks: jax.Array, length: int, reverse: bool) -> jax.Array:
+def _join(chunks: jax.Array, length: int) -> jax.Array:
     """Undoes `_split`."""
-    flat = chunks.reshape(-1, *chunks.shape[2:])
-    return flat[-length:] if reverse else flat[:length]
+    return chunks.reshape(-1, *chunks.shape[2:])[:length]

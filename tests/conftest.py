@@ -27,6 +27,7 @@ STRICT = ("convert", "kernels", "models", "ops", "pruning")
 NEEDS = {
     "gpu": "needs a GPU (JAX finds none)",
     "torch": "needs PyTorch (the `convert` extra)",
+    "triton": "needs Triton and PyTorch (the `kernels` extra)",
     "shared": "needs the folder ../shared beside the checkout",
 }
 
@@ -47,7 +48,9 @@ jax.tree_util.register_dataclass = _register_dataclass_unchecked
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     lacking = set()
     if importlib.util.find_spec("torch") is None:
-        lacking.add("torch")
+        lacking |= {"torch", "triton"}
+    if importlib.util.find_spec("triton") is None:
+        lacking.add("triton")
     if any(item.get_closest_marker("gpu") for item in items) and not _has_gpu():
         lacking.add("gpu")
     for item in items:

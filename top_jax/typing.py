@@ -6,6 +6,7 @@ K  tokens kept (a Python int)
 M  patch tokens of the whole image
 D  embedding width
 E  inner width, expand x D
+G  directions of a scan
 N  state size
 R  rank of delta
 P  patch side

@@ -60,3 +60,9 @@ def test_reverse_is_flipped(arrays):
     want_y, _, (want, want_dA) = run(flip(inputs), A, dy[::-1], reverse=False)
     assert_close((y, grads, dA), (want_y[::-1], flip(want), want_dA))
     assert np.abs(y - want_y).max() > 0.1
+
+
+def test_products_ask_for_full_float32(arrays):
+    # The default is TF32 on a GPU and bfloat16 on a TPU, which no test on a CPU would see.
+    program = run.lower(*arrays, reverse=False).as_text()
+    assert 0 < program.count("dot_general") == program.count("precision = [HIGHEST, HIGHEST]")

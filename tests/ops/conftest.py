@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -11,9 +14,56 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from top_jax.ops import selective_scan
+from top_jax.kernels import triton_scan
+from top_jax.ops import implementations, selective_scan
 
 Inputs = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def interpreted_triton(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test of `triton_interpreter` runs the implementation `triton`, its launches by Triton's interpreter."""
+    if "triton_interpreter" in getattr(request.node, "callspec", SimpleNamespace(params={})).params.values():
+        if implementations.device().platform == "gpu":
+            pytest.skip("the interpreter cannot share a process with the real Triton, which runs here")
+        monkeypatch.setattr(triton_scan, "launch", _interpret)
+        monkeypatch.setattr(implementations, "obstacle", lambda name: None)
+
+
+def _interpret(call: triton_scan.KernelCall) -> tuple[jax.Array, ...]:
+    """Stands in for `triton_scan.launch` on a machine without a GPU."""
+    kernel = getattr(_interpreted_kernels(), call.kernel)
+
+    def run(*inputs: Any) -> tuple[np.ndarray, ...]:
+        # Poisoned: what the kernel does not write is seen.
+        outputs = [np.full(like.shape, np.nan, like.dtype) for like in call.outputs]
+        tensors = [_as_torch(np.array(array)) for array in inputs], [_as_torch(array) for array in outputs]
+        with np.errstate(over="ignore"):  # 1 / (1 + infinity) is the sigmoid of -1e4
+            kernel[call.grid](*tensors[0], *tensors[1], **call.constants)
+        return tuple(outputs)
+
+    return tuple(jax.pure_callback(run, call.outputs, *call.inputs))
+
+
+@functools.cache
+def _interpreted_kernels() -> Any:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton's own functions and ours are decorated
+    # By path, past the run-time type checks of the tests: Triton reads the source of what it decorates.
+    spec = importlib.util.spec_from_file_location(
+        "interpreted_kernels", triton_scan.__file__.replace("scan", "kernels")
+    )
+    assert spec is not None and spec.loader is not None
+    kernels = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kernels)
+    return kernels
+
+
+def _as_torch(array: np.ndarray) -> Any:
+    import torch
+
+    if array.dtype == jnp.bfloat16:  # which NumPy lends to no one
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 @pytest.fixture(scope="session")
@@ -42,9 +92,11 @@ def make_positions() -> Callable[..., jax.Array]:
 
 
 @functools.cache
-def _compiled(optimise: bool, options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+def _compiled(optimise: bool, name: str, options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    implementation = "triton" if name == "triton_interpreter" else name
+
     def loss(inputs: Inputs, cotangent: jax.Array, positions: Any):
-        out = selective_scan(**inputs, positions=positions, **dict(options))
+        out = selective_scan(**inputs, positions=positions, implementation=implementation, **dict(options))
         return jnp.sum(out.astype(jnp.float32) * cotangent), out
 
     # Unoptimised machine code is made several times faster, and compiling is most of what these tests do.
@@ -56,12 +108,20 @@ def _compiled(optimise: bool, options: tuple[tuple[str, Any], ...]) -> Callable[
 def run_scan() -> Callable[..., tuple[jax.Array, Inputs]]:
     """(output, gradients of sum(output * cotangent) by input), from one program."""
 
-    def run(inputs: Inputs, cotangent: Any = None, *, optimise: bool = False, positions: Any = None, **options: Any):
+    def run(
+        inputs: Inputs,
+        cotangent: Any = None,
+        *,
+        implementation: str,
+        optimise: bool = False,
+        positions: Any = None,
+        **options: Any,
+    ):
         if cotangent is None:
             shape = inputs["u"].shape
             cotangent = jnp.asarray(np.random.default_rng(7).normal(size=shape), jnp.float32)
         options = {"alignment": "none", "reverse": False, **options}  # so that equal calls share a program
-        graded = _compiled(optimise, tuple(sorted(options.items())))
+        graded = _compiled(optimise, implementation, tuple(sorted(options.items())))
         (_, out), grads = graded(inputs, jnp.asarray(cotangent), positions)
         return out, grads
 

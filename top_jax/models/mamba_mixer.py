@@ -50,6 +50,7 @@ class ScanDirection(nnx.Module):
             alignment=alignment,
             reverse=self.reverse,
             implementation=self.config.implementation,
+            check_order=False,  # the model's own positions
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
 from top_jax.pruning.schedule import Pruning
@@ -27,7 +26,8 @@ def prune(tokens: Tokens, evidence: Evidence, pruning: Pruning, *, block: int, k
     """
     slots = tokens.patch_slots()
     scores = token_scores(pruning.score, evidence, tokens.positions, slots, keep=keep, seed=pruning.seed, block=block)
-    _, best = jax.lax.top_k(scores, keep)
+    # Not jax.lax.top_k: for it a program over a mesh gathers the scores of the whole batch, while XLA splits a sort.
+    best = jnp.argsort(scores, axis=1, stable=True, descending=True)[:, :keep]
     kept = jnp.take_along_axis(slots, best, axis=1)
     if pruning.order == "position":
         kept = jnp.sort(kept, axis=1)

@@ -18,7 +18,7 @@ from top_jax.data import prefetch_to_device
 from top_jax.errors import RunError
 from top_jax.evaluation.accuracy import evaluate, make_eval_step
 from top_jax.evaluation.flops import count_macs
-from top_jax.ops.selective_scan import resolve
+from top_jax.ops.implementations import resolve
 from top_jax.training.checkpoints import Checkpoints, abstract_params
 from top_jax.training.compilation_cache import enable_compilation_cache
 from top_jax.training.interruption import Interruption

@@ -11,7 +11,7 @@ from top_jax.config import RunConfig
 from top_jax.data import Batches, Source, eval_batches, open_source, train_batches
 from top_jax.errors import InputError
 from top_jax.models import Vim, abstract_model
-from top_jax.ops.selective_scan import resolve
+from top_jax.ops.implementations import resolve
 from top_jax.sharding import check_divisible, data_parallel
 from top_jax.training.checkpoints import make_pruning
 from top_jax.training.optimizer import learning_rate_schedule, make_optimizer

@@ -1,0 +1,105 @@
+"""Block sizes of the GPU kernels: given, else from the device's tuning table, else by rule.
+
+`python -m top_jax.cli.benchmark --tune` measures and writes `tuning/<device>.json`; no table is written by hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Final
+
+from top_jax.errors import InputError
+
+TUNING: Final = Path(__file__).parent / "tuning"
+_ELEMENTS_PER_WARP: Final = 512  # of the [N, channels] state: 16 registers of a thread
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """How a scan is cut up.
+
+    Attributes:
+        chunk: steps between two saved states; both passes are unrolled over as many.
+        forward_channels: channels of one program of the forward, a power of two.
+        forward_warps: warps (of 32 threads) of that program, a power of two.
+        backward_channels: as `forward_channels`, of the backward.
+        backward_warps: as `forward_warps`, of the backward.
+    """
+
+    chunk: int
+    forward_channels: int
+    forward_warps: int
+    backward_channels: int
+    backward_warps: int
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value < 1 or (field.name != "chunk" and value & (value - 1)):
+                need = "at least 1" if field.name == "chunk" else "a power of two"
+                raise InputError(f"{field.name}={value} was given; blocks need {need} there.")
+
+
+def choose(implementation: str, device: str, width: int, states: int) -> tuple[Blocks, str]:
+    """The blocks for a shape on a device, and where they come from (`table` or `rule`).
+
+    Args:
+        implementation: `pallas` or `triton`.
+        device: JAX's device_kind.
+        width: channels, E.
+        states: state size, N.
+    """
+    table = read_table(device)
+    entry = (table or {}).get("blocks", {}).get(table_key(implementation, width, states))
+    return (by_rule(width, states), "rule") if entry is None else (Blocks(**entry), "table")
+
+
+def by_rule(width: int, states: int) -> Blocks:
+    """One warp holds as much state as fits its registers without spilling (tests/kernels/test_triton_compiles.py)."""
+    channels = min(max(_ELEMENTS_PER_WARP // power_of_two(states), 8), 128, power_of_two(width))
+    return Blocks(5, channels, 1, channels, 1)
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is at least `number`."""
+    return 1 << (number - 1).bit_length()
+
+
+@functools.cache
+def read_table(device: str) -> dict[str, Any] | None:
+    """The tuning table of a device, or None if it was never tuned."""
+    path = table_path(device)
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def table_path(device: str) -> Path:
+    """Where the tuning table of a device is kept: `NVIDIA H200` is `nvidia-h200.json`."""
+    return TUNING / f"{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+
+
+def write_table(table: dict[str, Any], file: Path) -> None:
+    """Writes a tuning table, whole or not at all, and forgets what `read_table` remembers.
+
+    Args:
+        table: `device` (JAX's device_kind), `date`, `fastest_first` (names that `auto` tries in turn), `blocks` (the
+            fields of `Blocks` by `table_key`), and whatever else is worth keeping.
+        file: `table_path(device)` for it to be used.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f"{file.name}.part")
+    beside.write_text(json.dumps(table, indent=1) + "\n")
+    os.replace(beside, file)
+    read_table.cache_clear()
+
+
+def table_key(implementation: str, width: int, states: int) -> str:
+    """Where `blocks` of a table holds those of a shape."""
+    return f"{implementation}/E{width}/N{states}"

@@ -1,0 +1,368 @@
+"""The aligned selective scan as Pallas kernels: a GPU with nothing but JAX, and any machine in interpret mode.
+
+The same plan as `triton_kernels.py` (one program per image and block of channels, all directions in turn, the state in
+registers, docs/kernels.md), written so that it needs no masks: channels and states come padded to whole blocks, and
+the steps that fill no chunk are a shorter chunk of their own.
+
+Letters: g direction, i place in the scan's own order, step = i counted from the front of the image, token = the row
+that step visits, row = the row its delta, B and C are read from.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from top_jax.errors import InputError
+
+from .blocks import Blocks, power_of_two
+from .operands import TOKEN_WORTH, ScanGradients, ScanOperands, ScanOutputs, ScanPlan
+
+LN_2 = 0.6931471805599453
+_LARGEST_INDEX = 2**31 - 1
+
+
+def pallas_forward(
+    operands: ScanOperands, plan: ScanPlan, blocks: Blocks, *, save: bool, interpret: bool = False
+) -> ScanOutputs:
+    """Runs the forward kernel; `save` keeps the chunk-start states for the backward."""
+    whole = _padded(operands, blocks.forward_channels)
+    directions, batch, length, width, states = whole.sizes
+    chunks = -(-length // blocks.chunk)
+    like = {
+        "out": _Array((batch, length, width), operands.u.dtype, "B L E"),
+        "total": _Array((batch, length, width), jnp.float32, "B L E") if directions > 1 else None,
+        "starts": _Array((directions, batch, chunks, width, states), jnp.float32, "G B c E N") if save else None,
+        "score": _Array((width // blocks.forward_channels, batch, length), jnp.float32, "b B L")
+        if plan.score
+        else None,
+    }
+    results = _call(
+        functools.partial(_forward_kernel, plan, blocks.chunk, interpret),
+        _inputs(whole),
+        like,
+        (batch, width // blocks.forward_channels),
+        blocks.forward_channels,
+        blocks.forward_warps,
+        interpret,
+    )
+    return ScanOutputs(results["out"][..., : operands.u.shape[-1]], results["score"], results["starts"])
+
+
+def pallas_backward(
+    operands: ScanOperands,
+    starts: jax.Array,
+    dout: jax.Array,
+    plan: ScanPlan,
+    blocks: Blocks,
+    *,
+    interpret: bool = False,
+) -> ScanGradients:
+    """Runs the backward kernel on the forward's operands and states, and the cotangent of its `out`."""
+    real_width, real_states = operands.A.shape[1:]
+    whole = _padded(operands, blocks.backward_channels)
+    directions, batch, length, width, states = whole.sizes
+    inputs = _inputs(whole)
+    inputs["starts"] = _Operand(_resized(starts, {3: width, 4: states}), "G B c E N")
+    inputs["dout"] = _Operand(_resized(dout, {2: width}), "B L E")
+    programs, per_token = width // blocks.backward_channels, (directions, batch, length, width)
+    z = operands.z
+    like = {
+        "du": _Array(per_token, operands.u.dtype, "G B L E"),
+        "ddelta": _Array(per_token, operands.delta.dtype, "G B L E"),
+        "dA": _Array((directions, batch, width, states), jnp.float32, "G B E N"),
+        "dB": _Array((programs, directions, batch, length, states), jnp.float32, "b G B L N"),
+        "dC": _Array((programs, directions, batch, length, states), jnp.float32, "b G B L N"),
+        "dD": _Array((directions, batch, width), jnp.float32, "G B E"),
+        "dbias": _Array((directions, batch, width), jnp.float32, "G B E"),
+        "dz": None if z is None else _Array((batch, length, width), z.dtype, "B L E"),
+        "total": None if z is None or directions == 1 else _Array((batch, length, width), jnp.float32, "B L E"),
+    }
+    grads = _call(
+        functools.partial(_backward_kernel, plan, blocks.chunk, interpret),
+        inputs,
+        like,
+        (batch, programs),
+        blocks.backward_channels,
+        blocks.backward_warps,
+        interpret,
+    )
+    return ScanGradients(
+        u=grads["du"][..., :real_width],
+        delta=grads["ddelta"][..., :real_width],
+        A=grads["dA"][:, :, :real_width, :real_states],
+        B=grads["dB"][..., :real_states],
+        C=grads["dC"][..., :real_states],
+        D=grads["dD"][..., :real_width],
+        delta_bias=grads["dbias"][..., :real_width],
+        z=None if grads["dz"] is None else grads["dz"][..., :real_width],
+    )
+
+
+Refs = dict[str, Any]
+Row = dict[str, Any]  # arrays, and where they came from: int or traced
+
+
+def _forward_kernel(plan: ScanPlan, chunk: int, interpret: bool, refs: Refs) -> None:
+    length = refs["out"].shape[0]
+    for g in range(len(plan.reverse)):
+        a = refs["A"][g]
+
+        def run(c: Any, carry: tuple[jax.Array, jax.Array], steps: int, g: int = g, a: jax.Array = a):
+            h, dt_before = carry
+            if "starts" in refs:
+                refs["starts"][g, c] = h
+            rows = [_load(refs, plan, g, c * chunk + s, ("u", "delta", "B", "C")) for s in range(steps)]
+            for row in rows:
+                dt = _softplus(row["delta"] + refs["delta_bias"][g])
+                tau = dt + row["gap"] * dt_before if "gap" in refs else dt
+                dt_before = dt
+                h = jnp.exp2(tau[:, None] * a) * h + (dt * row["u"])[:, None] * row["B"][None, :]
+                y = jnp.sum(h * row["C"][None, :], axis=1) + refs["D"][g] * row["u"]
+                _finish(refs, plan, g, row["token"], y)
+            return h, dt_before
+
+        start = (jnp.zeros(a.shape, jnp.float32), jnp.zeros(a.shape[:1], jnp.float32))
+        _over_chunks(run, start, length, chunk)
+        if len(plan.reverse) > 1 and not interpret:
+            plgpu.debug_barrier()  # the next sweep reads what other threads of this program wrote to `total`
+
+
+def _finish(refs: Refs, plan: ScanPlan, g: int, token: Any, y: jax.Array) -> None:
+    """Adds a direction's y to the sum; the last direction gates, stores and scores it."""
+    if g > 0:
+        y += refs["total"][token]
+    if g < len(plan.reverse) - 1:
+        refs["total"][token] = y
+        return
+    if "z" in refs:
+        gate = refs["z"][token].astype(jnp.float32)
+        y *= gate * _sigmoid(gate)
+    refs["out"][token] = y.astype(refs["out"].dtype)
+    if plan.score:
+        refs["score"][token] = jnp.sum(TOKEN_WORTH[plan.score](y), axis=0)
+
+
+class _Adjoint(NamedTuple):
+    """What the backward carries from step to step."""
+
+    h: jax.Array  # [E block, N], cotangent of the state
+    A: jax.Array  # [E block, N]
+    D: jax.Array  # [E block]
+    delta_bias: jax.Array  # [E block]
+    from_gap: jax.Array  # [E block], what the gap after a token owes to its dt
+
+
+def _backward_kernel(plan: ScanPlan, chunk: int, interpret: bool, refs: Refs) -> None:
+    length, _ = refs["dout"].shape
+    for g in range(len(plan.reverse)):
+        a = refs["A"][g]
+
+        def run(c: Any, adjoint: _Adjoint, steps: int, g: int = g, a: jax.Array = a) -> _Adjoint:
+            carried, taus = _rebuild(refs, plan, g, c, chunk, steps, a)
+            for s in reversed(range(steps)):
+                row = _load(refs, plan, g, c * chunk + s, ("u", "delta", "B", "C"))
+                adjoint = _pull_back(refs, plan, g, row, adjoint, carried[s], taus[s], a)
+            return adjoint
+
+        matrix, vector = jnp.zeros(a.shape, jnp.float32), jnp.zeros(a.shape[:1], jnp.float32)
+        end = _over_chunks(run, _Adjoint(matrix, matrix, vector, vector, vector), length, chunk, backwards=True)
+        refs["dA"][g], refs["dD"][g], refs["dbias"][g] = end.A, end.D, end.delta_bias
+        if "total" in refs and not interpret:
+            plgpu.debug_barrier()
+
+
+def _rebuild(
+    refs: Refs, plan: ScanPlan, g: int, c: Any, chunk: int, steps: int, a: jax.Array
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Once more through a chunk: of each step, what the state before it became (decay * h), and tau."""
+    h, bias = refs["starts"][g, c], refs["delta_bias"][g]
+    dt_before = jnp.zeros_like(bias)
+    if "gap" in refs:
+        before = _load(refs, plan, g, jnp.maximum(c * chunk - 1, 0), ("delta",))
+        dt_before = jnp.where(c > 0, _softplus(before["delta"] + bias), 0.0)
+    carried, taus = [], []
+    for s in range(steps):
+        row = _load(refs, plan, g, c * chunk + s, ("u", "delta", "B"))
+        dt = _softplus(row["delta"] + bias)
+        taus.append(dt + row["gap"] * dt_before if "gap" in refs else dt)
+        dt_before = dt
+        carried.append(jnp.exp2(taus[s][:, None] * a) * h)
+        h = carried[s] + (dt * row["u"])[:, None] * row["B"][None, :]
+    return carried, taus
+
+
+def _pull_back(
+    refs: Refs, plan: ScanPlan, g: int, row: Row, adjoint: _Adjoint, carried: jax.Array, tau: jax.Array, a: jax.Array
+) -> _Adjoint:
+    """One step of the backward; docs/kernels.md derives it."""
+    token, raw = row["token"], row["delta"] + refs["delta_bias"][g]
+    x, B, C, D, dt = row["u"], row["B"], row["C"], refs["D"][g], _softplus(raw)
+    drive = dt * x
+    dy = _output_gradient(
+        refs, plan, g, token, jnp.sum((carried + drive[:, None] * B[None, :]) * C[None, :], axis=1) + D * x
+    )
+
+    refs["dC"][g, row["row"]] = jnp.sum(carried * dy[:, None], axis=0) + B * jnp.sum(drive * dy, axis=0)
+    dh = adjoint.h + dy[:, None] * C[None, :]
+    refs["dB"][g, row["row"]] = jnp.sum(dh * drive[:, None], axis=0)
+    ddrive = jnp.sum(dh * B[None, :], axis=1)
+    dexponent = dh * carried
+    dtau = jnp.sum(dexponent * a, axis=1) * LN_2  # a is log2(e) A
+
+    ddt = ddrive * x + dtau + adjoint.from_gap
+    draw = ddt * _sigmoid(raw)
+    refs["du"][g, token] = (ddrive * dt + D * dy).astype(refs["du"].dtype)
+    refs["ddelta"][g, row["row"]] = draw.astype(refs["ddelta"].dtype)
+    return _Adjoint(
+        h=dh * jnp.exp2(tau[:, None] * a),
+        A=adjoint.A + dexponent * tau[:, None],
+        D=adjoint.D + dy * x,
+        delta_bias=adjoint.delta_bias + draw,
+        from_gap=row["gap"] * dtau if "gap" in refs else adjoint.from_gap,
+    )
+
+
+def _output_gradient(refs: Refs, plan: ScanPlan, g: int, token: Any, y: jax.Array) -> jax.Array:
+    """The cotangent of the sum over directions; the last direction, which knows the whole sum, stores that of z."""
+    dout = refs["dout"][token].astype(jnp.float32)
+    if "z" not in refs:
+        return dout
+    gate = refs["z"][token].astype(jnp.float32)
+    share = _sigmoid(gate)
+    if g > 0:
+        y += refs["total"][token]
+    if g < len(plan.reverse) - 1:
+        refs["total"][token] = y
+    else:
+        refs["dz"][token] = (dout * y * share * (1.0 + gate * (1.0 - share))).astype(refs["dz"].dtype)
+    return dout * gate * share
+
+
+def _load(refs: Refs, plan: ScanPlan, g: int, i: Any, names: tuple[str, ...]) -> Row:
+    """The rows `[E block]` or `[N]` that place i of direction g reads, float32, and where it is."""
+    length = refs["u"].shape[1]
+    step = length - 1 - i if plan.reverse[g] else i
+    token = refs["order"][g, step] if "order" in refs else step
+    row: Row = {"token": token, "row": token if plan.reorder_parameters else step}
+    for name in names:
+        ref = refs[name]
+        shared = 0 if len(ref) == 1 else g
+        row[name] = ref[shared, token if name == "u" else row["row"]].astype(jnp.float32)
+    if "gap" in refs:
+        row["gap"] = refs["gap"][g, step]
+    return row
+
+
+def _over_chunks(
+    run: Callable[[Any, Any, int], Any], carry: Any, length: int, chunk: int, *, backwards: bool = False
+) -> Any:
+    """Runs all whole chunks in a loop, and the steps that are left as a chunk of their own."""
+    whole, rest = divmod(length, chunk)
+    if rest and backwards:
+        carry = run(whole, carry, rest)
+    carry = jax.lax.fori_loop(0, whole, lambda k, carry: run(whole - 1 - k if backwards else k, carry, chunk), carry)
+    if rest and not backwards:
+        carry = run(whole, carry, rest)
+    return carry
+
+
+def _softplus(x: jax.Array) -> jax.Array:
+    return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+def _sigmoid(x: jax.Array) -> jax.Array:
+    return 1.0 / (1.0 + jnp.exp(-x))
+
+
+class _Operand(NamedTuple):
+    """An input and the letters of its axes: `b` the program's block of channels, `c` a chunk."""
+
+    array: jax.Array
+    axes: str
+
+
+class _Array(NamedTuple):
+    """An output: shape, dtype and the letters of its axes."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    axes: str
+
+
+def _inputs(operands: ScanOperands) -> dict[str, _Operand | None]:
+    axes = ScanOperands(
+        u="G B L E", delta="G B L E", A="G E N", B="G B L N", C="G B L N", D="G E", delta_bias="G E",
+        z="B L E", gap="G B L", order="G B L",
+    )  # fmt: skip
+    given = operands.for_kernels()._asdict()
+    return {name: None if a is None else _Operand(a, getattr(axes, name)) for name, a in given.items()}
+
+
+def _padded(operands: ScanOperands, channels: int) -> ScanOperands:
+    """Zeros up to whole blocks of channels and a power of two of states; models' own sizes need none."""
+    _, _, _, width, states = operands.sizes
+    width, states = -(-width // channels) * channels, power_of_two(states)
+    last = {"u": width, "delta": width, "B": states, "C": states, "D": width, "delta_bias": width, "z": width}
+    whole = {
+        name: None if array is None else _resized(array, {array.ndim - 1: last[name]} if name in last else {})
+        for name, array in operands._asdict().items()
+    }
+    return ScanOperands(**{**whole, "A": _resized(operands.A, {1: width, 2: states})})
+
+
+def _resized(array: jax.Array, sizes: dict[int, int]) -> jax.Array:
+    """The array with some axes cut, or filled up with zeros, to new sizes."""
+    array = array[tuple(slice(sizes.get(axis)) for axis in range(array.ndim))]
+    fill = [(0, sizes.get(axis, size) - size) for axis, size in enumerate(array.shape)]
+    return jnp.pad(array, fill) if any(after for _, after in fill) else array
+
+
+def _call(
+    kernel: Callable[[Refs], None],
+    inputs: dict[str, _Operand | None],
+    outputs: dict[str, _Array | None],
+    grid: tuple[int, int],
+    channels: int,
+    warps: int,
+    interpret: bool,
+) -> dict[str, Any]:
+    """Runs `kernel` on a dict of refs, each cut to the program's image and block of channels; absent ones have none."""
+    given = {name: operand for name, operand in inputs.items() if operand is not None}
+    asked = {name: array for name, array in outputs.items() if array is not None}
+    for name, array in {**{name: operand.array for name, operand in given.items()}, **asked}.items():
+        if math.prod(array.shape) > _LARGEST_INDEX:
+            raise InputError(
+                f"{name} has shape {array.shape}, and the Pallas kernels index with 32 bits: split the batch, or use "
+                "implementation='triton'."
+            )
+    names = (*given, *asked)
+    results = pl.pallas_call(
+        lambda *refs: kernel(dict(zip(names, refs, strict=True))),
+        grid=grid,
+        in_specs=[_spec(operand.array.shape, operand.axes, channels) for operand in given.values()],
+        out_specs=[_spec(array.shape, array.axes, channels) for array in asked.values()],
+        out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in asked.values()],
+        # Said outright: Mosaic, the default, is for TPUs and newer GPU kernels.
+        compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=1),
+        interpret=interpret,
+        name="selective_scan",
+    )(*(operand.array for operand in given.values()))
+    return dict.fromkeys(outputs) | dict(zip(asked, results, strict=True))
+
+
+def _spec(shape: tuple[int, ...], axes: str, channels: int) -> pl.BlockSpec:
+    """The image and the block of channels that program (image, block) sees of an array."""
+    letters = axes.split()
+    cut = {"B": None, "b": None, "E": channels}
+    return pl.BlockSpec(
+        tuple(cut.get(letter, size) for letter, size in zip(letters, shape, strict=True)),
+        lambda image, block: tuple({"B": image, "b": block, "E": block}.get(letter, 0) for letter in letters),
+    )

@@ -1,0 +1,170 @@
+"""Several directions of one sequence in one scan, with the token score of their gated sum."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+
+from top_jax.errors import InputError
+from top_jax.kernels.blocks import Blocks  # pyright: ignore[reportMissingImports]  mapped by pyproject.toml
+from top_jax.kernels.operands import (  # pyright: ignore[reportMissingImports]
+    TOKEN_WORTH,
+    ScanOperands,
+    ScanPlan,
+)
+from top_jax.ops.checks import check_alignment, check_increasing, check_positions, check_shapes
+from top_jax.ops.fused import default_blocks, fused_scan, make_operands
+from top_jax.ops.gaps import gaps
+from top_jax.ops.implementations import resolve
+from top_jax.ops.reference import selective_scan_reference
+from top_jax.ops.xla import selective_scan_xla
+from top_jax.typing import Array, Float, Inner, Int, PerToken
+
+_ONE_DIRECTION: Final = {"reference": selective_scan_reference, "xla": selective_scan_xla}
+
+
+def directional_scan(
+    u: Float[Array, "_ B L E"],
+    delta: Float[Array, "_ B L E"],
+    A: Float[Array, "_ E N"],
+    B: Float[Array, "_ B L N"],
+    C: Float[Array, "_ B L N"],
+    D: Float[Array, "_ E"] | None = None,
+    z: Inner | None = None,
+    delta_bias: Float[Array, "_ E"] | None = None,
+    *,
+    reverse: tuple[bool, ...],
+    order: Int[Array, "_ B L"] | None = None,
+    reorder_parameters: bool = True,
+    positions: Int[Array, "_ B L"] | None = None,
+    alignment: str = "none",
+    score: str | None = None,
+    implementation: str = "auto",
+    blocks: Blocks | None = None,
+    check_order: bool = True,
+) -> tuple[Inner, PerToken | None]:
+    """Selective scans in G directions, each put back into the tokens' order, summed, gated and scored.
+
+    With scan_g the `selective_scan` of direction g over its steps::
+
+        y = silu(z) * sum_g scan_g        score = mean_e max(0, y_e)    (`clip`; float32, before y is rounded)
+
+    ViM's two directions are `reverse=(False, True)`. PlainMamba's four are an `order` each: step i of direction g
+    visits token `order[g, b, i]`; an index map inside the kernel, not a gather in memory. `G?` is G, or 1 for what
+    all directions share (its gradient is summed over them).
+
+    Args:
+        u: `[G?, B, L, E]` input, float32, bfloat16 or float16.
+        delta: `[G?, B, L, E]` time step before bias and softplus.
+        A: `[G?, E, N]` decay rates, negative for a stable scan.
+        B: `[G?, B, L, N]` input projection.
+        C: `[G?, B, L, N]` output projection.
+        D: `[G?, E]` skip weight, added in every direction.
+        z: `[B, L, E]` gate of the sum, before SiLU.
+        delta_bias: `[G?, E]` added to delta before softplus.
+        reverse: for each direction, whether it scans its steps from the last to the first; as long as G.
+        order: int32 `[G?, B, L]` permutations of 0..L-1: the token that each step visits. None is 0..L-1. Not checked.
+        reorder_parameters: with an order, take delta, B and C at the visited token. False takes step i's from row i,
+            as the official PlainMamba does (DESIGN.md, section 3).
+        positions: int32 `[G?, B, L]` place of each *step* in the unpruned traversal, strictly increasing along L.
+            Needed by `decay`; checked as in `selective_scan`.
+        alignment: `none`, `hold` or `decay` (module docstring of `top_jax.pruning`).
+        score: None, or `clip`, `noclip`, `l1`, `l2`: mean over channels of max(0, y), y, |y|; root mean square of y.
+        implementation: as in `selective_scan`.
+        blocks: block sizes of a kernel implementation; None is the device's tuning table, else a rule.
+        check_order: as in `selective_scan`.
+
+    Returns:
+        y `[B, L, E]` in the dtype of u, differentiable in every floating-point argument; score float32 `[B, L]`, or
+        None. A score is for choosing tokens: it carries no gradient.
+
+    Raises:
+        InputError: shapes or dtypes that do not fit, an unknown name, `decay` without positions, positions that do
+            not increase, blocks for an implementation that has none.
+
+    Source: Vision Mamba, arXiv 2401.09417, section 3.3; PlainMamba, arXiv 2403.17695, section 3.2; score: ToP,
+    arXiv 2409.18962, section 4.1.
+    """
+    _check(u, delta, A, B, C, D, z, delta_bias, reverse, order, positions, alignment, score)
+    if check_order and positions is not None:
+        check_increasing(positions)
+    gap = None
+    if alignment == "decay" and positions is not None:
+        each = jnp.broadcast_to(positions, (len(reverse), *positions.shape[1:]))
+        gap = jnp.stack([gaps(row, backwards) for row, backwards in zip(each, reverse, strict=True)])
+    operands = make_operands(u, delta, A, B, C, D, z, delta_bias, gap, order, len(reverse))
+    plan = ScanPlan(tuple(bool(backwards) for backwards in reverse), reorder_parameters, score)
+    name = resolve(implementation)
+    if name in _ONE_DIRECTION:
+        if blocks is not None:
+            raise InputError(f"blocks came with implementation {name!r}, which has none; leave them out.")
+        y, sums = _one_by_one(name, plan, operands)
+    else:
+        y, sums = fused_scan(name, plan, blocks or default_blocks(name, *A.shape[1:]), operands)
+    return y, None if sums is None else _mean_score(sums, score, u.shape[-1])
+
+
+def _one_by_one(name: str, plan: ScanPlan, operands: ScanOperands) -> tuple[Inner, PerToken | None]:
+    """What `fused_scan` does, by one scan per direction; XLA fuses what stands around it."""
+    total = None
+    for g, backwards in enumerate(plan.reverse):
+        u, delta = (a[min(g, len(a) - 1)].astype(jnp.float32) for a in (operands.u, operands.delta))
+        B, C = operands.B[g], operands.C[g]
+        if operands.order is not None:
+            visited = operands.order[g][:, :, None]
+            u = jnp.take_along_axis(u, visited, axis=1)
+            if plan.reorder_parameters:
+                delta, B, C = (jnp.take_along_axis(a, visited, axis=1) for a in (delta, B, C))
+        gap = None if operands.gap is None else operands.gap[g]
+        y = _ONE_DIRECTION[name](
+            u, delta, operands.A[g], B, C, operands.D[g], None, operands.delta_bias[g], gap, backwards
+        )
+        if operands.order is not None:
+            y = jnp.take_along_axis(y, jnp.argsort(operands.order[g], axis=1)[:, :, None], axis=1)
+        total = y if total is None else total + y
+    assert total is not None  # there is at least one direction
+    if operands.z is not None:
+        total = total * jax.nn.silu(operands.z.astype(jnp.float32))
+    y = total.astype(operands.u.dtype)
+    return y, None if plan.score is None else jnp.sum(TOKEN_WORTH[plan.score](total), axis=-1)
+
+
+def _mean_score(sums: PerToken, score: str | None, width: int) -> PerToken:
+    mean = jax.lax.stop_gradient(sums) / width
+    return jnp.sqrt(mean) if score == "l2" else mean
+
+
+def _check(
+    u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, z: Any, delta_bias: Any,
+    reverse: tuple[bool, ...], order: Any, positions: Any, alignment: str, score: str | None,
+) -> None:  # fmt: skip
+    if u.ndim != 4 or A.ndim != 3 or not reverse:
+        raise InputError(
+            f"u has shape {u.shape}, A {A.shape} and reverse is {reverse}; directional_scan needs u [G or 1, B, L, E], "
+            "A [G or 1, E, N] and in reverse a bool for each of its G directions."
+        )
+    sizes = dict(zip("BLE", u.shape[1:], strict=True), G=len(reverse), N=A.shape[2])
+    arrays = {
+        "u": (u, "G? B L E"),
+        "delta": (delta, "G? B L E"),
+        "A": (A, "G? E N"),
+        "B": (B, "G? B L N"),
+        "C": (C, "G? B L N"),
+        "D": (D, "G? E"),
+        "z": (z, "B L E"),
+        "delta_bias": (delta_bias, "G? E"),
+    }
+    check_shapes(sizes, arrays)
+    steps = (len(reverse), *u.shape[1:3])
+    if order is not None and not (order.shape in (steps, (1, *steps[1:])) and jnp.issubdtype(order.dtype, jnp.integer)):
+        raise InputError(
+            f"order is {order.dtype}{list(order.shape)}; needed: int32{list(steps)} (or 1 first), the token that each "
+            "step visits."
+        )
+    check_alignment(alignment)
+    shared = positions is not None and positions.shape[:1] == (1,)
+    check_positions(positions, (1, *steps[1:]) if shared else steps, alignment)
+    if score is not None and score not in TOKEN_WORTH:
+        raise InputError(f"score={score!r} is unknown here; choose None or one of {', '.join(TOKEN_WORTH)}.")

@@ -1,0 +1,126 @@
+"""Which implementation runs, and why: a named one runs or raises; `auto` chooses by device and tuning table."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from typing import Any, Final, NamedTuple
+
+import jax
+from absl import logging
+
+from top_jax.errors import InputError
+from top_jax.kernels import blocks  # pyright: ignore[reportMissingImports]  mapped by pyproject.toml
+from top_jax.kernels.operands import ScanOperands, ScanPlan  # pyright: ignore[reportMissingImports]
+from top_jax.kernels.triton_scan import triton_forward  # pyright: ignore[reportMissingImports]
+
+# Best guess first: the order in which `auto` tries them on a GPU that was never measured.
+KERNELS: Final = ("triton", "pallas")
+IMPLEMENTATIONS: Final = ("auto", "reference", "xla", "pallas", "pallas_interpret", "triton")
+_INSTALL: Final = "pip install 'top-jax[cuda]'"
+_OLDEST_CAPABILITY: Final = 8.0  # what the kernels are compiled for in the tests: sm_80 and sm_90
+
+
+class Choice(NamedTuple):
+    """What `auto` runs.
+
+    Attributes:
+        name: the implementation.
+        why: the reason, to print.
+        fix: the command that would get a faster one, or None.
+    """
+
+    name: str
+    why: str
+    fix: str | None
+
+
+def resolve(implementation: str) -> str:
+    """The name of the implementation that runs on this machine's default device.
+
+    Raises:
+        InputError: an unknown name, or one that cannot run here.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise InputError(f"implementation={implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}.")
+    if implementation == "auto":
+        choice = choose()
+        _log(choice)
+        return choice.name
+    problem = obstacle(implementation)
+    if problem:
+        raise InputError(f"implementation={implementation!r} cannot run here: {problem}; or use 'auto' or 'xla'.")
+    return implementation
+
+
+def choose() -> Choice:
+    """What `auto` runs on the default device, and why."""
+    gpu = device()
+    if gpu.platform != "gpu":
+        return Choice("xla", f"the device is a {gpu.platform}, and the kernels are for GPUs", None)
+    table = blocks.read_table(gpu.device_kind)
+    order = KERNELS if table is None else table["fastest_first"]
+    problems = {name: obstacle(name) for name in order}
+    best = next((name for name in order if not problems[name]), None)
+    if best is None:
+        told = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
+        return Choice("xla", f"no kernel can run on this {gpu.device_kind} ({told})", _INSTALL)
+    if table is None:
+        return Choice(best, f"no tuning table for {gpu.device_kind}", "python -m top_jax.cli.benchmark --tune")
+    faster = order[: order.index(best)]
+    if faster:
+        return Choice(best, f"{faster[0]} was measured faster, but {problems[faster[0]]}", _INSTALL)
+    return Choice(best, f"measured fastest on {table['date']}", None)
+
+
+def obstacle(implementation: str) -> str | None:
+    """Why an implementation cannot run on the default device, and what to do about it; None if it can."""
+    if implementation not in KERNELS:
+        return None
+    gpu = device()
+    if gpu.platform != "gpu":
+        return f"it needs an NVIDIA GPU and the default device is a {gpu.platform} (on a GPU machine: {_INSTALL})"
+    capability = str(getattr(gpu, "compute_capability", "unknown"))
+    if not re.fullmatch(r"\d+\.\d+", capability):  # an AMD GPU says gfx...
+        return f"it needs an NVIDIA GPU, and this one is a {gpu.device_kind} (compute capability {capability})"
+    if float(capability) < _OLDEST_CAPABILITY:
+        return f"it needs compute capability {_OLDEST_CAPABILITY}, and this {gpu.device_kind} has {capability}"
+    return _problem_with_jax_triton() if implementation == "triton" else None
+
+
+@functools.cache
+def _problem_with_jax_triton() -> str | None:
+    """Its releases follow those of JAX closely, so it is tried: a tiny scan is traced, and nothing is launched."""
+    if importlib.util.find_spec("jax_triton") is None:
+        return f"jax-triton is not installed: {_INSTALL}"
+    tokens, states = jax.ShapeDtypeStruct((1, 1, 1, 1), "float32"), jax.ShapeDtypeStruct((1, 1, 1), "float32")
+    channel = jax.ShapeDtypeStruct((1, 1), "float32")
+    operands = ScanOperands(tokens, tokens, states, tokens, tokens, channel, channel, None, None, None)
+    scan = lambda operands: triton_forward(operands, ScanPlan((False,)), blocks.by_rule(1, 1), save=False).out  # noqa: E731
+    try:
+        jax.jit(scan).trace(operands)
+    except Exception as error:  # whatever a release that does not fit this JAX raises
+        return f"jax-triton does not work with JAX {jax.__version__} ({type(error).__name__}: {error}): {_INSTALL}"
+    return None
+
+
+@functools.cache  # so that a choice is logged once
+def _log(choice: Choice) -> None:
+    fix = f" To mend it: {choice.fix}" if choice.fix else ""
+    # A GPU that runs without its kernel is worth a shout.
+    log = logging.warning if choice.name == "xla" and choice.fix else logging.info
+    log("selective_scan: implementation 'auto' runs %r: %s.%s", choice.name, choice.why, fix)
+
+
+def device_kind() -> str:
+    """JAX's name of the default device, such as `NVIDIA H200`."""
+    return device().device_kind
+
+
+def device() -> Any:
+    """The default `jax.Device`, as `jax.default_device` and the environment leave it."""
+    default: Any = jax.config.jax_default_device  # pyright: ignore
+    if isinstance(default, str):  # the name of a platform
+        return jax.devices(default)[0]
+    return default or jax.devices()[0]

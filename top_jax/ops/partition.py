@@ -1,0 +1,174 @@
+"""Functions that XLA cannot look into (kernels), run by each device on its own share of the batch.
+
+Without help, a jitted program over a mesh gathers the whole batch on every device before such a function. `shard_map`
+has to know the mesh and the batch's mesh axes while tracing, and plain `jax.jit` tells neither then; the callbacks of
+`custom_partitioning` run in the compiler, once both are known.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    auto_axes,
+    use_abstract_mesh,
+)
+
+InAxes = tuple[int | None, ...]
+OutAxes = int | tuple[int, ...]
+
+
+def split_over_batch(function: Callable[..., Any], *, in_axes: InAxes, out_axes: OutAxes) -> Callable[..., Any]:
+    """`function`, split over the batch under `jax.jit` on any mesh, whichever of its axes split the batch.
+
+    Each device calls it on its own images, so it is traced once more, for the batch of one share (rounded up, where
+    images do not split evenly; what is filled in is thrown away). An argument split along another axis is gathered
+    along it. On one device, and inside `jax.shard_map` over all mesh axes, what is compiled is `function` itself.
+
+    Under `jax.vmap` the mapped axis becomes part of the batch, so `function` needs no batching rule of its own; only
+    where an argument without a batch is mapped does it become a loop. It has no derivative: call it in the rules of a
+    `jax.custom_vjp`.
+
+    JAX's limits for a program with it on several devices: all its shardings are of one mesh, the persistent
+    compilation cache does not find it again, and `jax.export` refuses it.
+
+    Args:
+        function: takes arrays, and returns an array or a tuple of arrays, each with a batch. Images must not influence
+            each other. It may close over Python values, not over arrays.
+        in_axes: per argument the axis of the batch; None for one without a batch, which every device gets whole.
+        out_axes: the axis of the batch in the result, or per result.
+
+    Returns:
+        A function of the same positional arguments and the same results.
+    """
+    split = custom_partitioning(function)
+
+    def shardings(mesh: Mesh, arguments: Sequence[jax.ShapeDtypeStruct]) -> tuple[Mesh, Any, tuple[NamedSharding, ...]]:
+        mesh, batch = _mesh_and_batch(mesh, arguments, in_axes)
+        place = lambda axis: NamedSharding(mesh, _spec(axis, batch))  # noqa: E731
+        return mesh, jax.tree.map(place, out_axes), tuple(map(place, in_axes))
+
+    def partition(mesh: Mesh, arguments: Sequence[jax.ShapeDtypeStruct], _results: Any):
+        mesh, of_results, of_arguments = shardings(mesh, arguments)
+        return mesh, _without_mesh(function), of_results, of_arguments
+
+    split.def_partition(
+        partition,
+        infer_sharding_from_operands=lambda mesh, arguments, _: shardings(mesh, arguments)[1],
+        sharding_rule=lambda _, arguments, results: _rule(arguments, results, in_axes, jax.tree.leaves(out_axes)),
+    )
+    return _with_batching(_with_explicit_axes(split, in_axes, out_axes), in_axes, out_axes)
+
+
+def _without_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` on the arrays of one device, to which the mesh of the caller's `jax.set_mesh` means nothing."""
+
+    def call(*arguments: jax.Array) -> Any:
+        with use_abstract_mesh(AbstractMesh((), ())):
+            return function(*arguments)
+
+    return call
+
+
+def _mesh_and_batch(mesh: Mesh, arguments: Sequence[jax.ShapeDtypeStruct], in_axes: InAxes) -> tuple[Mesh, Any]:
+    """The mesh, and which of its axes split the batch."""
+    if mesh.empty:
+        # Inside a shard_map over some of the mesh's axes JAX does not name the others, so these devices share no work.
+        devices = sorted(arguments[0].sharding.device_set, key=lambda device: device.id)
+        return Mesh(np.array(devices), ("all",)), None
+    return mesh, _batch_of([argument.sharding for argument in arguments], in_axes)
+
+
+def _batch_of(shardings: Sequence[Any], in_axes: InAxes) -> Any:
+    """The mesh axes that split the batch of the first argument whose batch is split, or None."""
+    specs = (sharding.spec[axis] for sharding, axis in zip(shardings, in_axes, strict=True) if axis is not None)
+    return next((spec for spec in specs if spec is not None), None)
+
+
+def _spec(axis: int | None, mesh_axes: Any) -> PartitionSpec:
+    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, mesh_axes)
+
+
+def _rule(
+    arguments: Sequence[Any], results: Sequence[Any], in_axes: InAxes, out_axes: Sequence[int]
+) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """Shardy's rule: the batch is one factor everywhere, every other axis a factor of its own that must be whole."""
+    names = (f"w{number}" for number in itertools.count())
+    factors = [
+        ["batch" if axis == batch else next(names) for axis in range(array.rank)]
+        for array, batch in zip((*arguments, *results), (*in_axes, *out_axes), strict=True)
+    ]
+    sides = (factors[: len(arguments)], factors[len(arguments) :])
+    rule = " -> ".join(", ".join(" ".join(array) for array in side) for side in sides)
+    whole = tuple(factor for array in factors for factor in array if factor != "batch")
+    return rule, {"need_replication_factors": whole}
+
+
+def _with_explicit_axes(split: Callable[..., Any], in_axes: InAxes, out_axes: OutAxes) -> Callable[..., Any]:
+    """`split` where mesh axes are `AxisType.Explicit`, shardings being part of types that kernels know nothing of."""
+
+    def call(*arguments: jax.Array) -> Any:
+        shardings = [jax.typeof(argument).sharding for argument in arguments]
+        mesh = next((s.mesh for s in shardings if AxisType.Explicit in s.mesh.axis_types), None)
+        if mesh is None:
+            return split(*arguments)
+        batch = _batch_of(shardings, in_axes)
+        of_results = jax.tree.map(lambda axis: NamedSharding(mesh, _spec(axis, batch)), out_axes)
+        return auto_axes(split, out_sharding=of_results)(*arguments)
+
+    return call
+
+
+def _with_batching(split: Callable[..., Any], in_axes: InAxes, out_axes: OutAxes) -> Callable[..., Any]:
+    """`split` with a rule for `jax.vmap`, which custom_partitioning lacks."""
+    batched = custom_vmap(split)
+
+    @batched.def_vmap
+    def rule(size: int, mapped: Sequence[bool], *arguments: jax.Array) -> tuple[Any, Any]:
+        if any(is_mapped and axis is None for is_mapped, axis in zip(mapped, in_axes, strict=True)):
+            results = _loop(batched, mapped, arguments)
+        else:
+            folded = map(functools.partial(_fold, size=size), arguments, mapped, in_axes)
+            results = jax.tree.map(functools.partial(_unfold, size=size), batched(*folded), out_axes)
+        return results, jax.tree.map(lambda _: True, out_axes)
+
+    return batched
+
+
+def _loop(function: Callable[..., Any], mapped: Sequence[bool], arguments: Sequence[jax.Array]) -> Any:
+    """`function` of every entry of the mapped arguments, one after the other."""
+
+    def one(entries: list[jax.Array]) -> Any:
+        rest = iter(entries)
+        return function(*(next(rest) if is_mapped else a for a, is_mapped in zip(arguments, mapped, strict=True)))
+
+    return jax.lax.map(one, [a for a, is_mapped in zip(arguments, mapped, strict=True) if is_mapped])
+
+
+def _fold(argument: jax.Array, is_mapped: bool, axis: int | None, *, size: int) -> jax.Array:
+    """`[V, .., B, ..]`, or an argument that is not mapped, as `[.., B V, ..]`: B first, so that a split stays one."""
+    if axis is None:
+        return argument
+    if not is_mapped:
+        return jnp.repeat(argument, size, axis=axis)
+    moved = jnp.moveaxis(argument, 0, axis + 1)
+    return moved.reshape(*argument.shape[1 : axis + 1], argument.shape[axis + 1] * size, *argument.shape[axis + 2 :])
+
+
+def _unfold(result: jax.Array, axis: int, *, size: int) -> jax.Array:
+    """`[.., B V, ..]` as `[V, .., B, ..]`."""
+    split = result.reshape(*result.shape[:axis], result.shape[axis] // size, size, *result.shape[axis + 1 :])
+    return jnp.moveaxis(split, axis + 1, 0)
