@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 # Measured on 2 cores of an AMD EPYC, 2026-11-23, at B 8, L 197, E 384, N 16: 6, 8 and 12 take the same time within 5 %,
-# 4 takes 28 % more than 8, and 16 9 % more (docs/cpu_scan_notes.md).
+# 4 takes 28 % more than 8, and 16 9 % more (docs/kernels.md).
 LONGEST_CHUNK = 8
 
 # A product of float32 matrices is rounded to TF32 on a GPU and to bfloat16 on a TPU unless it is told not to.

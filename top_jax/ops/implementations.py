@@ -86,11 +86,11 @@ def obstacle(implementation: str) -> str | None:
         return f"it needs an NVIDIA GPU, and this one is a {gpu.device_kind} (compute capability {capability})"
     if float(capability) < _OLDEST_CAPABILITY:
         return f"it needs compute capability {_OLDEST_CAPABILITY}, and this {gpu.device_kind} has {capability}"
-    return _problem_with_jax_triton() if implementation == "triton" else None
+    return problem_with_jax_triton() if implementation == "triton" else None
 
 
 @functools.cache
-def _problem_with_jax_triton() -> str | None:
+def problem_with_jax_triton() -> str | None:
     """Its releases follow those of JAX closely, so it is tried: a tiny scan is traced, and nothing is launched."""
     if importlib.util.find_spec("jax_triton") is None:
         return f"jax-triton is not installed: {_INSTALL}"

@@ -1,0 +1,75 @@
+"""Without a GPU: the Pallas kernels lower for CUDA, and the program that would run there holds them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+
+from top_jax.kernels.blocks import Blocks, by_rule
+from top_jax.kernels.operands import ScanOperands, ScanPlan
+from top_jax.kernels.pallas_scan import pallas_backward, pallas_forward
+
+
+def lowered_for_cuda(function: Callable[..., Any], *arguments: Any) -> tuple[str, str]:
+    """The jaxpr and the StableHLO."""
+    gpu = AbstractDevice("NVIDIA H200", num_cores=None, platform="gpu")  # JAX 0.11 and later want to know
+    with use_abstract_mesh(AbstractMesh((), (), abstract_device=gpu)):
+        traced = jax.jit(function).trace(*arguments)
+        return str(traced.jaxpr), traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def operands(directions: int, dtype: str, *, full: bool, batch=2, length=19, width=96, states=16) -> ScanOperands:
+    """Shapes of a scan; `full` has a gate, gaps and an order, as PlainMamba's."""
+    of = jax.ShapeDtypeStruct
+    tokens, each = (batch, length, width), (directions, batch, length)
+    selective = of((*each, states), jnp.float32)
+    return ScanOperands(
+        u=of((1, *tokens), dtype),
+        delta=of((1, *tokens), dtype),
+        A=of((directions, width, states), jnp.float32),
+        B=selective,
+        C=selective,
+        D=of((directions, width), jnp.float32),
+        delta_bias=of((directions, width), jnp.float32),
+        z=of(tokens, dtype) if full else None,
+        gap=of(each, jnp.float32) if full else None,
+        order=of(each, jnp.int32) if full else None,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # JAX 0.12; docs/kernels.md
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("directions, full", [(1, False), (4, True)])
+def test_lowers_for_cuda(directions, full, dtype):
+    given = operands(directions, dtype, full=full)
+    plan = ScanPlan((False, True, False, True)[:directions], reorder_parameters=False, score="clip")
+    blocks = by_rule(96, 16)
+    forward = functools.partial(pallas_forward, plan=plan, blocks=blocks, save=True)
+    backward = functools.partial(pallas_backward, plan=plan, blocks=blocks)
+    states = jax.eval_shape(functools.partial(forward, interpret=True), given).starts
+    dout = jax.ShapeDtypeStruct(given.u.shape[1:], dtype)
+    for pass_, arguments in ((forward, (given,)), (backward, (given, states, dout))):
+        jaxpr, program = lowered_for_cuda(pass_, *arguments)
+        assert jaxpr.count("pallas_call") == 1
+        assert program.count("__gpu$xla.gpu.triton") == 1 or program.count("triton_kernel_call") == 1
+
+
+def test_odd_sizes_are_filled_up_and_cut_again():
+    given = jax.tree.map(
+        lambda a: jnp.asarray(np.random.default_rng(0).normal(size=a.shape), a.dtype),
+        operands(1, "float32", full=False, length=7, width=5, states=3),
+    )
+    one = lambda channels: pallas_forward(  # noqa: E731
+        given, ScanPlan((False,), score="l1"), Blocks(4, channels, 1, channels, 1), save=False, interpret=True
+    )
+    whole, cut = one(8), one(2)
+    assert whole.out.shape == cut.out.shape == (2, 7, 5)
+    np.testing.assert_allclose(whole.out, cut.out, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(whole.score.sum(0), cut.score.sum(0), rtol=1e-5)

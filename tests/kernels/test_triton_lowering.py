@@ -1,0 +1,60 @@
+"""Without a GPU: jax-triton traces and lowers both Triton kernels for CUDA, as far as the launch itself.
+
+jax-triton needs JAX's CUDA plugin (a wheel of its own: `pip install --no-deps jax-cuda12-plugin`), not a GPU. This file
+is also the program that the test starts, apart from the processes in which Triton interprets.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.triton
+def test_lowers_through_jax_triton():
+    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+    if importlib.util.find_spec("jax_triton") is None or not any(map(importlib.util.find_spec, plugins)):
+        pytest.skip("needs jax-triton and JAX's CUDA plugin")
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["None", "forward", "1", "backward", "1"]
+
+
+def main() -> None:
+    """Prints what `auto` would hold against jax-triton, and the custom calls in each lowered pass."""
+    import jax
+    import jax.numpy as jnp
+    import jax_triton
+
+    from top_jax.kernels.blocks import by_rule
+    from top_jax.kernels.operands import ScanOperands, ScanPlan
+    from top_jax.kernels.triton_scan import triton_backward, triton_forward
+    from top_jax.ops.implementations import problem_with_jax_triton
+
+    print(problem_with_jax_triton())
+    jax.clear_caches()  # of the program just traced, which knows no compute capability
+    # Otherwise it is asked of the GPU that is not there.
+    jax_triton.triton_call = functools.partial(jax_triton.triton_call, compute_capability=90)
+    of, blocks = jax.ShapeDtypeStruct, by_rule(96, 16)
+    tokens, small, channel = of((1, 2, 19, 96), jnp.bfloat16), of((1, 2, 19, 16), jnp.float32), of((1, 96), jnp.float32)
+    operands = ScanOperands(
+        tokens, tokens, of((1, 96, 16), jnp.float32), small, small, channel, channel, None, None, None
+    )
+    starts = of((1, 2, -(-19 // blocks.chunk), 96, 16), jnp.float32)
+    forward = functools.partial(triton_forward, plan=ScanPlan((False,)), blocks=blocks, save=True)
+    backward = functools.partial(triton_backward, plan=ScanPlan((False,)), blocks=blocks)
+    passes = {"forward": (forward, operands), "backward": (backward, operands, starts, of((2, 19, 96), jnp.bfloat16))}
+    for name, (pass_, *arguments) in passes.items():
+        program = jax.jit(pass_).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+        print(name, program.count("custom_call @triton_kernel_call"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Several directions at once are the same scans one by one: values, every gradient, and the score of the gated sum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from top_jax.errors import InputError
+from top_jax.kernels.blocks import Blocks
+from top_jax.ops import directional_scan, selective_scan
+from top_jax.pruning import output_evidence
+
+ALL = ["reference", "xla", "pallas_interpret", pytest.param("triton_interpreter", marks=pytest.mark.triton)]
+ALL += [pytest.param(name, marks=pytest.mark.gpu) for name in ("pallas", "triton")]
+BATCH, LENGTH, WIDTH, STATES = 2, 11, 5, 3
+TOLERANCE = 2e-5  # as of float32 gradients in test_contract.py
+FAST = {"xla_backend_optimization_level": 0}
+
+
+def draw(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(shape).normal(size=shape), jnp.float32)
+
+
+def inputs(directions: int, shared: int) -> dict[str, jax.Array]:
+    """`shared` is the first axis of u, delta, A, C and D: 1, as PlainMamba's, or `directions`, as ViM's."""
+    tokens = (BATCH, LENGTH, WIDTH)
+    return {
+        "u": draw(shared, *tokens),
+        "delta": draw(shared, *tokens) + 0.5,
+        "A": -jnp.exp(draw(shared, WIDTH, STATES)),
+        "B": draw(directions, BATCH, LENGTH, STATES),
+        "C": draw(shared, BATCH, LENGTH, STATES),
+        "D": draw(shared, WIDTH),
+        "z": draw(*tokens),
+        "delta_bias": draw(directions, WIDTH),
+    }
+
+
+def orders(directions: int) -> jax.Array:
+    return jnp.argsort(draw(directions, BATCH, LENGTH), axis=-1).astype(jnp.int32)
+
+
+def places(directions: int) -> jax.Array:
+    steps = np.random.default_rng(1).integers(1, 4, size=(directions, BATCH, LENGTH))
+    return jnp.asarray(np.cumsum(steps, axis=-1), jnp.int32)
+
+
+def one_by_one(arrays: dict[str, Any], reverse: tuple[bool, ...], order, positions, reorder_parameters) -> jax.Array:
+    """The definition, from the public op for one direction."""
+    arrays = dict(arrays)
+    z, total = arrays.pop("z"), 0.0
+    rows = jnp.arange(BATCH)[:, None]
+    for g, backwards in enumerate(reverse):
+        one = {name: array[min(g, len(array) - 1)] for name, array in arrays.items()}
+        if order is not None:
+            for name in ("u", "delta", "B", "C") if reorder_parameters else ("u",):
+                one[name] = one[name][rows, order[g]]
+        alignment = "none" if positions is None else "decay"
+        at = None if positions is None else positions[g]
+        y = selective_scan(**one, positions=at, alignment=alignment, reverse=backwards, implementation="reference")
+        total += y if order is None else jnp.zeros_like(y).at[rows, order[g]].set(y)
+    return total * jax.nn.silu(z)
+
+
+def graded(run: Any, arrays: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """(output, gradients of a weighted sum of y)."""
+
+    def loss(arrays: dict[str, Any]) -> tuple[jax.Array, Any]:
+        out = run(arrays)
+        y = out[0] if isinstance(out, tuple) else out
+        return jnp.sum(y.astype(jnp.float32) * draw(BATCH, LENGTH, WIDTH)), out
+
+    (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FAST)(arrays)
+    return out, grads
+
+
+def assert_close(got: Any, want: Any, tolerance: float = TOLERANCE) -> None:
+    got, want = (np.asarray(array, np.float64) for array in (got, want))
+    assert got.shape == want.shape
+    assert np.abs(got - want).max() <= tolerance * np.abs(want).max()
+
+
+CASES = {
+    "vim": dict(reverse=(False, True), shared=2),
+    "vim, decay": dict(reverse=(False, True), shared=2, decay=True),
+    "plain_mamba": dict(reverse=(False,) * 4, shared=1, order=True, decay=True, reorder_parameters=False),
+    "plain_mamba, reordered": dict(reverse=(False, True, False), shared=1, order=True, reorder_parameters=True),
+    "one": dict(reverse=(True,), shared=1),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", ALL)
+def test_equals_the_directions_one_by_one(name, case):
+    case = {"order": False, "decay": False, "reorder_parameters": True, **CASES[case]}
+    reverse, reorder = case["reverse"], case["reorder_parameters"]
+    arrays = inputs(len(reverse), case["shared"])
+    order = orders(len(reverse)) if case["order"] else None
+    positions = places(len(reverse)) if case["decay"] else None
+
+    def run(arrays: dict[str, Any]) -> Any:
+        return directional_scan(
+            **arrays,
+            reverse=reverse,
+            order=order,
+            reorder_parameters=reorder,
+            positions=positions,
+            alignment="decay" if case["decay"] else "hold",
+            score="clip",
+            implementation="triton" if name == "triton_interpreter" else name,
+        )
+
+    (y, score), grads = graded(run, arrays)
+    want, want_grads = graded(lambda arrays: one_by_one(arrays, reverse, order, positions, reorder), arrays)
+    assert_close(y, want)
+    assert_close(score, output_evidence(want)["clip"])
+    for key, grad in want_grads.items():
+        assert_close(grads[key], grad)
+
+
+@pytest.mark.parametrize("score", ["clip", "noclip", "l1", "l2"])
+@pytest.mark.parametrize("name", ALL)
+def test_scores(name, score):
+    arrays, implementation = inputs(2, 2), "triton" if name == "triton_interpreter" else name
+    scan = lambda arrays: directional_scan(  # noqa: E731
+        **arrays, reverse=(False, True), score=score, implementation=implementation
+    )
+    y, got = jax.jit(scan, compiler_options=FAST)(arrays)
+    assert got.dtype == jnp.float32
+    assert_close(got, output_evidence(y)[score])
+    grads = jax.grad(lambda arrays: jnp.sum(scan(arrays)[1]))(arrays)
+    assert not any(np.abs(grad).max() for grad in grads.values())  # a score carries no gradient
+
+
+@pytest.mark.parametrize("name", ["reference", "xla", "pallas_interpret"])
+def test_bfloat16_is_summed_in_float32(name):
+    arrays = {key: a.astype(jnp.bfloat16) if a.ndim > 2 and key != "A" else a for key, a in inputs(2, 2).items()}
+    y, score = directional_scan(**arrays, reverse=(False, True), score="clip", implementation=name)
+    exact = one_by_one({key: a.astype(jnp.float32) for key, a in arrays.items()}, (False, True), None, None, True)
+    assert y.dtype == jnp.bfloat16
+    assert_close(y, exact, 2**-8)
+    assert_close(score, output_evidence(exact)["clip"], 1e-5)  # of the sum before it is rounded
+
+
+def test_blocks_may_be_given():
+    arrays, blocks = inputs(1, 1), Blocks(3, 2, 1, 8, 1)
+    got, _ = directional_scan(**arrays, reverse=(False,), implementation="pallas_interpret", blocks=blocks)
+    assert_close(got, one_by_one(arrays, (False,), None, None, True))
+    with pytest.raises(InputError, match="blocks came with implementation 'xla'"):
+        directional_scan(**arrays, reverse=(False,), implementation="xla", blocks=blocks)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"reverse": ()}, "a bool for each of its G directions"),
+        ({"reverse": (False, True, False)}, r"u has shape \(2, 2, 11, 5\)"),
+        ({"u": draw(LENGTH, WIDTH)}, r"needs u \[G or 1, B, L, E\]"),
+        ({"z": draw(2, BATCH, LENGTH, WIDTH)}, "z has shape"),
+        ({"delta": draw(2, BATCH, LENGTH, WIDTH).astype(jnp.int32)}, "delta is int32; the scan takes float32"),
+        ({"order": orders(2)[0]}, r"order is int32\[2, 11\]; needed: int32\[2, 2, 11\]"),
+        ({"alignment": "decay"}, "'decay' came without positions"),
+        ({"positions": orders(2), "alignment": "decay"}, "must increase strictly"),
+        ({"score": "best"}, "score='best' is unknown here"),
+        ({"implementation": "cuda"}, "implementation='cuda' is unknown"),
+    ],
+)
+def test_refuses(change, message):
+    with pytest.raises(InputError, match=message):
+        directional_scan(**{**inputs(2, 2), "reverse": (False, True), **change})

@@ -1,0 +1,104 @@
+"""What `auto` runs, what it says, and that a named implementation runs or raises."""
+
+from __future__ import annotations
+
+import json
+import logging
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from top_jax.errors import InputError
+from top_jax.kernels import blocks
+from top_jax.ops import implementations, selective_scan
+
+
+@pytest.fixture
+def pretend(monkeypatch, tmp_path):
+    """A function that makes the default device a GPU with or without a working jax-triton and a tuning table."""
+    monkeypatch.setattr(blocks, "TUNING", tmp_path)
+    blocks.read_table.cache_clear()
+
+    def make(kind="NVIDIA H200", capability="9.0", jax_triton=None, table=None):
+        gpu = SimpleNamespace(platform="gpu", device_kind=kind, compute_capability=capability)
+        monkeypatch.setattr(implementations, "device", lambda: gpu)
+        monkeypatch.setattr(implementations, "problem_with_jax_triton", lambda: jax_triton)
+        if table is not None:
+            blocks.table_path(kind).write_text(json.dumps(table))
+
+    yield make
+    blocks.read_table.cache_clear()
+
+
+MISSING = "jax-triton is not installed: pip install 'top-jax[cuda]'"
+
+
+@pytest.mark.parametrize(
+    "machine, name, why, fix",
+    [
+        ({}, "triton", "no tuning table for NVIDIA H200", "--tune"),
+        ({"jax_triton": MISSING}, "pallas", "no tuning table", "--tune"),
+        ({"table": {"fastest_first": ["pallas", "triton"], "date": "2026-11-23"}}, "pallas", "2026-11-23", None),
+        (
+            {"jax_triton": MISSING, "table": {"fastest_first": ["triton", "pallas"], "date": "2026-11-23"}},
+            "pallas",
+            "triton was measured faster, but jax-triton is not installed",
+            "pip install",
+        ),
+        ({"table": {"fastest_first": ["xla", "triton"], "date": "2026-11-23"}}, "xla", "measured fastest", None),
+        ({"capability": "7.5"}, "xla", "needs compute capability 8.0", "pip install"),
+        ({"kind": "AMD Instinct MI300X", "capability": "gfx942"}, "xla", "needs an NVIDIA GPU", "pip install"),
+    ],
+)
+def test_auto_on_a_gpu(pretend, machine, name, why, fix):
+    pretend(**machine)
+    choice = implementations.choose()
+    assert choice.name == name and why in choice.why
+    assert (choice.fix is None) if fix is None else (fix in choice.fix)
+
+
+def test_a_gpu_without_its_kernel_is_shouted_about_once(pretend, caplog):
+    pretend(capability="7.5")
+    implementations._log.cache_clear()
+    with caplog.at_level(logging.INFO, logger="absl"):
+        assert {implementations.resolve("auto") for _ in range(2)} == {"xla"}
+    (record,) = [record for record in caplog.records if "'auto' runs" in record.message]
+    assert record.levelno == logging.WARNING
+    assert "no kernel can run on this NVIDIA H200" in record.message and "pip install" in record.message
+
+
+def test_auto_on_a_cpu_runs_xla_and_says_so_once(caplog):
+    if implementations.device().platform != "cpu":
+        pytest.skip("the default device is no CPU")
+    implementations._log.cache_clear()
+    scan = {name: jnp.ones((1, 2, 3)) for name in ("u", "delta", "B", "C")} | {"A": -jnp.ones((3, 3))}
+    with caplog.at_level(logging.INFO, logger="absl"):
+        first, second = selective_scan(**scan), selective_scan(**scan, implementation="auto")
+    assert [message for message in caplog.messages if "'auto' runs" in message] == [
+        "selective_scan: implementation 'auto' runs 'xla': the device is a cpu, and the kernels are for GPUs."
+    ]
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("name", implementations.KERNELS)
+def test_a_named_kernel_never_falls_back(name):
+    if implementations.device().platform != "cpu":
+        pytest.skip("the default device is no CPU")
+    with pytest.raises(InputError, match=f"implementation='{name}' cannot run here: it needs an NVIDIA GPU"):
+        implementations.resolve(name)
+
+
+def test_triton_without_jax_triton(pretend):
+    pretend(jax_triton=MISSING)
+    with pytest.raises(InputError, match=r"'triton' cannot run here: jax-triton is not installed: pip install"):
+        implementations.resolve("triton")
+
+
+def test_the_default_device_is_followed():
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert implementations.device().platform == "cpu"
+    with jax.default_device("cpu"):
+        assert implementations.device().platform == "cpu"
