@@ -7,18 +7,18 @@ The same command started again goes on where the run stopped.
 
 from absl import flags
 
-from top_jax.cli import runner
+from top_jax.cli import config_flag, runner
 
-_CONFIG = runner.define_config()
-flags.adopt_module_key_flags(runner)  # so that --help shows --config
+_CONFIG = config_flag.define()
+flags.adopt_module_key_flags(config_flag)  # so that --help shows --config
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; runs/<config name> if not given.")
 
 
 def main(arguments: list[str]) -> None:
     """Flags to config, config to training."""
     runner.no_more(arguments)
-    config = runner.read_config(_CONFIG)
-    workdir = _WORKDIR.value or f"runs/{runner.config_name()}"
+    config = config_flag.read(_CONFIG)
+    workdir = _WORKDIR.value or f"runs/{config_flag.name()}"
 
     from top_jax.training import train  # after the flags are known to be good: it takes seconds
 

@@ -100,12 +100,14 @@ def install(python: Path, what: list[str | Path], cwd: Path) -> None:
 @pytest.mark.slow
 def test_from_a_wheel(checkout, environment, tmp_path):
     python, site = environment
+    (checkout / "kernels" / "tuning" / "some-gpu.json").write_text("{}")
     install(python, [checkout], tmp_path)
     shutil.rmtree(checkout)
     package, kernel = run([python, "-c", PROGRAM], tmp_path).split()
     assert Path(package) == site / "top_jax" / "__init__.py"
     assert Path(kernel) == site / "top_jax" / "kernels" / "chunked_scan.py"
     assert (site / "top_jax" / "py.typed").exists()
+    assert (site / "top_jax" / "kernels" / "tuning" / "some-gpu.json").exists()
     assert not (site / "kernels").exists()
 
 

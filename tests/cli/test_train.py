@@ -33,7 +33,7 @@ CASES = {
     "unknown flag": ([TINY, "--wrokdir=x"], "Unknown command line flag 'wrokdir'"),
     "unexpected argument": ([TINY, "now"], "unexpected argument 'now'; this command takes only flags (--help)."),
     "unknown model": ([TINY, "--config.model.name=vim_huge"], "model 'vim_huge' is unknown; choose one of vim_tiny, "),
-    "unknown scan": ([TINY, "--config.model.implementation=cuda"], "implementation='cuda' is unknown here; choose one"),
+    "unknown scan": ([TINY, "--config.model.implementation=cuda"], "implementation='cuda' is unknown; choose one"),
     "unknown transform": ([TINY, "--config.data.train_transform=twist"], "train_transform='twist'; use one of "),
     "prune after the last block": ([TINY, "--config.pruning.after_blocks=(2,)"], "prunes after block 2 of 2"),
     "keep ratio": ([TINY, "--config.pruning.keep_ratio=(1.5,)"], "keep_ratio=1.5; needed: a share in (0, 1]"),

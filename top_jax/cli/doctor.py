@@ -12,18 +12,18 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from top_jax.cli import runner
+from top_jax.cli import config_flag, runner
 from top_jax.config import RunConfig
 
 _DATA = flags.DEFINE_boolean("data", False, "Open the config's data and decode a sample.")
-_CONFIG = config_flags.DEFINE_config_file("config", None, f"{runner.CONFIG_HELP} Bundled digits if not given.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, f"{config_flag.HELP} Bundled digits if not given.")
 _JSON = flags.DEFINE_string("json", None, "Write the report here too.")
 
 
 def main(arguments: list[str]) -> None:
     """Collects and prints the report."""
     runner.no_more(arguments)
-    config = RunConfig() if _CONFIG.value is None else runner.read_config(_CONFIG)
+    config = RunConfig() if _CONFIG.value is None else config_flag.read(_CONFIG)
     report = installation()
     if _DATA.value:
         report["data"] = {split: _look_at(config, train=split == "train") for split in ("train", "eval")}
@@ -33,13 +33,19 @@ def main(arguments: list[str]) -> None:
 
 def installation() -> dict[str, Any]:
     """Versions, devices, the scan that `auto` chooses, and what is missing for the rest."""
-    from top_jax.ops.selective_scan import IMPLEMENTATIONS, resolve
+    from top_jax.ops.implementations import IMPLEMENTATIONS, choose
     from top_jax.training.run_directory import environment
 
+    choice = choose()
     optional = {"torch": "reading .pth files: pip install 'top-jax[convert]'"}
     return {
         **environment(),
-        "selective_scan": {"auto": resolve("auto"), "implementations": IMPLEMENTATIONS},
+        "selective_scan": {
+            "auto": choice.name,
+            "why": choice.why,
+            "fix": choice.fix,
+            "implementations": IMPLEMENTATIONS,
+        },
         "missing": [need for name, need in optional.items() if importlib.util.find_spec(name) is None],
     }
 

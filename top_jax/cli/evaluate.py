@@ -13,11 +13,11 @@ from typing import Any
 import jax
 from absl import flags
 
-from top_jax.cli import runner
+from top_jax.cli import config_flag, runner
 from top_jax.config import RunConfig
 
-_CONFIG = runner.define_config()
-flags.adopt_module_key_flags(runner)  # so that --help shows --config
+_CONFIG = config_flag.define()
+flags.adopt_module_key_flags(config_flag)  # so that --help shows --config
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory, or an official .pth file.", required=True)
 _WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint of a run directory.")
 _EMA = flags.DEFINE_boolean("ema", None, "Averaged weights; by default where a run kept them, and not of a .pth.")
@@ -27,7 +27,7 @@ _JSON = flags.DEFINE_string("json", None, "Where to write the result; by default
 def main(arguments: list[str]) -> None:
     """Loads, evaluates, prints and writes JSON."""
     runner.no_more(arguments)
-    config = runner.read_config(_CONFIG)
+    config = config_flag.read(_CONFIG)
     result = evaluate_checkpoint(config, Path(_CHECKPOINT.value))
     print(json.dumps(result, indent=2))
     runner.write_json(_JSON.value or _beside(Path(_CHECKPOINT.value)), result)

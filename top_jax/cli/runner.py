@@ -1,4 +1,4 @@
-"""What all commands share: flags, the config, and errors as one line."""
+"""What all commands share: the command line, JSON files, progress, and errors as one line. absl is all it loads."""
 
 from __future__ import annotations
 
@@ -11,14 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_dict, config_flags
-from rich.console import Console
-from rich.progress import Progress
 
-from top_jax.config import RunConfig
 from top_jax.errors import InputError, RunError
-
-CONFIG_HELP = "Run config: a Python file with get_config(), such as configs/vim_digits_top.py."
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -41,36 +35,10 @@ def run(main: Callable[[list[str]], None]) -> None:
     app.run(guarded, flags_parser=_parse)
 
 
-def define_config() -> flags.FlagHolder[Any]:
-    """The flag --config, and --config.key=value for each of its keys."""
-    holder = config_flags.DEFINE_config_file("config", None, CONFIG_HELP, lock_config=True)
-    flags.mark_flag_as_required("config")
-    return holder
-
-
-def read_config(holder: flags.FlagHolder[Any]) -> RunConfig:
-    """The config that the command line asks for.
-
-    Raises:
-        InputError: there is no such file, or a value in it cannot be.
-    """
-    config = holder.value
-    if not isinstance(config, config_dict.ConfigDict):  # where it could not be read, an object that raises when used
-        file = config_flags.get_config_filename(flags.FLAGS["config"])
-        problem = "returns no ConfigDict from get_config()" if Path(file).is_file() else "does not exist"
-        raise InputError(f"config file {file} {problem}; pass one such as configs/vim_digits_top.py.")
-    return RunConfig.from_config_dict(config)
-
-
 def no_more(arguments: list[str]) -> None:
     """Refuses positional arguments that no one would read."""
     if arguments:
         raise InputError(f"unexpected argument {arguments[0]!r}; this command takes only flags (--help).")
-
-
-def config_name() -> str:
-    """Name of the config file: configs/vim_t.py is vim_t."""
-    return Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
 
 
 def write_json(file: str | Path | None, content: Any) -> None:
@@ -86,6 +54,9 @@ def write_json(file: str | Path | None, content: Any) -> None:
 @contextlib.contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr; yields the function that moves it on."""
+    from rich.console import Console
+    from rich.progress import Progress
+
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)

@@ -1,0 +1,62 @@
+"""The contract on the device at hand finds what is wrong."""
+
+import jax.numpy as jnp
+import pytest
+
+from top_jax.benchmark import contract
+from top_jax.benchmark.contract import FULL, TINY, check_contract, relative_error
+
+
+def test_a_right_implementation():
+    (row,) = check_contract("pallas_interpret", TINY[:1])
+    assert "error" not in row
+    assert row["twice_equal"] and row["value_error"] < 1e-5 and row["gradient_error"] < 5e-5
+
+
+def test_one_that_cannot_run():
+    (row,) = check_contract("triton", TINY[:1])
+    assert row["error"].startswith("InputError: implementation='triton' cannot run here")
+
+
+def program(y, u, score=None):
+    out = {"y": y} if score is None else {"y": y, "score": score}
+    return (lambda *_: (out, {"u": u})), 0.0
+
+
+@pytest.mark.parametrize(
+    "ours, told",
+    [
+        (program(jnp.ones(3) * (1 + 1e-4), jnp.ones(3), jnp.ones(2)), "value error 1.0e-04 is over 1.0e-05"),
+        (program(jnp.ones(3), jnp.ones(3), jnp.ones(2) * 0.9), "value error 1.0e-01 is over 1.0e-05"),
+        (program(jnp.ones(3), jnp.ones(3) * 1.01, jnp.ones(2)), "gradient error 1.0e-02 is over 5.0e-05"),
+        (program(jnp.array([1, jnp.nan, 1]), jnp.ones(3), jnp.ones(2)), "value error inf is over 1.0e-05"),
+    ],
+)
+def test_what_is_wrong_is_said(ours, told):
+    row = contract._compare(TINY[0], (), ours, program(jnp.ones(3), jnp.ones(3), jnp.ones(2)))
+    assert row["error"] == told
+
+
+def test_two_runs_that_differ():
+    runs = iter([0.0, 1e-7])
+
+    def unsteady(*_):
+        return {"y": jnp.ones(3) + next(runs)}, {"u": jnp.ones(3)}
+
+    row = contract._compare(TINY[0], (), (unsteady, 0.0), program(jnp.ones(3), jnp.ones(3)))
+    assert row["error"] == "two runs differ" and not row["twice_equal"]
+
+
+def test_relative_error():
+    assert relative_error([1.0, 2.0], [1.0, 4.0]) == 0.5
+    assert relative_error([1.0], [1.0, 1.0]) == float("inf")
+
+
+def test_what_is_covered():
+    """Every alignment, dtype, number of directions and score; one token; sizes around and beyond a block."""
+    assert {case.decay for case in FULL} == {case.backwards for case in FULL} == {False, True}
+    assert {case.gated for case in FULL} == {case.reorder_parameters for case in FULL} == {False, True}
+    assert {case.directions for case in FULL} == {1, 2, 4}
+    assert {case.dtype for case in FULL} == {"float32", "bfloat16"}
+    assert {case.score for case in FULL} == {None, "clip", "noclip", "l1", "l2"}
+    assert {1, 197} <= {case.length for case in FULL} and 1 in {case.width for case in FULL}

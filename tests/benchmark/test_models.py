@@ -1,0 +1,50 @@
+"""Whole models are timed as they are used."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from top_jax.benchmark.models import ModelCase, make_train_step, time_model
+from top_jax.benchmark.timing import Rounds
+from top_jax.models import create_model
+from top_jax.pruning import Pruning
+
+SIZES = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "d_state": 2, "num_classes": 3}
+CASE = ModelCase("vim_tiny", Pruning(after_blocks=(1,), keep_ratio=0.5), 2, "float32", overrides=SIZES)
+
+
+def test_inference_rows():
+    rows = time_model(CASE, Rounds(1, 0.0, 0.0), passes=("inference",))
+    assert [(row["variant"], row["pass"], row["implementation"]) for row in rows] == [
+        ("dense", "inference", "xla"), ("pruned", "inference", "xla"),
+    ]  # fmt: skip
+    assert all(row["images_per_s"] > 0 and row["compile_s"] >= 0 and row["program_mib"] > 0 for row in rows)
+    assert rows[0]["gmacs_published"] > rows[1]["gmacs_published"]
+
+
+@pytest.mark.slow
+def test_training_rows():
+    rows = time_model(CASE, Rounds(2, 60.0, 0.0))
+    assert [row["pass"] for row in rows] == ["inference"] * 2 + ["train step"] * 2
+    assert all(row["images_per_s"] > 0 for row in rows)
+
+
+def test_one_that_cannot_run():
+    with pytest.raises(ValueError, match="cannot run here"):
+        time_model(CASE._replace(implementation="triton"), Rounds(1, 0.0, 0.0), passes=("inference",))
+
+
+@pytest.mark.slow
+def test_train_step_learns():
+    graphdef, state = nnx.split(create_model("vim_tiny", **SIZES))
+    weights, optimizer = nnx.to_pure_dict(state), optax.adamw(1e-2)
+    step = jax.jit(make_train_step(graphdef, optimizer))
+    images, labels = jax.random.normal(jax.random.key(0), (4, 8, 8, 3)), jnp.array([0, 1, 2, 0])
+    momenta, losses = optimizer.init(weights), []
+    for _ in range(20):
+        weights, momenta, loss = step(weights, momenta, images, labels)
+        losses.append(float(loss))
+    assert losses[0] == pytest.approx(np.log(3), abs=0.5) and losses[-1] < losses[0] / 2

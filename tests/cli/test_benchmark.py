@@ -1,0 +1,66 @@
+"""benchmark: what it refuses, and the part of the suite that needs no GPU."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def test_help(command):
+    result = command("benchmark", "--help")
+    assert result.status == 0
+    assert all(flag in result.out for flag in ("--suite", "--[no]tune", "--out", "--budget"))
+
+
+def test_refuses(refused):
+    needed = "--suite=gpu, --suite=cpu or --tune is needed, and only one of them (--help)."
+    assert refused("benchmark") == needed
+    assert refused("benchmark", "--suite=cpu", "--tune") == needed
+    assert "value should be one of" in refused("benchmark", "--suite=tpu")
+    assert "Unknown command line flag 'sweet'" in refused("benchmark", "--sweet=gpu")
+    assert "unexpected argument 'gpu'" in refused("benchmark", "gpu")
+    assert "--budget=0: 0.0 is not number >= 1.0" in refused("benchmark", "--suite=cpu", "--budget=0")
+
+
+def test_refuses_a_file_that_cannot_be_written(refused):
+    message = refused("benchmark", "--suite=gpu", "--out=/nowhere/a.json")
+    assert message == "/nowhere/a.json cannot be written (No such file or directory); choose another file with --out."
+
+
+def test_tuning_needs_a_gpu(refused, tmp_path):
+    message = refused("benchmark", "--tune", f"--out={tmp_path}/table.json")
+    assert message.startswith("--tune came on a cpu; it needs the GPU whose table it is to write: run it there")
+    assert not (tmp_path / "table.json").exists()
+
+
+def test_what_failed_is_in_the_exit_status(command, tmp_path, monkeypatch):
+    from top_jax.benchmark import suite
+
+    bad = suite.Part("bad", 0, lambda: [{"error": "no launch"}])
+    monkeypatch.setattr(suite, "cpu_parts", lambda: [bad, suite.Part("good", 0, list)])
+    result = command("benchmark", "--suite=gpu", f"--out={tmp_path}/a.json")
+    assert result.status == 1 and result.err.count("\n") == 1
+    assert result.err.startswith(f"error: 1 parts failed (bad); {tmp_path}/a.json has their errors")
+
+
+@pytest.mark.slow
+def test_suite_without_a_gpu(root, tmp_path):
+    """As on a borrowed machine: none of what it does without is there."""
+    blocked = "import sys; [sys.modules.__setitem__(n, None) for n in ('ml_collections', 'grain', 'jax_triton')]"
+    call = "sys.argv = ['benchmark', '--suite=gpu', '--out=a.json']; import runpy"
+    program = f"{blocked}; {call}; runpy.run_module('top_jax.cli.benchmark', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert report["note"].startswith("not yet measured on a GPU") and "not yet measured on a GPU" in done.stdout
+    assert report["finished"] and {part["status"] for part in report["parts"]} == {"ok"}
+    assert {goal["state"] for goal in report["goals"]} == {"not measured"}
+    assert report["versions"]["jax"] and report["device"] and report["date"]

@@ -1,0 +1,177 @@
+"""The scans inside the published models, dense and after each prune, as arguments of `directional_scan`.
+
+ViM's two directions each have u, delta, B and C of their own; PlainMamba's four share u and delta, which they visit in
+boustrophedon orders, while delta, B and C stay in raster order and B differs by the direction vector (DESIGN.md, 3).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from top_jax.pruning import Pruning
+
+Arrays = dict[str, jax.Array]
+
+GRID: Final = 14  # rows and columns of patches of a 224-pixel image
+BATCH: Final = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanCase:
+    """One scan.
+
+    Attributes:
+        name: the model, or what the case is about.
+        length: L.
+        width: E.
+        states: N.
+        directions: 1, ViM's 2 or PlainMamba's 4 (these visit tokens of a square grid by an order).
+        dtype: of u, delta, B, C and z.
+        batch: B.
+        decay: whether the tokens are what a prune left, with the state decaying through the gaps.
+        gated: whether z gates the sum.
+        backwards: whether one direction alone scans from the last token.
+        reorder_parameters: see `directional_scan`.
+        score: see `directional_scan`.
+    """
+
+    name: str
+    length: int
+    width: int
+    states: int = 16
+    directions: int = 2
+    dtype: str = "bfloat16"
+    batch: int = BATCH
+    decay: bool = False
+    gated: bool = True
+    backwards: bool = False
+    reorder_parameters: bool = False
+    score: str | None = None
+
+    @property
+    def ordered(self) -> bool:
+        """Whether tokens are visited by an order."""
+        return self.directions == 4
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of `directional_scan` beside the arrays."""
+        reverse = (self.backwards,) if self.directions == 1 else (False, True)[: self.directions]
+        return {
+            "reverse": (False,) * 4 if self.ordered else reverse,
+            "reorder_parameters": self.reorder_parameters,
+            "alignment": "decay" if self.decay else "none",
+            "score": self.score,
+        }
+
+    def label(self) -> str:
+        """For a table."""
+        return f"{self.name} L{self.length} {self.dtype}{' decay' if self.decay else ''}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ScannedModel:
+    """A published model, as its scans see it.
+
+    Attributes:
+        name: in a table.
+        width: E.
+        directions: as in `ScanCase`.
+        tokens: L of the dense model.
+        pruning: the schedule that configs use (DESIGN.md, 3); PlainMamba-L1's is ours.
+        depth: blocks.
+    """
+
+    name: str
+    width: int
+    directions: int
+    tokens: int
+    pruning: Pruning
+    depth: int = 24
+
+    def pruned_lengths(self) -> tuple[int, ...]:
+        """L after each prune."""
+        extra = self.tokens - GRID**2  # the class token
+        return tuple(kept + extra for kept in self.pruning.keep_counts(GRID**2, self.depth).values())
+
+
+VIM_SMALL: Final = ScannedModel("ViM-S", 768, 2, 197, Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8))
+MODELS: Final = (
+    VIM_SMALL,
+    ScannedModel("ViM-T", 384, 2, 197, Pruning(after_blocks=(10, 20), keep_ratio=0.85)),
+    ScannedModel("ViM-B", 1536, 2, 197, Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8)),
+    ScannedModel("PlainMamba-L1", 384, 4, 196, Pruning(after_blocks=(6, 12, 18), keep_ratio=0.7)),
+    ScannedModel("PlainMamba-L3", 896, 4, 196, Pruning(after_blocks=(6, 12, 18), keep_ratio=0.7), depth=36),
+)
+
+
+def model_case(model: ScannedModel, dtype: str, *, length: int | None = None, decay: bool = False) -> ScanCase:
+    """A model's scan at its dense length or another."""
+    return ScanCase(
+        model.name, length or model.tokens, model.width, directions=model.directions, dtype=dtype, decay=decay
+    )
+
+
+def make_arrays(case: ScanCase, seed: int) -> Arrays:
+    """Random arguments of `directional_scan`, time steps and decays of the size a trained model has; never zeros."""
+    keys = jax.random.split(jax.random.key(seed), 9)
+    directions, tokens = case.directions, (case.batch, case.length, case.width)
+    each = 1 if case.ordered else directions
+    selective = (case.batch, case.length, case.states)
+
+    def draw(key: jax.Array, *shape: int, dtype: str = case.dtype) -> jax.Array:
+        return jax.random.normal(key, shape, jnp.float32).astype(dtype)
+
+    arrays = {
+        "u": draw(keys[0], each, *tokens),
+        "delta": draw(keys[1], each, *tokens),
+        "A": -jnp.exp(draw(keys[2], each, case.width, case.states, dtype="float32")),
+        "B": draw(keys[3], directions, *selective),
+        "C": draw(keys[4], each, *selective),
+        "D": draw(keys[5], each, case.width, dtype="float32"),
+        "delta_bias": draw(keys[6], each, case.width, dtype="float32") - 2,
+    }
+    if case.gated:
+        arrays["z"] = draw(keys[7], *tokens)
+    return arrays | _places(case, seed)
+
+
+def make_cotangent(case: ScanCase, seed: int) -> jax.Array:
+    """A random cotangent of y, `[B, L, E]`."""
+    shape = (case.batch, case.length, case.width)
+    return jax.random.normal(jax.random.key(seed + 1000), shape, jnp.float32).astype(case.dtype)
+
+
+def _places(case: ScanCase, seed: int) -> Arrays:
+    """`order` where tokens are visited by one, `positions` where the state decays through gaps."""
+    rng = np.random.default_rng(seed)
+    if not case.ordered:
+        if not case.decay:
+            return {}
+        steps = rng.integers(1, 4, size=(1, case.batch, case.length))
+        return {"positions": jnp.asarray(np.cumsum(steps, axis=-1) - 1, jnp.int32)}
+    side = max(GRID, int(np.ceil(np.sqrt(case.length))))
+    everything = np.arange(side * side)
+    ranks = np.stack([np.argsort(walk) for walk in boustrophedons(side)])  # [4, M]: when each token is visited
+    kept = np.stack([np.sort(rng.choice(everything, case.length, replace=False)) for _ in range(case.batch)])
+    visited = ranks[:, kept]  # [4, B, L]
+    places = {"order": jnp.asarray(np.argsort(visited, axis=-1), jnp.int32)}
+    if case.decay:
+        places["positions"] = jnp.asarray(np.sort(visited, axis=-1), jnp.int32)
+    return places
+
+
+def boustrophedons(side: int) -> np.ndarray:
+    """PlainMamba's four traversals of a square grid, int `[4, side * side]`: raster index visited at each step."""
+    grid = np.arange(side * side).reshape(side, side)
+
+    def snake(rows: np.ndarray) -> np.ndarray:
+        return np.concatenate([row[::-1] if number % 2 else row for number, row in enumerate(rows)])
+
+    by_rows, by_columns = snake(grid), snake(grid.T)
+    return np.stack([by_rows, by_rows[::-1], by_columns, by_columns[::-1]])

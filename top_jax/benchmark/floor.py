@@ -1,0 +1,144 @@
+"""The least time a scan can take on a device, from what it must read, write and exponentiate.
+
+    bytes          every array read once and every result written once, over the bandwidth of a copy measured here
+    exponentials   exp(delta_t A) for every direction, image, token, channel and state, once in each pass, over the
+                   rate of the special-function units: 16 per clock in each multiprocessor, compute capability 7.0 on
+
+The larger of the two is the floor. The pass back must know every decay again, and to read one costs more than to
+compute it: hence twice the exponentials for both passes. What a version adds for itself (saved states, partial sums,
+float32 copies, softplus) is not counted. Assumed: the copy's bandwidth can be had, and the multiprocessors run at the
+clock named, which is the highest the driver gives: a card that clocks lower has a floor as much higher.
+
+Source of the rate: CUDA C++ Programming Guide, throughput of native arithmetic instructions.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from top_jax.benchmark.timing import Rounds, Timing, over_sets, time_in_turn, told
+
+EXPONENTIALS_PER_CLOCK: Final = 16  # of one multiprocessor
+COPY_BYTES: Final = 2**30  # of one array: far beyond any cache
+_QUERY: Final = ("name", "driver_version", "clocks.max.sm", "clocks.sm", "power.limit")
+
+
+class Ceilings(NamedTuple):
+    """What a device can do at most; None is unknown.
+
+    Attributes:
+        bandwidth: bytes per second, read plus written, of the fastest large copy.
+        multiprocessors: how many.
+        clock: of the multiprocessors, Hz.
+        clock_source: where the clock is from.
+    """
+
+    bandwidth: float | None
+    multiprocessors: int | None
+    clock: float | None
+    clock_source: str
+
+    @property
+    def exponentials(self) -> float | None:
+        """Per second."""
+        if self.multiprocessors is None or self.clock is None:
+            return None
+        return self.multiprocessors * self.clock * EXPONENTIALS_PER_CLOCK
+
+
+class Work(NamedTuple):
+    """What an operation must do: bytes to and from memory, and exponentials."""
+
+    bytes: int
+    exponentials: int
+
+
+def scan_work(
+    arrays: Mapping[str, Any], directions: int, batch: int, length: int, width: int, states: int, *, gradient: bool
+) -> Work:
+    """What `directional_scan` must do on these arguments; with `gradient`, forward and backward together.
+
+    Forward: every argument read, y written. Backward: every argument and the cotangent of y read, a gradient of every
+    floating-point argument written in its own shape and dtype. Arrays or `jax.ShapeDtypeStruct`s by argument name.
+    """
+    size = lambda array: array.size * jnp.dtype(array.dtype).itemsize  # noqa: E731
+    read = sum(size(array) for array in arrays.values())
+    out = batch * length * width * jnp.dtype(arrays["u"].dtype).itemsize
+    exponentials = directions * batch * length * width * states
+    if not gradient:
+        return Work(read + out, exponentials)
+    gradients = sum(size(array) for array in arrays.values() if jnp.issubdtype(array.dtype, jnp.floating))
+    return Work(read + out + read + out + gradients, 2 * exponentials)
+
+
+def floor_of(work: Work, ceilings: Ceilings) -> dict[str, Any]:
+    """Floor in ms and which of the two it is, for a row; `floor_ms` is None where a ceiling is unknown."""
+    if ceilings.bandwidth is None or ceilings.exponentials is None:
+        return {"floor_ms": None, "floor_is": None}
+    times = {
+        "bytes": work.bytes / ceilings.bandwidth * 1e3,
+        "exponentials": work.exponentials / ceilings.exponentials * 1e3,
+    }
+    larger = max(times, key=lambda name: times[name])
+    return {
+        "floor_ms": round(times[larger], 4),
+        "floor_is": larger,
+        **{f"{k}_ms": round(v, 4) for k, v in times.items()},
+    }
+
+
+def measure_ceilings(device: Any, card: dict[str, str], rounds: Rounds, copy_bytes: int = COPY_BYTES) -> Ceilings:
+    """The ceilings of a GPU: its copy bandwidth measured, the rest read off. Elsewhere nothing is known.
+
+    Args:
+        device: a `jax.Device`.
+        card: what `nvidia_smi` says.
+        rounds: for the copies.
+        copy_bytes: of the array that is copied.
+    """
+    if device.platform != "gpu":
+        return Ceilings(None, None, None, "no GPU")
+    clock = card.get("clocks.max.sm", "")
+    known = clock.replace(".", "", 1).isdigit()
+    return Ceilings(
+        copy_bandwidth(copy_bytes, rounds),
+        getattr(device, "core_count", None),
+        float(clock) * 1e6 if known else None,
+        f"nvidia-smi clocks.max.sm, {clock} MHz" if known else f"unknown: {card.get('problem', 'not told')}",
+    )
+
+
+def copy_bandwidth(size: int, rounds: Rounds) -> float:
+    """Bytes per second, read plus written, of the faster of a copy and an elementwise pass over `size` bytes.
+
+    Raises:
+        RuntimeError: neither ran.
+    """
+    words = size // 4
+    sets = [(jax.random.normal(jax.random.key(seed), (words,), jnp.float32),) for seed in (0, 1)]
+    functions = {"copy": jax.jit(jnp.copy), "negate": jax.jit(jnp.negative)}
+    results = time_in_turn({name: over_sets(function, sets) for name, function in functions.items()}, rounds)
+    times = [timing.median for timing in results.values() if isinstance(timing, Timing)]
+    if not times:
+        problems = "; ".join(told(result) for result in results.values() if isinstance(result, Exception))
+        raise RuntimeError(f"no copy of {size} bytes ran ({problems})")
+    return 2 * 4 * words / min(times)
+
+
+def nvidia_smi() -> dict[str, str]:
+    """Name, driver, highest and present SM clock (MHz) and power limit of the first GPU, only read; else `problem`."""
+    if shutil.which("nvidia-smi") is None:
+        return {"problem": "nvidia-smi is not there"}
+    command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"problem": told(error)}
+    first = done.stdout.strip().splitlines()[:1]
+    return dict(zip(_QUERY, (value.strip() for value in first[0].split(",")), strict=False)) if first else {}
