@@ -2,7 +2,7 @@
 
 One program per (image, block of channels), sequential in L, with the state `[E block, N]` in registers; states trail,
 so that a thread holds neighbouring ones and reads its share of B and C in one load. All directions run in one program,
-one after the other: `total` carries their sum from sweep to sweep, and the last sweep applies the gate and scores tokens.
+one after the other: `total` carries their sum from sweep to sweep, and the last sweep applies the gate and the score.
 
 Letters: g direction, i place in the scan's own order, step = i counted from the front of the image (`reverse` counts
 down), token = the row that step visits, row = the row its delta, B and C are read from (token, or step where

@@ -10,7 +10,7 @@ from top_jax.benchmark.associative import STATES_KEPT
 from top_jax.benchmark.cases import ScanCase, make_arrays, make_cotangent
 from top_jax.benchmark.contract import TINY, relative_error
 from top_jax.benchmark.floor import Ceilings
-from top_jax.benchmark.scans import input_sets, scan_of, time_scans, with_gradients
+from top_jax.benchmark.scans import APART, input_sets, scan_of, time_scans, with_gradients
 from top_jax.benchmark.timing import Rounds
 
 FAST = {"xla_backend_optimization_level": 0}
@@ -67,3 +67,10 @@ def test_input_sets_differ():
     (first, dy), (second, other), *rest = input_sets(case, rotate=True)
     assert len(rest) == 4 and len(input_sets(case, rotate=False)) == 1
     assert (np.asarray(first["u"]) != np.asarray(second["u"])).any() and (np.asarray(dy) != np.asarray(other)).any()
+
+
+def test_one_call_each_is_both_directions_at_once():
+    case = ScanCase("small", 3, 2, 1, dtype="float32", batch=2)
+    arrays, dy = make_arrays(case, 0), make_cotangent(case, 0)
+    apart, together = (with_gradients(scan_of(case, name))(arrays, dy) for name in (APART, "xla"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), apart, together)

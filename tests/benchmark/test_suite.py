@@ -99,7 +99,9 @@ def test_what_a_gpu_would_run(fake_h200, fast_parts):
     assert (fast_parts[4][0].name, fast_parts[4][0].batch) == ("vim_small", 128)
     scans = {(call.name, call.dtype, call.length < 196) for call, names in fast_parts if names}
     models = {"ViM-T", "ViM-S", "ViM-B", "PlainMamba-L1", "PlainMamba-L3"}
-    assert scans == {(name, dtype, pruned) for name in models for dtype in ("float32", "bfloat16") for pruned in (0, 1)}
+    dtypes = ("float32", "bfloat16")
+    expected = {(name, dtype, pruned) for name in models for dtype in dtypes for pruned in (False, True)}
+    assert scans == expected | {("ViM-S, both directions", "bfloat16", False)}
 
 
 def test_a_kernel_that_cannot_run_is_named(fake_h200, fast_parts, monkeypatch):

@@ -1,7 +1,8 @@
 """The scans inside the published models, dense and after each prune, as arguments of `directional_scan`.
 
-ViM's two directions each have u, delta, B and C of their own; PlainMamba's four share u and delta, which they visit in
-boustrophedon orders, while delta, B and C stay in raster order and B differs by the direction vector (DESIGN.md, 3).
+ViM scans one direction at a time, each with u, delta, B and C of its own, and leaves sum and gate to XLA. PlainMamba's
+four directions share u, which they visit in boustrophedon orders, and delta, B and C, which stay in raster order, but for
+the direction vector in B (DESIGN.md, 3).
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class ScannedModel:
     Attributes:
         name: in a table.
         width: E.
-        directions: as in `ScanCase`.
+        directions: in one call; as in `ScanCase`.
         tokens: L of the dense model.
         pruning: the schedule that configs use (DESIGN.md, 3); PlainMamba-L1's is ours.
         depth: blocks.
@@ -100,11 +101,11 @@ class ScannedModel:
         return tuple(kept + extra for kept in self.pruning.keep_counts(GRID**2, self.depth).values())
 
 
-VIM_SMALL: Final = ScannedModel("ViM-S", 768, 2, 197, Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8))
+VIM_SMALL: Final = ScannedModel("ViM-S", 768, 1, 197, Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8))
 MODELS: Final = (
     VIM_SMALL,
-    ScannedModel("ViM-T", 384, 2, 197, Pruning(after_blocks=(10, 20), keep_ratio=0.85)),
-    ScannedModel("ViM-B", 1536, 2, 197, Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8)),
+    ScannedModel("ViM-T", 384, 1, 197, Pruning(after_blocks=(10, 20), keep_ratio=0.85)),
+    ScannedModel("ViM-B", 1536, 1, 197, Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8)),
     ScannedModel("PlainMamba-L1", 384, 4, 196, Pruning(after_blocks=(6, 12, 18), keep_ratio=0.7)),
     ScannedModel("PlainMamba-L3", 896, 4, 196, Pruning(after_blocks=(6, 12, 18), keep_ratio=0.7), depth=36),
 )
@@ -113,8 +114,19 @@ MODELS: Final = (
 def model_case(model: ScannedModel, dtype: str, *, length: int | None = None, decay: bool = False) -> ScanCase:
     """A model's scan at its dense length or another."""
     return ScanCase(
-        model.name, length or model.tokens, model.width, directions=model.directions, dtype=dtype, decay=decay
+        model.name,
+        length or model.tokens,
+        model.width,
+        directions=model.directions,
+        dtype=dtype,
+        decay=decay,
+        gated=model.directions > 1,
     )
+
+
+def both_directions(model: ScannedModel, dtype: str) -> ScanCase:
+    """A ViM's two directions in one launch, gated: what its mixer would call if that were faster."""
+    return ScanCase(f"{model.name}, both directions", model.tokens, model.width, dtype=dtype)
 
 
 def make_arrays(case: ScanCase, seed: int) -> Arrays:

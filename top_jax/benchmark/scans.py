@@ -14,19 +14,22 @@ from top_jax.benchmark.cases import Arrays, ScanCase, make_arrays, make_cotangen
 from top_jax.benchmark.floor import Ceilings, floor_of, scan_work
 from top_jax.benchmark.timing import Rounds, Row, Timing, compile_all, over_sets, time_in_turn, told
 from top_jax.kernels.blocks import Blocks  # pyright: ignore[reportMissingImports]  mapped by pyproject.toml
-from top_jax.ops import directional_scan
+from top_jax.ops import directional_scan, selective_scan
 from top_jax.ops.gaps import gaps
 
 Scan = Callable[[Arrays], jax.Array]
 
 PASSES: Final = ("forward", "forward+backward")
 ASSOCIATIVE: Final = "associative"
+APART: Final = "one call each"  # per direction, by the implementation that `auto` runs; XLA sums and gates
 _CACHE_BYTES: Final = 64 * 2**20  # at least the second-level cache of any GPU we know (an H200 has 60 MB)
 _MOST_SETS: Final = 6
 
 
 def scan_of(case: ScanCase, implementation: str, blocks: Blocks | None = None) -> Scan:
-    """The case as a function of its arrays, by an implementation of ours or by `associative`; y alone."""
+    """The case as a function of its arrays, by an implementation of ours, `associative` or `one call each`; y alone."""
+    if implementation == APART:
+        return functools.partial(_one_call_each, case.options["reverse"])
     if implementation != ASSOCIATIVE:
         options = {**case.options, "implementation": implementation, "blocks": blocks}
         return lambda arrays: directional_scan(**arrays, **options)[0]
@@ -41,6 +44,17 @@ def scan_of(case: ScanCase, implementation: str, blocks: Blocks | None = None) -
         return associative_scan(**rest, gap=gap, reverse=reverse, reorder_parameters=case.reorder_parameters)
 
     return run
+
+
+def _one_call_each(reverse: tuple[bool, ...], arrays: Arrays) -> jax.Array:
+    """What ViM's mixer does, in the dtype of u as there."""
+    names = ("u", "delta", "A", "B", "C", "D")
+    z, bias = arrays["z"], arrays["delta_bias"]
+    scans = [
+        selective_scan(*(arrays[name][g] for name in names), None, bias[g], reverse=backwards)
+        for g, backwards in enumerate(reverse)
+    ]
+    return sum(scans[1:], scans[0]) * jax.nn.silu(z)
 
 
 def with_gradients(scan: Scan) -> Callable[[Arrays, jax.Array], tuple[jax.Array, Arrays]]:
@@ -76,7 +90,7 @@ def time_scans(
 
     Args:
         case: what is scanned.
-        implementations: names of ours, or `associative`.
+        implementations: names of ours, `associative` or `one call each`.
         ceilings: for the floor.
         rounds: of the timing; several calls to a measurement also mean several input sets.
         memory: bytes that may be used; `associative` is not tried where it would need more.

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from top_jax.benchmark import cases, contract
-from top_jax.benchmark.cases import ScanCase, model_case
+from top_jax.benchmark.cases import ScanCase, both_directions, model_case
 from top_jax.benchmark.floor import Ceilings, measure_ceilings, nvidia_smi
 from top_jax.benchmark.goals import NEEDED_DEVICE, judge
 from top_jax.benchmark.models import ModelCase, time_model
 from top_jax.benchmark.report import environment, table, write_whole
-from top_jax.benchmark.scans import ASSOCIATIVE, time_scans
+from top_jax.benchmark.scans import APART, ASSOCIATIVE, time_scans
 from top_jax.benchmark.timing import Rounds, Row, dispatch_seconds, told
 from top_jax.ops import implementations
 from top_jax.ops.implementations import KERNELS
@@ -151,6 +151,7 @@ def gpu_parts(card: dict[str, str]) -> list[Part]:
     parts += [contracts(name) for name in (*usable, "xla")]
     parts += [scans(model_case(small, "bfloat16"), everyone, 30), models("vim_small", small.pruning, "bfloat16", 90)]
     parts += [scans(model_case(small, "bfloat16", length=length), everyone, 20) for length in small.pruned_lengths()]
+    parts += [scans(both_directions(small, "bfloat16"), (*usable, APART), 20)]
     parts += [scans(model_case(model, "bfloat16"), everyone, 30) for model in (tiny, base, *mambas)]
     parts += [models("vim_tiny", tiny.pruning, "bfloat16", 60), models("vim_base", base.pruning, "bfloat16", 90)]
     parts += [scans(model_case(model, "float32"), everyone, 30) for model in cases.MODELS]
