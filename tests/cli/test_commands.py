@@ -144,7 +144,9 @@ def test_doctor(command, tmp_path):
     report = json.loads(result.out)
     assert report == json.loads((tmp_path / "doctor.json").read_text())
     assert report["packages"]["jax"] == jax.__version__ and report["devices"]
-    assert report["selective_scan"]["auto"] in report["selective_scan"]["implementations"]
+    scan = report["selective_scan"]
+    assert scan["implementations"][scan["auto"]] == "runs here" and scan["why"]
+    assert scan["implementations"]["triton"] == "runs here" or "NVIDIA GPU" in scan["implementations"]["triton"]
     assert report["data"]["train"]["images"] == 1437 and report["data"]["eval"]["images"] == 360
     assert report["data"]["eval"]["first_images"] == [8, 8, 8, 3]
 

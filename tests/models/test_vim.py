@@ -11,6 +11,7 @@ from flax import nnx
 from top_jax.errors import InputError
 from top_jax.models import Vim, create_model, model_config
 from top_jax.models.layers import DropPath, causal_conv1d
+from top_jax.pruning import Pruning
 
 FAST = {"xla_backend_optimization_level": 0}
 
@@ -88,6 +89,12 @@ def test_remat_changes_no_number(make_model, images):
     np.testing.assert_allclose(again, value, rtol=1e-6)
     for want, got in zip(jax.tree.leaves(grads), jax.tree.leaves(regrads), strict=True):
         assert relative_error(got, want) < 1e-5
+
+
+def test_no_effect_keeps_calls_off_the_fast_dispatch(make_model, images):
+    """With an effect, such as a traced check of positions, JAX dispatches every call from Python, weight by weight."""
+    model = make_model(pruning=Pruning(after_blocks=(1,), keep_ratio=0.5, alignment="decay"))
+    assert not jax.make_jaxpr(lambda images: model(images))(images).effects
 
 
 def test_drop_path_rates():

@@ -1,8 +1,8 @@
 """The scans inside the published models, dense and after each prune, as arguments of `directional_scan`.
 
 ViM scans one direction at a time, each with u, delta, B and C of its own, and leaves sum and gate to XLA. PlainMamba's
-four directions share u, which they visit in boustrophedon orders, and delta, B and C, which stay in raster order, but for
-the direction vector in B (DESIGN.md, 3).
+four directions share u, which they visit in boustrophedon orders, and delta, B and C, which stay in raster order (but
+for the direction vector in B; DESIGN.md, 3).
 """
 
 from __future__ import annotations

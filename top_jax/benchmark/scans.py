@@ -48,10 +48,9 @@ def scan_of(case: ScanCase, implementation: str, blocks: Blocks | None = None) -
 
 def _one_call_each(reverse: tuple[bool, ...], arrays: Arrays) -> jax.Array:
     """What ViM's mixer does, in the dtype of u as there."""
-    names = ("u", "delta", "A", "B", "C", "D")
-    z, bias = arrays["z"], arrays["delta_bias"]
+    u, delta, A, B, C, D, bias, z = (arrays[n] for n in ("u", "delta", "A", "B", "C", "D", "delta_bias", "z"))
     scans = [
-        selective_scan(*(arrays[name][g] for name in names), None, bias[g], reverse=backwards)
+        selective_scan(u[g], delta[g], A[g], B[g], C[g], D[g], delta_bias=bias[g], reverse=backwards)
         for g, backwards in enumerate(reverse)
     ]
     return sum(scans[1:], scans[0]) * jax.nn.silu(z)

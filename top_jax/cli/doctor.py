@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
 
 def installation() -> dict[str, Any]:
     """Versions, devices, the scan that `auto` chooses, and what is missing for the rest."""
-    from top_jax.ops.implementations import IMPLEMENTATIONS, choose
+    from top_jax.ops.implementations import IMPLEMENTATIONS, choose, obstacle
     from top_jax.training.run_directory import environment
 
     choice = choose()
@@ -44,7 +44,7 @@ def installation() -> dict[str, Any]:
             "auto": choice.name,
             "why": choice.why,
             "fix": choice.fix,
-            "implementations": IMPLEMENTATIONS,
+            "implementations": {name: obstacle(name) or "runs here" for name in IMPLEMENTATIONS if name != "auto"},
         },
         "missing": [need for name, need in optional.items() if importlib.util.find_spec(name) is None],
     }
