@@ -17,6 +17,7 @@ from top_jax.errors import InputError
 
 TUNING: Final = Path(__file__).parent / "tuning"
 _ELEMENTS_PER_WARP: Final = 512  # of the [N, channels] state: 16 registers of a thread
+_CHUNK: Final = {"triton": 5, "pallas": 4}  # the longest that spills at no shape of a model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +57,13 @@ def choose(implementation: str, device: str, width: int, states: int) -> tuple[B
     """
     table = read_table(device)
     entry = (table or {}).get("blocks", {}).get(table_key(implementation, width, states))
-    return (by_rule(width, states), "rule") if entry is None else (Blocks(**entry), "table")
+    return (by_rule(implementation, width, states), "rule") if entry is None else (Blocks(**entry), "table")
 
 
-def by_rule(width: int, states: int) -> Blocks:
-    """One warp holds as much state as fits its registers without spilling (tests/kernels/test_triton_compiles.py)."""
+def by_rule(implementation: str, width: int, states: int) -> Blocks:
+    """One warp holds as much state as fits its registers without spilling (tests/kernels/test_*_compiles.py)."""
     channels = min(max(_ELEMENTS_PER_WARP // power_of_two(states), 8), 128, power_of_two(width))
-    return Blocks(5, channels, 1, channels, 1)
+    return Blocks(_CHUNK[implementation], channels, 1, channels, 1)
 
 
 def power_of_two(number: int) -> int:

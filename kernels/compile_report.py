@@ -64,13 +64,13 @@ def compile_report(arch: int, shape: Shape, dtype: str = "bfloat16", batch: int 
         batch: images; nothing in the rows depends on it.
     """
     plan = ScanPlan((False, True, False, True)[: shape.directions], score="clip" if shape.gated else None)
-    blocks = by_rule(shape.width, shape.states)
-    operands = _operands(shape, dtype, batch)
+    blocks = by_rule("triton", shape.width, shape.states)
+    operands = operands_of(shape, dtype, batch)
     forward = forward_call(operands, plan, blocks, save=True)
     out, _, starts, _ = forward.outputs
     rows = []
     for call in (forward, backward_call(operands, starts, out, plan, blocks)):
-        usage = inspect_kernel(call, arch)
+        usage = resources(_compile(call, arch))
         rows.append(
             {
                 "arch": f"sm_{arch}",
@@ -84,13 +84,13 @@ def compile_report(arch: int, shape: Shape, dtype: str = "bfloat16", batch: int 
     return rows
 
 
-def inspect_kernel(call: KernelCall, arch: int) -> dict[str, int]:
-    """Compiles a launch for `arch`: registers, stack, local and shared bytes, and counts of instructions."""
+def resources(cubin: bytes) -> dict[str, int]:
+    """What a compiled kernel needs: registers, stack, local and shared bytes, and counts of instructions."""
     import triton  # pyright: ignore[reportMissingImports]
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(_compile(call, arch))
+        file.write(cubin)
         file.flush()
         usage = _output_of(tools / "cuobjdump", "--dump-resource-usage", file.name)
         code = _output_of(tools / "nvdisasm", "-c", file.name)
@@ -133,7 +133,8 @@ def _output_of(tool: Path, *arguments: str) -> str:
     return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def _operands(shape: Shape, dtype: str, batch: int) -> ScanOperands:
+def operands_of(shape: Shape, dtype: str, batch: int) -> ScanOperands:
+    """Shapes and dtypes of a scan's operands."""
     of = jax.ShapeDtypeStruct
     directions, tokens = shape.directions, (batch, shape.length, shape.width)
     shared = 1 if shape.ordered else directions

@@ -112,10 +112,11 @@ Row = dict[str, Any]  # arrays, and where they came from: int or traced
 
 def _forward_kernel(plan: ScanPlan, chunk: int, interpret: bool, refs: Refs) -> None:
     length = refs["out"].shape[0]
-    for g in range(len(plan.reverse)):
+
+    def sweep(g: Any) -> None:
         a = refs["A"][g]
 
-        def run(c: Any, carry: tuple[jax.Array, jax.Array], steps: int, g: int = g, a: jax.Array = a):
+        def run(c: Any, carry: tuple[jax.Array, jax.Array], steps: int) -> tuple[jax.Array, jax.Array]:
             h, dt_before = carry
             if "starts" in refs:
                 refs["starts"][g, c] = h
@@ -131,23 +132,23 @@ def _forward_kernel(plan: ScanPlan, chunk: int, interpret: bool, refs: Refs) -> 
 
         start = (jnp.zeros(a.shape, jnp.float32), jnp.zeros(a.shape[:1], jnp.float32))
         _over_chunks(run, start, length, chunk)
-        if len(plan.reverse) > 1 and not interpret:
-            plgpu.debug_barrier()  # the next sweep reads what other threads of this program wrote to `total`
+
+    _over_directions(sweep, plan, interpret)
 
 
-def _finish(refs: Refs, plan: ScanPlan, g: int, token: Any, y: jax.Array) -> None:
+def _finish(refs: Refs, plan: ScanPlan, g: Any, token: Any, y: jax.Array) -> None:
     """Adds a direction's y to the sum; the last direction gates, stores and scores it."""
-    if g > 0:
-        y += refs["total"][token]
-    if g < len(plan.reverse) - 1:
-        refs["total"][token] = y
-        return
-    if "z" in refs:
-        gate = refs["z"][token].astype(jnp.float32)
-        y *= gate * _sigmoid(gate)
-    refs["out"][token] = y.astype(refs["out"].dtype)
-    if plan.score:
-        refs["score"][token] = jnp.sum(TOKEN_WORTH[plan.score](y), axis=0)
+    total = _sum_so_far(refs, plan, g, token, y)
+
+    @_if_last(plan, g)
+    def store() -> None:
+        y = total
+        if "z" in refs:
+            gate = refs["z"][token].astype(jnp.float32)
+            y *= gate * _sigmoid(gate)
+        refs["out"][token] = y.astype(refs["out"].dtype)
+        if plan.score:
+            refs["score"][token] = jnp.sum(TOKEN_WORTH[plan.score](y), axis=0)
 
 
 class _Adjoint(NamedTuple):
@@ -162,10 +163,11 @@ class _Adjoint(NamedTuple):
 
 def _backward_kernel(plan: ScanPlan, chunk: int, interpret: bool, refs: Refs) -> None:
     length, _ = refs["dout"].shape
-    for g in range(len(plan.reverse)):
+
+    def sweep(g: Any) -> None:
         a = refs["A"][g]
 
-        def run(c: Any, adjoint: _Adjoint, steps: int, g: int = g, a: jax.Array = a) -> _Adjoint:
+        def run(c: Any, adjoint: _Adjoint, steps: int) -> _Adjoint:
             carried, taus = _rebuild(refs, plan, g, c, chunk, steps, a)
             for s in reversed(range(steps)):
                 row = _load(refs, plan, g, c * chunk + s, ("u", "delta", "B", "C"))
@@ -175,12 +177,12 @@ def _backward_kernel(plan: ScanPlan, chunk: int, interpret: bool, refs: Refs) ->
         matrix, vector = jnp.zeros(a.shape, jnp.float32), jnp.zeros(a.shape[:1], jnp.float32)
         end = _over_chunks(run, _Adjoint(matrix, matrix, vector, vector, vector), length, chunk, backwards=True)
         refs["dA"][g], refs["dD"][g], refs["dbias"][g] = end.A, end.D, end.delta_bias
-        if "total" in refs and not interpret:
-            plgpu.debug_barrier()
+
+    _over_directions(sweep, plan, interpret)
 
 
 def _rebuild(
-    refs: Refs, plan: ScanPlan, g: int, c: Any, chunk: int, steps: int, a: jax.Array
+    refs: Refs, plan: ScanPlan, g: Any, c: Any, chunk: int, steps: int, a: jax.Array
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Once more through a chunk: of each step, what the state before it became (decay * h), and tau."""
     h, bias = refs["starts"][g, c], refs["delta_bias"][g]
@@ -200,7 +202,7 @@ def _rebuild(
 
 
 def _pull_back(
-    refs: Refs, plan: ScanPlan, g: int, row: Row, adjoint: _Adjoint, carried: jax.Array, tau: jax.Array, a: jax.Array
+    refs: Refs, plan: ScanPlan, g: Any, row: Row, adjoint: _Adjoint, carried: jax.Array, tau: jax.Array, a: jax.Array
 ) -> _Adjoint:
     """One step of the backward; docs/kernels.md derives it."""
     token, raw = row["token"], row["delta"] + refs["delta_bias"][g]
@@ -230,26 +232,46 @@ def _pull_back(
     )
 
 
-def _output_gradient(refs: Refs, plan: ScanPlan, g: int, token: Any, y: jax.Array) -> jax.Array:
+def _output_gradient(refs: Refs, plan: ScanPlan, g: Any, token: Any, y: jax.Array) -> jax.Array:
     """The cotangent of the sum over directions; the last direction, which knows the whole sum, stores that of z."""
     dout = refs["dout"][token].astype(jnp.float32)
     if "z" not in refs:
         return dout
     gate = refs["z"][token].astype(jnp.float32)
     share = _sigmoid(gate)
-    if g > 0:
-        y += refs["total"][token]
-    if g < len(plan.reverse) - 1:
-        refs["total"][token] = y
-    else:
-        refs["dz"][token] = (dout * y * share * (1.0 + gate * (1.0 - share))).astype(refs["dz"].dtype)
+    total = _sum_so_far(refs, plan, g, token, y)
+
+    @_if_last(plan, g)
+    def store() -> None:
+        refs["dz"][token] = (dout * total * share * (1.0 + gate * (1.0 - share))).astype(refs["dz"].dtype)
+
     return dout * gate * share
 
 
-def _load(refs: Refs, plan: ScanPlan, g: int, i: Any, names: tuple[str, ...]) -> Row:
+def _sum_so_far(refs: Refs, plan: ScanPlan, g: Any, token: Any, y: jax.Array) -> jax.Array:
+    """A token's y summed over the directions up to this one, left in `total` for the next."""
+    last = len(plan.reverse) - 1
+    if not last:
+        return y
+    y += jnp.where(g > 0, refs["total"][token], 0.0)  # nobody wrote there before the first
+
+    @pl.when(g < last)
+    def store() -> None:
+        refs["total"][token] = y
+
+    return y
+
+
+def _if_last(plan: ScanPlan, g: Any) -> Callable[[Callable[[], None]], None]:
+    """Decorates what only the last direction does."""
+    last = len(plan.reverse) - 1
+    return pl.when(g == last) if last else lambda run: run()
+
+
+def _load(refs: Refs, plan: ScanPlan, g: Any, i: Any, names: tuple[str, ...]) -> Row:
     """The rows `[E block]` or `[N]` that place i of direction g reads, float32, and where it is."""
     length = refs["u"].shape[1]
-    step = length - 1 - i if plan.reverse[g] else i
+    step = jnp.where(_backwards(plan, g), length - 1 - i, i) if any(plan.reverse) else i
     token = refs["order"][g, step] if "order" in refs else step
     row: Row = {"token": token, "row": token if plan.reorder_parameters else step}
     for name in names:
@@ -259,6 +281,26 @@ def _load(refs: Refs, plan: ScanPlan, g: int, i: Any, names: tuple[str, ...]) ->
     if "gap" in refs:
         row["gap"] = refs["gap"][g, step]
     return row
+
+
+def _backwards(plan: ScanPlan, g: Any) -> Any:
+    """Whether direction g, int or traced, scans its steps from the last to the first."""
+    bits = sum(backwards << number for number, backwards in enumerate(plan.reverse))
+    return (bits >> g) & 1 == 1
+
+
+def _over_directions(sweep: Callable[[Any], None], plan: ScanPlan, interpret: bool) -> None:
+    """Runs one sweep after the other, in a loop: written out, four would take a compiler a minute."""
+    if len(plan.reverse) == 1:
+        sweep(0)
+        return
+
+    def run(g: Any, nothing: None) -> None:
+        sweep(g)
+        if not interpret:
+            plgpu.debug_barrier()  # the next sweep reads what other threads of this program wrote to `total`
+
+    jax.lax.fori_loop(0, len(plan.reverse), run, None)
 
 
 def _over_chunks(

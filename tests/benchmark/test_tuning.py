@@ -36,7 +36,7 @@ def test_fastest_first():
 def test_the_table_is_followed(no_tables, fake_h200):
     """A table of other blocks and another order than the rule's."""
     chosen = blocks.Blocks(4, 16, 2, 64, 4)
-    assert blocks.choose("triton", "NVIDIA H200", 768, 16) == (blocks.by_rule(768, 16), "rule")
+    assert blocks.choose("triton", "NVIDIA H200", 768, 16) == (blocks.by_rule("triton", 768, 16), "rule")
     assert implementations.choose().name == "triton" and "--tune" in implementations.choose().fix
     table = {
         "device": "NVIDIA H200",
@@ -64,7 +64,7 @@ def test_search(no_tables, fake_h200, monkeypatch, capsys):
     tried = {(r["forward_channels"], r["backward_channels"], r["chunk"]) for r in table["measured"] if "chunk" in r}
     assert {channels for channels, _, _ in tried} == {4, 8} and {chunk for _, _, chunk in tried} == {
         2,
-        blocks.by_rule(8, 2).chunk,
+        blocks.by_rule("pallas", 8, 2).chunk,
     }
     assert all("median_ms" in r for r in table["measured"])
     assert "tiny L3 float32 pallas_interpret: Blocks(" in capsys.readouterr().out

@@ -50,7 +50,7 @@ def operands(directions: int, dtype: str, *, full: bool, batch=2, length=19, wid
 def test_lowers_for_cuda(directions, full, dtype):
     given = operands(directions, dtype, full=full)
     plan = ScanPlan((False, True, False, True)[:directions], reorder_parameters=False, score="clip")
-    blocks = by_rule(96, 16)
+    blocks = by_rule("pallas", 96, 16)
     forward = functools.partial(pallas_forward, plan=plan, blocks=blocks, save=True)
     backward = functools.partial(pallas_backward, plan=plan, blocks=blocks)
     states = jax.eval_shape(functools.partial(forward, interpret=True), given).starts

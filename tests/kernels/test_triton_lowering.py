@@ -42,7 +42,7 @@ def main() -> None:
     jax.clear_caches()  # of the program just traced, which knows no compute capability
     # Otherwise it is asked of the GPU that is not there.
     jax_triton.triton_call = functools.partial(jax_triton.triton_call, compute_capability=90)
-    of, blocks = jax.ShapeDtypeStruct, by_rule(96, 16)
+    of, blocks = jax.ShapeDtypeStruct, by_rule("triton", 96, 16)
     tokens, small, channel = of((1, 2, 19, 96), jnp.bfloat16), of((1, 2, 19, 16), jnp.float32), of((1, 96), jnp.float32)
     operands = ScanOperands(
         tokens, tokens, of((1, 96, 16), jnp.float32), small, small, channel, channel, None, None, None

@@ -171,7 +171,7 @@ def _search(name: str, case: ScanCase, space: Space, rounds: Rounds, measured: l
         times = {text: result.median for text, result in results.items() if isinstance(result, Timing)}
         return by_text[min(times, key=lambda text: times[text])] if times else None
 
-    start = by_rule(case.width, case.states)
+    start = by_rule(name.removesuffix("_interpret"), case.width, case.states)
     sizes = [(channels, warps) for channels, warps in space.channels_warps if channels < 2 * case.width]
     change: Callable[..., Blocks] = dataclasses.replace
     forward = [start, *(change(start, forward_channels=c, forward_warps=w) for c, w in sizes)]

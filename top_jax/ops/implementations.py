@@ -97,9 +97,9 @@ def problem_with_jax_triton() -> str | None:
     tokens, states = jax.ShapeDtypeStruct((1, 1, 1, 1), "float32"), jax.ShapeDtypeStruct((1, 1, 1), "float32")
     channel = jax.ShapeDtypeStruct((1, 1), "float32")
     operands = ScanOperands(tokens, tokens, states, tokens, tokens, channel, channel, None, None, None)
-    scan = lambda operands: triton_forward(operands, ScanPlan((False,)), blocks.by_rule(1, 1), save=False).out  # noqa: E731
+    forward = functools.partial(triton_forward, plan=ScanPlan((False,)), blocks=blocks.by_rule("triton", 1, 1))
     try:
-        jax.jit(scan).trace(operands)
+        jax.jit(functools.partial(forward, save=False)).trace(operands)
     except Exception as error:  # whatever a release that does not fit this JAX raises
         return f"jax-triton does not work with JAX {jax.__version__} ({type(error).__name__}: {error}): {_INSTALL}"
     return None
