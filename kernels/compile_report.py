@@ -88,7 +88,7 @@ def resources(cubin: bytes) -> dict[str, int]:
     """What a compiled kernel needs: registers, stack, local and shared bytes, and counts of instructions."""
     import triton  # pyright: ignore[reportMissingImports]
 
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    tools = Path(str(triton.__file__)).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
