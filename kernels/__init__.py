@@ -1,4 +1,10 @@
-"""Raw accelerator code, imported as `top_jax.kernels`: one kernel and its launcher per file, jax only.
+"""Raw accelerator code, imported as `top_jax.kernels`: kernels and their launchers, jax only.
 
-No autodiff, no Flax, no dispatch and no validation: those live in `top_jax.ops`.
+    operands, blocks     what the GPU kernels read and write, and how they cut it up
+    triton_kernels, triton_scan     the Triton kernels, and their launch through jax-triton
+    pallas_scan          the same as Pallas kernels
+    chunked_scan         the recurrence in XLA operations
+    bench, compile_report     measure the last on a CPU; compile the first without a GPU
+
+No autodiff, no Flax and no dispatch: those live in `top_jax.ops`.
 """

@@ -213,6 +213,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6, help="for each group of functions")
     parser.add_argument("--json", type=Path, help="write the tables here too")
     options = parser.parse_args()
+    if min(options.batch, *options.length, options.width, options.states, options.repeats) < 1:
+        parser.error("every size and the number of repeats must be at least 1")
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"--json {options.json}: there is no folder {options.json.parent}; make it first")
 
     rounds = Rounds(options.repeats, options.seconds)
     report = {**_setting(), "tables": []}

@@ -17,6 +17,8 @@ from top_jax.errors import InputError
 
 TUNING: Final = Path(__file__).parent / "tuning"
 _ELEMENTS_PER_WARP: Final = 512  # of the [N, channels] state: 16 registers of a thread
+_MOST_WARPS: Final = 32  # of a CUDA block
+_MOST_OF_A_BLOCK: Final = 1024
 _CHUNK: Final = {"triton": 5, "pallas": 4}  # the longest that spills at no shape of a model
 
 
@@ -41,9 +43,11 @@ class Blocks:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value < 1 or (field.name != "chunk" and value & (value - 1)):
-                need = "at least 1" if field.name == "chunk" else "a power of two"
-                raise InputError(f"{field.name}={value} was given; blocks need {need} there.")
+            most = _MOST_WARPS if field.name.endswith("warps") else _MOST_OF_A_BLOCK
+            power = field.name == "chunk" or (isinstance(value, int) and value & (value - 1) == 0)
+            if not isinstance(value, int) or isinstance(value, bool) or not (0 < value <= most) or not power:
+                need = f"an int from 1 to {most}{'' if field.name == 'chunk' else ', a power of two'}"
+                raise InputError(f"{field.name}={value!r} was given; blocks need {need} there.")
 
 
 def choose(implementation: str, device: str, width: int, states: int) -> tuple[Blocks, str]:
@@ -73,9 +77,24 @@ def power_of_two(number: int) -> int:
 
 @functools.cache
 def read_table(device: str) -> dict[str, Any] | None:
-    """The tuning table of a device, or None if it was never tuned."""
+    """The tuning table of a device, or None if it was never tuned.
+
+    Raises:
+        InputError: the file is none that `write_table` wrote.
+    """
     path = table_path(device)
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        table = json.loads(path.read_text())
+    except ValueError:
+        table = None
+    if not isinstance(table, dict) or not {"fastest_first", "date", "blocks"} <= table.keys():
+        raise InputError(
+            f"the tuning table {path} is damaged: it needs fastest_first, date and blocks; delete it, or tune again "
+            "(python -m top_jax.cli.benchmark --tune)."
+        )
+    return table
 
 
 def table_path(device: str) -> Path:
@@ -97,7 +116,11 @@ def write_table(table: dict[str, Any], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f"{file.name}.part")
     beside.write_text(json.dumps(table, indent=1) + "\n")
-    os.replace(beside, file)
+    try:
+        os.replace(beside, file)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
     read_table.cache_clear()
 
 

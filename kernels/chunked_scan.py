@@ -144,7 +144,8 @@ def _run(h: jax.Array, steps: ScanInputs, A: jax.Array, reverse: bool) -> tuple[
 
 
 def _initial_state(inputs: ScanInputs, A: jax.Array) -> jax.Array:
-    return jnp.zeros((inputs.x.shape[1], *A.shape), jnp.float32)
+    # Made from the inputs, so that it varies over the devices, under shard_map or explicit meshes, as they do.
+    return jnp.zeros_like(inputs.x[0])[:, None, :] + jnp.zeros_like(A)[None]
 
 
 def _decay(tau: jax.Array, A: jax.Array) -> jax.Array:

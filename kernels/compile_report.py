@@ -11,6 +11,7 @@ warp issues for a token in one direction, prologue included, and of these the ex
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
 import subprocess
@@ -159,9 +160,11 @@ def main() -> None:
     """Parses the command line, compiles, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], help="compute capability times 10")
-    parser.add_argument("--dtype", default="bfloat16", choices=_POINTERS)
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--json", type=Path, help="write the rows here too")
     options = parser.parse_args()
+    if importlib.util.find_spec("triton") is None:
+        parser.error("Triton is not installed, and is what compiles: pip install 'top-jax[kernels]'")
 
     import triton  # pyright: ignore[reportMissingImports]
 

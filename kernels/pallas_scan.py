@@ -380,7 +380,9 @@ def _call(
     given = {name: operand for name, operand in inputs.items() if operand is not None}
     asked = {name: array for name, array in outputs.items() if array is not None}
     for name, array in {**{name: operand.array for name, operand in given.items()}, **asked}.items():
-        if math.prod(array.shape) > _LARGEST_INDEX:
+        # Over a mesh this is traced for the whole batch, of which a device then has its share.
+        symbolic = not all(isinstance(size, int) for size in array.shape)
+        if not symbolic and math.prod(array.shape) > _LARGEST_INDEX * jax.device_count():
             raise InputError(
                 f"{name} has shape {array.shape}, and the Pallas kernels index with 32 bits: split the batch, or use "
                 "implementation='triton'."

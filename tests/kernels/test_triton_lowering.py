@@ -38,10 +38,9 @@ def main() -> None:
     from top_jax.kernels.triton_scan import triton_backward, triton_forward
     from top_jax.ops.implementations import problem_with_jax_triton
 
-    print(problem_with_jax_triton())
-    jax.clear_caches()  # of the program just traced, which knows no compute capability
     # Otherwise it is asked of the GPU that is not there.
     jax_triton.triton_call = functools.partial(jax_triton.triton_call, compute_capability=90)
+    print(problem_with_jax_triton())
     of, blocks = jax.ShapeDtypeStruct, by_rule("triton", 96, 16)
     tokens, small, channel = of((1, 2, 19, 96), jnp.bfloat16), of((1, 2, 19, 16), jnp.float32), of((1, 96), jnp.float32)
     operands = ScanOperands(

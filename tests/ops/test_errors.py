@@ -94,3 +94,34 @@ def test_traced_positions_are_checked_under_checkify(inputs):
 def test_traced_positions_are_not_checked_under_plain_jit(inputs):
     scan = jax.jit(lambda positions: selective_scan(**inputs, positions=positions, alignment="hold"))
     np.testing.assert_array_equal(scan(bad_positions()), jax.jit(lambda: selective_scan(**inputs))())
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"u": [[1.0]]}, "u is a list; the scan needs a JAX or NumPy array"),
+        ({"delta": None}, "delta is a NoneType"),
+        ({"B": np.ones((BATCH, LENGTH, STATES))}, "B is float64; the scan takes float32, bfloat16, float16: cast it"),
+        ({"z": jnp.ones((BATCH, LENGTH, WIDTH), jnp.int32)}, "z is int32"),
+        ({"reverse": "yes"}, "reverse is 'yes'; each direction needs True or False"),
+        ({"reverse": [True]}, r"reverse is \[True\]"),
+        ({"implementation": None}, "implementation=None is unknown"),
+        ({"positions": [0, 1]}, r"positions came as a list; needed: int32\[2, 4\]"),
+        ({"positions": np.array([[3, 2, 1, 0]] * BATCH, np.uint8)}, r"positions came as uint8\[2, 4\]; needed: int32"),
+    ],
+)
+def test_what_only_looks_right(inputs, change, message):
+    with pytest.raises(InputError, match=message):
+        selective_scan(**{**inputs, **change})
+
+
+def test_positions_far_apart_are_fine(inputs):
+    far = jnp.asarray([[-(2**31), -1, 0, 2**31 - 1]] * BATCH, jnp.int32)
+    selective_scan(**inputs, positions=far, alignment="hold")
+
+
+@pytest.mark.parametrize("sizes", [(0, 4, 3, 5), (2, 4, 0, 5), (2, 4, 3, 0)])
+def test_nothing_to_scan(sizes, make_inputs):
+    with pytest.raises(InputError, match="needs at least one token, image, channel and state"):
+        selective_scan(**make_inputs(*sizes))

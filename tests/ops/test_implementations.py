@@ -36,21 +36,25 @@ def pretend(monkeypatch, tmp_path):
 MISSING = "jax-triton is not installed: pip install 'top-jax[cuda]'"
 
 
+TABLE = {"date": "2026-11-23", "blocks": {}}
+
+
 @pytest.mark.parametrize(
     "machine, name, why, fix",
     [
-        ({}, "triton", "no tuning table for NVIDIA H200", "--tune"),
-        ({"jax_triton": MISSING}, "pallas", "no tuning table", "--tune"),
-        ({"table": {"fastest_first": ["pallas", "triton"], "date": "2026-11-23"}}, "pallas", "2026-11-23", None),
+        ({}, "triton", "there is no tuning table for NVIDIA H200", "--tune"),
+        ({"jax_triton": MISSING}, "pallas", "triton cannot run: jax-triton is not installed", "pip install"),
+        ({"table": {**TABLE, "fastest_first": ["pallas", "triton"]}}, "pallas", "measured fastest on 2026-11-23", None),
         (
-            {"jax_triton": MISSING, "table": {"fastest_first": ["triton", "pallas"], "date": "2026-11-23"}},
+            {"jax_triton": MISSING, "table": {**TABLE, "fastest_first": ["triton", "pallas"]}},
             "pallas",
-            "triton was measured faster, but jax-triton is not installed",
+            "triton cannot run: jax-triton is not installed",
             "pip install",
         ),
-        ({"table": {"fastest_first": ["xla", "triton"], "date": "2026-11-23"}}, "xla", "measured fastest", None),
-        ({"capability": "7.5"}, "xla", "needs compute capability 8.0", "pip install"),
-        ({"kind": "AMD Instinct MI300X", "capability": "gfx942"}, "xla", "needs an NVIDIA GPU", "pip install"),
+        ({"table": {**TABLE, "fastest_first": ["pallas", "xla"]}}, "pallas", "triton is not in the tuning", "--tune"),
+        ({"table": {**TABLE, "fastest_first": ["xla", "triton", "pallas"]}}, "xla", "measured fastest", None),
+        ({"capability": "7.5"}, "xla", "needs compute capability 8.0", None),
+        ({"kind": "AMD Instinct MI300X", "capability": "gfx942"}, "xla", "needs an NVIDIA GPU", None),
     ],
 )
 def test_auto_on_a_gpu(pretend, machine, name, why, fix):
@@ -60,6 +64,14 @@ def test_auto_on_a_gpu(pretend, machine, name, why, fix):
     assert (choice.fix is None) if fix is None else (fix in choice.fix)
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "{"])
+def test_a_damaged_tuning_table(pretend, text):
+    pretend()
+    blocks.table_path("NVIDIA H200").write_text(text)
+    with pytest.raises(InputError, match="nvidia-h200.json is damaged: it needs fastest_first"):
+        implementations.choose()
+
+
 def test_a_gpu_without_its_kernel_is_shouted_about_once(pretend, caplog):
     pretend(capability="7.5")
     implementations._log.cache_clear()
@@ -67,7 +79,7 @@ def test_a_gpu_without_its_kernel_is_shouted_about_once(pretend, caplog):
         assert {implementations.resolve("auto") for _ in range(2)} == {"xla"}
     (record,) = [record for record in caplog.records if "'auto' runs" in record.message]
     assert record.levelno == logging.WARNING
-    assert "no kernel can run on this NVIDIA H200" in record.message and "pip install" in record.message
+    assert "runs 'xla'" in record.message and "triton cannot run: it needs compute capability 8.0" in record.message
 
 
 def test_auto_on_a_cpu_runs_xla_and_says_so_once(caplog):

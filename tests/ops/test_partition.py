@@ -260,6 +260,32 @@ def check_the_scan() -> None:
         check_program(graded, (images, weights, positions), split, reduced=reduced)
 
 
+def check_the_scan_where_axes_are_manual_or_explicit() -> None:
+    """As JAX's defaults have it: shard_map that checks what varies, and a mesh of explicit axes around the call."""
+    images = {name: draw(BATCH, LENGTH, WIDTH) for name in ("u", "delta", "z")}
+    images |= {name: draw(BATCH, LENGTH, STATES) for name in ("B", "C")}
+    weights = {"A": -jnp.exp(draw(WIDTH, STATES)), "D": draw(WIDTH), "delta_bias": draw(WIDTH)}
+
+    def loss(images: Any, weights: Any, implementation: str) -> jax.Array:
+        y = top_jax.ops.selective_scan(**images, **weights, reverse=True, implementation=implementation)
+        return jnp.sum(jnp.square(y))
+
+    for implementation in ("reference", "xla"):
+        graded = jax.grad(functools.partial(loss, implementation=implementation), argnums=(0, 1))
+        want = jax.jit(graded)(images, weights)
+        shared = jax.grad(
+            lambda *a, name=implementation: jax.lax.psum(loss(*a, name), "data"),
+            argnums=(0, 1),
+        )
+        specs = (P("data"), P())
+        manual = jax.shard_map(shared, mesh=mesh(DEVICES), in_specs=specs, out_specs=specs)
+        assert_close(jax.jit(manual)(on_mesh(images, "data"), on_mesh(weights)), want)
+        explicit = mesh(DEVICES, kind=AxisType.Explicit)
+        with jax.set_mesh(explicit):
+            split = on_mesh(images, "data", over=explicit), on_mesh(weights, over=explicit)
+            assert_close(jax.jit(graded)(*split), want)
+
+
 def check_the_selection() -> None:
     length = 9
     tokens = Tokens(
@@ -310,6 +336,7 @@ CHECKS = {
         check_other_ways_to_split,
         check_what_does_not_split_evenly,
         check_the_scan,
+        check_the_scan_where_axes_are_manual_or_explicit,
         check_the_selection,
     ),
     "model": (check_a_model,),

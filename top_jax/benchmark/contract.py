@@ -20,10 +20,11 @@ from top_jax.benchmark.timing import Row, compile_all, told
 from top_jax.ops import directional_scan
 
 # Largest error, relative to the largest value of the array compared. float32: sums and exponentials in another order
-# and by another unit (a GPU's exp2 is good to 2 ulp). bfloat16: computed in float32 and rounded to 8 bits at the end.
+# and by another unit (a GPU's exp2 is good to 2 ulp). bfloat16: computed in float32 and rounded to 8 bits at the end; a
+# last bit that falls the other way is up to 2^-7 of the value.
 TOLERANCE: Final = {
     "float32": {"value": 1e-5, "gradient": 5e-5},
-    "bfloat16": {"value": 2**-8, "gradient": 2**-7},
+    "bfloat16": {"value": 2**-7, "gradient": 2**-7},
 }
 
 # The smallest case is also what a CPU has time for in interpret mode.

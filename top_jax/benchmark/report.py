@@ -61,6 +61,8 @@ def write_whole(file: Path, content: Any) -> None:
         beside.write_text(json.dumps(content, indent=1) + "\n")
         os.replace(beside, file)
     except OSError as error:
+        if beside.is_file():
+            beside.unlink()
         raise InputError(f"{file} cannot be written ({error.strerror}); choose another file with --out.") from error
 
 

@@ -7,6 +7,7 @@ python -m top_jax.cli.benchmark --tune [--out FILE]       block sizes, into the 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from absl import flags
@@ -25,6 +26,8 @@ def main(arguments: list[str]) -> None:
     runner.no_more(arguments)
     if _TUNE.value == (_SUITE.value is not None):
         raise InputError("--suite=gpu, --suite=cpu or --tune is needed, and only one of them (--help).")
+    if _OUT.value == "" or (_BUDGET.value is not None and not math.isfinite(_BUDGET.value)):
+        raise InputError(f"--out={_OUT.value!r} --budget={_BUDGET.value}: a file and a number of seconds are needed.")
     if _TUNE.value:
         from top_jax.benchmark import tuning
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -16,33 +16,56 @@ ALIGNMENTS: Final = ("none", "hold", "decay")
 DTYPES: Final = ("float32", "bfloat16", "float16")
 
 
-def check_shapes(sizes: dict[str, int], arrays: dict[str, tuple[jax.Array | None, str]]) -> None:
-    """Checks shapes against letters and dtypes against `DTYPES`.
+def check_arrays(names_without: tuple[str, ...], arrays: dict[str, Any]) -> None:
+    """Every argument must be an array of a dtype in `DTYPES`; those in `names_without` may be None.
+
+    Raises:
+        InputError: the first that is not.
+    """
+    for name, array in arrays.items():
+        if array is None and name in names_without:
+            continue
+        if array is None or not (hasattr(array, "shape") and hasattr(array, "dtype")):
+            raise InputError(f"{name} is a {type(array).__name__}; the scan needs a JAX or NumPy array there.")
+        if array.dtype not in DTYPES:
+            raise InputError(f"{name} is {array.dtype}; the scan takes {', '.join(DTYPES)}: cast it first.")
+
+
+def check_shapes(sizes: dict[str, int], arrays: dict[str, tuple[Any, str]]) -> None:
+    """Checks shapes against letters.
 
     Args:
         sizes: what each letter stands for.
         arrays: name -> (array or None, its axes, such as `B L E`); `G?` may also be 1.
 
     Raises:
-        InputError: the first array that does not fit.
+        InputError: the first array that does not fit, or a size that is 0.
     """
     for name, (array, axes) in arrays.items():
         if array is None:
             continue
-        needed = tuple(sizes[letter.removesuffix("?")] for letter in axes.split())
+        letters = axes.split()
+        needed = tuple(sizes[letter.removesuffix("?")] for letter in letters)
         fits = len(array.shape) == len(needed) and all(
             size == need or (letter.endswith("?") and size == 1)
-            for size, need, letter in zip(array.shape, needed, axes.split(), strict=True)
+            for size, need, letter in zip(array.shape, needed, letters, strict=True)
         )
         if not fits:
             raise InputError(
-                f"{name} has shape {array.shape}; with {_told(sizes)} it must be {needed}, [{', '.join(axes.split())}] "
+                f"{name} has shape {array.shape}; with {_told(sizes)} it must be {needed}, [{', '.join(letters)}] "
                 "(tokens before channels: transpose PyTorch's [B, E, L])."
             )
-        if array.dtype not in DTYPES:
-            raise InputError(f"{name} is {array.dtype}; the scan takes {', '.join(DTYPES)}: cast it first.")
-    if not sizes["L"]:
-        raise InputError(f"u came with {_told(sizes)}: the scan needs at least one token.")
+    if 0 in sizes.values():
+        raise InputError(
+            f"the arrays came with {_told(sizes)}; the scan needs at least one token, image, channel and state."
+        )
+
+
+def check_reverse(reverse: Any) -> bool:
+    """A direction as a bool; InputError for anything that only looks like one."""
+    if not isinstance(reverse, bool | np.bool_):
+        raise InputError(f"reverse is {reverse!r}; each direction needs True or False, known before jit.")
+    return bool(reverse)
 
 
 def check_alignment(alignment: str) -> None:
@@ -51,8 +74,8 @@ def check_alignment(alignment: str) -> None:
         raise InputError(f"alignment={alignment!r} is unknown; choose one of {', '.join(ALIGNMENTS)}.")
 
 
-def check_positions(positions: jax.Array | None, shape: tuple[int, ...], alignment: str) -> None:
-    """Positions must be there for `decay`, and be integers of `shape`.
+def check_positions(positions: Any, shape: tuple[int, ...], alignment: str) -> None:
+    """Positions must be there for `decay`, and be int32 of `shape`.
 
     Raises:
         InputError: they are not.
@@ -63,10 +86,15 @@ def check_positions(positions: jax.Array | None, shape: tuple[int, ...], alignme
                 "alignment='decay' came without positions; it needs the int32 place of each token in the unpruned "
                 "sequence: pass positions=..., or alignment='hold'."
             )
-    elif positions.shape != shape or not jnp.issubdtype(positions.dtype, jnp.integer):
-        raise InputError(
-            f"positions are {positions.dtype}{list(positions.shape)}; needed: int32{list(shape)}, one for each token."
-        )
+        return
+    check_places("positions", positions, shape)
+
+
+def check_places(name: str, places: Any, shape: tuple[int, ...]) -> None:
+    """InputError unless `places` are int32 of `shape`."""
+    if getattr(places, "shape", None) != shape or places.dtype != jnp.int32:
+        came = f"{places.dtype}{list(places.shape)}" if hasattr(places, "dtype") else f"a {type(places).__name__}"
+        raise InputError(f"{name} came as {came}; needed: int32{list(shape)}, one for each token.")
 
 
 def check_increasing(positions: jax.Array) -> None:
@@ -79,17 +107,37 @@ def check_increasing(positions: jax.Array) -> None:
         InputError: they do not, seen where they are concrete; under `checkify` when traced; never under plain jit.
     """
     if isinstance(positions, Tracer):
-        checkify.debug_check(
-            jnp.all(jnp.diff(positions, axis=-1) > 0), "positions must increase strictly along every image's tokens"
-        )
+        increase = positions[..., 1:] > positions[..., :-1]  # no differences, which may overflow
+        checkify.debug_check(jnp.all(increase), "positions must increase strictly along every image's tokens")
         return
-    steps = np.diff(np.asarray(positions), axis=-1)
-    if (steps <= 0).any():
-        *row, token = (int(index) for index in np.argwhere(steps <= 0)[0])
-        start, end = positions[(*row, token)], positions[(*row, token + 1)]
+    places = np.asarray(positions)
+    increase = places[..., 1:] > places[..., :-1]
+    if not increase.all():
+        *row, token = (int(index) for index in np.argwhere(~increase)[0])
+        start, end = places[(*row, token)], places[(*row, token + 1)]
         raise InputError(
             f"positions of image {row[-1]} go from {start} to {end} at token {token + 1}; they must increase strictly: "
             "sort the kept tokens by position."
+        )
+
+
+def check_permutations(order: jax.Array) -> None:
+    """An order must visit each of the L tokens once: the kernels write where it points.
+
+    Raises:
+        InputError: it does not; seen as in `check_increasing`, and as dear when traced.
+    """
+    everything = np.arange(order.shape[-1], dtype=np.int32)[None, None, :]
+    if isinstance(order, Tracer):
+        visited = jnp.sort(order, axis=-1) == everything
+        checkify.debug_check(jnp.all(visited), "an order must visit every token of its image once")
+        return
+    visited = np.sort(np.asarray(order), axis=-1) == everything
+    if not visited.all():
+        *row, _ = (int(index) for index in np.argwhere(~visited)[0])
+        raise InputError(
+            f"order of direction {row[0]}, image {row[-1]} does not visit every token once; it needs a permutation of "
+            f"0..{order.shape[-1] - 1}, such as jnp.argsort gives."
         )
 
 

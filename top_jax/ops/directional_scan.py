@@ -14,7 +14,16 @@ from top_jax.kernels.operands import (  # pyright: ignore[reportMissingImports]
     ScanOperands,
     ScanPlan,
 )
-from top_jax.ops.checks import check_alignment, check_increasing, check_positions, check_shapes
+from top_jax.ops.checks import (
+    check_alignment,
+    check_arrays,
+    check_increasing,
+    check_permutations,
+    check_places,
+    check_positions,
+    check_reverse,
+    check_shapes,
+)
 from top_jax.ops.fused import default_blocks, fused_scan, make_operands
 from top_jax.ops.gaps import gaps
 from top_jax.ops.implementations import resolve
@@ -22,6 +31,10 @@ from top_jax.ops.reference import selective_scan_reference
 from top_jax.ops.xla import selective_scan_xla
 from top_jax.typing import Array, Float, Inner, Int, PerToken
 
+_AXES: Final = {
+    "u": "G? B L E", "delta": "G? B L E", "A": "G? E N", "B": "G? B L N", "C": "G? B L N", "D": "G? E", "z": "B L E",
+    "delta_bias": "G? E",
+}  # fmt: skip
 _ONE_DIRECTION: Final = {"reference": selective_scan_reference, "xla": selective_scan_xla}
 
 
@@ -65,7 +78,8 @@ def directional_scan(
         z: `[B, L, E]` gate of the sum, before SiLU.
         delta_bias: `[G?, E]` added to delta before softplus.
         reverse: for each direction, whether it scans its steps from the last to the first; as long as G.
-        order: int32 `[G?, B, L]` permutations of 0..L-1: the token that each step visits. None is 0..L-1. Not checked.
+        order: int32 `[G?, B, L]` permutations of 0..L-1: the token that each step visits. None is 0..L-1.
+            Checked as positions are.
         reorder_parameters: with an order, take delta, B and C at the visited token. False takes step i's from row i,
             as the official PlainMamba does (DESIGN.md, section 3).
         positions: int32 `[G?, B, L]` place of each *step* in the unpruned traversal, strictly increasing along L.
@@ -74,22 +88,27 @@ def directional_scan(
         score: None, or `clip`, `noclip`, `l1`, `l2`: mean over channels of max(0, y), y, |y|; root mean square of y.
         implementation: as in `selective_scan`.
         blocks: block sizes of a kernel implementation; None is the device's tuning table, else a rule.
-        check_order: as in `selective_scan`.
+        check_order: False leaves out the checks that positions increase and orders are permutations; what it saves is
+            in `selective_scan`. With a wrong order the kernels then write where they should not.
 
     Returns:
         y `[B, L, E]` in the dtype of u, differentiable in every floating-point argument; score float32 `[B, L]`, or
         None. A score is for choosing tokens: it carries no gradient.
 
     Raises:
-        InputError: shapes or dtypes that do not fit, an unknown name, `decay` without positions, positions that do
-            not increase, blocks for an implementation that has none.
+        InputError: shapes or dtypes that do not fit, an unknown name or one that cannot run here, `decay` without
+            positions, positions that do not increase, an order that is no permutation, blocks for an implementation
+            that has none.
 
     Source: Vision Mamba, arXiv 2401.09417, section 3.3; PlainMamba, arXiv 2403.17695, section 3.2; score: ToP,
     arXiv 2409.18962, section 4.1.
     """
-    _check(u, delta, A, B, C, D, z, delta_bias, reverse, order, positions, alignment, score)
+    given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+    _check(given, reverse, order, positions, alignment, score, blocks)
     if check_order and positions is not None:
         check_increasing(positions)
+    if check_order and order is not None:
+        check_permutations(order)
     gap = None
     if alignment == "decay" and positions is not None:
         each = jnp.broadcast_to(positions, (len(reverse), *positions.shape[1:]))
@@ -102,7 +121,7 @@ def directional_scan(
             raise InputError(f"blocks came with implementation {name!r}, which has none; leave them out.")
         y, sums = _one_by_one(name, plan, operands)
     else:
-        y, sums = fused_scan(name, plan, blocks or default_blocks(name, *A.shape[1:]), operands)
+        y, sums = fused_scan(name, plan, default_blocks(name, *A.shape[1:]) if blocks is None else blocks, operands)
     return y, None if sums is None else _mean_score(sums, score, u.shape[-1])
 
 
@@ -137,34 +156,30 @@ def _mean_score(sums: PerToken, score: str | None, width: int) -> PerToken:
 
 
 def _check(
-    u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, z: Any, delta_bias: Any,
-    reverse: tuple[bool, ...], order: Any, positions: Any, alignment: str, score: str | None,
-) -> None:  # fmt: skip
-    if u.ndim != 4 or A.ndim != 3 or not reverse:
+    given: dict[str, Any], reverse: Any, order: Any, positions: Any, alignment: str, score: Any, blocks: Any
+) -> None:
+    check_arrays(("D", "z", "delta_bias"), given)
+    u, A = given["u"], given["A"]
+    if u.ndim != 4 or A.ndim != 3 or not isinstance(reverse, tuple | list) or not reverse:
         raise InputError(
             f"u has shape {u.shape}, A {A.shape} and reverse is {reverse}; directional_scan needs u [G or 1, B, L, E], "
             "A [G or 1, E, N] and in reverse a bool for each of its G directions."
         )
+    for backwards in reverse:
+        check_reverse(backwards)
     sizes = dict(zip("BLE", u.shape[1:], strict=True), G=len(reverse), N=A.shape[2])
-    arrays = {
-        "u": (u, "G? B L E"),
-        "delta": (delta, "G? B L E"),
-        "A": (A, "G? E N"),
-        "B": (B, "G? B L N"),
-        "C": (C, "G? B L N"),
-        "D": (D, "G? E"),
-        "z": (z, "B L E"),
-        "delta_bias": (delta_bias, "G? E"),
-    }
-    check_shapes(sizes, arrays)
-    steps = (len(reverse), *u.shape[1:3])
-    if order is not None and not (order.shape in (steps, (1, *steps[1:])) and jnp.issubdtype(order.dtype, jnp.integer)):
-        raise InputError(
-            f"order is {order.dtype}{list(order.shape)}; needed: int32{list(steps)} (or 1 first), the token that each "
-            "step visits."
-        )
+    check_shapes(sizes, {name: (array, _AXES[name]) for name, array in given.items()})
     check_alignment(alignment)
-    shared = positions is not None and positions.shape[:1] == (1,)
-    check_positions(positions, (1, *steps[1:]) if shared else steps, alignment)
-    if score is not None and score not in TOKEN_WORTH:
+    steps = (len(reverse), *u.shape[1:3])
+    if order is not None:
+        check_places("order", order, _as_given(order, steps))
+    check_positions(positions, _as_given(positions, steps), alignment)
+    if score is not None and (not isinstance(score, str) or score not in TOKEN_WORTH):
         raise InputError(f"score={score!r} is unknown here; choose None or one of {', '.join(TOKEN_WORTH)}.")
+    if blocks is not None and not isinstance(blocks, Blocks):
+        raise InputError(f"blocks is a {type(blocks).__name__}; needed: top_jax.kernels.blocks.Blocks, or None.")
+
+
+def _as_given(places: Any, steps: tuple[int, int, int]) -> tuple[int, ...]:
+    """The shape that places of steps must have: for each direction, or once for all."""
+    return (1, *steps[1:]) if getattr(places, "shape", ())[:1] == (1,) else steps

@@ -19,6 +19,7 @@ from top_jax.kernels.triton_scan import triton_forward  # pyright: ignore[report
 KERNELS: Final = ("triton", "pallas")
 IMPLEMENTATIONS: Final = ("auto", "reference", "xla", "pallas", "pallas_interpret", "triton")
 _INSTALL: Final = "pip install 'top-jax[cuda]'"
+_TUNE: Final = "python -m top_jax.cli.benchmark --tune"
 _OLDEST_CAPABILITY: Final = 8.0  # what the kernels are compiled for in the tests: sm_80 and sm_90
 
 
@@ -55,23 +56,30 @@ def resolve(implementation: str) -> str:
 
 
 def choose() -> Choice:
-    """What `auto` runs on the default device, and why."""
+    """What `auto` runs on the default device, and why.
+
+    Raises:
+        InputError: the device's tuning table is damaged.
+    """
     gpu = device()
     if gpu.platform != "gpu":
         return Choice("xla", f"the device is a {gpu.platform}, and the kernels are for GPUs", None)
     table = blocks.read_table(gpu.device_kind)
-    order = KERNELS if table is None else table["fastest_first"]
-    problems = {name: obstacle(name) for name in order}
-    best = next((name for name in order if not problems[name]), None)
-    if best is None:
-        told = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
-        return Choice("xla", f"no kernel can run on this {gpu.device_kind} ({told})", _INSTALL)
+    order = KERNELS if table is None else tuple(table["fastest_first"])
+    problems = {name: obstacle(name) for name in order if name in IMPLEMENTATIONS}
+    best = next((name for name in problems if not problems[name]), "xla")
+    untuned = [name for name in KERNELS if name not in order and obstacle(name) is None]
+    why = [f"{name} cannot run: {problem}" for name, problem in problems.items() if problem]
     if table is None:
-        return Choice(best, f"no tuning table for {gpu.device_kind}", "python -m top_jax.cli.benchmark --tune")
-    faster = order[: order.index(best)]
-    if faster:
-        return Choice(best, f"{faster[0]} was measured faster, but {problems[faster[0]]}", _INSTALL)
-    return Choice(best, f"measured fastest on {table['date']}", None)
+        why.append(f"there is no tuning table for {gpu.device_kind}")
+    elif not why:
+        why.append(f"measured fastest on {table['date']}")
+    why += [f"{name} is not in the tuning table" for name in untuned]
+    if any(problem and _INSTALL in problem for problem in problems.values()):
+        fix = _INSTALL
+    else:
+        fix = _TUNE if best in KERNELS and (table is None or untuned) else None
+    return Choice(best, "; ".join(why), fix)
 
 
 def obstacle(implementation: str) -> str | None:
@@ -80,7 +88,7 @@ def obstacle(implementation: str) -> str | None:
         return None
     gpu = device()
     if gpu.platform != "gpu":
-        return f"it needs an NVIDIA GPU and the default device is a {gpu.platform} (on a GPU machine: {_INSTALL})"
+        return f"it needs an NVIDIA GPU and the default device is a {gpu.platform} (where there is one: {_INSTALL})"
     capability = str(getattr(gpu, "compute_capability", "unknown"))
     if not re.fullmatch(r"\d+\.\d+", capability):  # an AMD GPU says gfx...
         return f"it needs an NVIDIA GPU, and this one is a {gpu.device_kind} (compute capability {capability})"
@@ -91,7 +99,7 @@ def obstacle(implementation: str) -> str | None:
 
 @functools.cache
 def problem_with_jax_triton() -> str | None:
-    """Its releases follow those of JAX closely, so it is tried: a tiny scan is traced, and nothing is launched."""
+    """Its releases follow those of JAX and Triton closely, so a tiny scan is lowered; nothing is launched."""
     if importlib.util.find_spec("jax_triton") is None:
         return f"jax-triton is not installed: {_INSTALL}"
     tokens, states = jax.ShapeDtypeStruct((1, 1, 1, 1), "float32"), jax.ShapeDtypeStruct((1, 1, 1), "float32")
@@ -99,17 +107,19 @@ def problem_with_jax_triton() -> str | None:
     operands = ScanOperands(tokens, tokens, states, tokens, tokens, channel, channel, None, None, None)
     forward = functools.partial(triton_forward, plan=ScanPlan((False,)), blocks=blocks.by_rule("triton", 1, 1))
     try:
-        jax.jit(functools.partial(forward, save=False)).trace(operands)
+        jax.jit(functools.partial(forward, save=False)).trace(operands).lower(lowering_platforms=("cuda",))
     except Exception as error:  # whatever a release that does not fit this JAX raises
-        return f"jax-triton does not work with JAX {jax.__version__} ({type(error).__name__}: {error}): {_INSTALL}"
+        told = " ".join(str(error).split())[:200]
+        return f"jax-triton does not work with JAX {jax.__version__} ({type(error).__name__}: {told}): {_INSTALL}"
     return None
 
 
 @functools.cache  # so that a choice is logged once
 def _log(choice: Choice) -> None:
     fix = f" To mend it: {choice.fix}" if choice.fix else ""
-    # A GPU that runs without its kernel is worth a shout.
-    log = logging.warning if choice.name == "xla" and choice.fix else logging.info
+    # A GPU that runs without a kernel, for whatever reason, is worth a shout.
+    shout = choice.name == "xla" and "cannot run" in choice.why
+    log = logging.warning if shout else logging.info
     log("selective_scan: implementation 'auto' runs %r: %s.%s", choice.name, choice.why, fix)
 
 
@@ -119,8 +129,23 @@ def device_kind() -> str:
 
 
 def device() -> Any:
-    """The default `jax.Device`, as `jax.default_device` and the environment leave it."""
+    """The default `jax.Device`, as `jax.default_device` and the environment leave it.
+
+    Choices are made for it, wherever the arrays of a call lie.
+
+    Raises:
+        InputError: JAX finds none, such as where JAX_PLATFORMS names what is not there.
+    """
     default: Any = jax.config.jax_default_device  # pyright: ignore
     if isinstance(default, str):  # the name of a platform
-        return jax.devices(default)[0]
-    return default or jax.devices()[0]
+        return _first_device(default)
+    return default or _first_device(None)
+
+
+def _first_device(platform: str | None) -> Any:
+    try:
+        return jax.devices(platform)[0]
+    except (RuntimeError, AssertionError) as error:  # as JAX has it, by version
+        asked = f"JAX_PLATFORMS={jax.config.jax_platforms!r}"  # pyright: ignore[reportAttributeAccessIssue]
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"JAX finds no device with {asked} ({told}); unset it, or install what it names.") from error

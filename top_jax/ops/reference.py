@@ -52,7 +52,8 @@ def selective_scan_reference(
         h = decay * h + (delta_t * u_t)[:, :, None] * B_t[:, None, :]
         return (h, delta_t), jnp.sum(h * C_t[:, None, :], axis=-1)
 
-    start = (jnp.zeros((u.shape[0], *A.shape), jnp.float32), jnp.zeros((u.shape[0], u.shape[2]), jnp.float32))
+    nothing = jnp.zeros_like(delta[:, 0])  # made from the inputs, to lie on a mesh as they do
+    start = (nothing[:, :, None] + jnp.zeros_like(A)[None], nothing)
     tokens = tuple(jnp.moveaxis(a, 1, 0) for a in (u32, delta, B, C, gap))
     _, y = jax.lax.scan(step, start, tokens, reverse=reverse)
     y = jnp.moveaxis(y, 0, 1)

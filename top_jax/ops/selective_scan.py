@@ -6,7 +6,14 @@ import functools
 from typing import Final
 
 from top_jax.errors import InputError
-from top_jax.ops.checks import check_alignment, check_increasing, check_positions, check_shapes
+from top_jax.ops.checks import (
+    check_alignment,
+    check_arrays,
+    check_increasing,
+    check_positions,
+    check_reverse,
+    check_shapes,
+)
 from top_jax.ops.fused import selective_scan_fused
 from top_jax.ops.gaps import gaps
 from top_jax.ops.implementations import resolve
@@ -15,6 +22,10 @@ from top_jax.ops.xla import selective_scan_xla
 from top_jax.typing import Inner, PerChannel, Positions, Selective, StateMatrix
 
 _PLAIN: Final = {"reference": selective_scan_reference, "xla": selective_scan_xla}
+
+_AXES: Final = {
+    "u": "B L E", "delta": "B L E", "A": "E N", "B": "B L N", "C": "B L N", "D": "E", "z": "B L E", "delta_bias": "E",
+}  # fmt: skip
 
 
 def selective_scan(
@@ -65,7 +76,8 @@ def selective_scan(
             jitted program it costs every call several milliseconds (`top_jax.ops.checks.check_increasing`).
 
     Returns:
-        `[B, L, E]`, dtype of u. Differentiable in every floating-point argument.
+        `[B, L, E]`, dtype of u. Reverse-mode differentiable in every floating-point argument; forward mode (`jvp`)
+        and derivatives of derivatives are for `reference`.
 
     Raises:
         InputError: shapes or dtypes that do not fit, an unknown name or one that cannot run here, `decay` without
@@ -75,19 +87,13 @@ def selective_scan(
     Source: Mamba, arXiv 2312.00752, section 3; mamba_ssm/ops/selective_scan_interface.py, `selective_scan_ref`;
     alignment: ToP, arXiv 2409.18962, section 4.2.
     """
+    given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+    check_arrays(("D", "z", "delta_bias"), given)
     if u.ndim != 3 or A.ndim != 2:
         raise InputError(f"u has shape {u.shape} and A {A.shape}; selective_scan needs u [B, L, E] and A [E, N].")
-    arrays = {
-        "u": (u, "B L E"),
-        "delta": (delta, "B L E"),
-        "A": (A, "E N"),
-        "B": (B, "B L N"),
-        "C": (C, "B L N"),
-        "D": (D, "E"),
-        "z": (z, "B L E"),
-        "delta_bias": (delta_bias, "E"),
-    }
-    check_shapes(dict(zip("BLE", u.shape, strict=True), N=A.shape[1]), arrays)
+    sizes = dict(zip("BLE", u.shape, strict=True), N=A.shape[1])
+    check_shapes(sizes, {name: (array, _AXES[name]) for name, array in given.items()})
+    reverse = check_reverse(reverse)
     check_alignment(alignment)
     check_positions(positions, u.shape[:2], alignment)
     if check_order and positions is not None:

@@ -38,6 +38,9 @@ def selective_scan_xla(
     tau = delta if gap is None else delta + gap.astype(jnp.float32)[:, :, None] * _scanned_before(delta, reverse)
 
     steps = ScanInputs(*(jnp.moveaxis(a, 1, 0) for a in (tau, delta * u32, B, C)))
+    # Within shard_map every device has its own tokens and all have this A. Plus zeros of the tokens' it counts as the
+    # device's own, as the rule for its gradient has to see it, and JAX sums the gradients over the devices.
+    A = A + jnp.sum(jnp.zeros_like(u32), axis=(0, 1))[:, None]
     y = jnp.moveaxis(_recurrence(reverse, steps, A.T), 0, 1)
     if D is not None:
         y = y + D.astype(jnp.float32)[None, None, :] * u32
