@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -106,8 +107,12 @@ def problem_with_jax_triton() -> str | None:
     channel = jax.ShapeDtypeStruct((1, 1), "float32")
     operands = ScanOperands(tokens, tokens, states, tokens, tokens, channel, channel, None, None, None)
     forward = functools.partial(triton_forward, plan=ScanPlan((False,)), blocks=blocks.by_rule("triton", 1, 1))
-    try:
+    lower = lambda: (  # noqa: E731
         jax.jit(functools.partial(forward, save=False)).trace(operands).lower(lowering_platforms=("cuda",))
+    )
+    try:
+        with ThreadPoolExecutor(1) as elsewhere:  # where no trace and no mesh of the caller's is in force
+            elsewhere.submit(lower).result()
     except Exception as error:  # whatever a release that does not fit this JAX raises
         told = " ".join(str(error).split())[:200]
         return f"jax-triton does not work with JAX {jax.__version__} ({type(error).__name__}: {told}): {_INSTALL}"
