@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def tfds_is_loaded() -> None:
-    """While TFDS loads, importing gives its own lazy stand-ins, on which the finalizers of other tests' garbage fail."""
+    """While TFDS loads, importing gives lazy stand-ins, on which the finalizers of other tests' garbage fail."""
     gc.collect()
     gc.disable()
     try:
