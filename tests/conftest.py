@@ -45,6 +45,12 @@ def _register_dataclass_unchecked(cls: type, *args: Any, **kwargs: Any) -> type:
 jax.tree_util.register_dataclass = _register_dataclass_unchecked
 
 
+def pytest_configure() -> None:
+    # Triton reads it when it is imported, which PyTorch may do in any test: without a GPU its kernels are interpreted.
+    if not _has_gpu():
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     lacking = set()
     if importlib.util.find_spec("torch") is None:

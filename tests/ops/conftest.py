@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -47,7 +46,6 @@ def _interpret(call: triton_scan.KernelCall) -> tuple[jax.Array, ...]:
 
 @functools.cache
 def _interpreted_kernels() -> Any:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton's own functions and ours are decorated
     # By path, past the run-time type checks of the tests: Triton reads the source of what it decorates.
     spec = importlib.util.spec_from_file_location(
         "interpreted_kernels", triton_scan.__file__.replace("scan", "kernels")
