@@ -43,7 +43,7 @@ class Shape(NamedTuple):
     ordered: bool = False
 
 
-# N is 16 in every published ViM and PlainMamba; 784 tokens are a 448-pixel image.
+# N is 16 in every published ViM and PlainMamba.
 SHAPES: Final = (
     Shape("ViM-T", 197, 384, 16),
     Shape("ViM-S", 197, 768, 16),

@@ -14,8 +14,11 @@ from top_jax.benchmark.cases import Arrays, ScanCase, make_arrays, make_cotangen
 from top_jax.benchmark.floor import Ceilings, floor_of, scan_work
 from top_jax.benchmark.timing import Rounds, Row, Timing, compile_all, over_sets, time_in_turn, told
 from top_jax.kernels.blocks import Blocks  # pyright: ignore[reportMissingImports]  mapped by pyproject.toml
+from top_jax.kernels.operands import ScanPlan  # pyright: ignore[reportMissingImports]
 from top_jax.ops import directional_scan, selective_scan
-from top_jax.ops.gaps import gaps
+from top_jax.ops.directional_scan import one_by_one
+from top_jax.ops.fused import make_operands
+from top_jax.ops.gaps import directional_gaps
 
 Scan = Callable[[Arrays], jax.Array]
 
@@ -36,12 +39,11 @@ def scan_of(case: ScanCase, implementation: str, blocks: Blocks | None = None) -
 
     def run(arrays: Arrays) -> jax.Array:
         reverse = case.options["reverse"]
-        gap = None
-        if "positions" in arrays:
-            rows = jnp.broadcast_to(arrays["positions"], (len(reverse), case.batch, case.length))
-            gap = jnp.stack([gaps(row, backwards) for row, backwards in zip(rows, reverse, strict=True)])
-        rest = {name: a for name, a in arrays.items() if name != "positions"}
-        return associative_scan(**rest, gap=gap, reverse=reverse, reorder_parameters=case.reorder_parameters)
+        gap = directional_gaps(arrays["positions"], reverse) if "positions" in arrays else None
+        u, delta, A, B, C, D, bias = (arrays[n] for n in ("u", "delta", "A", "B", "C", "D", "delta_bias"))
+        z, order = arrays.get("z"), arrays.get("order")
+        operands = make_operands(u, delta, A, B, C, D, z, bias, gap, order, len(reverse))
+        return one_by_one(associative_scan, ScanPlan(reverse, case.reorder_parameters), operands)[0]
 
     return run
 

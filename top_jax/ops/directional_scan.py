@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import jax
@@ -25,17 +26,15 @@ from top_jax.ops.checks import (
     check_shapes,
 )
 from top_jax.ops.fused import default_blocks, fused_scan, make_operands
-from top_jax.ops.gaps import gaps
-from top_jax.ops.implementations import resolve
-from top_jax.ops.reference import selective_scan_reference
-from top_jax.ops.xla import selective_scan_xla
+from top_jax.ops.gaps import directional_gaps
+from top_jax.ops.implementations import PLAIN, resolve
+from top_jax.ops.token_score import score_of_sums
 from top_jax.typing import Array, Float, Inner, Int, PerToken
 
 _AXES: Final = {
     "u": "G? B L E", "delta": "G? B L E", "A": "G? E N", "B": "G? B L N", "C": "G? B L N", "D": "G? E", "z": "B L E",
     "delta_bias": "G? E",
 }  # fmt: skip
-_ONE_DIRECTION: Final = {"reference": selective_scan_reference, "xla": selective_scan_xla}
 
 
 def directional_scan(
@@ -109,24 +108,29 @@ def directional_scan(
         check_increasing(positions)
     if check_order and order is not None:
         check_permutations(order)
-    gap = None
-    if alignment == "decay" and positions is not None:
-        each = jnp.broadcast_to(positions, (len(reverse), *positions.shape[1:]))
-        gap = jnp.stack([gaps(row, backwards) for row, backwards in zip(each, reverse, strict=True)])
+    gap = directional_gaps(positions, reverse) if alignment == "decay" and positions is not None else None
     operands = make_operands(u, delta, A, B, C, D, z, delta_bias, gap, order, len(reverse))
     plan = ScanPlan(tuple(bool(backwards) for backwards in reverse), reorder_parameters, score)
     name = resolve(implementation)
-    if name in _ONE_DIRECTION:
+    if name in PLAIN:
         if blocks is not None:
             raise InputError(f"blocks came with implementation {name!r}, which has none; leave them out.")
-        y, sums = _one_by_one(name, plan, operands)
+        y, sums = one_by_one(PLAIN[name], plan, operands)
     else:
         y, sums = fused_scan(name, plan, default_blocks(name, *A.shape[1:]) if blocks is None else blocks, operands)
-    return y, None if sums is None else _mean_score(sums, score, u.shape[-1])
+    if sums is None or score is None:
+        return y, None
+    return y, score_of_sums(jax.lax.stop_gradient(sums), score, u.shape[-1])
 
 
-def _one_by_one(name: str, plan: ScanPlan, operands: ScanOperands) -> tuple[Inner, PerToken | None]:
-    """What `fused_scan` does, by one scan per direction; XLA fuses what stands around it."""
+def one_by_one(scan: Callable[..., Inner], plan: ScanPlan, operands: ScanOperands) -> tuple[Inner, PerToken | None]:
+    """What `fused_scan` does, by one `scan` per direction; XLA fuses what stands around it.
+
+    Args:
+        scan: takes and returns what `selective_scan_reference` does.
+        plan: directions and score.
+        operands: see `ScanOperands`.
+    """
     total = None
     for g, backwards in enumerate(plan.reverse):
         u, delta = (a[min(g, len(a) - 1)].astype(jnp.float32) for a in (operands.u, operands.delta))
@@ -137,9 +141,7 @@ def _one_by_one(name: str, plan: ScanPlan, operands: ScanOperands) -> tuple[Inne
             if plan.reorder_parameters:
                 delta, B, C = (jnp.take_along_axis(a, visited, axis=1) for a in (delta, B, C))
         gap = None if operands.gap is None else operands.gap[g]
-        y = _ONE_DIRECTION[name](
-            u, delta, operands.A[g], B, C, operands.D[g], None, operands.delta_bias[g], gap, backwards
-        )
+        y = scan(u, delta, operands.A[g], B, C, operands.D[g], None, operands.delta_bias[g], gap, backwards)
         if operands.order is not None:
             y = jnp.take_along_axis(y, jnp.argsort(operands.order[g], axis=1)[:, :, None], axis=1)
         total = y if total is None else total + y
@@ -148,11 +150,6 @@ def _one_by_one(name: str, plan: ScanPlan, operands: ScanOperands) -> tuple[Inne
         total = total * jax.nn.silu(operands.z.astype(jnp.float32))
     y = total.astype(operands.u.dtype)
     return y, None if plan.score is None else jnp.sum(TOKEN_WORTH[plan.score](total), axis=-1)
-
-
-def _mean_score(sums: PerToken, score: str | None, width: int) -> PerToken:
-    mean = jax.lax.stop_gradient(sums) / width
-    return jnp.sqrt(mean) if score == "l2" else mean
 
 
 def _check(

@@ -15,10 +15,13 @@ from top_jax.errors import InputError
 from top_jax.kernels import blocks  # pyright: ignore[reportMissingImports]  mapped by pyproject.toml
 from top_jax.kernels.operands import ScanOperands, ScanPlan  # pyright: ignore[reportMissingImports]
 from top_jax.kernels.triton_scan import triton_forward  # pyright: ignore[reportMissingImports]
+from top_jax.ops.reference import selective_scan_reference
+from top_jax.ops.xla import selective_scan_xla
 
+PLAIN: Final = {"reference": selective_scan_reference, "xla": selective_scan_xla}  # any device, one direction
 # Best guess first: the order in which `auto` tries them on a GPU that was never measured.
 KERNELS: Final = ("triton", "pallas")
-IMPLEMENTATIONS: Final = ("auto", "reference", "xla", "pallas", "pallas_interpret", "triton")
+IMPLEMENTATIONS: Final = ("auto", *PLAIN, "pallas", "pallas_interpret", "triton")
 _INSTALL: Final = "pip install 'top-jax[cuda]'"
 _TUNE: Final = "python -m top_jax.cli.benchmark --tune"
 _OLDEST_CAPABILITY: Final = 8.0  # what the kernels are compiled for in the tests: sm_80 and sm_90

@@ -16,12 +16,8 @@ from top_jax.ops.checks import (
 )
 from top_jax.ops.fused import selective_scan_fused
 from top_jax.ops.gaps import gaps
-from top_jax.ops.implementations import resolve
-from top_jax.ops.reference import selective_scan_reference
-from top_jax.ops.xla import selective_scan_xla
+from top_jax.ops.implementations import PLAIN, resolve
 from top_jax.typing import Inner, PerChannel, Positions, Selective, StateMatrix
-
-_PLAIN: Final = {"reference": selective_scan_reference, "xla": selective_scan_xla}
 
 _AXES: Final = {
     "u": "B L E", "delta": "B L E", "A": "E N", "B": "B L N", "C": "B L N", "D": "E", "z": "B L E", "delta_bias": "E",
@@ -100,5 +96,5 @@ def selective_scan(
         check_increasing(positions)
     gap = gaps(positions, reverse) if alignment == "decay" and positions is not None else None
     name = resolve(implementation)
-    route = _PLAIN.get(name) or functools.partial(selective_scan_fused, name)
+    route = PLAIN.get(name) or functools.partial(selective_scan_fused, name)
     return route(u, delta, A, B, C, D, z, delta_bias, gap, reverse)

@@ -35,7 +35,7 @@ def selective_scan_xla(
     """Same arguments and result as `selective_scan_reference`; chunked, with its own VJP."""
     u32, delta, A, B, C = (a.astype(jnp.float32) for a in (u, delta, A, B, C))
     delta = jax.nn.softplus(delta if delta_bias is None else delta + delta_bias.astype(jnp.float32)[None, None, :])
-    tau = delta if gap is None else delta + gap.astype(jnp.float32)[:, :, None] * _scanned_before(delta, reverse)
+    tau = delta if gap is None else delta + gap.astype(jnp.float32)[:, :, None] * scanned_before(delta, reverse)
 
     steps = ScanInputs(*(jnp.moveaxis(a, 1, 0) for a in (tau, delta * u32, B, C)))
     # Within shard_map every device has its own tokens and all have this A. Plus zeros of the tokens' it counts as the
@@ -49,7 +49,7 @@ def selective_scan_xla(
     return y.astype(u.dtype)
 
 
-def _scanned_before(delta: Inner, reverse: bool) -> Inner:
+def scanned_before(delta: Inner, reverse: bool) -> Inner:
     """The delta of the token scanned before each token; zero for the first."""
     if reverse:
         return jnp.pad(delta[:, 1:], ((0, 0), (0, 1), (0, 0)))

@@ -10,17 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from top_jax.errors import InputError
+from top_jax.ops.token_score import TOKEN_SCORES, token_score
 from top_jax.typing import Inner, PerToken, Positions, Slots, SlotScores
 
-# Reductions of the scan's output over its channels, by name. Source: ToP, section 4.1 (clip) and its ablations.
-_REDUCTIONS: Final = {
-    "clip": lambda y: jnp.mean(jnp.maximum(y, 0.0), axis=-1),
-    "noclip": lambda y: jnp.mean(y, axis=-1),
-    "l1": lambda y: jnp.mean(jnp.abs(y), axis=-1),
-    "l2": lambda y: jnp.sqrt(jnp.mean(jnp.square(y), axis=-1)),
-}
 CONTROLS: Final = ("random", "uniform")
-SCORES: Final = (*_REDUCTIONS, *CONTROLS)
+SCORES: Final = (*TOKEN_SCORES, *CONTROLS)
 
 Evidence = Mapping[str, PerToken]
 """What a block tells about its tokens: name -> float32 [B, L]. Under jit whatever no score reads costs nothing."""
@@ -36,7 +30,7 @@ def output_evidence(y: Inner) -> Evidence:
         One float32 `[B, L]` per reduction; `clip` is the paper's S = mean_e max(0, y_e).
     """
     y = y.astype(jnp.float32)
-    return {name: reduce(y) for name, reduce in _REDUCTIONS.items()}
+    return {name: token_score(y, name) for name in TOKEN_SCORES}
 
 
 def token_scores(
