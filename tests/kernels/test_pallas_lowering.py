@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from top_jax.kernels.blocks import Blocks, by_rule
+from top_jax.kernels.compile_report import Shape, operands_of
 from top_jax.kernels.operands import ScanOperands, ScanPlan
 from top_jax.kernels.pallas_scan import pallas_backward, pallas_forward
 
@@ -25,23 +26,9 @@ def lowered_for_cuda(function: Callable[..., Any], *arguments: Any) -> tuple[str
         return str(traced.jaxpr), traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-def operands(directions: int, dtype: str, *, full: bool, batch=2, length=19, width=96, states=16) -> ScanOperands:
-    """Shapes of a scan; `full` has a gate, gaps and an order, as PlainMamba's."""
-    of = jax.ShapeDtypeStruct
-    tokens, each = (batch, length, width), (directions, batch, length)
-    selective = of((*each, states), jnp.float32)
-    return ScanOperands(
-        u=of((1, *tokens), dtype),
-        delta=of((1, *tokens), dtype),
-        A=of((directions, width, states), jnp.float32),
-        B=selective,
-        C=selective,
-        D=of((directions, width), jnp.float32),
-        delta_bias=of((directions, width), jnp.float32),
-        z=of(tokens, dtype) if full else None,
-        gap=of(each, jnp.float32) if full else None,
-        order=of(each, jnp.int32) if full else None,
-    )
+def operands(directions: int, dtype: str, *, full: bool, length=19, width=96, states=16) -> ScanOperands:
+    """Shapes of a scan of two images; `full` has a gate, gaps and an order, as PlainMamba's."""
+    return operands_of(Shape("", length, width, states, directions, full, full, full), dtype, batch=2)
 
 
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # JAX 0.12; docs/kernels.md

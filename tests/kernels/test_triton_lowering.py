@@ -30,26 +30,26 @@ def test_lowers_through_jax_triton():
 def main() -> None:
     """Prints what `auto` would hold against jax-triton, and the custom calls in each lowered pass."""
     import jax
-    import jax.numpy as jnp
     import jax_triton
 
     from top_jax.kernels.blocks import by_rule
-    from top_jax.kernels.operands import ScanOperands, ScanPlan
-    from top_jax.kernels.triton_scan import triton_backward, triton_forward
+    from top_jax.kernels.compile_report import Shape, operands_of
+    from top_jax.kernels.operands import ScanPlan
+    from top_jax.kernels.triton_scan import forward_call, triton_backward, triton_forward
     from top_jax.ops.implementations import problem_with_jax_triton
 
     # Otherwise it is asked of the GPU that is not there.
     jax_triton.triton_call = functools.partial(jax_triton.triton_call, compute_capability=90)
     print(problem_with_jax_triton())
-    of, blocks = jax.ShapeDtypeStruct, by_rule("triton", 96, 16)
-    tokens, small, channel = of((1, 2, 19, 96), jnp.bfloat16), of((1, 2, 19, 16), jnp.float32), of((1, 96), jnp.float32)
-    operands = ScanOperands(
-        tokens, tokens, of((1, 96, 16), jnp.float32), small, small, channel, channel, None, None, None
+    operands, plan, blocks = (
+        operands_of(Shape("", 19, 96, 16), "bfloat16", 2),
+        ScanPlan((False,)),
+        by_rule("triton", 96, 16),
     )
-    starts = of((1, 2, -(-19 // blocks.chunk), 96, 16), jnp.float32)
-    forward = functools.partial(triton_forward, plan=ScanPlan((False,)), blocks=blocks, save=True)
-    backward = functools.partial(triton_backward, plan=ScanPlan((False,)), blocks=blocks)
-    passes = {"forward": (forward, operands), "backward": (backward, operands, starts, of((2, 19, 96), jnp.bfloat16))}
+    out, _, starts, _ = forward_call(operands, plan, blocks, save=True).outputs
+    forward = functools.partial(triton_forward, plan=plan, blocks=blocks, save=True)
+    backward = functools.partial(triton_backward, plan=plan, blocks=blocks)
+    passes = {"forward": (forward, operands), "backward": (backward, operands, starts, out)}
     for name, (pass_, *arguments) in passes.items():
         program = jax.jit(pass_).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
         print(name, program.count("custom_call @triton_kernel_call"))
