@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -38,6 +37,7 @@ class Layout:
 SAME: Final = Layout()
 LINEAR: Final = Layout(axes=(1, 0))  # [out, in] -> [in, out]
 CONV2D: Final = Layout(axes=(2, 3, 1, 0))  # [out, in, h, w] -> [h, w, in, out]
+DEPTHWISE_CONV2D: Final = Layout(axes=(1, 2, 0), unit_axis=1)  # [E, 1, h, w] -> [h, w, E]
 DEPTHWISE_CONV1D: Final = Layout(axes=(1, 0), unit_axis=1)  # [E, 1, taps] -> [taps, E]
 
 
@@ -48,34 +48,3 @@ class Key:
     torch: str
     ours: Path
     layout: Layout
-
-
-def vim_keys(depth: int) -> list[Key]:
-    """Every parameter of an official ViM checkpoint (hustvl/Vim, bimamba_type="v2")."""
-    return [
-        Key("cls_token", ("cls_token",), SAME),
-        Key("pos_embed", ("pos_embed",), SAME),
-        Key("patch_embed.proj.weight", ("patch_embed", "proj", "kernel"), CONV2D),
-        Key("patch_embed.proj.bias", ("patch_embed", "proj", "bias"), SAME),
-        *(key for index in range(depth) for key in _vim_block(index)),
-        Key("norm_f.weight", ("norm", "scale"), SAME),
-        Key("head.weight", ("head", "kernel"), LINEAR),
-        Key("head.bias", ("head", "bias"), SAME),
-    ]
-
-
-def _vim_block(index: int) -> Iterator[Key]:
-    block, mixer = f"layers.{index}", f"layers.{index}.mixer"
-    ours: Path = ("blocks", index, "mixer")
-    yield Key(f"{block}.norm.weight", ("blocks", index, "norm", "scale"), SAME)
-    yield Key(f"{mixer}.in_proj.weight", (*ours, "in_proj", "kernel"), LINEAR)
-    yield Key(f"{mixer}.out_proj.weight", (*ours, "out_proj", "kernel"), LINEAR)
-    for direction, suffix in (("forward", ""), ("backward", "_b")):
-        here: Path = (*ours, direction)
-        yield Key(f"{mixer}.conv1d{suffix}.weight", (*here, "conv_kernel"), DEPTHWISE_CONV1D)
-        yield Key(f"{mixer}.conv1d{suffix}.bias", (*here, "conv_bias"), SAME)
-        yield Key(f"{mixer}.x_proj{suffix}.weight", (*here, "x_proj", "kernel"), LINEAR)
-        yield Key(f"{mixer}.dt_proj{suffix}.weight", (*here, "dt_proj", "kernel"), LINEAR)
-        yield Key(f"{mixer}.dt_proj{suffix}.bias", (*here, "dt_bias"), SAME)
-        yield Key(f"{mixer}.A{suffix}_log", (*here, "A_log"), SAME)
-        yield Key(f"{mixer}.D{suffix}", (*here, "D"), SAME)

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from top_jax.convert.keys import Key, vim_keys
+from top_jax.convert.keys import Key
+from top_jax.convert.plain_mamba import plain_mamba_keys
 from top_jax.convert.position_embedding import resize_position_embedding
 from top_jax.convert.torch_file import read_state_dict
+from top_jax.convert.vim import vim_keys
 from top_jax.errors import InputError
-from top_jax.models import Vim, abstract_model
+from top_jax.models import Backbone, ModelSizes, PlainMambaConfig, VimConfig, abstract_model
 from top_jax.models.layers import height_width, patch_grid
-from top_jax.pruning import Pruning
+from top_jax.models.weights import KINDS
+from top_jax.pruning import Reduction
+
+KEYS: Final[dict[type, Callable[[Any], list[Key]]]] = {VimConfig: vim_keys, PlainMambaConfig: plain_mamba_keys}
+
+
+def official_keys(config: ModelSizes) -> list[Key]:
+    """Every parameter and buffer of an official checkpoint of this size, with its place in our model."""
+    return KEYS[type(config)](config)
 
 
 def load_torch_checkpoint(
     path: str | Path,
     name: str,
-    pruning: Pruning | None = None,
+    pruning: Reduction | None = None,
     ema: bool = False,
     *,
     checkpoint_img_size: int | tuple[int, int] | None = None,
     **overrides: Any,
-) -> Vim:
+) -> Backbone:
     """Builds the named model with the weights of an official .pth file, in eval mode.
 
     Args:
@@ -53,16 +63,16 @@ def load_torch_checkpoint(
 
 
 def load_state_dict(
-    model: Vim, state_dict: Mapping[str, np.ndarray], *, checkpoint_img_size: int | tuple[int, int] | None = None
+    model: Backbone, state_dict: Mapping[str, np.ndarray], *, checkpoint_img_size: int | tuple[int, int] | None = None
 ) -> None:
     """Puts an official state_dict (numpy arrays) into `model`, in place and strictly; see `load_torch_checkpoint`."""
-    keys = vim_keys(model.config.depth)
-    state = nnx.state(model, nnx.Param)
-    params = dict(nnx.to_flat_state(state))
+    keys = official_keys(model.config)
+    params = dict(nnx.to_flat_state(nnx.state(model, KINDS)))
     state_dict = _fit_position_embedding(model, dict(state_dict), checkpoint_img_size)
     _check_keys(keys, {path: param.shape for path, param in params.items()}, state_dict)
     for key in keys:
-        params[key.ours].set_value(jnp.asarray(key.layout.to_ours(state_dict[key.torch]), jnp.float32))
+        weight = params[key.ours]
+        weight.set_value(jnp.asarray(key.layout.to_ours(state_dict[key.torch]), weight.dtype))
     nnx.update(model, nnx.from_flat_state(params))
 
 
@@ -96,7 +106,7 @@ def _some(names: list[str], limit: int = 5) -> str:
 
 
 def _fit_position_embedding(
-    model: Vim, state_dict: dict[str, np.ndarray], checkpoint_img_size: int | tuple[int, int] | None
+    model: Backbone, state_dict: dict[str, np.ndarray], checkpoint_img_size: int | tuple[int, int] | None
 ) -> dict[str, np.ndarray]:
     """Resizes `pos_embed` where its number of tokens is not the model's."""
     config, embedding = model.config, state_dict.get("pos_embed")

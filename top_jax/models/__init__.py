@@ -1,7 +1,24 @@
 """Backbones."""
 
-from top_jax.models.features import Features
-from top_jax.models.registry import MODELS, abstract_model, create_model, model_config
-from top_jax.models.vim import Vim, VimConfig
+from top_jax.models.backbone import Backbone
+from top_jax.models.features import Features, to_grid
+from top_jax.models.plain_mamba import PlainMamba
+from top_jax.models.plain_mamba_config import PlainMambaConfig
+from top_jax.models.registry import MODELS, ModelSizes, abstract_model, create_model, model_config
+from top_jax.models.vim import Vim
+from top_jax.models.vim_config import VimConfig
 
-__all__ = ["MODELS", "Features", "Vim", "VimConfig", "abstract_model", "create_model", "model_config"]
+__all__ = [
+    "MODELS",
+    "Backbone",
+    "Features",
+    "ModelSizes",
+    "PlainMamba",
+    "PlainMambaConfig",
+    "Vim",
+    "VimConfig",
+    "abstract_model",
+    "create_model",
+    "model_config",
+    "to_grid",
+]

@@ -16,6 +16,10 @@ Initializer = Callable[..., jax.Array]
 patch_embed: Initializer = jax.nn.initializers.variance_scaling(0.87962566103423978**-2, "fan_in", "normal")
 
 
+# timm's and mmcls's trunc_normal_: of spread 0.02 and cut at an absolute 2, which is no cut at all.
+trunc_normal: Initializer = jax.nn.initializers.normal(0.02)
+
+
 def uniform(bound: float) -> Initializer:
     """U(-bound, bound)."""
 
@@ -28,6 +32,11 @@ def uniform(bound: float) -> Initializer:
 def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """torch.nn.Linear's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for a kernel `[in, out]`."""
     return uniform(shape[0] ** -0.5)(key, shape, dtype)
+
+
+def uniform_fan_in_conv(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """torch.nn.Conv2d's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for a kernel `[h, w, in, out]`."""
+    return uniform(math.prod(shape[:-1]) ** -0.5)(key, shape, dtype)
 
 
 def residual_out(depth: int) -> Initializer:

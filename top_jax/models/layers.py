@@ -89,6 +89,11 @@ class DropPath(nnx.Module):
         return jnp.where(keep, x / jnp.asarray(1 - self.rate, x.dtype), jnp.zeros_like(x))
 
 
+def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """float32, with the variance as PyTorch computes it (the mean of squared differences)."""
+    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
+
+
 def causal_conv1d(x: Inner, kernel: Float[Array, "width E"], bias: PerChannel, *, reverse: bool) -> Inner:
     """Depthwise convolution along L that sees no token later in the scan.
 

@@ -10,12 +10,12 @@ from top_jax.models import initializers as init
 from top_jax.models.layers import causal_conv1d
 from top_jax.models.vim_config import VimConfig
 from top_jax.ops import selective_scan
-from top_jax.pruning import Evidence, output_evidence
-from top_jax.typing import Embedded, Inner, Positions
+from top_jax.pruning import Evidence, mean_time_step, scan_evidence
+from top_jax.typing import Embedded, Inner, PerToken, Positions
 
 
 class ScanDirection(nnx.Module):
-    """One direction with its own convolution, projections, A and D. `[B, L, E] -> [B, L, E]`, in image order."""
+    """One direction with its own convolution, projections, A and D."""
 
     def __init__(self, config: VimConfig, *, reverse: bool, rngs: nnx.Rngs):
         self.config = config
@@ -32,26 +32,32 @@ class ScanDirection(nnx.Module):
         self.A_log = nnx.Param(init.a_log(width, states))
         self.D = nnx.Param(jnp.ones((width,), jnp.float32))
 
-    def __call__(self, x: Inner, positions: Positions | None, alignment: str) -> Inner:
-        """Convolves and scans the in-projected tokens; the gate comes after the sum over directions."""
+    def __call__(self, x: Inner, positions: Positions | None) -> tuple[Inner, PerToken]:
+        """Convolves and scans the in-projected tokens; the gate comes after the sum over directions.
+
+        Returns:
+            y `[B, L, E]` in image order, and each token's mean time step, float32 `[B, L]`.
+        """
         x = causal_conv1d(x, self.conv_kernel[...], self.conv_bias[...], reverse=self.reverse)
         x = jax.nn.silu(x)
         rank = self.config.dt_rank
         dt, B, C = jnp.split(self.x_proj(x), (rank, rank + self.config.d_state), axis=-1)
-        return selective_scan(
+        delta = self.dt_proj(dt)
+        y = selective_scan(
             x,
-            self.dt_proj(dt),
+            delta,
             -jnp.exp(self.A_log[...]),
             B,
             C,
             self.D[...],
             delta_bias=self.dt_bias[...],
             positions=positions,
-            alignment=alignment,
+            alignment="none" if positions is None else "decay",
             reverse=self.reverse,
             implementation=self.config.implementation,
             check_order=False,  # the model's own positions
         )
+        return y, mean_time_step(delta, self.dt_bias[...])
 
 
 class MambaMixer(nnx.Module):
@@ -68,12 +74,17 @@ class MambaMixer(nnx.Module):
         self.backward = ScanDirection(config, reverse=True, rngs=rngs)
         self.out_proj = _linear(inner, width, init.residual_out(config.depth), config, rngs)
 
-    def __call__(self, x: Embedded, positions: Positions | None, alignment: str) -> tuple[Embedded, Evidence]:
-        """Mixes `[B, L, D]`; also returns what the token scores need (`top_jax.pruning.output_evidence`)."""
+    def __call__(self, x: Embedded, positions: Positions | None) -> tuple[Embedded, Evidence]:
+        """Mixes `[B, L, D]`; also returns what the token scores need (`top_jax.pruning.scan_evidence`).
+
+        Args:
+            x: `[B, L, D]`, normed.
+            positions: int32 `[B, L]` where pruned tokens are to be felt (`decay`), else None.
+        """
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)
-        y = self.forward(x, positions, alignment) + self.backward(x, positions, alignment)
-        y = y * jax.nn.silu(z)
-        return self.out_proj(y / 2), output_evidence(y)
+        (forward, forward_step), (backward, backward_step) = self.forward(x, positions), self.backward(x, positions)
+        y = (forward + backward) * jax.nn.silu(z)
+        return self.out_proj(y / 2), scan_evidence(y, forward_step + backward_step)
 
 
 def _linear(inputs: int, outputs: int, kernel_init: init.Initializer, config: VimConfig, rngs: nnx.Rngs) -> nnx.Linear:

@@ -8,18 +8,32 @@ from typing import Any, Final
 from flax import nnx
 
 from top_jax.errors import InputError
+from top_jax.models.backbone import Backbone
 from top_jax.models.layers import height_width
-from top_jax.models.vim import Vim, VimConfig
-from top_jax.pruning import Pruning
+from top_jax.models.plain_mamba import PlainMamba
+from top_jax.models.plain_mamba_config import PlainMambaConfig
+from top_jax.models.vim import Vim
+from top_jax.models.vim_config import VimConfig
+from top_jax.pruning import Reduction
+
+FAMILIES: Final[dict[type, Any]] = {
+    VimConfig: Vim,
+    PlainMambaConfig: PlainMamba,
+}
 
 MODELS: Final = {
     "vim_tiny": VimConfig(embed_dim=192),
     "vim_small": VimConfig(embed_dim=384),
     "vim_base": VimConfig(embed_dim=768),
+    "plain_mamba_l1": PlainMambaConfig(embed_dim=192, layers_with_dwconv=(0,)),
+    "plain_mamba_l2": PlainMambaConfig(embed_dim=384, num_convs_patch_embed=2),
+    "plain_mamba_l3": PlainMambaConfig(embed_dim=448, depth=36, num_convs_patch_embed=2),
 }
 
+ModelSizes = VimConfig | PlainMambaConfig
 
-def model_config(name: str, **overrides: Any) -> VimConfig:
+
+def model_config(name: str, **overrides: Any) -> ModelSizes:
     """The named model's sizes with some overridden; overrides as for `create_model`.
 
     Raises:
@@ -33,30 +47,33 @@ def model_config(name: str, **overrides: Any) -> VimConfig:
         raise InputError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}.")
     if "img_size" in overrides:
         overrides["img_size"] = height_width(overrides["img_size"])
-    if overrides.get("stride") is None:  # the stride follows the patch unless it is given
+    if "stride" in known and overrides.get("stride") is None:  # the stride follows the patch unless it is given
         overrides["stride"] = overrides.get("patch_size", base.patch_size)
     return dataclasses.replace(base, **overrides)
 
 
-def create_model(name: str, *, rngs: nnx.Rngs | None = None, pruning: Pruning | None = None, **overrides: Any) -> Vim:
-    """Builds a model with random weights, in eval mode (`.train()` switches drop-path on).
+def create_model(
+    name: str, *, rngs: nnx.Rngs | None = None, pruning: Reduction | None = None, **overrides: Any
+) -> Backbone:
+    """Builds a model with random weights, in eval mode (`.train()` switches drop-path and batch statistics on).
 
     Args:
-        name: `vim_tiny`, `vim_small` or `vim_base`.
+        name: a key of `MODELS`, such as `vim_small` or `plain_mamba_l1`.
         rngs: source of the initial weights; `nnx.Rngs(0)` if not given.
-        pruning: a schedule; None is the dense model. It adds no parameters.
-        **overrides: any field of the model's config (`top_jax.models.VimConfig`): `num_classes`, `img_size` (a side, or
-            (height, width)), `patch_size`, `stride` (the patch's, if not given), `embed_dim`, `depth`, `d_state`,
-            `drop_path`, `dtype`, `implementation`, `remat`...
+        pruning: how tokens are reduced (`top_jax.pruning`); None is the dense model. It adds no parameters.
+        **overrides: any field of the model's config (`VimConfig`, `PlainMambaConfig`): `num_classes`,
+            `img_size` (a side, or (height, width)), `patch_size`, `stride` (the patch's, if not given), `embed_dim`,
+            `depth`, `d_state`, `drop_path`, `dtype`, `implementation`, `remat`...
 
     Raises:
         InputError: an unknown name or override, or sizes that do not fit together.
     """
-    model = Vim(model_config(name, **overrides), pruning, rngs=rngs or nnx.Rngs(0))
+    config = model_config(name, **overrides)
+    model = FAMILIES[type(config)](config, pruning, rngs=rngs or nnx.Rngs(0))
     model.eval()
     return model
 
 
-def abstract_model(name: str, *, pruning: Pruning | None = None, **overrides: Any) -> Vim:
+def abstract_model(name: str, *, pruning: Reduction | None = None, **overrides: Any) -> Backbone:
     """The model without weights, only their shapes: to be filled from a checkpoint at no cost."""
     return nnx.eval_shape(lambda: create_model(name, pruning=pruning, **overrides))

@@ -11,13 +11,14 @@ The alignment says what a pruned position q did to the scan's state, and so what
     decay   h_q = exp(delta_prev A) h_{q-1}, delta_prev that of the nearest kept token before q: the gap is felt (ours)
             h_i = exp((delta_i + gap_i delta_{i-1}) A) h_{i-1} + delta_i B_i u_i
 
-The data flows schedule -> score -> select, between two blocks: `Pruning` says where and how many (Python ints),
-`token_scores` ranks, `prune` keeps and gathers.
+The data flows schedule -> evidence -> score -> select, between two blocks, in one file per method: `Pruning` is ToP and
+its ablations (top.py). All of them are a `Reduction`: Python ints that say where and how many, and a
+call that maps `Tokens` to fewer `Tokens`.
 """
 
-from top_jax.pruning.schedule import Pruning
-from top_jax.pruning.score import Evidence, output_evidence, token_scores
-from top_jax.pruning.select import prune
+from top_jax.pruning.reduction import Reduction
+from top_jax.pruning.score import SCAN_EVIDENCE, Evidence, mean_time_step, scan_evidence
 from top_jax.pruning.tokens import Tokens
+from top_jax.pruning.top import Pruning
 
-__all__ = ["Evidence", "Pruning", "Tokens", "output_evidence", "prune", "token_scores"]
+__all__ = ["SCAN_EVIDENCE", "Evidence", "Pruning", "Reduction", "Tokens", "mean_time_step", "scan_evidence"]

@@ -1,4 +1,4 @@
-"""How important is a token: the paper's score, its ablations and two controls."""
+"""How important is a token: the paper's score, its ablations, other papers' scores and two controls."""
 
 from __future__ import annotations
 
@@ -9,28 +9,46 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from top_jax.errors import InputError
 from top_jax.ops.token_score import TOKEN_SCORES, token_score
-from top_jax.typing import Inner, PerToken, Positions, Slots, SlotScores
+from top_jax.typing import Inner, PerChannel, PerToken, Positions, Slots, SlotScores
 
 CONTROLS: Final = ("random", "uniform")
-SCORES: Final = (*TOKEN_SCORES, *CONTROLS)
+SCAN_EVIDENCE: Final = (*TOKEN_SCORES, "delta")
+SCORES: Final = (*SCAN_EVIDENCE, "attention", *CONTROLS)
 
 Evidence = Mapping[str, PerToken]
 """What a block tells about its tokens: name -> float32 [B, L]. Under jit whatever no score reads costs nothing."""
 
 
-def output_evidence(y: Inner) -> Evidence:
-    """Evidence from the scan's final output.
+def scan_evidence(y: Inner, time_step: PerToken) -> Evidence:
+    """Evidence from a scan; its names are `SCAN_EVIDENCE`.
 
     Args:
         y: `[B, L, E]` sum over all directions, each in image order, after the gate SiLU(z).
+        time_step: float32 `[B, L]` sum over all directions of `mean_time_step`, each in image order.
 
     Returns:
-        One float32 `[B, L]` per reduction; `clip` is the paper's S = mean_e max(0, y_e).
+        One float32 `[B, L]` per score: `clip` is the paper's S = mean_e max(0, y_e); `delta` is MTR's, the time
+        step with which the scans took the token in (arXiv 2507.14042: the mean over channels of delta, summed
+        over the scans; a large one means that the state listens to the token, a small one that it keeps its memory).
     """
     y = y.astype(jnp.float32)
-    return {name: token_score(y, name) for name in TOKEN_SCORES}
+    return {**{name: token_score(y, name) for name in TOKEN_SCORES}, "delta": time_step}
+
+
+def mean_time_step(delta: Inner, delta_bias: PerChannel) -> PerToken:
+    """float32 `[B, L]` mean over channels of softplus(delta + delta_bias), the time step of one scan. `[B, L, E]`."""
+    delta = delta.astype(jnp.float32) + delta_bias.astype(jnp.float32)[None, None, :]
+    return jnp.mean(jax.nn.softplus(delta), axis=-1)
+
+
+def best_patches(scores: SlotScores, slots: Slots) -> Slots:
+    """`slots` `[B, K]` of each image, best score first, the earlier of two equals first.
+
+    Not jax.lax.top_k: for it a program over a mesh gathers the scores of the whole batch, while XLA splits a sort.
+    """
+    best = jnp.argsort(scores, axis=1, stable=True, descending=True)
+    return jnp.take_along_axis(slots, best, axis=1)
 
 
 def token_scores(
@@ -49,16 +67,11 @@ def token_scores(
 
     Returns:
         float32 `[B, K]`, larger is more important.
-
-    Raises:
-        InputError: the block gives no such evidence.
     """
     if name == "random":
         return _random_by_position(jnp.take_along_axis(positions, slots, axis=1), seed, block)
     if name == "uniform":
         return jnp.broadcast_to(_evenly_spaced(slots.shape[1], keep)[None, :], slots.shape)
-    if name not in evidence:
-        raise InputError(f"score={name!r}: this model's blocks give only {', '.join((*evidence, *CONTROLS))}.")
     return jnp.take_along_axis(evidence[name], slots, axis=1)
 
 

@@ -1,42 +1,37 @@
-"""Where tokens are pruned and how many stay: Python ints, fixed before jit."""
+"""The one interface of token reduction: when, how many, and `Tokens -> Tokens`."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 
 from top_jax.errors import InputError
 from top_jax.ops import check_alignment
-from top_jax.pruning.score import SCORES
-
-ORDERS = ("position", "score")
+from top_jax.pruning.score import CONTROLS, Evidence
+from top_jax.pruning.tokens import Tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pruning:
-    """When, how many, which and how: the settings of token pruning. No `after_blocks` is the dense model.
+class Reduction(abc.ABC):
+    """A way to go on with fewer tokens. No `after_blocks` is the dense model.
+
+    A model runs its blocks; after the token mixing of each block named here (before a DeiT block's MLP) it hands the
+    tokens and the block's evidence to `__call__`, and goes on with what comes back. Counts are Python ints, so that
+    every stage has a static shape.
 
     Attributes:
-        after_blocks: 1-based, increasing: 5 prunes after the fifth block.
-        keep_ratio: share of the patch tokens that stays at each prune, in (0, 1]: one number, or one per prune.
-        score: what ranks the tokens: `clip` (the paper's), `noclip`, `l1`, `l2`, or a control: `random`, `uniform`.
-        alignment: `none`, `hold` or `decay` (`top_jax.pruning`).
-        order: `position` keeps the survivors in scan order; `score` leaves them best first, as EViT does, and is
-            only for the baseline `alignment="none"`.
-        seed: of the control `random`.
+        after_blocks: 1-based, increasing: 5 reduces after the fifth block.
+        keep_ratio: share of the patch tokens that stays each time, in (0, 1]: one number, or one per reduction.
+        alignment: what a missing token did to the state of a scan: `none`, `hold` or `decay` (`top_jax.pruning`).
 
     Raises:
         InputError: a value outside these ranges.
-
-    Source: ToP, arXiv 2409.18962, section 4.
     """
 
     after_blocks: tuple[int, ...] = ()
     keep_ratio: float | tuple[float, ...] = 1.0
-    score: str = "clip"
     alignment: str = "hold"
-    order: str = "position"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         blocks = self.after_blocks
@@ -54,32 +49,42 @@ class Pruning:
         for ratio in self.ratios:
             if isinstance(ratio, (bool, str)) or ratio is None or not 0 < ratio <= 1:
                 raise InputError(f"keep_ratio={ratio!r}; needed: a share in (0, 1], such as 0.8.")
-        if self.score not in SCORES:
-            raise InputError(f"score={self.score!r} is unknown; choose one of {', '.join(SCORES)}.")
         check_alignment(self.alignment)
-        if self.order not in ORDERS:
-            raise InputError(f"order={self.order!r} is unknown; choose one of {', '.join(ORDERS)}.")
-        if self.order == "score" and self.alignment != "none":
-            raise InputError(
-                f"order='score' with alignment={self.alignment!r}: an aligned scan needs its tokens in scan order; "
-                "use order='position', or alignment='none' for the unaligned baseline."
-            )
+
+    @property
+    def evidence(self) -> str | None:
+        """Name of the evidence that blocks must give, if any."""
+        return None
+
+    @abc.abstractmethod
+    def __call__(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> Tokens:
+        """Reduces.
+
+        Args:
+            tokens: of every image.
+            evidence: of the block just run.
+            block: its 1-based number.
+            keep: patch tokens to go on with, from `keep_counts`.
+
+        Returns:
+            `keep` patch tokens, and the class token of a model that has one.
+        """
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """One keep ratio per prune."""
+        """One keep ratio per reduction."""
         if isinstance(self.keep_ratio, tuple):
             return self.keep_ratio
         return (self.keep_ratio,) * len(self.after_blocks)
 
     def keep_counts(self, num_patches: int, depth: int) -> dict[int, int]:
-        """Patch tokens left after each prune: {block: K'}, K' = ceil(round(keep_ratio * K, 6)).
+        """Patch tokens left after each reduction: {block: K'}, K' = `kept(K, ratio)`.
 
         >>> Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8).keep_counts(196, depth=24)
         {5: 157, 10: 126, 15: 101}
 
         Raises:
-            InputError: a prune at or after the last block, or one that leaves no token.
+            InputError: a reduction at or after the last block, or one that leaves no token.
         """
         counts = {}
         for block, ratio in zip(self.after_blocks, self.ratios, strict=True):
@@ -88,10 +93,21 @@ class Pruning:
                     f"after_blocks={self.after_blocks} prunes after block {block} of {depth}: nothing would run on "
                     f"what is left; the last place to prune is after block {depth - 1}."
                 )
-            kept = math.ceil(round(ratio * num_patches, 6))
+            kept = self.kept(num_patches, ratio)
             if kept < 1:
                 raise InputError(
                     f"keep_ratio={ratio} leaves none of {num_patches} tokens after block {block}; keep more."
                 )
             counts[block] = num_patches = kept
         return counts
+
+    def kept(self, num_patches: int, ratio: float) -> int:
+        """Patch tokens left of `num_patches`: ceil(round(ratio * K, 6)), where 0.55 of 100 is 55 and not 56."""
+        return math.ceil(round(ratio * num_patches, 6))
+
+    def check_evidence(self, offered: tuple[str, ...]) -> None:
+        """Raises InputError unless blocks that offer this evidence will do."""
+        if self.after_blocks and self.evidence is not None and self.evidence not in (*offered, *CONTROLS):
+            raise InputError(
+                f"score={self.evidence!r}: this model's blocks give only {', '.join((*offered, *CONTROLS))}."
+            )

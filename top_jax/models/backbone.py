@@ -1,0 +1,146 @@
+"""What every backbone does: embed, run the blocks and reduce tokens after some of them, norm, classify."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from top_jax.errors import InputError
+from top_jax.models.features import Features, make_features
+from top_jax.pruning import Evidence, Pruning, Reduction, Tokens
+from top_jax.typing import Array, Embedded, Float, Images, Logits
+
+
+class Block(nnx.Module, abc.ABC):
+    """One block of a backbone, in the two halves between which tokens may be reduced."""
+
+    @abc.abstractmethod
+    def mix(self, tokens: Tokens, paths: Any, keys: jax.Array | None) -> tuple[Tokens, Evidence]:
+        """The half in which tokens see each other; with it goes what scores need, reduced to `[B, L]` each.
+
+        Args:
+            tokens: of this stage.
+            paths: what `Backbone.paths` gave for them.
+            keys: `[B]`, as in `Backbone.__call__`.
+        """
+
+    def transform(self, tokens: Tokens, keys: jax.Array | None) -> Tokens:
+        """The half that acts on each token by itself (DeiT's MLP); a Mamba block has none."""
+        return tokens
+
+
+class Backbone(nnx.Module, abc.ABC):
+    """A classifier; the dense model is the one with the empty reduction schedule.
+
+    A family implements `embed`, `paths` where its scans need to be told where tokens are, `stream`, `normalised` and
+    `pool`, and sets `blocks`, `norm` and `head`. Its config has num_classes, img_size, grid, depth, dtype and remat.
+    """
+
+    EVIDENCE: ClassVar[tuple[str, ...]]
+    """What its blocks tell about their tokens."""
+
+    config: Any
+    blocks: nnx.List[Any]
+    head: nnx.Linear
+
+    def __init__(self, config: Any, pruning: Reduction | None):
+        self.config = config
+        self.pruning = Pruning() if pruning is None else pruning
+        self.pruning.check_evidence(self.EVIDENCE)
+        self.keep_counts = self.pruning.keep_counts(config.num_patches, config.depth)
+
+    def __call__(self, images: Images, keys: jax.Array | None = None) -> Logits:
+        """Classifies images.
+
+        Args:
+            images: float32 `[B, H, W, 3]`, normalised.
+            keys: `[B]` PRNG keys, one per image: needed in train mode with drop_path > 0.
+
+        Returns:
+            float32 logits `[B, num_classes]`.
+
+        Raises:
+            InputError: images of another size than the model's.
+        """
+        return self.classify(self.features(images, keys))
+
+    def classify(self, features: Features) -> Logits:
+        """Logits of `features`."""
+        return self.head(self.pool(features).astype(self.config.dtype)).astype(jnp.float32)
+
+    def features(self, images: Images, keys: jax.Array | None = None, *, stages: tuple[int, ...] = ()) -> Features:
+        """Final tokens of images, after the final norm.
+
+        Args:
+            images: as of `__call__`.
+            keys: as of `__call__`.
+            stages: 1-based blocks after which the tokens are wanted too: `Features.stages` holds the stream that
+                leaves each (after its reduction, where there is one), without a norm.
+
+        Raises:
+            InputError: images of another size than the model's, or a block that is not there.
+        """
+        self._check(images, stages)
+        tokens = self.embed(images)
+        paths = self.paths(tokens)
+        wanted = {}
+        for number, block in enumerate(self.blocks, start=1):
+            tokens, evidence = self._run(_mix, block, tokens, paths, keys)
+            if number in self.keep_counts:
+                tokens = self.pruning(tokens, evidence, block=number, keep=self.keep_counts[number])
+                paths = self.paths(tokens)
+            tokens = self._run(_transform, block, tokens, keys)
+            if number in stages:
+                wanted[number] = self._as_features(tokens, self.stream(tokens))
+        features = self._as_features(tokens, self.normalised(tokens, keys))
+        return dataclasses.replace(features, stages=tuple(wanted[number] for number in stages))
+
+    @abc.abstractmethod
+    def embed(self, images: Images) -> Tokens:
+        """The tokens that enter the first block."""
+
+    def paths(self, tokens: Tokens) -> Any:
+        """What the scans of one stage share: the way they take through these tokens, where they need one."""
+        return None
+
+    def stream(self, tokens: Tokens) -> Embedded:
+        """float32 `[B, L, D]` residual stream after a block."""
+        return tokens.x
+
+    @abc.abstractmethod
+    def normalised(self, tokens: Tokens, keys: jax.Array | None) -> Embedded:
+        """float32 `[B, L, D]` after the final norm."""
+
+    @abc.abstractmethod
+    def pool(self, features: Features) -> Float[Array, "B D"]:
+        """The vector that the head reads."""
+
+    def _run(self, half: Any, block: Block, *arguments: Any) -> Any:
+        # nnx.remat rather than jax.checkpoint: BatchNorm's statistics come out of it too.
+        return (nnx.remat(half) if self.config.remat else half)(block, *arguments)
+
+    def _as_features(self, tokens: Tokens, x: Embedded) -> Features:
+        return make_features(dataclasses.replace(tokens, x=x, residual=None), self.config.grid)
+
+    def _check(self, images: Images, stages: tuple[int, ...]) -> None:
+        height, width = self.config.img_size
+        if images.shape[1:] != (height, width, 3):
+            raise InputError(
+                f"images have shape {images.shape}; this model needs [B, {height}, {width}, 3]: a batch axis first, "
+                "channels last, and the img_size of the model."
+            )
+        if any(not 1 <= stage <= self.config.depth for stage in stages):
+            raise InputError(f"stages={stages}; this model has the blocks 1 to {self.config.depth}.")
+
+
+def _mix(block: Block, tokens: Tokens, paths: Any, keys: jax.Array | None) -> tuple[Tokens, Evidence]:
+    return block.mix(tokens, paths, keys)
+
+
+def _transform(block: Block, tokens: Tokens, keys: jax.Array | None) -> Tokens:
+    return block.transform(tokens, keys)

@@ -1,0 +1,63 @@
+"""ToP: keep the tokens whose output says most, in the scan's own order."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from top_jax.errors import InputError
+from top_jax.pruning.reduction import Reduction
+from top_jax.pruning.score import SCORES, Evidence, best_patches, token_scores
+from top_jax.pruning.tokens import Tokens
+
+ORDERS = ("position", "score")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pruning(Reduction):
+    """Token pruning as ToP does it, its ablations, and the naive baseline it argues against.
+
+    Attributes:
+        after_blocks, keep_ratio, alignment: as in `Reduction`.
+        score: what ranks the tokens: `clip` (the paper's), `noclip`, `l1`, `l2`; `delta` (MTR's); `attention` (DeiT
+            only); or a control: `random`, `uniform`.
+        order: `position` keeps the survivors in scan order; `score` leaves them best first, as EViT does, and is
+            only for the baseline `alignment="none"`.
+        seed: of the control `random`.
+
+    Raises:
+        InputError: a value outside these ranges.
+
+    Source: ToP, arXiv 2409.18962, section 4.
+    """
+
+    score: str = "clip"
+    order: str = "position"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.score not in SCORES:
+            raise InputError(f"score={self.score!r} is unknown; choose one of {', '.join(SCORES)}.")
+        if self.order not in ORDERS:
+            raise InputError(f"order={self.order!r} is unknown; choose one of {', '.join(ORDERS)}.")
+        if self.order == "score" and self.alignment != "none":
+            raise InputError(
+                f"order='score' with alignment={self.alignment!r}: an aligned scan needs its tokens in scan order; "
+                "use order='position', or alignment='none' for the unaligned baseline."
+            )
+
+    @property
+    def evidence(self) -> str:
+        """The score's name."""
+        return self.score
+
+    def __call__(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> Tokens:
+        """Keeps the `keep` best patch tokens of each image; `none` re-indexes them as in a smaller image."""
+        slots = tokens.patch_slots()
+        scores = token_scores(self.score, evidence, tokens.positions, slots, keep=keep, seed=self.seed, block=block)
+        kept = best_patches(scores, slots)[:, :keep]
+        if self.order == "position":
+            kept = jnp.sort(kept, axis=1)
+        return tokens.keep(kept, condensed=self.alignment == "none")
