@@ -5,13 +5,14 @@ The annotations of `top_jax` are checked at run time by jaxtyping and beartype: 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,11 @@ def without_type_checks() -> Iterator[None]:
 
 
 class OfficialCase:
-    """One run of the official PyTorch ViM: `weights` (state_dict), `config`, `image` (ours: [B, H, W, 3]), outputs."""
+    """One run of official PyTorch code: `weights` (state_dict), `config`, `image` (ours: [B, H, W, 3]), outputs."""
 
-    def __init__(self, path: Path):
-        with np.load(path) as arrays:
+    def __init__(self, name: str):
+        self.model_name = OFFICIAL_CASES[name]
+        with np.load(FIXTURES / f"{name}.npz") as arrays:
             self.arrays = {name: arrays[name] for name in arrays.files}
         self.config: dict[str, Any] = json.loads(str(self.arrays.pop("config")))
         self.config["img_size"] = _maybe_tuple(self.config["img_size"])
@@ -141,7 +143,7 @@ class OfficialCase:
         from top_jax.convert import load_state_dict
         from top_jax.models import abstract_model
 
-        model = abstract_model("vim_tiny", **{**self.config, **changes})
+        model = abstract_model(self.model_name, **{**self.config, **changes})
         load_state_dict(model, self.weights)
         return model
 
@@ -150,17 +152,31 @@ def _maybe_tuple(size: int | list[int]) -> int | tuple[int, ...]:
     return tuple(size) if isinstance(size, list) else size
 
 
-OFFICIAL_CASES = ("vim_micro", "vim_nonsquare_stride")
-
-
-@pytest.fixture(scope="session", params=OFFICIAL_CASES)
-def official(request: pytest.FixtureRequest) -> OfficialCase:
-    return OfficialCase(FIXTURES / f"{request.param}.npz")
+# Which model's sizes each case overrides.
+OFFICIAL_CASES = {
+    "vim_micro": "vim_tiny",
+    "vim_nonsquare_stride": "vim_tiny",
+    "plain_mamba_micro": "plain_mamba_l1",
+    "plain_mamba_nonsquare": "plain_mamba_l1",
+    "deit_micro": "deit_tiny",
+    "evit_micro": "deit_tiny",
+}
 
 
 @pytest.fixture(scope="session")
-def micro() -> OfficialCase:
-    return OfficialCase(FIXTURES / "vim_micro.npz")
+def official_case() -> Callable[[str], OfficialCase]:
+    """A case by its name."""
+    return functools.cache(OfficialCase)
+
+
+@pytest.fixture(scope="session", params=["vim_micro", "vim_nonsquare_stride"])
+def official(request: pytest.FixtureRequest, official_case: Callable[[str], OfficialCase]) -> OfficialCase:
+    return official_case(request.param)
+
+
+@pytest.fixture(scope="session")
+def micro(official_case: Callable[[str], OfficialCase]) -> OfficialCase:
+    return official_case("vim_micro")
 
 
 TINY_CONFIG = Path(__file__).parent / "tiny_run.py"

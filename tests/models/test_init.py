@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from top_jax.convert.keys import vim_keys
-from top_jax.models import create_model
+from top_jax.convert.load import official_keys
+from top_jax.models import create_model, model_config
 
 DEPTH = 4
 # Official name -> b of U(-b, b), whose deviation is b / sqrt(3).
@@ -45,7 +45,7 @@ def initial():
         compiler_options={"xla_backend_optimization_level": 0},
     )
     params = dict(nnx.to_flat_state(build()))
-    return {key.torch: np.asarray(params[key.ours][...]) for key in vim_keys(DEPTH)}
+    return {key.torch: np.asarray(params[key.ours][...]) for key in official_keys(model_config("vim_tiny", depth=DEPTH))}
 
 
 @pytest.mark.parametrize("name", UNIFORM)

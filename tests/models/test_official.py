@@ -11,12 +11,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from top_jax.convert.keys import vim_keys
+from top_jax.convert.load import official_keys
 from top_jax.models import create_model
+from top_jax.models.weights import KINDS
 
 # Relative to the largest value. float32 against float64 gives 1e-6 in the official code itself.
 FORWARD, GRADIENT = 1e-5, 1e-4
-PARAMETERS = {"vim_tiny": 7_148_008, "vim_small": 25_796_584, "vim_base": 97_598_440}
+PARAMETERS = {
+    "vim_tiny": 7_148_008,
+    "vim_small": 25_796_584,
+    "vim_base": 97_598_440,
+    "plain_mamba_l1": 7_551_656,
+    "plain_mamba_l2": 26_145_832,
+    "plain_mamba_l3": 50_956_456,
+}
 
 
 def relative_error(got, want) -> float:
@@ -50,7 +58,7 @@ def test_image_gradient(official, official_gradients):
 def test_parameter_gradients(official, official_gradients):
     _, (model, _) = official_gradients
     gradients = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
-    keys = {key.torch: key for key in vim_keys(official.config["depth"])}
+    keys = {key.torch: key for key in official_keys(model.config)}
     assert official.gradients.keys() <= keys.keys() and len(official.gradients) >= 7
     errors = {}
     for name, want in official.gradients.items():
@@ -63,8 +71,8 @@ def test_residual_after_each_block_and_class_feature(official, quick_jit):
     def by_hand(model, image):
         tokens, seen = model.embed(image), []
         for block in model.blocks:
-            tokens, _ = block(tokens, "hold", None)
-            seen.append(tokens.x + tokens.residual)
+            tokens, _ = block.mix(tokens, None, None)
+            seen.append(model.stream(tokens))
         return seen, model.norm(seen[-1]), tokens.cls_index
 
     seen, normed, cls_index = quick_jit(by_hand)(official.build(), jnp.asarray(official.image))
@@ -88,11 +96,12 @@ def official_models(fixtures):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_every_official_parameter(name, official_models):
     model = nnx.eval_shape(lambda: create_model(name))
-    ours = {path: param.shape for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))}
-    assert sum(int(np.prod(shape)) for shape in ours.values()) == PARAMETERS[name]
+    trained = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    assert sum(int(np.prod(param.shape)) for _, param in trained) == PARAMETERS[name]
+    ours = {path: weight.shape for path, weight in nnx.to_flat_state(nnx.state(model, KINDS))}
     assert PARAMETERS[name] == official_models[name]["parameters"]
 
-    keys = vim_keys(model.config.depth)
+    keys = official_keys(model.config)
     shapes = {key.torch: list(key.layout.to_torch(np.empty(ours[key.ours], np.bool_)).shape) for key in keys}
     assert shapes == official_models[name]["state_dict"]
     assert {key.ours for key in keys} == ours.keys() and len(keys) == len(ours)

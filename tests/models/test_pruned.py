@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from top_jax.models.features import split_class_token
-from top_jax.pruning import Pruning, prune
+from top_jax.models.features import make_features
+from top_jax.pruning import Pruning
 
 ALIGNMENTS = ("none", "hold", "decay")
 
@@ -67,9 +67,10 @@ def test_blocks_run_by_hand(pruning, make_model, forward, images, quick_jit, den
     def by_hand(model, images):
         tokens = model.embed(images)
         for number, block in enumerate(model.blocks, start=1):
-            tokens, evidence = block(tokens, pruning.alignment, None)
+            positions = tokens.positions if pruning.alignment == "decay" else None
+            tokens, evidence = block.mix(tokens, positions, None)
             if number in counts:
-                tokens = prune(tokens, evidence, pruning, block=number, keep=counts[number])
+                tokens = pruning(tokens, evidence, block=number, keep=counts[number])
         return tokens, model.norm(tokens.residual + tokens.x)
 
     tokens, normed = quick_jit(by_hand)(model, images)
@@ -99,7 +100,7 @@ def test_images_do_not_influence_each_other(pruning, make_model, forward, images
     assert (other.positions[1:] != features.positions[1:]).any()
 
 
-@pytest.mark.parametrize("score", ["noclip", "l1", "l2", "random", "uniform"])
+@pytest.mark.parametrize("score", ["noclip", "l1", "l2", "delta", "random", "uniform"])
 def test_every_score_runs(score, make_model, images):
     model = make_model(depth=2, pruning=Pruning(after_blocks=(1,), keep_ratio=0.5, score=score))
     out = jax.eval_shape(lambda: model.features(images))
@@ -136,7 +137,7 @@ def test_schedule_that_does_not_fit(make_model):
 
 def test_class_slot_is_not_a_raster_place(make_model, images):
     tokens = make_model().embed(images)
-    features = split_class_token(tokens, slot=8)
+    features = make_features(tokens, (4, 4))
     np.testing.assert_array_equal(features.positions[0], np.arange(16))
     np.testing.assert_array_equal(features.cls, tokens.x[:, 8])
     np.testing.assert_array_equal(features.x, np.delete(tokens.x, 8, axis=1))

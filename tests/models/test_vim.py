@@ -65,7 +65,7 @@ def test_bfloat16(make_model, images, forward):
     error = relative_error(logits, forward(model, images))
     assert 1e-5 < error < 0.05  # it was computed in bfloat16, and well
     tokens = jax.eval_shape(lambda: half.embed(images))
-    after, evidence = jax.eval_shape(lambda tokens: half.blocks[0](tokens, "hold", None), tokens)
+    after, evidence = jax.eval_shape(lambda tokens: half.blocks[0].mix(tokens, None, None), tokens)
     assert tokens.x.dtype == after.x.dtype == jnp.bfloat16
     assert tokens.residual.dtype == after.residual.dtype == jnp.float32
     assert {array.dtype for array in evidence.values()} == {jnp.dtype("float32")}
@@ -162,7 +162,7 @@ def test_patches_are_cut_row_by_row(make_model):
 
 
 def test_unknown_model_and_override():
-    with pytest.raises(InputError, match="model 'vim_huge' is unknown; choose one of vim_tiny, vim_small, vim_base"):
+    with pytest.raises(InputError, match="model 'vim_huge' is unknown; choose one of vim_tiny, vim_small, vim_base, "):
         create_model("vim_huge")
     with pytest.raises(InputError, match="vim_tiny has no setting 'num_heads'; it has num_classes, img_size"):
         create_model("vim_tiny", num_heads=3)

@@ -1,0 +1,88 @@
+"""Layers that several backbones share, against definitions written out."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from top_jax.models.batch_norm import BatchNorm
+from top_jax.models.depthwise_conv import _grouped, _shifted, depthwise_conv2d
+
+SHAPES = [((2, 5, 7, 3), 7), ((1, 1, 1, 2), 7), ((3, 4, 2, 5), 3), ((2, 6, 6, 1), 5), ((1, 3, 3, 4), 1)]
+
+
+def draw(*shape: int, dtype: str = "float32") -> jax.Array:
+    return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape), dtype)
+
+
+def by_hand(x: jax.Array, kernel: jax.Array) -> np.ndarray:
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    half, y = len(kernel) // 2, np.zeros(x.shape)
+    for row in range(x.shape[1]):
+        for column in range(x.shape[2]):
+            for i in range(len(kernel)):
+                for j in range(len(kernel)):
+                    r, c = row + i - half, column + j - half
+                    if 0 <= r < x.shape[1] and 0 <= c < x.shape[2]:
+                        y[:, row, column] += x[:, r, c] * kernel[i, j]
+    return y
+
+
+@pytest.mark.parametrize(("shape", "taps"), SHAPES)
+@pytest.mark.parametrize("conv", [depthwise_conv2d, _shifted, _grouped])
+def test_depthwise_conv(conv, shape, taps):
+    x, kernel = draw(*shape), draw(taps, taps, shape[-1])
+    np.testing.assert_allclose(conv(x, kernel), by_hand(x, kernel), atol=1e-4)
+
+
+@pytest.mark.parametrize(("shape", "taps"), SHAPES)
+def test_depthwise_conv_gradients(shape, taps):
+    x, kernel, dy = draw(*shape), draw(taps, taps, shape[-1]), draw(*shape)
+    pulled = [jax.vjp(conv, x, kernel)[1](dy) for conv in (depthwise_conv2d, _shifted, _grouped)]
+    for got in pulled[:2]:
+        for mine, want in zip(got, pulled[2], strict=True):
+            np.testing.assert_allclose(mine, want, atol=1e-4)
+    jax.test_util.check_grads(depthwise_conv2d, (x, kernel), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+
+
+def test_depthwise_conv_sums_in_float32():
+    x, kernel = jnp.ones((1, 9, 9, 1), jnp.bfloat16), jnp.full((7, 7, 1), 1 + 2**-7, jnp.bfloat16)
+    y = depthwise_conv2d(x, kernel)
+    assert y.dtype == jnp.bfloat16
+    assert float(y[0, 4, 4, 0]) == float(jnp.asarray(49 * (1 + 2**-7), jnp.bfloat16))
+
+
+def test_batch_norm_in_train_and_eval_mode():
+    """torch.nn.BatchNorm2d's rules: momentum 0.1, the batch's biased variance to normalise, the unbiased one to keep."""
+    norm = BatchNorm(3)
+    norm.scale[...], norm.bias[...] = jnp.asarray([1.0, 2.0, -1.0]), jnp.asarray([0.0, 0.5, 1.0])
+    batches = [np.asarray(draw(2, 3, 4, 3)) * scale + scale for scale in (1.0, 3.0)]
+    mean, var = np.zeros(3), np.ones(3)
+    for batch in batches:
+        own, spread = batch.mean((0, 1, 2)), batch.var((0, 1, 2))
+        want = (batch - own) / np.sqrt(spread + 1e-5) * [1, 2, -1] + [0, 0.5, 1]
+        np.testing.assert_allclose(norm(jnp.asarray(batch)), want, atol=1e-5)
+        mean, var = 0.9 * mean + 0.1 * own, 0.9 * var + 0.1 * spread * 24 / 23
+    np.testing.assert_allclose(norm.mean[...], mean, rtol=1e-5)
+    np.testing.assert_allclose(norm.var[...], var, rtol=1e-5)
+    assert norm.num_batches[...] == 2
+
+    norm.eval()
+    want = (batches[0] - mean) / np.sqrt(var + 1e-5) * [1, 2, -1] + [0, 0.5, 1]
+    np.testing.assert_allclose(norm(jnp.asarray(batches[0])), want, atol=1e-5)
+    assert norm.num_batches[...] == 2
+
+
+def test_batch_norm_statistics_carry_no_gradient():
+    norm = BatchNorm(2)
+    graphdef, params, statistics = nnx.split(norm, nnx.Param, nnx.BatchStat)
+
+    def running_mean(x):
+        module = nnx.merge(graphdef, params, statistics)
+        module(x)
+        return jnp.sum(module.mean[...])
+
+    assert not jax.grad(running_mean)(draw(4, 2)).any()

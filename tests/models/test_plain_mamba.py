@@ -1,0 +1,173 @@
+"""PlainMamba against what the official PyTorch code computed (tests/fixtures/README.md), and what it promises beside."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from top_jax.convert.load import official_keys
+from top_jax.errors import InputError
+from top_jax.models import create_model, model_config
+
+# Relative to the largest value. float32 against float64 gives 1e-6 in the official code itself.
+FORWARD, GRADIENT = 1e-5, 1e-4
+
+
+def relative_error(got, want) -> float:
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert got.shape == want.shape
+    return float(np.abs(got - want).max() / np.abs(want).max())
+
+
+def by_official_key(model, values) -> dict[str, np.ndarray]:
+    """A pytree like the model's weights as {official key: PyTorch-shaped array}."""
+    flat = dict(nnx.to_flat_state(values))
+    return {
+        key.torch: key.layout.to_torch(np.asarray(flat[key.ours][...]))
+        for key in official_keys(model.config)
+        if key.ours in flat
+    }
+
+
+@pytest.fixture(scope="module", params=["plain_mamba_micro", "plain_mamba_nonsquare"])
+def official(request, official_case):
+    return official_case(request.param)
+
+
+@pytest.fixture(scope="module")
+def nonsquare(official_case):
+    return official_case("plain_mamba_nonsquare")
+
+
+@pytest.fixture(scope="module")
+def computed(official, quick_jit):
+    """((loss, (logits, features)), (gradient by weight, by image)) of sum(logits * grad_weight)."""
+
+    def loss(model, image):
+        features = model.features(image, stages=tuple(range(1, model.config.depth + 1)))
+        logits = model.classify(features)
+        return jnp.sum(logits * official["grad_weight"][None]), (logits, features)
+
+    graded = quick_jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    return graded(official.build(), jnp.asarray(official.image))
+
+
+def test_logits_and_tokens_after_every_block(official, computed):
+    (_, (logits, features)), _ = computed
+    assert relative_error(logits, official["logits"]) < FORWARD
+    assert relative_error(features.x, official["tokens"]) < FORWARD
+    assert len(features.stages) == len(official["after_block"])
+    for stage, want in zip(features.stages, official["after_block"], strict=True):
+        assert relative_error(stage.x, want) < FORWARD
+
+
+def test_gradients(official, computed):
+    _, (model, image) = computed
+    assert relative_error(image, official.grad_image) < GRADIENT
+    gradients = by_official_key(model, nnx.state(model, nnx.Param))
+    assert official.gradients.keys() <= gradients.keys() and len(official.gradients) >= 4
+    errors = {name: relative_error(gradients[name], want) for name, want in official.gradients.items()}
+    assert max(errors.values()) < GRADIENT, errors
+
+
+def test_train_mode(nonsquare):
+    """BatchNorm's own statistics, and what they leave behind; remat included."""
+
+    def forward(model, image):
+        logits = model(image)
+        return logits, nnx.state(model, nnx.BatchStat)
+
+    for remat in (False, True):
+        model = nonsquare.build(remat=remat)
+        model.train()
+        logits, statistics = jax.jit(forward)(model, jnp.asarray(nonsquare.image))
+        assert relative_error(logits, nonsquare["train_logits"]) < FORWARD
+        got, want = by_official_key(model, statistics), nonsquare.under("after_train/")
+        assert got.keys() == want.keys() and len(want) == 12
+        for name, array in want.items():
+            assert relative_error(got[name], array) < FORWARD, name
+
+
+@pytest.mark.parametrize("change", ["dt_bias", "gelu", "reorder"])
+def test_every_quirk_shows(change, official_case, quick_jit, monkeypatch):
+    """What the official code does and a reader might not expect moves the logits by more than the tolerance."""
+    micro = official_case("plain_mamba_micro")
+    model = micro.build(reorder_parameters=change == "reorder")
+    if change == "gelu":
+        exact = jax.nn.gelu
+        monkeypatch.setattr(jax.nn, "gelu", lambda x, approximate: exact(x, approximate=True))
+    if change == "dt_bias":
+        for block in model.blocks:
+            block.mixer.dt_proj = nnx.clone(block.mixer.dt_proj)
+            once = block.mixer.dt_proj.bias[...] / 2  # enters twice: now half of it does
+            block.mixer.dt_proj.bias = nnx.Param(once)
+    logits = quick_jit(lambda model, image: model(image))(model, jnp.asarray(micro.image))
+    assert relative_error(logits, micro["logits"]) > FORWARD
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "grid"),
+    [
+        ("plain_mamba_l1", {}, (14, 14)),
+        ("plain_mamba_l3", dict(img_size=(96, 160)), (6, 10)),
+        ("plain_mamba_l1", dict(img_size=(70, 34)), (5, 3)),  # the stem pads what does not fill a patch
+        ("plain_mamba_l1", dict(img_size=32, patch_size=4), (8, 8)),
+        ("plain_mamba_l1", dict(img_size=32, patch_size=8, stride=4), (8, 8)),
+    ],
+)
+def test_sizes(name, sizes, grid):
+    config = model_config(name, **sizes)
+    assert config.grid == grid
+    model = nnx.eval_shape(lambda: create_model(name, depth=1, **sizes))
+    features = jax.eval_shape(model.features, jnp.zeros((2, *config.img_size, 3)))
+    assert features.x.shape == (2, grid[0] * grid[1], config.embed_dim) and features.cls is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (dict(img_size=33), r"img_size=\(33, 33\): PlainMamba's stem halves the image; pass even"),
+        (dict(patch_size=5), "patch_size=5: PlainMamba's stem"),
+        (dict(d_conv=4), "d_conv=4; needed: an odd side"),
+        (dict(depth=2, layers_with_dwconv=(2,)), r"layers_with_dwconv=\(2,\); the blocks are 0 to 1"),
+        (dict(num_heads=3), "plain_mamba_l1 has no setting 'num_heads'; it has"),
+    ],
+)
+def test_sizes_that_do_not_fit(sizes, message):
+    with pytest.raises(InputError, match=message):
+        create_model("plain_mamba_l1", **sizes)
+
+
+def test_bfloat16(official_case, quick_jit):
+    micro = official_case("plain_mamba_micro")
+    logits = quick_jit(lambda model, image: model(image))(micro.build(dtype="bfloat16"), jnp.asarray(micro.image))
+    assert logits.dtype == jnp.float32
+    assert 1e-4 < relative_error(logits, micro["logits"]) < 0.05  # it was computed in bfloat16, and well
+
+
+def test_drop_path_rates():
+    config = model_config("plain_mamba_l1", depth=5, drop_path=0.2)
+    np.testing.assert_allclose([config.drop_path_rate(i) for i in range(5)], np.linspace(0, 0.2, 5), rtol=1e-6)
+
+
+def test_initial_values():
+    """mmcls starts every linear layer at N(0, 0.02) with a zero bias, the time step's too; convolutions as PyTorch."""
+    model = create_model("plain_mamba_l1", depth=1, rngs=nnx.Rngs(0))
+    mixer = model.blocks[0].mixer
+    for linear in (mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj, model.head):
+        assert float(jnp.std(linear.kernel[...])) == pytest.approx(0.02, rel=0.05)
+        assert linear.bias is None or not linear.bias[...].any()
+    for array, bound in (
+        (mixer.conv_kernel, 1 / 7),
+        (mixer.conv_bias, 1 / 7),
+        (model.blocks[0].tail.kernel, 1 / 3),
+        (model.patch_embed.stem.conv.kernel, 147**-0.5),
+        (model.patch_embed.proj.kernel, 4096**-0.5),
+        (model.patch_embed.proj.bias, 4096**-0.5),
+    ):
+        largest = float(jnp.abs(array[...]).max())
+        assert 0.95 * bound < largest <= bound
+    np.testing.assert_allclose(mixer.A_log[...], np.log(np.tile(np.arange(1, 17), (384, 1))), rtol=1e-6)
