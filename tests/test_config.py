@@ -134,7 +134,6 @@ def test_overrides_name_what_is_set():
     assert ModelConfig(name="vim_small").overrides() == {
         "num_classes": 1000,
         "dtype": "float32",
-        "implementation": "auto",
         "remat": False,
     }
     assert ModelConfig(img_size=(32,), depth=2).overrides().items() >= {"img_size": 32, "depth": 2}.items()

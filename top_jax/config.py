@@ -47,14 +47,21 @@ class ModelConfig:
     embed_dim: int | None = None
     depth: int | None = None
     d_state: int | None = None
+    num_heads: int | None = None  # DeiT
+    num_convs_patch_embed: int | None = None  # PlainMamba, as the next two
+    layers_with_dwconv: tuple[int, ...] | None = None  # from 0
+    reorder_parameters: bool | None = None
     drop_path: float | None = None
     dtype: str = "float32"  # computation; parameters, states, residuals and norms stay float32
-    implementation: str = "auto"  # of the selective scan: top_jax.ops.selective_scan
+    implementation: str | None = None  # of the selective scan: top_jax.ops.selective_scan
     remat: bool = False
 
     def __post_init__(self) -> None:
-        sizes = ("num_classes", "patch_size", "stride", "embed_dim", "depth", "d_state")
+        if self.implementation == "auto":  # what a model with a scan does by itself, as older config.json files say it
+            object.__setattr__(self, "implementation", None)
+        sizes = ("num_classes", "patch_size", "stride", "embed_dim", "depth", "d_state", "num_heads")
         _check(self, "model", sizes, lambda size: size >= 1, "at least 1")
+        _check(self, "model", ("num_convs_patch_embed",), lambda count: count >= 0, "at least 0")
         _check(self, "model", ("img_size",), lambda size: size and min(size) >= 1, "sides of at least 1 pixel")
         _check(self, "model", ("drop_path",), lambda rate: 0 <= rate < 1, "in [0, 1)")
         _check(self, "model", ("dtype",), lambda dtype: dtype in DTYPES, f"one of {', '.join(DTYPES)}")

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 from top_jax.benchmark.models import ModelCase, make_train_step, time_model
 from top_jax.benchmark.timing import Rounds
 from top_jax.models import create_model
+from top_jax.models.weights import weights_of
 from top_jax.pruning import Pruning
 
 SIZES = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "d_state": 2, "num_classes": 3}
@@ -39,9 +39,9 @@ def test_one_that_cannot_run():
 
 @pytest.mark.slow
 def test_train_step_learns():
-    graphdef, state = nnx.split(create_model("vim_tiny", **SIZES))
-    weights, optimizer = nnx.to_pure_dict(state), optax.adamw(1e-2)
-    step = jax.jit(make_train_step(graphdef, optimizer))
+    model, optimizer = create_model("vim_tiny", **SIZES), optax.adamw(1e-2)
+    weights = weights_of(model)
+    step = jax.jit(make_train_step(model, optimizer))
     images, labels = jax.random.normal(jax.random.key(0), (4, 8, 8, 3)), jnp.array([0, 1, 2, 0])
     momenta, losses = optimizer.init(weights), []
     for _ in range(20):

@@ -12,6 +12,7 @@ from top_jax.data.sources import Record
 from top_jax.errors import InputError
 from top_jax.evaluation.accuracy import evaluate_model, make_eval_step
 from top_jax.models import create_model
+from top_jax.models.weights import weights_of
 from top_jax.pruning import Pruning
 
 DATA = DataConfig(source="digits", eval_crop=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), prefetch=1)
@@ -66,8 +67,7 @@ def test_every_image_once(model, source, by_hand, batch_size):
 
 def test_padding_rows_do_not_matter(model, source):
     """Whatever stands in a row of mask 0, it counts for nothing."""
-    graphdef, params = nnx.split(model)
-    step = make_eval_step(graphdef, DATA)
+    weights, step = weights_of(model), make_eval_step(nnx.graphdef(model), DATA)
     with eval_batches(source, DATA, img_size=8, batch_size=200) as batches:
         _, last = batches
     assert last["mask"].sum() == 160
@@ -76,10 +76,10 @@ def test_padding_rows_do_not_matter(model, source):
         "image": np.where(last["mask"][:, None, None, None] > 0, last["image"], 255).astype(np.uint8),
         "label": np.where(last["mask"] > 0, last["label"], 7).astype(np.int32),
     }
-    expected, got = step(params, last), step(params, garbage)
+    expected, got = step(weights, last), step(weights, garbage)
     assert float(expected["count"]) == 160
     assert {name: float(value) for name, value in got.items()} == {k: float(v) for k, v in expected.items()}
-    unmasked = step(params, {**last, "mask": np.ones(200, np.float32)})
+    unmasked = step(weights, {**last, "mask": np.ones(200, np.float32)})
     assert float(unmasked["loss"]) > float(expected["loss"])
 
 

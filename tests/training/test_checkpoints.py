@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 import top_jax
 from top_jax.config import ModelConfig, OptimizerConfig, PruningConfig, RunConfig
 from top_jax.errors import InputError, RunError
 from top_jax.models import create_model
+from top_jax.models.weights import weights_of
 from top_jax.training.checkpoints import Checkpoints, load_checkpoint, read_weights, save_weights
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.state import create_state
-from top_jax.training.weights import checkpoint_params, initial_params
+from top_jax.training.weights import checkpoint_weights, initial_weights
 
 MODEL = ModelConfig(num_classes=3, img_size=(8,), patch_size=4, embed_dim=16, depth=2, d_state=4)
 DATA_STATE = {"batches": 5, "evaluated": 1}
@@ -28,7 +28,7 @@ def make_state(step=1, *, with_ema=True, scale=1.0):
     key = jax.random.key(step)
     params = {"a": {"w": jax.random.normal(key, (4, 3)) * scale}, "b": jnp.array([1e-42, -0.0, 3e38])}
     optimizer = optax.adamw(1e-3)
-    state = create_state(params, optimizer, seed=7, with_ema=with_ema)
+    state = create_state(params, {}, optimizer, seed=7, with_ema=with_ema)
     _, opt_state = optimizer.update(params, state.opt_state, params)
     state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32), opt_state=opt_state)
     return state if state.ema is None else dataclasses.replace(state, ema=jax.tree.map(lambda a: a / 2, params))
@@ -59,7 +59,7 @@ def test_a_step_may_go_on_while_its_state_is_written(tmp_path):
     """The training step donates its state, whose buffers a save in the background may still read."""
     optimizer = optax.sgd(1.0)
     params = {f"w{i}": jnp.full((1 << 20,), float(i)) for i in range(8)}
-    state = create_state(params, optimizer, seed=0, with_ema=False)
+    state = create_state(params, {}, optimizer, seed=0, with_ema=False)
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda a: a * 0 - 1, tree), donate_argnums=0)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(dataclasses.replace(state, step=jnp.asarray(1, jnp.int32)), DATA_STATE)
@@ -67,7 +67,7 @@ def test_a_step_may_go_on_while_its_state_is_written(tmp_path):
             params = overwrite(params)
         jax.block_until_ready(params)
         checkpoints.wait()
-        like = create_state({name: jnp.zeros(1 << 20) for name in params}, optimizer, seed=0, with_ema=False)
+        like = create_state({name: jnp.zeros(1 << 20) for name in params}, {}, optimizer, seed=0, with_ema=False)
         restored, _ = checkpoints.restore(like)
     for i in range(8):
         assert (np.asarray(restored.params[f"w{i}"]) == i).all()
@@ -132,11 +132,11 @@ def make_run(path, *, which=("latest", "best"), ema_decay=None, model=MODEL, **s
     config = RunConfig(model=model, optimizer=OptimizerConfig(ema_decay=ema_decay), **settings)
     run = RunDirectory(path)
     run.claim(config)
-    params = nnx.to_pure_dict(nnx.state(create_model(model.name, **model.overrides()), nnx.Param))
+    params = weights_of(create_model(model.name, **model.overrides()))
     with Checkpoints(run.checkpoints) as checkpoints:
         for name in which:
             weights = jax.tree.map(lambda a: 2 * a, params) if name == "latest" else params
-            state = create_state(weights, optax.sgd(1.0), seed=0, with_ema=ema_decay is not None)
+            state = create_state(weights, {}, optax.sgd(1.0), seed=0, with_ema=ema_decay is not None)
             if state.ema is not None:
                 state = dataclasses.replace(state, ema=jax.tree.map(lambda a: a / 2, weights))
             if name == "latest":
@@ -190,7 +190,7 @@ def test_load_checkpoint_refuses(tmp_path):
 
 
 def test_converted_weights_are_best_and_latest(tmp_path):
-    params = nnx.to_pure_dict(nnx.state(create_model(MODEL.name, **MODEL.overrides()), nnx.Param))
+    params = weights_of(create_model(MODEL.name, **MODEL.overrides()))
     run = RunDirectory(tmp_path)
     run.claim(RunConfig(model=MODEL))
     save_weights(run, params)
@@ -202,12 +202,12 @@ def test_init_from_a_dense_run(tmp_path):
     """Pruning has no parameters: the dense weights, best and averaged, are the pruned run's first."""
     dense = make_run(tmp_path, ema_decay=0.9)
     pruning = PruningConfig(after_blocks=(1,), keep_ratio=(0.5,))
-    params = initial_params(RunConfig(model=MODEL, pruning=pruning, init_from=str(tmp_path)))
+    params = initial_weights(RunConfig(model=MODEL, pruning=pruning, init_from=str(tmp_path)))
     assert_bit_equal(params, jax.tree.map(lambda a: a / 2, dense))
 
 
 def test_random_weights_follow_the_seed():
-    first, again, other = (initial_params(RunConfig(model=MODEL, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (initial_weights(RunConfig(model=MODEL, seed=seed)) for seed in (1, 1, 2))
     assert_bit_equal(first, again)
     assert (np.asarray(first["head"]["kernel"]) != np.asarray(other["head"]["kernel"])).any()
 
@@ -216,7 +216,7 @@ def test_init_from_what_does_not_fit(tmp_path):
     make_run(tmp_path)
 
     def start(**changes):
-        return checkpoint_params(tmp_path, dataclasses.replace(MODEL, **changes))
+        return checkpoint_weights(tmp_path, dataclasses.replace(MODEL, **changes))
 
     with pytest.raises(InputError, match=r"is of a model with 3 classes, and this one has 10"):
         start(num_classes=10)
@@ -227,7 +227,7 @@ def test_init_from_what_does_not_fit(tmp_path):
     ):
         start(d_state=8)
     with pytest.raises(InputError, match=r"checkpoint .*nowhere does not exist"):
-        checkpoint_params(tmp_path / "nowhere", MODEL)
+        checkpoint_weights(tmp_path / "nowhere", MODEL)
     start(drop_path=0.3, dtype="bfloat16")  # no parameter of another shape
 
 
@@ -241,10 +241,10 @@ def test_init_from_an_official_file(tmp_path, micro):
     size = micro.config["img_size"]
     model = ModelConfig(**{**micro.config, "img_size": (size,) if isinstance(size, int) else size})
     pruning = PruningConfig(after_blocks=(1,), keep_ratio=(0.5,))
-    params = initial_params(RunConfig(model=model, pruning=pruning, init_from=str(tmp_path / "vim.pth")))
+    params = initial_weights(RunConfig(model=model, pruning=pruning, init_from=str(tmp_path / "vim.pth")))
     np.testing.assert_array_equal(params["head"]["kernel"], micro.weights["head.weight"].T)
     with pytest.raises(InputError, match=rf"head\.weight \({classes}, .*\) instead of \({classes + 1}, "):
-        checkpoint_params(tmp_path / "vim.pth", dataclasses.replace(model, num_classes=classes + 1))
+        checkpoint_weights(tmp_path / "vim.pth", dataclasses.replace(model, num_classes=classes + 1))
 
 
 def test_claim_refuses_another_runs_directory(tmp_path):

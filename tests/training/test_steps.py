@@ -51,7 +51,7 @@ def test_loss_by_hand(smoothing):
     graphdef, params = split(Prior(logits))
     batch = {**random_batch(size=4), "label": jnp.array([0, 2, 2, 1]), "mask": jnp.array([1.0, 1.0, 1.0, 0.0])}
     step = make_train_step(graphdef, optax.sgd(1.0), OptimizerConfig(label_smoothing=smoothing), DATA)
-    state, metrics = step(create_state(params, optax.sgd(1.0), seed=0, with_ema=False), batch)
+    state, metrics = step(create_state(params, {}, optax.sgd(1.0), seed=0, with_ema=False), batch)
 
     log_p = [x - math.log(sum(math.exp(y) for y in logits)) for x in logits]
     targets = [[(1 - smoothing) * (k == label) + smoothing / 3 for k in range(3)] for label in (0, 2, 2)]
@@ -70,7 +70,7 @@ def test_ema_by_hand():
     graphdef, params = split(Prior([0.5, -1.0, 2.0]))
     recipe = OptimizerConfig(ema_decay=0.75)
     step = make_train_step(graphdef, optax.sgd(1.0), recipe, DATA)
-    state = create_state(params, optax.sgd(1.0), seed=0, with_ema=True)
+    state = create_state(params, {}, optax.sgd(1.0), seed=0, with_ema=True)
     expected = np.array(params["logits"])
     for n in range(3):
         state, _ = step(state, random_batch(n, classes=3))
@@ -82,7 +82,7 @@ def test_ema_by_hand():
 def test_no_ema_stays_none():
     graphdef, params = split(Prior([0.0, 1.0]))
     step = make_train_step(graphdef, optax.sgd(1.0), OptimizerConfig(), DATA)
-    state, _ = step(create_state(params, optax.sgd(1.0), seed=0, with_ema=False), random_batch(classes=2))
+    state, _ = step(create_state(params, {}, optax.sgd(1.0), seed=0, with_ema=False), random_batch(classes=2))
     assert state.ema is None and set(state.weights()) == {"params"}
 
 
@@ -90,7 +90,9 @@ def test_not_finite_is_seen_in_the_metrics_of_its_step():
     """A gradient that overflows leaves a finite loss; so do weights that overflow."""
     graphdef, params = split(Prior([0.0, 1.0]))
     step = make_train_step(graphdef, optax.scale(jnp.inf), OptimizerConfig(), DATA)
-    state, metrics = step(create_state(params, optax.scale(jnp.inf), seed=0, with_ema=False), random_batch(classes=2))
+    state, metrics = step(
+        create_state(params, {}, optax.scale(jnp.inf), seed=0, with_ema=False), random_batch(classes=2)
+    )
     assert np.isfinite(metrics["loss"]) and not np.isfinite(metrics["param_norm"])
     assert not np.isfinite(state.params["logits"]).all()
 
@@ -109,7 +111,6 @@ def vim_steps():
         drop_path=0.5,
         pruning=Pruning(after_blocks=(1,), keep_ratio=0.5),
     )
-    model.train()
     graphdef, params = split(model)
     optimizer = optax.sgd(1.0)
     quick = {"xla_backend_optimization_level": 0}  # halves the time to compile, which is all the time there is
@@ -119,7 +120,7 @@ def vim_steps():
         )
         for parts in (1, 2, 4)
     }
-    return steps, create_state(params, optimizer, seed=3, with_ema=False)
+    return steps, create_state(params, {}, optimizer, seed=3, with_ema=False)
 
 
 def assert_same_step(got, expected):

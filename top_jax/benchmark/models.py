@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,33 +13,32 @@ from flax import nnx
 
 from top_jax.benchmark.timing import Rounds, Row, compile_all, over_sets, time_in_turn, told
 from top_jax.evaluation.flops import count_macs
-from top_jax.models import Vim, create_model
+from top_jax.models import Backbone, create_model
+from top_jax.models.weights import Weights, join_weights, split_weights, statistics_of, weights_of
 from top_jax.ops import implementations
-from top_jax.pruning import Pruning
-
-Weights = dict[Any, Any]
+from top_jax.pruning import Reduction
 
 PASSES: Final = ("inference", "train step")
 _LEARNING_RATE: Final = 1e-4
 
 
 class ModelCase(NamedTuple):
-    """A ViM to be timed, dense and pruned.
+    """A model to be timed, dense and pruned.
 
     Attributes:
         name: of `create_model`.
         pruning: of the pruned one.
         batch: images.
         dtype: of the matrix products.
-        implementation: of the scan.
+        implementation: of the scan; None is the model's own choice.
         overrides: sizes other than the named model's.
     """
 
     name: str
-    pruning: Pruning
+    pruning: Reduction
     batch: int
     dtype: str = "bfloat16"
-    implementation: str = "auto"
+    implementation: str | None = None
     overrides: dict[str, Any] | None = None
 
 
@@ -61,22 +60,25 @@ class _Training:
 def time_model(case: ModelCase, rounds: Rounds, *, passes: tuple[str, ...] = PASSES, workers: int = 4) -> list[Row]:
     """A row for each pass of the dense and of the pruned model.
 
-    The weights are those of a new model and an argument of the program, the images random. A train step is forward,
-    cross entropy, backward and AdamW. `compile_s` is tracing and compiling, `workers` programs at a time;
+    The weights are those of a new model and an argument of the program, the images random. A train step is forward in
+    train mode, cross entropy, backward and AdamW. `compile_s` is tracing and compiling, `workers` programs at a time;
     `program_mib` what XLA reserves for the program, arguments and results included.
     """
-    build = functools.partial(create_model, case.name, dtype=case.dtype, implementation=case.implementation)
-    build = functools.partial(build, **(case.overrides or {}))
+    build = functools.partial(create_model, case.name, dtype=case.dtype, **(case.overrides or {}))
+    if case.implementation is not None:
+        build = functools.partial(build, implementation=case.implementation)
     variants = {"dense": None, "pruned": case.pruning}
-    models: dict[str, Vim] = {name: nnx.eval_shape(functools.partial(build, pruning=p)) for name, p in variants.items()}
-    weights = jax.jit(lambda: nnx.to_pure_dict(nnx.split(build())[1]))()  # pruning adds no parameters
+    models: dict[str, Backbone] = {
+        name: nnx.eval_shape(functools.partial(build, pruning=p)) for name, p in variants.items()
+    }
+    weights = jax.jit(lambda: weights_of(build()))()  # pruning adds no parameters
     sets = _batches(case, models["dense"])
     optimizer = optax.adamw(_LEARNING_RATE)
-    state = jax.jit(optimizer.init)(weights) if PASSES[1] in passes else None
+    params, _ = split_weights(weights, like=statistics_of(models["dense"]))
+    state = jax.jit(optimizer.init)(params) if PASSES[1] in passes else None
     lower = {}
     for name, model in models.items():
-        graphdef = nnx.split(model)[0]
-        inference, training = make_inference(graphdef), make_train_step(graphdef, optimizer)
+        inference, training = make_inference(nnx.graphdef(model)), make_train_step(model, optimizer)
         if PASSES[0] in passes:
             lower[name, PASSES[0]] = functools.partial(jax.jit(inference).lower, weights, sets[0][0])
         if PASSES[1] in passes:
@@ -95,22 +97,27 @@ def make_inference(graphdef: Any) -> Callable[[Weights, jax.Array], jax.Array]:
     return lambda weights, images: nnx.merge(graphdef, weights)(images)
 
 
-def make_train_step(graphdef: Any, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
-    """(weights, optimizer state, loss) after one batch of images and labels."""
+def make_train_step(model: Backbone, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+    """(weights, optimizer state, loss) after one batch of images and labels; the optimizer's state is of parameters."""
+    graphdef, like = nnx.graphdef(model), statistics_of(model)
 
-    def loss_of(weights: Weights, images: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = nnx.merge(graphdef, weights)(images)
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+    def loss_of(params: Weights, stats: Weights, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Weights]:
+        model = nnx.merge(graphdef, params, stats)
+        model.train()
+        loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(model(images), labels))
+        return loss, statistics_of(model)
 
     def step(weights: Weights, state: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any, jax.Array]:
-        loss, gradients = jax.value_and_grad(loss_of)(weights, images, labels)
-        updates, state = optimizer.update(gradients, state, weights)
-        return optax.apply_updates(weights, updates), state, loss
+        params, stats = split_weights(weights, like)
+        (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, stats, images, labels)
+        updates, state = optimizer.update(gradients, state, params)
+        params = cast("Weights", optax.apply_updates(params, updates))
+        return join_weights(params, stats), state, loss
 
     return step
 
 
-def _batches(case: ModelCase, model: Vim) -> list[tuple[jax.Array, jax.Array]]:
+def _batches(case: ModelCase, model: Backbone) -> list[tuple[jax.Array, jax.Array]]:
     shape = (case.batch, *model.config.img_size, 3)
     keys = [jax.random.key(seed) for seed in (1, 2)]
     return [
@@ -121,7 +128,7 @@ def _batches(case: ModelCase, model: Vim) -> list[tuple[jax.Array, jax.Array]]:
 def _time_pass(
     case: ModelCase,
     which: str,
-    models: dict[str, Vim],
+    models: dict[str, Backbone],
     programs: dict[str, Any],
     weights: Weights,
     state: Any,
@@ -142,7 +149,7 @@ def _time_pass(
         cost = count_macs(model.config, model.pruning)
         row: Row = {
             "model": case.name, "variant": name, "pass": which, "dtype": case.dtype, "batch": case.batch,
-            "implementation": implementations.resolve(case.implementation),
+            "implementation": model.scan,
             "gmacs_published": round(cost.gmacs("published"), 6),
         }  # fmt: skip
         result = results.get(name, programs[name])

@@ -40,12 +40,12 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path) -> dict[str, Any]:
     from top_jax.evaluation.flops import count_macs
     from top_jax.models import abstract_model
     from top_jax.training.checkpoints import fill, make_pruning
-    from top_jax.training.weights import checkpoint_params
+    from top_jax.training.weights import checkpoint_weights
 
     source = open_source(config.data, train=False)
-    params = checkpoint_params(checkpoint, config.model, which=_WHICH.value, ema=_EMA.value)
+    weights = checkpoint_weights(checkpoint, config.model, which=_WHICH.value, ema=_EMA.value)
     shapes = abstract_model(config.model.name, pruning=make_pruning(config.pruning), **config.model.overrides())
-    model = fill(shapes, params)
+    model = fill(shapes, weights)
     with runner.progress(f"evaluating on {source.name}", len(source)) as advance:
         result = evaluate_model(
             model, source, config.data, batch_size=config.eval_batch_size or config.batch_size, on_batch=advance

@@ -14,17 +14,20 @@ from flax import nnx
 from top_jax.config import DataConfig
 from top_jax.data import Batches, Source, eval_batches, normalize, prefetch_to_device
 from top_jax.errors import InputError
-from top_jax.models import Vim
+from top_jax.models import Backbone
+from top_jax.models.weights import Weights, weights_of
 from top_jax.sharding import check_divisible, data_parallel
 
 DeviceBatch = dict[str, jax.Array]
 
 
-def make_eval_step(graphdef: nnx.GraphDef[Any], data: DataConfig) -> Callable[[Any, DeviceBatch], dict[str, jax.Array]]:
-    """Builds the jitted `eval_step(params, batch)`: sums over the images of mask 1.
+def make_eval_step(
+    graphdef: nnx.GraphDef[Any], data: DataConfig
+) -> Callable[[Weights, DeviceBatch], dict[str, jax.Array]]:
+    """Builds the jitted `eval_step(weights, batch)`: sums over the images of mask 1.
 
     Args:
-        graphdef: of the model in eval mode.
+        graphdef: of the model; the step runs it in eval mode, whichever it is in.
         data: how pixels are normalised.
 
     Returns:
@@ -32,8 +35,10 @@ def make_eval_step(graphdef: nnx.GraphDef[Any], data: DataConfig) -> Callable[[A
     """
 
     @jax.jit
-    def eval_step(params: Any, batch: DeviceBatch) -> dict[str, jax.Array]:
-        logits = nnx.merge(graphdef, params)(normalize(batch["image"], data.mean, data.std))
+    def eval_step(weights: Weights, batch: DeviceBatch) -> dict[str, jax.Array]:
+        model = nnx.merge(graphdef, weights)
+        model.eval()
+        logits = model(normalize(batch["image"], data.mean, data.std))
         mask, label = batch["mask"], batch["label"]
         # Not jax.lax.top_k, which over a mesh gathers the logits of the whole batch; XLA splits a sort.
         best = jnp.argsort(logits, axis=-1, stable=True, descending=True)[:, :5]
@@ -50,8 +55,8 @@ def make_eval_step(graphdef: nnx.GraphDef[Any], data: DataConfig) -> Callable[[A
 
 
 def evaluate(
-    eval_step: Callable[[Any, DeviceBatch], dict[str, jax.Array]],
-    params: Any,
+    eval_step: Callable[[Weights, DeviceBatch], dict[str, jax.Array]],
+    weights: Weights,
     batches: Batches,
     sharding: jax.sharding.Sharding,
     *,
@@ -62,7 +67,7 @@ def evaluate(
 
     Args:
         eval_step: as `make_eval_step` builds it.
-        params: weights.
+        weights: all of the model's.
         batches: a fresh pass over the split (`top_jax.data.eval_batches`).
         sharding: of the batch axis.
         prefetch: batches kept ready on the devices.
@@ -77,7 +82,7 @@ def evaluate(
     start, images_before = None, 0.0
     with batches:
         for batch, _ in prefetch_to_device(batches, sharding, prefetch):
-            result = {name: float(value) for name, value in eval_step(params, batch).items()}
+            result = {name: float(value) for name, value in eval_step(weights, batch).items()}
             sums = {name: sums.get(name, 0.0) + value for name, value in result.items()}
             if start is None:
                 start, images_before = time.perf_counter(), sums["count"]
@@ -96,7 +101,7 @@ def evaluate(
 
 
 def evaluate_model(
-    model: Vim,
+    model: Backbone,
     source: Source,
     data: DataConfig,
     *,
@@ -115,11 +120,10 @@ def evaluate_model(
         )
     check_divisible("batch_size", batch_size)
     by_image, replicated = data_parallel()
-    graphdef, params = nnx.split(model)
     batches = eval_batches(source, data, img_size=model.config.img_size, batch_size=batch_size)
     return evaluate(
-        make_eval_step(graphdef, data),
-        jax.device_put(nnx.to_pure_dict(params), replicated),
+        make_eval_step(nnx.graphdef(model), data),
+        jax.device_put(weights_of(model), replicated),
         batches,
         by_image,
         prefetch=data.prefetch,

@@ -20,21 +20,27 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from top_jax.models import Vim, create_model
+from top_jax.models import Backbone, create_model
+from top_jax.models.weights import Weights, split_weights, statistics_of, weights_of
 from top_jax.pruning import Pruning
 
 
-def forward(model: Vim) -> tuple[Callable[..., Any], Any]:
+def forward(model: Backbone) -> tuple[Callable[..., Any], Weights]:
     """The compiled classifier and its weights."""
-    graphdef, state = nnx.split(model)
-    return jax.jit(lambda weights, images: nnx.merge(graphdef, weights)(images)), nnx.to_pure_dict(state)
+    graphdef = nnx.graphdef(model)
+    return jax.jit(lambda weights, images: nnx.merge(graphdef, weights)(images)), weights_of(model)
 
 
-def gradients(model: Vim) -> tuple[Callable[..., Any], Any]:
-    """The compiled gradient of the mean logit by every weight, and the weights."""
-    graphdef, state = nnx.split(model)
-    mean_logit = lambda weights, images: jnp.mean(nnx.merge(graphdef, weights)(images))  # noqa: E731
-    return jax.jit(jax.grad(mean_logit)), nnx.to_pure_dict(state)
+def gradients(model: Backbone) -> tuple[Callable[..., Any], Weights]:
+    """The compiled gradient of the mean logit by every parameter, and the weights."""
+    graphdef, like = nnx.graphdef(model), statistics_of(model)
+
+    @jax.jit
+    def gradient(weights: Weights, images: jax.Array) -> Weights:
+        params, stats = split_weights(weights, like)
+        return jax.grad(lambda params: jnp.mean(nnx.merge(graphdef, params, stats)(images)))(params)
+
+    return gradient, weights_of(model)
 
 
 def measure(functions: dict[str, tuple[Callable[..., Any], Any]], images: jax.Array, repeats: int) -> dict[str, Any]:

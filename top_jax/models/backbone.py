@@ -12,6 +12,7 @@ from flax import nnx
 
 from top_jax.errors import InputError
 from top_jax.models.features import Features, make_features
+from top_jax.ops.implementations import resolve
 from top_jax.pruning import Evidence, Pruning, Reduction, Tokens
 from top_jax.typing import Array, Embedded, Float, Images, Logits
 
@@ -53,6 +54,16 @@ class Backbone(nnx.Module, abc.ABC):
         self.pruning = Pruning() if pruning is None else pruning
         self.pruning.check_evidence(self.EVIDENCE)
         self.keep_counts = self.pruning.keep_counts(config.num_patches, config.depth)
+
+    @property
+    def scan(self) -> str | None:
+        """The implementation that its scans run on this machine's default device; None for a model without scans.
+
+        Raises:
+            InputError: an unknown implementation, or one that cannot run here.
+        """
+        implementation = dataclasses.asdict(self.config).get("implementation")
+        return None if implementation is None else resolve(implementation)
 
     def __call__(self, images: Images, keys: jax.Array | None = None) -> Logits:
         """Classifies images.

@@ -2,7 +2,8 @@
 
 Each holds up to three items, so that weights can be read without an optimizer to hang them on:
 
-    weights     {"params": ..., "ema": ...}; the only item of a best or a converted checkpoint
+    weights     {"params": ..., "ema": ...}, each with BatchNorm's statistics where there are any; the only item of a
+                best or a converted checkpoint
     progress    step, optimizer state and key
     data        JSON: where the data iterator stood after the last batch that was trained on
 """
@@ -20,10 +21,11 @@ from flax import nnx
 
 from top_jax.config import ModelConfig, PruningConfig
 from top_jax.errors import InputError, RunError
-from top_jax.models import Vim, abstract_model
+from top_jax.models import Backbone, abstract_model
+from top_jax.models.weights import Weights, split_weights, weights_of
 from top_jax.pruning import Pruning
 from top_jax.training.run_directory import RunDirectory
-from top_jax.training.state import Params, TrainState
+from top_jax.training.state import TrainState
 
 SLACK_BYTES: Final = 2_000_000  # of metadata around the arrays, and of metrics until the next checkpoint
 
@@ -90,7 +92,8 @@ class Checkpoints:
         )
         found = self._latest.restore(step, args=items)
         weights, progress = found["weights"], found["progress"]
-        return TrainState(params=weights["params"], ema=weights.get("ema"), **progress), found["data"]
+        params, stats = split_weights(weights["params"], like=like.stats)
+        return TrainState(params=params, stats=stats, ema=weights.get("ema"), **progress), found["data"]
 
     def wait(self) -> None:
         """Returns once everything is on disk; raises what went wrong on the way."""
@@ -127,7 +130,7 @@ class Checkpoints:
         self.close()
 
 
-def load_checkpoint(path: str | Path, which: str = "best", ema: bool | None = None) -> Vim:
+def load_checkpoint(path: str | Path, which: str = "best", ema: bool | None = None) -> Backbone:
     """The model of a run directory (of train.py or convert), with its weights and pruning, in eval mode.
 
     Args:
@@ -144,8 +147,8 @@ def load_checkpoint(path: str | Path, which: str = "best", ema: bool | None = No
     return fill(model, read_weights(run, which, ema))
 
 
-def read_weights(run: RunDirectory, which: str = "best", ema: bool | None = None) -> Params:
-    """Parameters of a run directory's checkpoint; arguments and errors as of `load_checkpoint`."""
+def read_weights(run: RunDirectory, which: str = "best", ema: bool | None = None) -> Weights:
+    """Weights of a run directory's checkpoint; arguments and errors as of `load_checkpoint`."""
     if which not in ("best", "latest"):
         raise InputError(f"which={which!r} is unknown; choose best or latest.")
     config = run.read_config()
@@ -161,26 +164,24 @@ def read_weights(run: RunDirectory, which: str = "best", ema: bool | None = None
             raise InputError(
                 f"{run.path} has no {which!r} checkpoint yet; train on, or choose the other of best and latest."
             )
-        params = abstract_params(config.model)
-        like = {"params": params, "ema": params} if kept_ema else {"params": params}
+        weights = abstract_weights(config.model)
+        like = {"params": weights, "ema": weights} if kept_ema else {"params": weights}
         found = manager.restore(step, args=ocp.args.Composite(weights=ocp.args.StandardRestore(like)))
     return found["weights"]["ema" if (kept_ema if ema is None else ema) else "params"]
 
 
-def save_weights(run: RunDirectory, params: Params) -> None:
+def save_weights(run: RunDirectory, weights: Weights) -> None:
     """Writes a run directory's `best` and `latest` from weights alone, as a converted checkpoint has them."""
     for which in ("best", "latest"):
         with ocp.CheckpointManager(run.checkpoints / which) as manager:
-            manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave({"params": params})))
+            manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave({"params": weights})))
 
 
-def abstract_params(config: ModelConfig) -> Params:
-    """Shapes of a model's parameters, to restore into on the default device."""
-    model = abstract_model(config.name, **config.overrides())
+def abstract_weights(config: ModelConfig) -> Weights:
+    """Shapes of a model's weights, to restore into on the default device."""
+    shapes = weights_of(abstract_model(config.name, **config.overrides()))
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    )
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes)
 
 
 def make_pruning(config: PruningConfig) -> Pruning:
@@ -191,9 +192,9 @@ def make_pruning(config: PruningConfig) -> Pruning:
     return Pruning(**settings)
 
 
-def fill(model: Vim, params: Params) -> Vim:
-    """The model with these parameters."""
-    return nnx.merge(nnx.graphdef(model), params)
+def fill(model: Backbone, weights: Weights) -> Backbone:
+    """The model with these weights."""
+    return nnx.merge(nnx.graphdef(model), weights)
 
 
 def _accuracy(metrics: Any) -> float:

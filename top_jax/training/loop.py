@@ -18,16 +18,16 @@ from top_jax.data import prefetch_to_device
 from top_jax.errors import RunError
 from top_jax.evaluation.accuracy import evaluate, make_eval_step
 from top_jax.evaluation.flops import count_macs
-from top_jax.ops.implementations import resolve
-from top_jax.training.checkpoints import Checkpoints, abstract_params
+from top_jax.models.weights import Weights, split_weights, statistics_of
+from top_jax.training.checkpoints import Checkpoints, abstract_weights
 from top_jax.training.compilation_cache import enable_compilation_cache
 from top_jax.training.interruption import Interruption
 from top_jax.training.plan import Plan, make_plan
 from top_jax.training.reporting import Reporter, Throughput
 from top_jax.training.run_directory import RunDirectory
-from top_jax.training.state import Params, TrainState, create_state
-from top_jax.training.steps import make_train_step
-from top_jax.training.weights import initial_params
+from top_jax.training.state import TrainState, create_state
+from top_jax.training.steps import METRICS, make_train_step
+from top_jax.training.weights import initial_weights
 
 Summary = dict[str, Any]
 
@@ -53,17 +53,17 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
     with Interruption() as signals:
         plan = make_plan(config)
         run = RunDirectory(workdir)
-        params = None if run.has_checkpoints() else initial_params(config)  # before claiming: it may be bad input
+        weights = None if run.has_checkpoints() else initial_weights(config)  # before claiming: it may be bad input
         with run.lock(), _full_disk():
             run.claim(config)
             with Checkpoints(run.checkpoints) as checkpoints:
-                return _train(plan, run, checkpoints, signals, params)
+                return _train(plan, run, checkpoints, signals, weights)
 
 
 def _train(
-    plan: Plan, run: RunDirectory, checkpoints: Checkpoints, signals: Interruption, params: Params | None
+    plan: Plan, run: RunDirectory, checkpoints: Checkpoints, signals: Interruption, weights: Weights | None
 ) -> Summary | None:
-    state, data_state = _start_or_resume(plan, checkpoints, params)
+    state, data_state = _start_or_resume(plan, checkpoints, weights)
     first_step = int(state.step)
     with Reporter(run, first_step=first_step, total_steps=plan.total_steps) as reporter:
         _announce(plan, run, reporter, first_step)
@@ -133,7 +133,7 @@ class Loop:
         }
 
     def _after_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        values = {name: float(metrics[name]) for name in ("loss", "accuracy", "grad_norm", "param_norm")}
+        values = {name: float(metrics[name]) for name in METRICS if name in metrics}
         for name, value in values.items():
             if not math.isfinite(value):
                 kept = self.checkpoints.latest_step()
@@ -159,9 +159,9 @@ class Loop:
         """
         self.throughput.pause()
         plan, evaluation = self.plan, {}
-        for name, params in state.weights().items():
+        for name, weights in state.weights().items():
             with self.reporter.evaluating(len(plan.eval_source)) as advance:
-                result = self._evaluate_weights(params, advance)
+                result = self._evaluate_weights(weights, advance)
             if result is None:
                 return False
             prefix = "" if name == "params" else f"{name}_"
@@ -172,7 +172,7 @@ class Loop:
         self.throughput.resume()
         return True
 
-    def _evaluate_weights(self, params: Params, advance: Callable[[int], None]) -> dict[str, float | int] | None:
+    def _evaluate_weights(self, weights: Weights, advance: Callable[[int], None]) -> dict[str, float | int] | None:
         def on_batch(images: int) -> None:
             if self.signals.requested:
                 raise _Stopped
@@ -182,7 +182,7 @@ class Loop:
         try:
             return evaluate(
                 self.eval_step,
-                params,
+                weights,
                 plan.eval_batches(),
                 plan.by_image,
                 prefetch=plan.config.data.prefetch,
@@ -201,26 +201,26 @@ class _Stopped(Exception):
     """A signal came during an evaluation."""
 
 
-def _start_or_resume(plan: Plan, checkpoints: Checkpoints, params: Params | None) -> tuple[TrainState, dict[str, int]]:
-    """The newest checkpoint, or a fresh state from `params` (made here where they are not given)."""
+def _start_or_resume(
+    plan: Plan, checkpoints: Checkpoints, weights: Weights | None
+) -> tuple[TrainState, dict[str, int]]:
+    """The newest checkpoint, or a fresh state from `weights` (made here where they are not given)."""
     config = plan.config
 
-    def create(params: Params) -> TrainState:
+    def create(weights: Weights) -> TrainState:
+        params, stats = split_weights(weights, like=statistics_of(plan.model))
         with_ema = config.optimizer.ema_decay is not None
-        return create_state(params, plan.optimizer, seed=config.seed, with_ema=with_ema)
+        return create_state(params, stats, plan.optimizer, seed=config.seed, with_ema=with_ema)
 
-    shapes = jax.eval_shape(create, abstract_params(config.model))
+    shapes = jax.eval_shape(create, abstract_weights(config.model))
     place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=plan.replicated)  # noqa: E731
     if restored := checkpoints.restore(jax.tree.map(place, shapes)):
         return restored
-    return jax.device_put(create(params or initial_params(config)), plan.replicated), {"batches": 0}
+    return jax.device_put(create(weights or initial_weights(config)), plan.replicated), {"batches": 0}
 
 
 def _jit_train_step(plan: Plan) -> Callable[..., Any]:
-    config = plan.config
-    model = nnx.clone(plan.model)
-    model.train()
-    step = make_train_step(nnx.graphdef(model), plan.optimizer, config.optimizer, config.data)
+    step = make_train_step(nnx.graphdef(plan.model), plan.optimizer, plan.config.optimizer, plan.config.data)
     return jax.jit(step, donate_argnums=0, out_shardings=(plan.replicated, plan.replicated))
 
 
@@ -241,9 +241,10 @@ def _full_disk() -> Iterator[None]:
 def _announce(plan: Plan, run: RunDirectory, reporter: Reporter, first_step: int) -> None:
     config = plan.config
     start = f"going on after step {first_step}" if first_step else "starting"
+    scan = "" if plan.scan is None else f", {plan.scan} scan"
     reporter.say(
         f"{run.path}: {start}; {plan.total_steps} steps of {config.batch_size} images on {len(jax.devices())} x "
-        f"{jax.devices()[0].device_kind}; {config.model.name}, {resolve(config.model.implementation)} scan; "
+        f"{jax.devices()[0].device_kind}; {config.model.name}{scan}; "
         f"{plan.train_source.name} ({len(plan.train_source)} images to train, {len(plan.eval_source)} to evaluate)"
     )
     if plan.model.pruning.after_blocks and config.init_from is None and not first_step:

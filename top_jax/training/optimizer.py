@@ -11,7 +11,7 @@ from top_jax.config import OptimizerConfig
 
 # Named beside everything of one dimension (biases, norms, D). The official recipe's timm 0.4.12 decays A_log; Mamba
 # means it not to, and we do not.
-NOT_DECAYED: Final = ("A_log", "pos_embed", "cls_token")
+NOT_DECAYED: Final = ("A_log", "direction_Bs", "pos_embed", "cls_token")
 
 
 def learning_rate_schedule(
@@ -39,7 +39,10 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
 
 
 def decay_mask(params: Any) -> Any:
-    """True where weight decay acts: not on A_log, D, biases, norms, the position embedding and the class token."""
+    """True where weight decay acts: on the kernels of linear layers and convolutions.
+
+    Not on A_log, D, PlainMamba's direction_Bs, biases, norms, the position embedding and the class token.
+    """
 
     def decays(path: tuple[Any, ...], param: Any) -> bool:
         return param.ndim > 1 and path[-1].key not in NOT_DECAYED

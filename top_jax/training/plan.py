@@ -10,8 +10,7 @@ from jax.sharding import NamedSharding
 from top_jax.config import RunConfig
 from top_jax.data import Batches, Source, eval_batches, open_source, train_batches
 from top_jax.errors import InputError
-from top_jax.models import Vim, abstract_model
-from top_jax.ops.implementations import resolve
+from top_jax.models import Backbone, abstract_model
 from top_jax.sharding import check_divisible, data_parallel
 from top_jax.training.checkpoints import make_pruning
 from top_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -22,7 +21,8 @@ class Plan:
     """A run, ready to start: everything that bad input could stop has been looked at, and nothing written."""
 
     config: RunConfig
-    model: Vim  # shapes only, in eval mode
+    model: Backbone  # shapes only, in eval mode
+    scan: str | None  # the implementation that its scans run, where it has any
     train_source: Source
     eval_source: Source
     eval_batch_size: int
@@ -68,11 +68,11 @@ def make_plan(config: RunConfig) -> Plan:
     schedule = learning_rate_schedule(
         config.optimizer, batch_size=config.batch_size, total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
-    resolve(config.model.implementation)
     by_image, replicated = data_parallel()
     plan = Plan(
         config=config,
         model=model,
+        scan=model.scan,
         train_source=train_source,
         eval_source=eval_source,
         eval_batch_size=eval_batch_size,

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-Params = dict[str, Any]
-"""A model's parameters as a nested dict: `nnx.to_pure_dict(nnx.state(model, nnx.Param))`."""
+from top_jax.models.weights import Weights, join_weights
 
 
 @jax.tree_util.register_dataclass
@@ -20,29 +19,35 @@ class TrainState:
 
     Attributes:
         step: int32, steps done.
-        params: float32 parameters.
-        ema: their exponential moving average, or None.
+        params: float32 parameters, which the optimizer moves.
+        stats: float32 running statistics of BatchNorm, which the forward pass moves; empty without BatchNorm.
+        ema: exponential moving average of both, or None.
         opt_state: of the optimizer.
         key: data of the PRNG key from which every step's randomness follows; it never changes.
     """
 
     step: jax.Array
-    params: Params
-    ema: Params | None
+    params: Weights
+    stats: Weights
+    ema: Weights | None
     opt_state: Any
     key: jax.Array
 
-    def weights(self) -> dict[str, Params]:
-        """The weights worth evaluating and keeping, by name."""
-        return {"params": self.params} if self.ema is None else {"params": self.params, "ema": self.ema}
+    def weights(self) -> dict[str, Weights]:
+        """The whole weights worth evaluating and keeping, by name."""
+        weights = {"params": join_weights(self.params, self.stats)}
+        return weights if self.ema is None else {**weights, "ema": self.ema}
 
 
-def create_state(params: Params, optimizer: optax.GradientTransformation, *, seed: int, with_ema: bool) -> TrainState:
+def create_state(
+    params: Weights, stats: Weights, optimizer: optax.GradientTransformation, *, seed: int, with_ema: bool
+) -> TrainState:
     """The state before the first step."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema=jax.tree.map(jnp.copy, params) if with_ema else None,
+        stats=stats,
+        ema=jax.tree.map(jnp.copy, join_weights(params, stats)) if with_ema else None,
         opt_state=optimizer.init(params),
         key=jax.random.key_data(jax.random.key(seed)),
     )

@@ -12,25 +12,24 @@ from top_jax.config import ModelConfig, RunConfig
 from top_jax.convert import load_torch_checkpoint
 from top_jax.errors import InputError
 from top_jax.models import create_model
-from top_jax.training.checkpoints import abstract_params, read_weights
+from top_jax.models.weights import Weights, weights_of
+from top_jax.training.checkpoints import abstract_weights, read_weights
 from top_jax.training.run_directory import RunDirectory
-from top_jax.training.state import Params
 
 
-def initial_params(config: RunConfig) -> Params:
+def initial_weights(config: RunConfig) -> Weights:
     """The run's first weights: those of `init_from`, or random ones from its seed.
 
     Pruning adds no parameters, so the dense model's weights fit the pruned one.
     """
     if config.init_from is not None:
-        return checkpoint_params(config.init_from, config.model)
-    model = create_model(config.model.name, rngs=nnx.Rngs(config.seed), **config.model.overrides())
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        return checkpoint_weights(config.init_from, config.model)
+    return weights_of(create_model(config.model.name, rngs=nnx.Rngs(config.seed), **config.model.overrides()))
 
 
-def checkpoint_params(
+def checkpoint_weights(
     checkpoint: str | Path, config: ModelConfig, *, which: str = "best", ema: bool | None = None
-) -> Params:
+) -> Weights:
     """Weights for the model of `config`.
 
     Args:
@@ -49,8 +48,7 @@ def checkpoint_params(
         return read_weights(run, which, ema)
     if not path.exists():
         raise InputError(f"checkpoint {path} does not exist; pass a run directory or an official .pth file.")
-    model = load_torch_checkpoint(path, config.name, ema=bool(ema), **config.overrides())
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return weights_of(load_torch_checkpoint(path, config.name, ema=bool(ema), **config.overrides()))
 
 
 def _check_same_model(run: RunDirectory, config: ModelConfig) -> None:
@@ -65,12 +63,12 @@ def _check_same_model(run: RunDirectory, config: ModelConfig) -> None:
     if different:
         name = different[0]
         raise InputError(
-            f"checkpoint {run.path} is of another model: {len(different)} parameters differ, such as {name} "
+            f"checkpoint {run.path} is of another model: {len(different)} weights differ, such as {name} "
             f"({there.get(name, 'absent')} there, {here.get(name, 'absent')} here); use the model settings that "
             "it was trained with."
         )
 
 
 def _shapes(config: ModelConfig) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config))
+    leaves = jax.tree_util.tree_leaves_with_path(abstract_weights(config))
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
