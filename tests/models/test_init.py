@@ -45,7 +45,9 @@ def initial():
         compiler_options={"xla_backend_optimization_level": 0},
     )
     params = dict(nnx.to_flat_state(build()))
-    return {key.torch: np.asarray(params[key.ours][...]) for key in official_keys(model_config("vim_tiny", depth=DEPTH))}
+    return {
+        key.torch: np.asarray(params[key.ours][...]) for key in official_keys(model_config("vim_tiny", depth=DEPTH))
+    }
 
 
 @pytest.mark.parametrize("name", UNIFORM)

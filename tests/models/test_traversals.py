@@ -79,7 +79,9 @@ def test_none_walks_the_condensed_grid_and_skips_its_empty_cells():
         np.testing.assert_array_equal(
             paths(traversals, image), [[0, 1, 2, 4, 3], [3, 4, 2, 1, 0], [0, 3, 4, 1, 2], [2, 1, 4, 3, 0]]
         )
-    np.testing.assert_array_equal(traversals.moves[:, 0], [[0, 1, 1, 2, 2], [0, 1, 3, 2, 2], [0, 4, 1, 3, 1], [3, 2, 4, 2, 3]])
+    np.testing.assert_array_equal(
+        traversals.moves[:, 0], [[0, 1, 1, 2, 2], [0, 1, 3, 2, 2], [0, 4, 1, 3, 1], [3, 2, 4, 2, 3]]
+    )
 
 
 def test_none_of_a_whole_image_walks_the_image():

@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 
 import top_jax
 from top_jax.ops.partition import split_over_batch
-from top_jax.pruning import Pruning, Tokens, prune
+from top_jax.pruning import Pruning, Tokens
 
 IMPLEMENTATIONS = ("xla", "pallas_interpret")  # of the scan, on its own and in a model
 LENGTH, BATCH, WIDTH, STATES = 5, 16, 6, 4
@@ -298,7 +298,7 @@ def check_the_selection() -> None:
 
     def select(settings: dict[str, str], tokens: Tokens, evidence: Any) -> Tokens:
         pruning = Pruning(after_blocks=(1,), keep_ratio=0.5, **settings)
-        return prune(tokens, evidence, pruning, block=1, keep=4)
+        return pruning(tokens, evidence, block=1, keep=4)
 
     for settings in ({"alignment": "hold"}, {"alignment": "none", "order": "score"}, {"score": "random"}):
         check_program(functools.partial(select, settings), arguments, on_mesh(arguments, "data"))

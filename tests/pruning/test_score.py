@@ -4,21 +4,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from top_jax.errors import InputError
-from top_jax.pruning import output_evidence, token_scores
+from top_jax.pruning import SCAN_EVIDENCE, scan_evidence
+from top_jax.pruning.score import token_scores
 
 
 def test_reductions():
     y = jnp.asarray([[[-4.0, 2.0, 0.0, 6.0], [-1.0, -1.0, -1.0, -1.0]]])
-    evidence = output_evidence(y)
-    want = {"clip": [2, 0], "noclip": [1, -1], "l1": [3, 1], "l2": [np.sqrt(14), 1]}
-    assert evidence.keys() == want.keys()
+    evidence = scan_evidence(y, jnp.asarray([[0.5, 0.25]]))
+    want = {"clip": [2, 0], "noclip": [1, -1], "l1": [3, 1], "l2": [np.sqrt(14), 1], "delta": [0.5, 0.25]}
+    assert evidence.keys() == want.keys() == set(SCAN_EVIDENCE)
     for name, values in want.items():
         np.testing.assert_allclose(evidence[name], [values], rtol=1e-6)
 
 
 def test_bfloat16_is_reduced_in_float32():
-    evidence = output_evidence(jnp.full((1, 2, 1000), 1 + 2**-7, jnp.bfloat16))
+    evidence = scan_evidence(jnp.full((1, 2, 1000), 1 + 2**-7, jnp.bfloat16), jnp.zeros((1, 2)))
     assert {array.dtype for array in evidence.values()} == {jnp.dtype("float32")}
     np.testing.assert_allclose(evidence["clip"], 1 + 2**-7, rtol=1e-5)
 
@@ -48,9 +48,3 @@ def test_random_depends_on_seed_and_block_alone():
 def test_random_goes_with_the_place():
     places = jnp.asarray([[3, 7, 20]], jnp.int32)
     np.testing.assert_array_equal(score("random", 3, 1, positions=places), score("random", 50, 5)[[3, 7, 20]])
-
-
-def test_evidence_that_a_block_does_not_give():
-    with pytest.raises(InputError, match="score='clip': this model's blocks give only noclip, random, uniform"):
-        slots = jnp.zeros((1, 1), jnp.int32)
-        token_scores("clip", {"noclip": jnp.zeros((1, 1))}, slots, slots, keep=1, seed=0, block=1)

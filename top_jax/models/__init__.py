@@ -1,6 +1,8 @@
 """Backbones."""
 
 from top_jax.models.backbone import Backbone
+from top_jax.models.deit import Deit
+from top_jax.models.deit_config import DeitConfig
 from top_jax.models.features import Features, to_grid
 from top_jax.models.plain_mamba import PlainMamba
 from top_jax.models.plain_mamba_config import PlainMambaConfig
@@ -11,6 +13,8 @@ from top_jax.models.vim_config import VimConfig
 __all__ = [
     "MODELS",
     "Backbone",
+    "Deit",
+    "DeitConfig",
     "Features",
     "ModelSizes",
     "PlainMamba",

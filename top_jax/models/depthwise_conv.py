@@ -74,6 +74,6 @@ def _shifted_backward(saved: tuple[Grid, Taps], dy: Grid) -> tuple[Grid, Taps]:
 _shifted.defvjp(_shifted_forward, _shifted_backward)
 
 
-def _pad(x: Grid, taps: int) -> Grid:
+def _pad(x: Grid, taps: int) -> Float[Array, "B rows columns E"]:
     side = (taps // 2, taps // 2)
     return jnp.pad(x, ((0, 0), side, side, (0, 0)))

@@ -27,6 +27,7 @@ class Features:
         cls: float32 `[B, D]` the class token, or None for a model without one.
         source: int32 `[B, M]` which of the K tokens stands for each patch of the image, -1 where none does.
         grid: rows and columns of patches of the image; M = rows x columns.
+        size: float32 `[B, K]` patches that each token stands for; None where nothing is merged.
         stages: the same after each of the blocks that were asked for.
     """
 
@@ -35,12 +36,13 @@ class Features:
     cls: Float[Array, "B D"] | None
     source: Int[Array, "B M"]
     grid: tuple[int, int] = dataclasses.field(metadata=dict(static=True))
+    size: Float[Array, "B K"] | None = None
     stages: tuple[Features, ...] = ()
 
 
 def make_features(tokens: Tokens, grid: tuple[int, int]) -> Features:
     """Parts patch tokens from the class token, which owns a place of its own among the tokens' positions."""
-    x, positions, cls = tokens.x, tokens.positions, None
+    x, positions, size, cls = tokens.x, tokens.positions, tokens.size, None
     num_patches = grid[0] * grid[1]
     if tokens.cls_index is not None:
         slots = tokens.patch_slots()
@@ -49,8 +51,9 @@ def make_features(tokens: Tokens, grid: tuple[int, int]) -> Features:
         positions = positions - (positions > own).astype(positions.dtype)
         cls = jnp.take_along_axis(x, tokens.cls_index[:, None, None], axis=1)[:, 0]
         x = jnp.take_along_axis(x, slots[:, :, None], axis=1)
+        size = None if size is None else jnp.take_along_axis(size, slots, axis=1)
     source = _sources(positions, num_patches) if tokens.source is None else tokens.source
-    return Features(x, positions, cls, source, grid)
+    return Features(x, positions, cls, source, grid, size)
 
 
 def _sources(positions: Int[Array, "B K"], num_patches: int) -> Int[Array, "B M"]:

@@ -18,10 +18,20 @@ from top_jax.typing import Array, Embedded, Float, Images, Inner, PerChannel
 class PatchEmbed(nnx.Module):
     """Cuts images into P x P patches, `stride` apart, and projects each to width D.
 
-    Source: hustvl/Vim, vim/models_mamba.py, `PatchEmbed`.
+    Source: hustvl/Vim, vim/models_mamba.py, `PatchEmbed`, whose initial values are the default.
     """
 
-    def __init__(self, embed_dim: int, patch_size: int, stride: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        embed_dim: int,
+        patch_size: int,
+        stride: int,
+        *,
+        dtype: DTypeLike,
+        kernel_init: init.Initializer = init.patch_embed,
+        bias_init: init.Initializer = jax.nn.initializers.zeros,
+        rngs: nnx.Rngs,
+    ):
         self.proj = nnx.Conv(
             3,
             embed_dim,
@@ -29,7 +39,8 @@ class PatchEmbed(nnx.Module):
             strides=(stride, stride),
             padding="VALID",
             dtype=dtype,
-            kernel_init=init.patch_embed,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
             rngs=rngs,
         )
 

@@ -47,7 +47,7 @@ class ConvBatchNorm(nnx.Module):
         )
         self.norm = BatchNorm(STEM_WIDTH)
 
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B rows columns width"]:
         """`[B, H, W, C]` to `[B, H / stride, W / stride, 64]`."""
         return jax.nn.relu(self.norm(self.conv(x)))
 
@@ -155,5 +155,10 @@ class PlainMamba(Backbone):
         return self.norm(tokens.x)
 
     def pool(self, features: Features) -> Float[Array, "B D"]:
-        """The mean over the tokens that are left."""
-        return jnp.mean(features.x, axis=1)
+        """The mean over the tokens that are left; merged ones count once for each of their patches.
+
+        Source of the weights: facebookresearch/ToMe, tome/patch/mae.py (a ViT that is pooled so).
+        """
+        if features.size is None:
+            return jnp.mean(features.x, axis=1)
+        return jnp.sum(features.x * features.size[:, :, None], axis=1) / jnp.sum(features.size, axis=1, keepdims=True)

@@ -52,7 +52,6 @@ class PlainMambaConfig:
     remat: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers_with_dwconv", tuple(self.layers_with_dwconv))
         for name, size in (("img_size", self.img_size), ("patch_size", self.patch_size), ("stride", self.stride)):
             if any(side < 2 or side % 2 for side in (size if isinstance(size, tuple) else (size,))):
                 raise InputError(f"{name}={size}: PlainMamba's stem halves the image; pass even numbers of pixels.")

@@ -9,6 +9,8 @@ from flax import nnx
 
 from top_jax.errors import InputError
 from top_jax.models.backbone import Backbone
+from top_jax.models.deit import Deit
+from top_jax.models.deit_config import DeitConfig
 from top_jax.models.layers import height_width
 from top_jax.models.plain_mamba import PlainMamba
 from top_jax.models.plain_mamba_config import PlainMambaConfig
@@ -19,6 +21,7 @@ from top_jax.pruning import Reduction
 FAMILIES: Final[dict[type, Any]] = {
     VimConfig: Vim,
     PlainMambaConfig: PlainMamba,
+    DeitConfig: Deit,
 }
 
 MODELS: Final = {
@@ -28,9 +31,12 @@ MODELS: Final = {
     "plain_mamba_l1": PlainMambaConfig(embed_dim=192, layers_with_dwconv=(0,)),
     "plain_mamba_l2": PlainMambaConfig(embed_dim=384, num_convs_patch_embed=2),
     "plain_mamba_l3": PlainMambaConfig(embed_dim=448, depth=36, num_convs_patch_embed=2),
+    "deit_tiny": DeitConfig(embed_dim=192, num_heads=3),
+    "deit_small": DeitConfig(embed_dim=384, num_heads=6),
+    "deit_base": DeitConfig(embed_dim=768, num_heads=12),
 }
 
-ModelSizes = VimConfig | PlainMambaConfig
+ModelSizes = VimConfig | PlainMambaConfig | DeitConfig
 
 
 def model_config(name: str, **overrides: Any) -> ModelSizes:
@@ -45,6 +51,7 @@ def model_config(name: str, **overrides: Any) -> ModelSizes:
     known = [field.name for field in dataclasses.fields(base)]
     if unknown := sorted(set(overrides) - set(known)):
         raise InputError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}.")
+    overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
     if "img_size" in overrides:
         overrides["img_size"] = height_width(overrides["img_size"])
     if "stride" in known and overrides.get("stride") is None:  # the stride follows the patch unless it is given
@@ -61,7 +68,7 @@ def create_model(
         name: a key of `MODELS`, such as `vim_small` or `plain_mamba_l1`.
         rngs: source of the initial weights; `nnx.Rngs(0)` if not given.
         pruning: how tokens are reduced (`top_jax.pruning`); None is the dense model. It adds no parameters.
-        **overrides: any field of the model's config (`VimConfig`, `PlainMambaConfig`): `num_classes`,
+        **overrides: any field of the model's config (`VimConfig`, `PlainMambaConfig`, `DeitConfig`): `num_classes`,
             `img_size` (a side, or (height, width)), `patch_size`, `stride` (the patch's, if not given), `embed_dim`,
             `depth`, `d_state`, `drop_path`, `dtype`, `implementation`, `remat`...
 

@@ -9,15 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from top_jax.errors import InputError
 from top_jax.ops.token_score import TOKEN_SCORES, token_score
 from top_jax.typing import Inner, PerChannel, PerToken, Positions, Slots, SlotScores
 
 CONTROLS: Final = ("random", "uniform")
 SCAN_EVIDENCE: Final = (*TOKEN_SCORES, "delta")
 SCORES: Final = (*SCAN_EVIDENCE, "attention", *CONTROLS)
+ORDERS: Final = ("position", "score")
 
 Evidence = Mapping[str, PerToken]
 """What a block tells about its tokens: name -> float32 [B, L]. Under jit whatever no score reads costs nothing."""
+
+
+def check_ranking(score: str, order: str) -> None:
+    """Raises InputError for a score or an order of the survivors that is not one of `SCORES` and `ORDERS`."""
+    for name, value, known in (("score", score, SCORES), ("order", order, ORDERS)):
+        if value not in known:
+            raise InputError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}.")
 
 
 def scan_evidence(y: Inner, time_step: PerToken) -> Evidence:
@@ -29,8 +38,12 @@ def scan_evidence(y: Inner, time_step: PerToken) -> Evidence:
 
     Returns:
         One float32 `[B, L]` per score: `clip` is the paper's S = mean_e max(0, y_e); `delta` is MTR's, the time
-        step with which the scans took the token in (arXiv 2507.14042: the mean over channels of delta, summed
-        over the scans; a large one means that the state listens to the token, a small one that it keeps its memory).
+        step with which the scans took the token in: the mean over channels of delta after softplus, summed over the
+        scans (a large one means that the state listens to the token, a small one that it keeps its memory).
+
+    Source of `delta`: MTR, arXiv 2507.14042, read in a public summary and not in the paper itself. MTR then splits the
+    tokens into those to keep, merge targets and merge sources; we found no published sizes of these groups, so of MTR
+    only the score exists here.
     """
     y = y.astype(jnp.float32)
     return {**{name: token_score(y, name) for name in TOKEN_SCORES}, "delta": time_step}

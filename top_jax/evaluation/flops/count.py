@@ -1,21 +1,18 @@
-"""Multiply-accumulates of a ViM, counted from its sizes and its pruning schedule.
-
-Conventions (every number we print names one):
-
-    published        matrix products, convolutions and 9 L E N per scan; *one* of the two scan directions; stem and
-                     head in; biases, norms and activations out. What the papers print as "FLOPs".
-    all_directions   the same with both directions.
-"""
+"""Adds up the multiply-accumulates of one image."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Final
+from typing import Any, Final
 
-from top_jax.models import VimConfig
-from top_jax.pruning import Pruning
+from top_jax.evaluation.flops.parts import Parts
+from top_jax.evaluation.flops.plain_mamba import PLAIN_MAMBA
+from top_jax.evaluation.flops.vim import VIM
+from top_jax.models import PlainMambaConfig, VimConfig
+from top_jax.pruning import Pruning, Reduction
 
-CONVENTIONS: Final = {"published": 1, "all_directions": 2}  # scan directions counted
+CONVENTIONS: Final = ("published", "all_directions")
+PARTS: Final[dict[type, Parts]] = {VimConfig: VIM, PlainMambaConfig: PLAIN_MAMBA}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +20,7 @@ class Cost:
     """What one image costs.
 
     Attributes:
-        tokens_per_block: tokens each block runs on, class token included.
+        tokens_per_block: tokens that enter each block, class token included.
         macs: multiply-accumulates by convention.
     """
 
@@ -35,24 +32,16 @@ class Cost:
         return self.macs[convention] / 1e9
 
 
-def count_macs(config: VimConfig, pruning: Pruning | None = None) -> Cost:
-    """Counts one image's multiply-accumulates; `pruning=None` is the dense model."""
+def count_macs(config: Any, pruning: Reduction | None = None) -> Cost:
+    """Counts one image's multiply-accumulates; `config` is a model's, `pruning=None` the dense model."""
+    parts = PARTS[type(config)]
     counts = (pruning or Pruning()).keep_counts(config.num_patches, config.depth)
-    patches, tokens = config.num_patches, []
+    tokens = [config.num_patches + parts.class_tokens]
     for block in range(1, config.depth + 1):
-        tokens.append(patches + 1)
-        patches = counts.get(block, patches)
-    stem = config.num_patches * config.patch_size**2 * 3 * config.embed_dim
-    head = config.embed_dim * config.num_classes
+        tokens.append(counts[block] + parts.class_tokens if block in counts else tokens[-1])
     macs = {
-        name: stem + head + sum(tokens) * _block_macs_per_token(config, directions)
-        for name, directions in CONVENTIONS.items()
+        convention: parts.stem_and_head(config)
+        + sum(parts.block(config, i, tokens[i], tokens[i + 1], convention) for i in range(config.depth))
+        for convention in CONVENTIONS
     }
-    return Cost(tuple(tokens), macs)
-
-
-def _block_macs_per_token(config: VimConfig, directions: int) -> int:
-    inner, states, rank = config.inner_dim, config.d_state, config.dt_rank
-    projections = config.embed_dim * 2 * inner + inner * config.embed_dim
-    direction = inner * config.d_conv + inner * (rank + 2 * states) + rank * inner + 9 * inner * states
-    return projections + directions * direction
+    return Cost(tuple(tokens[:-1]), macs)

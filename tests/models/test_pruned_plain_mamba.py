@@ -1,0 +1,182 @@
+"""PlainMamba with token pruning, against the definition (DESIGN.md, section 2) written out step by step in NumPy."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from top_jax.models import abstract_model
+from top_jax.pruning import Pruning
+
+SIZES = dict(img_size=(12, 20), patch_size=4, embed_dim=8, depth=3, d_state=3, num_classes=5, layers_with_dwconv=(1,))
+GRID = (3, 5)
+ALIGNMENTS = ("none", "hold", "decay")
+
+
+def relative_error(got, want) -> float:
+    assert got.shape == want.shape
+    return float(np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max())
+
+
+def make(**overrides):
+    """Every weight differs from its start; equal sizes give equal weights."""
+    model = abstract_model("plain_mamba_l1", **{**SIZES, **overrides})
+    rng = np.random.default_rng(0)
+    params, statistics = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
+    draw = lambda weight: jnp.asarray(rng.normal(size=weight.shape) * 0.5, weight.dtype)  # noqa: E731
+    positive = lambda weight: jnp.asarray(rng.uniform(0.5, 1.5, size=weight.shape), weight.dtype)  # noqa: E731
+    nnx.update(model, jax.tree.map(draw, params), jax.tree.map(positive, statistics))
+    return model
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jnp.asarray(np.random.default_rng(1).normal(size=(3, 12, 20, 3)), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def forward(quick_jit):
+    return quick_jit(lambda model, images: (model(images), model.features(images)))
+
+
+@pytest.fixture(scope="module")
+def dense(forward, images):
+    return forward(make(), images)
+
+
+def softplus(x):
+    return np.logaddexp(0, x)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def walks(grid):
+    """For each traversal: [(row, column, move)], by walking; moves: 0 start, 1 right, 2 left, 3 up, 4 down."""
+    rows, columns = grid
+    by_rows = [(i, j if i % 2 == 0 else columns - 1 - j) for i in range(rows) for j in range(columns)]
+    by_columns = [(i if j % 2 == 0 else rows - 1 - i, j) for j in range(columns) for i in range(rows)]
+    for walk in (by_rows, by_rows[::-1], by_columns, by_columns[::-1]):
+        moves = [0]
+        for (i, j), (k, m) in zip(walk, walk[1:], strict=False):
+            moves.append({(0, 1): 1, (0, -1): 2, (-1, 0): 3, (1, 0): 4}[k - i, m - j])
+        yield [(i, j, move) for (i, j), move in zip(walk, moves, strict=True)]
+
+
+def mixer_by_hand(mixer, x, cells, grid, alignment, reorder):
+    """One image: x [K, D] normed tokens in cells `cells` of `grid`; returns the mixer's output and its gated sum y."""
+    p = {"/".join(map(str, path)): np.asarray(v[...], np.float64) for path, v in nnx.to_flat_state(nnx.state(mixer))}
+    inner = p["D"].shape[0]
+    projected = x @ p["in_proj/kernel"] + p["in_proj/bias"]
+    u, z = projected[:, :inner], projected[:, inner:]
+
+    image = np.zeros((grid[0] + 6, grid[1] + 6, inner))  # zeros where tokens are gone, and around
+    for token, cell in enumerate(cells):
+        image[3 + cell // grid[1], 3 + cell % grid[1]] = u[token]
+    taps = p["conv_kernel"]
+    u = np.stack(
+        [np.sum(image[c // grid[1] :, c % grid[1] :][:7, :7] * taps, axis=(0, 1)) + p["conv_bias"] for c in cells]
+    )
+    u = silu(u)
+    rank, states = p["dt_proj/kernel"].shape[0], p["A_log"].shape[1]
+    dt, B, C = np.split(u @ p["x_proj/kernel"], [rank, rank + states], axis=1)
+    delta = softplus(dt @ p["dt_proj/kernel"] + 2 * p["dt_proj/bias"])  # the bias enters twice
+    A = -np.exp(p["A_log"])
+
+    total = np.zeros_like(u)
+    token_at = {int(cell): token for token, cell in enumerate(cells)}
+    for walk in walks(grid):
+        h, step, before, gap = np.zeros((inner, states)), 0, np.zeros(inner), 0
+        for i, j, move in walk:
+            token = token_at.get(i * grid[1] + j)
+            if token is None:
+                gap += step > 0
+                continue
+            row = token if reorder else step  # whose delta, B and C
+            b = B[row] + p["direction_Bs"][move]
+            extra = gap * before if alignment == "decay" else 0
+            h = np.exp((delta[row] + extra)[:, None] * A) * h + (delta[row] * u[token])[:, None] * b
+            total[token] += h @ C[row] + p["D"] * u[token]
+            step, before, gap = step + 1, delta[row], 0
+    y = total * silu(z)
+    return y @ p["out_proj/kernel"] + p["out_proj/bias"], y
+
+
+@pytest.mark.parametrize("reorder", [False, True])
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_a_pruned_layer_by_hand(alignment, reorder):
+    rng = np.random.default_rng(2)
+    model = make(reorder_parameters=reorder, depth=1, layers_with_dwconv=(), pruning=Pruning(alignment=alignment))
+    mixer = model.blocks[0].mixer
+    positions = np.stack([np.sort(rng.choice(15, 7, replace=False)) for _ in range(2)]).astype(np.int32)
+    x = rng.normal(size=(2, 7, 8)).astype(np.float32)
+    tokens = model.embed(jnp.zeros((2, 12, 20, 3)))
+    tokens = tokens.keep(jnp.asarray(positions), condensed=alignment == "none")
+    out, evidence = mixer(jnp.asarray(x), model.paths(tokens))
+    for image in range(2):
+        cells, grid = (np.arange(7), (3, 3)) if alignment == "none" else (positions[image], GRID)
+        want, y = mixer_by_hand(mixer, x[image].astype(np.float64), cells, grid, alignment, reorder)
+        assert relative_error(out[image], want) < 1e-5
+        assert relative_error(evidence["clip"][image], np.maximum(y, 0).mean(-1)) < 1e-5
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_keeping_everything_is_the_dense_model(alignment, forward, images, dense):
+    model = make(pruning=Pruning(after_blocks=(1, 2), keep_ratio=1.0, alignment=alignment))
+    logits, features = forward(model, images)
+    assert relative_error(logits, dense[0]) < 1e-6
+    assert relative_error(features.x, dense[1].x) < 1e-6
+    np.testing.assert_array_equal(features.positions, dense[1].positions)
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_pruned_model(alignment, forward, images, dense):
+    pruning = Pruning(after_blocks=(1, 2), keep_ratio=(0.6, 0.5), alignment=alignment)
+    logits, features = forward(make(pruning=pruning), images)
+    assert features.x.shape == (3, 5, 8) and features.cls is None
+    assert relative_error(logits, dense[0]) > 1e-3  # something was pruned
+    assert (np.diff(features.positions, axis=1) > 0).all()
+    other_logits, other = forward(make(pruning=pruning), images.at[1:].set(1 - 3 * images[1:]))
+    np.testing.assert_array_equal(other_logits[0], logits[0])
+    assert (other.positions[1:] != features.positions[1:]).any()
+
+
+def test_alignments_and_orders_differ(forward, images):
+    settings = [dict(alignment=alignment) for alignment in ALIGNMENTS] + [dict(alignment="none", order="score")]
+    logits = [
+        forward(make(pruning=Pruning(after_blocks=(1, 2), keep_ratio=0.6, **chosen)), images)[0] for chosen in settings
+    ]
+    for i, first in enumerate(logits):
+        assert all(relative_error(first, second) > 1e-4 for second in logits[i + 1 :])
+
+
+def test_gradients_are_finite(images):
+    model = make(pruning=Pruning(after_blocks=(1,), keep_ratio=0.5, alignment="decay"), depth=2)
+    grads = jax.jit(jax.grad(lambda model, images: jnp.sum(model(images) ** 2), argnums=(0, 1)))(model, images)
+    leaves = jax.tree.leaves((nnx.state(grads[0], nnx.Param), grads[1]))
+    assert all(np.isfinite(leaf).all() for leaf in leaves) and sum(bool((leaf != 0).any()) for leaf in leaves) > 20
+
+
+def test_dwconv_sees_zeros_where_tokens_are_gone(images):
+    """A layer's own convolution at its end acts on the grid, and its norm on the tokens that are there."""
+    model = make(depth=2, pruning=Pruning(after_blocks=(1,), keep_ratio=0.4))
+    tail = model.blocks[1].tail
+    positions = np.asarray([[1, 2, 6, 9, 13, 14]], np.int32)
+    tokens = model.embed(images[:1]).keep(jnp.asarray(positions), condensed=False)
+    x = np.random.default_rng(3).normal(size=(1, 6, 8))
+    got = tail(jnp.asarray(x, jnp.float32), model.paths(tokens))
+    kernel, norm = np.asarray(tail.kernel[...], np.float64), tail.norm
+    image = np.zeros((5, 7, 8))
+    for token, place in enumerate(positions[0]):
+        image[1 + place // 5, 1 + place % 5] = x[0, token]
+    for token, place in enumerate(positions[0]):
+        y = np.sum(image[place // 5 :, place % 5 :][:3, :3] * kernel, axis=(0, 1))
+        y = (y - norm.mean[...]) / np.sqrt(np.asarray(norm.var[...]) + 1e-5) * norm.scale[...] + norm.bias[...]
+        gelu = [0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in np.asarray(y)]
+        np.testing.assert_allclose(got[0, token], gelu, atol=1e-5)
