@@ -1,0 +1,357 @@
+"""`Merging` against a slow version of the published definition, and its properties for any tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+import top_jax
+from top_jax.errors import InputError
+from top_jax.pruning import Merging, Tokens
+
+BATCH, WIDTH = 3, 4
+
+
+def published(x: np.ndarray, merged: int) -> list[list[int]]:
+    """ToMe's matching of one image's patch tokens `[K, D]`: per survivor, in order, which tokens it is made of."""
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        norms = np.linalg.norm(a) * np.linalg.norm(b)
+        return float(a @ b / norms) if norms else 0.0
+
+    x = x.astype(np.float64)
+    groups = {token: [token] for token in range(len(x))}
+    edges = []
+    for source in range(0, len(x), 2):
+        likeness = [cosine(x[source], x[target]) for target in range(1, len(x), 2)]
+        if likeness:
+            edges.append((-max(likeness), source, 2 * int(np.argmax(likeness)) + 1))
+    for _, source, target in sorted(edges)[:merged]:
+        groups[target] += groups.pop(source)
+    return [groups[token] for token in sorted(groups)]
+
+
+def means(values: np.ndarray, size: np.ndarray, groups: list[list[int]]) -> np.ndarray:
+    return np.stack([np.average(values[group].astype(np.float64), axis=0, weights=size[group]) for group in groups])
+
+
+@dataclasses.dataclass
+class Image:
+    """Patch tokens of one image as NumPy arrays, and the class token's state and place among them."""
+
+    x: np.ndarray
+    residual: np.ndarray
+    positions: np.ndarray
+    size: np.ndarray
+    source: np.ndarray
+    cls: int | None
+
+    def merge(self, merged: int, alignment: str, home: str) -> Image:
+        groups = published(self.x, merged)
+        heads = [group[0] for group in groups]
+        cls = self.cls
+        if cls is not None and alignment == "none":
+            cls = len(groups) // 2 if home == "middle" else 0
+        elif cls is not None:
+            cls = sum(head < cls for head in heads)
+        return Image(
+            x=means(self.x, self.size, groups),
+            residual=means(self.residual, self.size, groups),
+            positions=self.positions[heads],
+            size=np.array([self.size[group].sum() for group in groups]),
+            source=np.array([next(i for i, g in enumerate(groups) if s in g) for s in self.source]),
+            cls=cls,
+        )
+
+
+def draw(count: int, cls: str | None = None, *, seed: int = 0, dtype: Any = jnp.float32) -> Tokens:
+    """Tokens of `BATCH` images; the class token in the `middle`, `first`, or at a place of its own per image."""
+    rng = np.random.default_rng((seed, count))
+    length = count + (cls is not None)
+    x, residual = rng.normal(size=(2, BATCH, length, WIDTH))
+    places = {"middle": [count // 2] * BATCH, "first": [0] * BATCH, "anywhere": rng.integers(0, count + 1, BATCH)}
+    return Tokens(
+        x=jnp.asarray(x, dtype),
+        residual=jnp.asarray(residual, jnp.float32),
+        positions=jnp.asarray(np.cumsum(rng.integers(1, 4, (BATCH, length)), axis=1), jnp.int32),
+        cls_index=None if cls is None else jnp.asarray(places[cls], jnp.int32),
+        cls_home="first" if cls == "first" else "middle",
+    )
+
+
+def patches(array: jax.Array | None, tokens: Tokens) -> np.ndarray:
+    """Of `[B, L, ...]` what belongs to patch tokens."""
+    assert array is not None
+    if tokens.cls_index is None:
+        return np.asarray(array)
+    return np.stack([np.delete(row, at, 0) for row, at in zip(np.asarray(array), tokens.cls_index, strict=True)])
+
+
+def class_tokens(array: jax.Array | None, tokens: Tokens) -> np.ndarray:
+    assert array is not None and tokens.cls_index is not None
+    return np.asarray(array)[np.arange(array.shape[0]), np.asarray(tokens.cls_index)]
+
+
+def images(tokens: Tokens) -> list[Image]:
+    count = tokens.num_patches
+    parts = [patches(array, tokens) for array in (tokens.x, tokens.residual, tokens.positions)]
+    ones, own = np.ones(count), np.arange(count)
+    cls = [None] * BATCH if tokens.cls_index is None else [int(at) for at in tokens.cls_index]
+    return [Image(*(part[b] for part in parts), ones, own, cls[b]) for b in range(BATCH)]
+
+
+@functools.cache
+def compiled(*counts: int, alignment: str = "hold") -> Callable[[Tokens], Tokens]:
+    """Merges until so many are left, once for each count."""
+    return jax.jit(merge_to(*counts, alignment=alignment), compiler_options={"xla_backend_optimization_level": 0})
+
+
+def merge_to(*counts: int, alignment: str = "hold") -> Callable[[Tokens], Tokens]:
+    merging = Merging(after_blocks=(1,), keep_ratio=0.5, alignment=alignment)
+    return lambda tokens: functools.reduce(lambda t, keep: merging(t, {}, block=1, keep=keep), counts, tokens)
+
+
+def assert_same_bits(got: Tokens, want: Tokens) -> None:
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for mine, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert mine.dtype == theirs.dtype
+        np.testing.assert_array_equal(np.asarray(mine).view(np.uint8), np.asarray(theirs).view(np.uint8))
+
+
+@pytest.mark.parametrize("counts", [(3, 1), (8, 5, 3), (15, 7)])
+@pytest.mark.parametrize(
+    "cls, alignment", [(None, "hold"), ("first", "hold"), ("first", "none"), ("anywhere", "hold"), ("anywhere", "none")]
+)
+def test_published_definition(counts, cls, alignment):
+    unmerged = draw(counts[0], cls)
+    tokens = compiled(*counts[1:], alignment=alignment)(unmerged)
+    want = images(unmerged)
+    for before, keep in zip(counts, counts[1:], strict=False):
+        want = [image.merge(before - keep, alignment, tokens.cls_home) for image in want]
+    assert tokens.num_patches == counts[-1]
+    assert tokens.size is not None and tokens.size.dtype == jnp.float32
+    assert tokens.source is not None and tokens.source.dtype == jnp.int32
+    assert tokens.source.shape == (BATCH, counts[0])
+    for name in ("x", "residual", "positions", "size"):
+        got = patches(getattr(tokens, name), tokens)
+        np.testing.assert_allclose(got, np.stack([getattr(image, name) for image in want]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(tokens.source, [image.source for image in want])
+    if cls is None:
+        assert tokens.cls_index is None
+        return
+    np.testing.assert_array_equal(tokens.cls_index, [image.cls for image in want])
+    for name in ("x", "residual", "positions"):
+        now, then = (class_tokens(getattr(of, name), of) for of in (tokens, unmerged))
+        np.testing.assert_array_equal(now, then)
+    np.testing.assert_array_equal(class_tokens(tokens.size, tokens), 1)
+
+
+def test_by_hand():
+    """Source 4 is like target 1, source 0 a little, source 2 like none; 1 then counts for three, and stays in place."""
+    x = jnp.asarray([[[1, 1], [1, 0], [-1, 0], [0, -1], [3, 0]]], jnp.float32)
+    positions = jnp.asarray([[0, 2, 3, 7, 9]], jnp.int32)
+    tokens = Tokens(x=x, residual=None, positions=positions, cls_index=None)
+    once = compiled(4)(tokens)
+    np.testing.assert_array_equal(once.x[0], [[1, 1], [2, 0], [-1, 0], [0, -1]])
+    np.testing.assert_array_equal(once.source[0], [0, 1, 2, 3, 1])
+    twice = compiled(3)(once)
+    np.testing.assert_allclose(twice.x[0], [[5 / 3, 1 / 3], [-1, 0], [0, -1]], rtol=1e-6)
+    np.testing.assert_array_equal(twice.positions[0], [2, 3, 7])
+    np.testing.assert_array_equal(twice.size[0], [3, 1, 1])
+    np.testing.assert_array_equal(twice.source[0], [0, 0, 1, 2, 0])
+    assert twice.residual is None and twice.cls_index is None
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_tokens_that_nothing_joins_keep_their_bits(dtype):
+    before = draw(9, "anywhere", dtype=dtype)
+    once = compiled(7)(before)
+    twice = compiled(6)(once)
+    for earlier, later in ((before, once), (once, twice)):
+        sizes = np.ones((BATCH, earlier.x.shape[1])) if earlier.size is None else np.asarray(earlier.size)
+        untouched = 0
+        for b in range(BATCH):
+            place_of = {int(p): slot for slot, p in enumerate(earlier.positions[b])}
+            for slot, position in enumerate(later.positions[b]):
+                old = place_of[int(position)]
+                if later.size[b, slot] == sizes[b, old]:
+                    untouched += 1
+                    np.testing.assert_array_equal(later.x[b, slot], earlier.x[b, old])
+                    np.testing.assert_array_equal(later.residual[b, slot], earlier.residual[b, old])
+        assert BATCH <= untouched < later.size.size
+
+
+@pytest.mark.parametrize("cls", [None, "first"])
+@pytest.mark.parametrize("count", [1, 7])
+def test_keeping_all_changes_nothing(count, cls):
+    before = draw(count, cls)
+    assert_same_bits(compiled(count, alignment="none")(before), before)
+    if count > 1:
+        once = compiled(count - 2, alignment="none")(before)
+        assert_same_bits(compiled(count - 2, alignment="none")(once), once)
+
+
+def test_of_equals_the_earlier_are_merged():
+    tokens = Tokens(
+        x=jnp.ones((1, 7, 2)), residual=None, positions=jnp.arange(7, dtype=jnp.int32)[None], cls_index=None
+    )
+    after = compiled(5)(tokens)
+    np.testing.assert_array_equal(after.positions[0], [1, 3, 4, 5, 6])
+    np.testing.assert_array_equal(after.source[0], [0, 0, 0, 1, 2, 3, 4])
+
+
+def test_a_token_without_direction_is_like_none():
+    """It is merged after the alike (0) and before the opposed (2), and gives no NaN, to gradients neither."""
+    x = jnp.asarray([[[1, 0], [1, 0], [-1, 0], [1, 0], [0, 0], [0, 0]]], jnp.float32)
+    tokens = Tokens(x=x, residual=x, positions=jnp.arange(6, dtype=jnp.int32)[None], cls_index=None)
+    np.testing.assert_array_equal(compiled(5)(tokens).positions[0], [1, 2, 3, 4, 5])
+    # Source 2 finds the zero target (0 is more than -1), which comes after it; so both have likeness 0.
+    np.testing.assert_array_equal(compiled(4)(tokens).source[0], [0, 0, 3, 1, 2, 3])
+    gradient = compiled_gradient(3)
+    for start in (tokens, dataclasses.replace(tokens, x=jnp.zeros_like(x))):
+        of_x, _ = gradient(start, (jnp.ones((1, 3, 2)), jnp.ones((1, 3, 2))))
+        assert np.isfinite(of_x).all() and np.asarray(of_x).any()
+        assert np.isfinite(compiled(3)(start).x).all()
+
+
+def test_means_are_taken_in_float32():
+    """In both streams, before they are rounded: bfloat16 sums would differ in some of so many channels."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 9, 64)), jnp.bfloat16)
+    places = jnp.arange(9, dtype=jnp.int32)[None]
+    after = compiled(5)(Tokens(x=x, residual=x.astype(jnp.float32), positions=places, cls_index=None))
+    assert after.x.dtype == jnp.bfloat16 and after.residual.dtype == jnp.float32
+    np.testing.assert_array_equal(after.x, after.residual.astype(jnp.bfloat16))
+    assert after.size.max() > 2
+
+
+@functools.cache
+def compiled_gradient(keep: int) -> Callable[..., Any]:
+    """Of (tokens, cotangents of x and residual), those of the tokens' x and residual."""
+
+    def pull(tokens: Tokens, cotangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def merge(x: jax.Array, residual: jax.Array) -> tuple[Any, Any]:
+            after = merge_to(keep)(dataclasses.replace(tokens, x=x, residual=residual))
+            return after.x, after.residual
+
+        return jax.vjp(merge, tokens.x, tokens.residual)[1](cotangents)
+
+    return jax.jit(pull, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.mark.parametrize("cls", [None, "anywhere"])
+def test_gradient_is_that_of_the_means(cls):
+    """The transposed means of the definition: matching carries no gradient."""
+    before = compiled(7)(draw(9, cls))
+    size = patches(before.size, before)
+    cotangent = jnp.asarray(np.random.default_rng(5).normal(size=(BATCH, 5 + (cls is not None), WIDTH)), jnp.float32)
+
+    pull, after = compiled_gradient(5), compiled(5)(before)
+    gradient = pull(before, (cotangent, 2 * cotangent))
+    np.testing.assert_array_equal(2 * gradient[0], gradient[1])
+    grown = patches(cotangent, after)
+    for b in range(BATCH):
+        groups = published(patches(before.x, before)[b], 2)
+        want = np.zeros((7, WIDTH))
+        for survivor, group in enumerate(groups):
+            for token in group:
+                want[token] = size[b, token] / size[b, group].sum() * grown[b, survivor]
+        np.testing.assert_allclose(patches(gradient[0], before)[b], want, rtol=1e-6)
+    if cls is not None:
+        np.testing.assert_array_equal(class_tokens(gradient[0], before), class_tokens(cotangent, after))
+
+
+# Few shapes (each is compiled), many values: equal tokens and zeros included.
+COUNT = 7
+NUMBER = st.one_of(st.sampled_from([0.0, 1.0, -1.0]), st.floats(-8, 8, width=16, allow_subnormal=False))
+VALUES = arrays.arrays(np.float32, (BATCH, COUNT + 1, 2), elements=NUMBER)
+few = hypothesis.settings(deadline=None, max_examples=25, derandomize=True)
+
+
+def with_class_token(values: np.ndarray, cls_index: list[int]) -> Tokens:
+    x = jnp.asarray(values)
+    places = jnp.tile(jnp.arange(COUNT + 1, dtype=jnp.int32)[None], (BATCH, 1))
+    return Tokens(x=x, residual=2 * x + 1, positions=places, cls_index=jnp.asarray(cls_index, jnp.int32))
+
+
+CLASS_SLOTS = st.lists(st.integers(0, COUNT), min_size=BATCH, max_size=BATCH)
+
+
+@few
+@hypothesis.given(
+    values=VALUES,
+    cls_index=CLASS_SLOTS,
+    alignment=st.sampled_from(["none", "decay"]),
+)
+def test_nothing_is_lost(values, cls_index, alignment):
+    before = with_class_token(values, cls_index)
+    after = compiled(5, 3, alignment=alignment)(before)
+    assert after.size is not None and after.source is not None
+    size = patches(after.size, after)
+    np.testing.assert_array_equal(size.sum(axis=1), COUNT)
+    counted = [np.bincount(row, minlength=3) for row in np.asarray(after.source)]
+    np.testing.assert_array_equal(size, counted)
+    for name in ("x", "residual"):
+        total = np.sum(patches(getattr(after, name), after) * size[:, :, None], axis=1)
+        np.testing.assert_allclose(total, patches(getattr(before, name), before).sum(axis=1), rtol=1e-4, atol=1e-4)
+        now, then = (class_tokens(getattr(of, name), of) for of in (after, before))
+        np.testing.assert_array_equal(now, then)
+    places = patches(after.positions, after)
+    assert (np.diff(places, axis=1) > 0).all()  # scan order
+    if alignment == "none":
+        np.testing.assert_array_equal(after.cls_index, [3 // 2] * BATCH)
+    else:
+        assert (np.diff(after.positions, axis=1) > 0).all()  # the class token too
+    ranks = np.argsort(np.argsort(patches(before.positions, before), axis=1), axis=1)
+    for b in range(BATCH):  # who is left stands for itself
+        own = [list(patches(before.positions, before)[b]).index(place) for place in places[b]]
+        np.testing.assert_array_equal(np.asarray(after.source)[b, ranks[b][own]], np.arange(3))
+
+
+@few
+@hypothesis.given(values=VALUES, others=VALUES, cls_index=CLASS_SLOTS)
+def test_images_do_not_influence_each_other(values, others, cls_index):
+    run, before = compiled(5, alignment="decay"), with_class_token(values, cls_index)
+    mixed = run(with_class_token(np.concatenate([values[:1], others[1:]]), cls_index))
+    first = lambda tokens: jax.tree.map(lambda array: array[:1], tokens)  # noqa: E731
+    assert_same_bits(first(mixed), first(run(before)))
+    assert_same_bits(run(first(before)), first(run(before)))
+
+
+@pytest.mark.parametrize("count, least", [(1, 1), (2, 1), (3, 1), (4, 2), (15, 7), (16, 8)])
+def test_every_source_and_no_more_can_be_merged(count, least):
+    assert Merging(after_blocks=(1,), keep_ratio=least / count).keep_counts(count, 2) == {1: least}
+    if least == 1:
+        return
+    with pytest.raises(InputError, match=rf"leaves {least - 1} of {count} tokens, but merging leaves at least {least}"):
+        Merging(after_blocks=(1,), keep_ratio=(least - 1) / count).keep_counts(count, 2)
+
+
+def test_what_is_left_after_a_merge_counts_for_the_next():
+    assert Merging(after_blocks=(5, 10), keep_ratio=0.5).keep_counts(196, 24) == {5: 98, 10: 49}
+    with pytest.raises(InputError, match="keep_ratio=0.4 leaves 40 of 98 tokens, but merging leaves at least 49"):
+        Merging(after_blocks=(5, 10), keep_ratio=(0.5, 0.4)).keep_counts(196, 24)
+
+
+def test_a_ratio_of_nothing_names_what_is_possible():
+    with pytest.raises(InputError, match="leaves 0 of 1 tokens, but merging leaves at least 1"):
+        Merging(after_blocks=(1,), keep_ratio=1e-9).keep_counts(1, 2)
+
+
+def test_settings():
+    assert top_jax.Merging is Merging
+    assert [field.name for field in dataclasses.fields(Merging)] == ["after_blocks", "keep_ratio", "alignment"]
+    merging = Merging(after_blocks=(1,), keep_ratio=0.5)
+    assert merging.evidence is None and merging.alignment == "hold"
+    merging.check_evidence(())
+    with pytest.raises(InputError, match="alignment='held' is unknown"):
+        Merging(alignment="held")

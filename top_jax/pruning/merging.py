@@ -1,0 +1,122 @@
+"""ToMe, as R-MeeTo brought it to Mamba: tokens that are alike become one, and the scan's order stays."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from top_jax.errors import InputError
+from top_jax.pruning.reduction import Reduction
+from top_jax.pruning.score import Evidence
+from top_jax.pruning.tokens import Tokens
+from top_jax.typing import Array, Embedded, Float, Int, Slots
+
+HIGHEST = jax.lax.Precision.HIGHEST  # a GPU's default rounds the factors of a float32 product to ten bits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Merging(Reduction):
+    """Bipartite merging of tokens that are alike: no patch is dropped, each stays part of some token.
+
+    The patch tokens, in their order, are by turns sources (1st, 3rd, ...) and targets (2nd, 4th, ...). Each source
+    finds the target most like it, by the cosine of their hidden states x. Of the sources, as many as are too many,
+    the most alike first, are merged: a target becomes the mean of itself and its sources, weighted by the patches
+    that each stands for, in x and in the residual stream alike. It keeps its own place, and all that are left keep
+    their order. Which token goes where carries no gradient; the means do.
+
+    `Tokens.size` counts the patches of each token (1 for the class token, which is never merged), and `Tokens.source`
+    names the token of each patch. Both start with the first merge: a model has one reduction, so that one sees all
+    patches.
+
+    What differs from R-MeeTo, and from ToMe:
+
+    * How many are merged follows from a share of the tokens (`keep_ratio`); theirs is one number for every time.
+    * A `keep_ratio` that asks for more than all sources at one time is an error; they merge half of the tokens and
+      go on.
+    * R-MeeTo moves the class token to int(place * (L - merged) / L). Ours stays between its neighbours or, with
+      `alignment="none"`, goes to where it sits in an image of so many patches.
+    * R-MeeTo has no alignment. Here a place whose token was merged into another is a gap, and `decay` feels it.
+    * A token x = 0 has no direction, and counts as like none (0); theirs is NaN.
+    * On DeiT the patches are parted and compared as on Mamba. ToMe compares attention keys there, and counts the class
+      token as the first source (which is never merged), so that the 2nd, 4th, ... patches are its sources.
+
+    Attributes:
+        after_blocks, keep_ratio, alignment: as in `Reduction`.
+
+    Raises:
+        InputError: a value outside these ranges.
+
+    Source: ToMe, arXiv 2210.09461, section 3 (facebookresearch/ToMe, tome/merge.py: `bipartite_soft_matching`,
+        `merge_wavg`); R-MeeTo, arXiv 2412.12496 (NUS-HPC-AI-Lab/R-MeeTo, image_task/R_MeeTo/merge.py:
+        `ordered_merge`, with cosine distance and metric "X").
+    """
+
+    def kept(self, num_patches: int, ratio: float) -> int:
+        """As `Reduction.kept`; InputError where that is less than merging every source leaves."""
+        kept, least = super().kept(num_patches, ratio), max(num_patches // 2, 1)
+        if kept < least:
+            raise InputError(
+                f"keep_ratio={ratio} leaves {kept} of {num_patches} tokens, but merging leaves at least {least}: every "
+                "other token is one to merge into. Use keep_ratio=0.5 or more, and merge after more blocks."
+            )
+        return kept
+
+    def __call__(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> Tokens:
+        """Merges until `keep` patch tokens are left; keeping all of them changes nothing, bit for bit."""
+        count = tokens.num_patches
+        if keep == count:
+            return tokens
+        if tokens.size is None:
+            tokens = dataclasses.replace(tokens, size=jnp.ones(tokens.positions.shape, jnp.float32))
+        slots = tokens.patch_slots()
+        heirs = _heirs(jnp.take_along_axis(tokens.x, slots[:, :, None], axis=1), count - keep)
+        stays = heirs == jnp.arange(count, dtype=jnp.int32)[None, :]
+        order = jnp.argsort(jnp.logical_not(stays), axis=1, stable=True)
+        kept, gone = order[:, :keep], order[:, keep:]  # each in the order of the scan
+        rank = jnp.cumsum(stays, axis=1, dtype=jnp.int32) - 1  # among those that stay
+        heirs = jnp.take_along_axis(rank, heirs, axis=1)
+
+        # From places among the patch tokens to slots along L, where the class token is too.
+        kept_slots, gone_slots = (jnp.take_along_axis(slots, part, axis=1) for part in (kept, gone))
+        after = tokens.keep(kept_slots, condensed=self.alignment == "none")
+        others = dataclasses.replace(tokens, cls_index=None).keep(gone_slots, condensed=False)
+        into = jnp.take_along_axis(after.patch_slots(), jnp.take_along_axis(heirs, gone, axis=1), axis=1)
+        source = heirs if tokens.source is None else jnp.take_along_axis(heirs, tokens.source, axis=1)
+        return dataclasses.replace(_absorbed(after, others, into), source=source)
+
+
+def _heirs(x: Float[Array, "B K D"], count: int) -> Int[Array, "B K"]:
+    """For each patch token the one that stands for it once `count` are merged: itself, or its target."""
+    x = jax.lax.stop_gradient(x).astype(jnp.float32)
+    norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
+    direction = x / jnp.where(norm > 0, norm, jnp.ones_like(norm))
+    alike = jnp.einsum("bsd,btd->bst", direction[:, ::2], direction[:, 1::2], precision=HIGHEST)
+    best_first = jnp.argsort(jnp.max(alike, axis=-1), axis=1, stable=True, descending=True)
+    rank = jnp.argsort(best_first, axis=1)  # of each source
+    target = 2 * jnp.argmax(alike, axis=-1).astype(jnp.int32) + 1
+    rank, target = (jnp.repeat(of_pair, 2, axis=1)[:, : x.shape[1]] for of_pair in (rank, target))
+    token = jnp.arange(x.shape[1], dtype=jnp.int32)[None, :]
+    return jnp.where((token % 2 == 0) & (rank < count), target, token)
+
+
+def _absorbed(tokens: Tokens, others: Tokens, into: Slots) -> Tokens:
+    """`tokens`, each the mean of itself and those of `others` that go `into` its slot; sums in float32.
+
+    A product with a one-hot matrix, because a scatter adds in an order of its own.
+    """
+    assert tokens.size is not None and others.size is not None
+    brought = jax.nn.one_hot(into, tokens.size.shape[1], dtype=jnp.float32) * others.size[:, :, None]
+    size = tokens.size + jnp.sum(brought, axis=1)
+    own, shares = tokens.size / size, brought / size[:, None, :]  # own is exactly 1 where nothing comes
+
+    def mean(x: Embedded | None, other: Float[Array, "B K D"] | None) -> Embedded | None:
+        if x is None or other is None:
+            return None
+        added = jnp.einsum("bkl,bkd->bld", shares, other.astype(jnp.float32), precision=HIGHEST)
+        return (x.astype(jnp.float32) * own[:, :, None] + added).astype(x.dtype)
+
+    x = mean(tokens.x, others.x)
+    assert x is not None
+    return dataclasses.replace(tokens, x=x, residual=mean(tokens.residual, others.residual), size=size)
