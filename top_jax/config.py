@@ -76,14 +76,26 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PruningConfig:
-    """Arguments of `top_jax.Pruning`; no `after_blocks` is the dense model."""
+    """Arguments of `top_jax.pruning.make_reduction`; no `after_blocks` is the dense model.
 
+    None keeps the method's own value; a setting that the method does not have is an error.
+    """
+
+    method: str = "top"  # "top" (and its ablations), "evit" or "merge": top_jax.pruning.METHODS
     after_blocks: tuple[int, ...] = ()  # 1-based: 5 prunes after the fifth block
     keep_ratio: tuple[float, ...] = ()  # one for all prunes, or one per prune
-    score: str = "clip"
-    alignment: str = "hold"
-    order: str = "position"
-    seed: int = 0  # of the control score "random"
+    score: str | None = None
+    alignment: str | None = None
+    order: str | None = None
+    fuse: bool | None = None
+    seed: int | None = None  # of the control score "random"
+
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments for `make_reduction`; a single keep ratio stands for all prunes."""
+        chosen = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        if len(self.keep_ratio) == 1:
+            chosen["keep_ratio"] = self.keep_ratio[0]
+        return chosen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,19 @@ from pathlib import Path
 import pytest
 
 from top_jax.config import PruningConfig, RunConfig
-from top_jax.models import abstract_model
-from top_jax.training.checkpoints import make_pruning
+from top_jax.evaluation.flops import count_macs
+from top_jax.models import abstract_model, model_config
+from top_jax.pruning import make_reduction
 
 FOLDER = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
-PRUNED = [name for name in NAMES if name.endswith("_top")]
+PRUNED = [name for name in NAMES if name.endswith(("_top", "_evit"))]
+# The paper's Table "ImageNet-1K", in our files' names.
+TABLE = [
+    *(f"{model}{kind}" for model in ("vim_t", "vim_s") for kind in ("", "_evit", "_top")),
+    *(f"plain_mamba_l{size}{kind}" for size in (1, 2, 3) for kind in ("", "_evit", "_top")),
+    *(f"deit_{size}{kind}" for size in "tsb" for kind in ("", "_evit")),
+]
 
 
 def load(name):
@@ -29,7 +36,7 @@ def read(name):
 
 def test_all_are_there():
     dense = {"vim_t", "vim_s", "vim_b", "vim_cifar10", "vim_digits"}
-    assert set(NAMES) >= dense | {f"{name}_top" for name in dense}
+    assert set(NAMES) == dense | {f"{name}_top" for name in dense} | set(TABLE)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,22 +51,46 @@ def test_says_what_it_is(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_builds(name):
     config = read(name)
-    model = abstract_model(config.model.name, pruning=make_pruning(config.pruning), **config.model.overrides())
+    pruning = make_reduction(**config.pruning.settings())
+    model = abstract_model(config.model.name, pruning=pruning, **config.model.overrides())
     assert model.config.num_classes == config.model.num_classes
     assert model.pruning.after_blocks == config.pruning.after_blocks
-    assert bool(config.pruning.after_blocks) == name.endswith("_top")
+    assert bool(config.pruning.after_blocks) == (name in PRUNED)
 
 
 @pytest.mark.parametrize("name", PRUNED)
 def test_pruned_twin(name):
     """The dense run's weights fit, and only pruning tells the two models apart."""
-    pruned, dense = read(name), read(name.removesuffix("_top"))
+    pruned, dense = read(name), read(name.removesuffix("_top").removesuffix("_evit"))
     assert dense.pruning == PruningConfig()
     assert dataclasses.replace(pruned.model, drop_path=None) == dataclasses.replace(dense.model, drop_path=None)
     recipe = ("train_transform", "min_area", "shift", "flip")
     assert {k: v for k, v in dataclasses.asdict(pruned.data).items() if k not in recipe} == {
         k: v for k, v in dataclasses.asdict(dense.data).items() if k not in recipe
     }
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "GMACs" in (load(name).__doc__ or "")])
+def test_the_docstring_counts_right(name):
+    """ "196 -> 157, 3.59 of 5.07 GMACs" is what the model costs."""
+    config, text = read(name), load(name).__doc__
+    pruning = make_reduction(**config.pruning.settings())
+    sizes = model_config(config.model.name, **config.model.overrides())
+    cost, dense = count_macs(sizes, pruning), count_macs(sizes)
+    got, *whole = re.search(r"([\d.]+)(?: of ([\d.]+))? GMACs", text).groups()
+    digits = len(got.partition(".")[2])
+    assert got == f"{cost.gmacs('published'):.{digits}f}"
+    assert whole in ([None], [f"{dense.gmacs('published'):.{digits}f}"])
+    if stages := re.search(r"[Tt]okens (\d+(?: -> [\d+]+)+)", text):
+        counts = [sum(map(int, stage.split("+"))) for stage in stages[1].split(" -> ")]
+        assert counts == [sizes.num_patches, *pruning.keep_counts(sizes.num_patches, sizes.depth).values()]
+
+
+def test_the_baseline_is_the_naive_way():
+    for name in ("vim_t", "vim_s", "plain_mamba_l1", "plain_mamba_l2", "plain_mamba_l3"):
+        baseline, ours = (make_reduction(**read(f"{name}_{kind}").pruning.settings()) for kind in ("evit", "top"))
+        assert (baseline.alignment, baseline.order, ours.alignment) == ("none", "score", "hold")
+        assert baseline.keep_counts(196, 24) == ours.keep_counts(196, 24)
 
 
 def test_the_papers_schedule():

@@ -39,12 +39,14 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path) -> dict[str, Any]:
     from top_jax.evaluation.accuracy import evaluate_model
     from top_jax.evaluation.flops import count_macs
     from top_jax.models import abstract_model
-    from top_jax.training.checkpoints import fill, make_pruning
+    from top_jax.pruning import make_reduction
+    from top_jax.training.checkpoints import fill
     from top_jax.training.weights import checkpoint_weights
 
     source = open_source(config.data, train=False)
     weights = checkpoint_weights(checkpoint, config.model, which=_WHICH.value, ema=_EMA.value)
-    shapes = abstract_model(config.model.name, pruning=make_pruning(config.pruning), **config.model.overrides())
+    pruning = make_reduction(**config.pruning.settings())
+    shapes = abstract_model(config.model.name, pruning=pruning, **config.model.overrides())
     model = fill(shapes, weights)
     with runner.progress(f"evaluating on {source.name}", len(source)) as advance:
         result = evaluate_model(

@@ -12,13 +12,28 @@ The alignment says what a pruned position q did to the scan's state, and so what
             h_i = exp((delta_i + gap_i delta_{i-1}) A) h_{i-1} + delta_i B_i u_i
 
 The data flows schedule -> evidence -> score -> select, between two blocks, in one file per method: `Pruning` is ToP and
-its ablations (top.py). All of them are a `Reduction`: Python ints that say where and how many, and a
-call that maps `Tokens` to fewer `Tokens`.
+its ablations (top.py), `Evit` fuses what it drops (evit.py), `Merging` is ToMe's and R-MeeTo's (merging.py). All of
+them are a `Reduction`: Python ints that say where and how many, and a call that maps `Tokens` to fewer `Tokens`.
 """
 
+from top_jax.pruning.evit import Evit
+from top_jax.pruning.merging import Merging
+from top_jax.pruning.methods import METHODS, make_reduction
 from top_jax.pruning.reduction import Reduction
 from top_jax.pruning.score import SCAN_EVIDENCE, Evidence, mean_time_step, scan_evidence
 from top_jax.pruning.tokens import Tokens
 from top_jax.pruning.top import Pruning
 
-__all__ = ["SCAN_EVIDENCE", "Evidence", "Pruning", "Reduction", "Tokens", "mean_time_step", "scan_evidence"]
+__all__ = [
+    "METHODS",
+    "SCAN_EVIDENCE",
+    "Evidence",
+    "Evit",
+    "Merging",
+    "Pruning",
+    "Reduction",
+    "Tokens",
+    "make_reduction",
+    "mean_time_step",
+    "scan_evidence",
+]

@@ -19,11 +19,11 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from top_jax.config import ModelConfig, PruningConfig
+from top_jax.config import ModelConfig
 from top_jax.errors import InputError, RunError
 from top_jax.models import Backbone, abstract_model
 from top_jax.models.weights import Weights, split_weights, weights_of
-from top_jax.pruning import Pruning
+from top_jax.pruning import make_reduction
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.state import TrainState
 
@@ -143,7 +143,8 @@ def load_checkpoint(path: str | Path, which: str = "best", ema: bool | None = No
     """
     run = RunDirectory(path)
     config = run.read_config()
-    model = abstract_model(config.model.name, pruning=make_pruning(config.pruning), **config.model.overrides())
+    pruning = make_reduction(**config.pruning.settings())
+    model = abstract_model(config.model.name, pruning=pruning, **config.model.overrides())
     return fill(model, read_weights(run, which, ema))
 
 
@@ -182,14 +183,6 @@ def abstract_weights(config: ModelConfig) -> Weights:
     shapes = weights_of(abstract_model(config.name, **config.overrides()))
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes)
-
-
-def make_pruning(config: PruningConfig) -> Pruning:
-    """The schedule of a run's config; a single keep ratio stands for all prunes."""
-    settings = dataclasses.asdict(config)
-    if len(config.keep_ratio) == 1:
-        settings["keep_ratio"] = config.keep_ratio[0]
-    return Pruning(**settings)
 
 
 def fill(model: Backbone, weights: Weights) -> Backbone:

@@ -11,8 +11,8 @@ from top_jax.config import RunConfig
 from top_jax.data import Batches, Source, eval_batches, open_source, train_batches
 from top_jax.errors import InputError
 from top_jax.models import Backbone, abstract_model
+from top_jax.pruning import make_reduction
 from top_jax.sharding import check_divisible, data_parallel
-from top_jax.training.checkpoints import make_pruning
 from top_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
 
@@ -52,7 +52,8 @@ def make_plan(config: RunConfig) -> Plan:
     Raises:
         InputError: anything that does not fit.
     """
-    model = abstract_model(config.model.name, pruning=make_pruning(config.pruning), **config.model.overrides())
+    pruning = make_reduction(**config.pruning.settings())
+    model = abstract_model(config.model.name, pruning=pruning, **config.model.overrides())
     train_source, eval_source = (open_source(config.data, train=train) for train in (True, False))
     for source in (train_source, eval_source):
         if source.num_classes != config.model.num_classes:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Final
 
+from top_jax.evaluation.flops.deit import DEIT
 from top_jax.evaluation.flops.parts import Parts
 from top_jax.evaluation.flops.plain_mamba import PLAIN_MAMBA
 from top_jax.evaluation.flops.vim import VIM
-from top_jax.models import PlainMambaConfig, VimConfig
+from top_jax.models import DeitConfig, PlainMambaConfig, VimConfig
 from top_jax.pruning import Pruning, Reduction
 
 CONVENTIONS: Final = ("published", "all_directions")
-PARTS: Final[dict[type, Parts]] = {VimConfig: VIM, PlainMambaConfig: PLAIN_MAMBA}
+PARTS: Final[dict[type, Parts]] = {VimConfig: VIM, PlainMambaConfig: PLAIN_MAMBA, DeitConfig: DEIT}
 
 
 @dataclasses.dataclass(frozen=True)

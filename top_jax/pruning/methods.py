@@ -1,0 +1,28 @@
+"""Names of the ways to reduce tokens, as configs use them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Final
+
+from top_jax.errors import InputError
+from top_jax.pruning.evit import Evit
+from top_jax.pruning.merging import Merging
+from top_jax.pruning.reduction import Reduction
+from top_jax.pruning.top import Pruning
+
+METHODS: Final[dict[str, type[Reduction]]] = {"top": Pruning, "evit": Evit, "merge": Merging}
+
+
+def make_reduction(method: str, **settings: Any) -> Reduction:
+    """The method of that name.
+
+    Raises:
+        InputError: an unknown method, a setting that it does not have, or a value out of range.
+    """
+    if method not in METHODS:
+        raise InputError(f"pruning method {method!r} is unknown; choose one of {', '.join(METHODS)}.")
+    known = [field.name for field in dataclasses.fields(METHODS[method]) if field.init]
+    if unknown := sorted(set(settings) - set(known)):
+        raise InputError(f"pruning method {method!r} has no setting {unknown[0]!r}; it has {', '.join(known)}.")
+    return METHODS[method](**settings)
