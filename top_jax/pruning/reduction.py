@@ -109,5 +109,6 @@ class Reduction(abc.ABC):
         """Raises InputError unless blocks that offer this evidence will do."""
         if self.after_blocks and self.evidence is not None and self.evidence not in (*offered, *CONTROLS):
             raise InputError(
-                f"score={self.evidence!r}: this model's blocks give only {', '.join((*offered, *CONTROLS))}."
+                f"score={self.evidence!r}: this model's blocks give only {', '.join((*offered, *CONTROLS))}; "
+                "choose one of these."
             )

@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from top_jax.typing import Array, ClassIndex, Embedded, Int, PerToken, Positions, Slots
+from top_jax.typing import Array, ClassIndex, Embedded, Float, Int, PerToken, Positions, Slots
 
 ClassHome = Literal["middle", "first"]
 """Where the class token sits among the tokens of an image of which nothing is pruned."""
@@ -66,6 +66,29 @@ class Tokens:
         if condensed:
             return self._take(*_class_at_home(kept, self.cls_index, self.cls_home))
         return self._take(*_class_in_its_place(kept, self.cls_index))
+
+    def append(
+        self, x: Float[Array, "B D"], residual: Float[Array, "B D"] | None, size: Float[Array, " B"] | None
+    ) -> Tokens:
+        """With one more token at the end, which stands for no place of the image: its position is -1.
+
+        Args:
+            x: `[B, D]` its hidden state.
+            residual: `[B, D]` its residual stream, where there is one.
+            size: `[B]` patches that went into it, where sizes are kept.
+        """
+
+        def end(array: Array | None, new: Array | None) -> Array | None:
+            if array is None or new is None:
+                return None
+            return jnp.concatenate([array, new[:, None].astype(array.dtype)], axis=1)
+
+        nowhere = jnp.full((self.positions.shape[0],), -1, jnp.int32)
+        longer, positions = end(self.x, x), end(self.positions, nowhere)
+        assert longer is not None and positions is not None
+        return dataclasses.replace(
+            self, x=longer, residual=end(self.residual, residual), positions=positions, size=end(self.size, size)
+        )
 
     def _take(self, slots: Slots, cls_index: ClassIndex | None) -> Tokens:
         def take(array: Array | None) -> Array | None:

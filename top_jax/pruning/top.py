@@ -8,10 +8,8 @@ import jax.numpy as jnp
 
 from top_jax.errors import InputError
 from top_jax.pruning.reduction import Reduction
-from top_jax.pruning.score import SCORES, Evidence, best_patches, token_scores
+from top_jax.pruning.score import Evidence, best_patches, check_ranking, token_scores
 from top_jax.pruning.tokens import Tokens
-
-ORDERS = ("position", "score")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,8 +18,9 @@ class Pruning(Reduction):
 
     Attributes:
         after_blocks, keep_ratio, alignment: as in `Reduction`.
-        score: what ranks the tokens: `clip` (the paper's), `noclip`, `l1`, `l2`; `delta` (MTR's); `attention` (DeiT
-            only); or a control: `random`, `uniform`.
+        score: what ranks the tokens: `clip` (the paper's), `noclip`, `l1`, `l2`; `delta` (MTR's score,
+            without the rest of MTR: `scan_evidence` says why); `attention` (DeiT only); or a control: `random`,
+            `uniform`.
         order: `position` keeps the survivors in scan order; `score` leaves them best first, as EViT does, and is
             only for the baseline `alignment="none"`.
         seed: of the control `random`.
@@ -38,10 +37,7 @@ class Pruning(Reduction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.score not in SCORES:
-            raise InputError(f"score={self.score!r} is unknown; choose one of {', '.join(SCORES)}.")
-        if self.order not in ORDERS:
-            raise InputError(f"order={self.order!r} is unknown; choose one of {', '.join(ORDERS)}.")
+        check_ranking(self.score, self.order)
         if self.order == "score" and self.alignment != "none":
             raise InputError(
                 f"order='score' with alignment={self.alignment!r}: an aligned scan needs its tokens in scan order; "

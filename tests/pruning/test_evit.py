@@ -1,0 +1,211 @@
+"""`Evit` on tokens: against the method written out in NumPy, for any scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from top_jax.errors import InputError
+from top_jax.pruning import Evit, Pruning, Tokens
+
+BATCH, PATCHES, WIDTH = 3, 8, 2
+NUMBER = st.floats(0, 1, width=32, allow_subnormal=False)
+SCORES = st.lists(st.one_of(st.sampled_from([0.0, 0.5]), NUMBER), min_size=BATCH * 9, max_size=BATCH * 9)
+few = hypothesis.settings(deadline=None, max_examples=15, derandomize=True)
+
+
+def tokens(home: str | None, size: bool = False) -> Tokens:
+    """Tokens of random states, the class token where `home` says (None: there is none)."""
+    rng = np.random.default_rng(0)
+    length = PATCHES + (home is not None)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    return Tokens(
+        x=draw(BATCH, length, WIDTH),
+        residual=draw(BATCH, length, WIDTH),
+        positions=jnp.tile(jnp.arange(length, dtype=jnp.int32)[None], (BATCH, 1)),
+        cls_index=None if home is None else jnp.full((BATCH,), {"first": 0, "middle": 4}[home], jnp.int32),
+        size=jnp.asarray(rng.integers(1, 5, (BATCH, length)), jnp.float32) if size else None,
+        cls_home=home or "middle",
+    )
+
+
+def evidence(scores, length: int) -> jax.Array:
+    return jnp.asarray(np.asarray(scores, np.float32).reshape(BATCH, -1)[:, :length])
+
+
+@functools.cache
+def compiled(keep_ratio: float, **settings):
+    evit = Evit(after_blocks=(1, 2), keep_ratio=keep_ratio, **settings)
+    keep = evit.kept(PATCHES, keep_ratio)
+    return jax.jit(lambda tokens, score: evit(tokens, {evit.score: score}, block=1, keep=keep))
+
+
+def expected(before: Tokens, scores, best: int, evit: Evit) -> dict[str, np.ndarray]:
+    """x, residual, positions and size of one image at a time, in float64."""
+    made = {"x": [], "residual": [], "positions": [], "size": []}
+    for image in range(BATCH):
+        cls = None if before.cls_index is None else int(before.cls_index[image])
+        patches = [slot for slot in range(before.x.shape[1]) if slot != cls]
+        row = np.asarray(scores[image], np.float64)
+        ranked = sorted(patches, key=lambda slot: -row[slot])  # stable: of equals the earlier
+        kept, dropped = ranked[:best], ranked[best:]
+        kept = kept if evit.order == "score" else sorted(kept)
+        size = np.ones(len(row)) if before.size is None else np.asarray(before.size[image], np.float64)
+        weights = row[dropped] if evit.score == "attention" else size[dropped] / size[dropped].sum()
+        place = None if cls is None else 0 if before.cls_home == "first" else (best + evit.fuse) // 2
+        for name, column in (("x", before.x), ("residual", before.residual), ("positions", before.positions)):
+            values = np.asarray(column[image], np.float64)
+            rest = [-1.0] if name == "positions" else [weights @ values[dropped]]
+            line = [*values[kept], *(rest if evit.fuse else [])]
+            made[name].append(line if place is None else [*line[:place], values[cls], *line[place:]])
+        line = [*size[kept], *([size[dropped].sum()] if evit.fuse else [])]
+        made["size"].append(line if place is None else [*line[:place], size[cls], *line[place:]])
+    return {name: np.asarray(rows) for name, rows in made.items()}
+
+
+@pytest.mark.parametrize(
+    "home, size, settings",
+    [
+        ("first", False, dict()),
+        ("first", True, dict(order="position")),
+        ("middle", False, dict(score="clip")),
+        ("middle", True, dict(score="clip", fuse=False)),
+        (None, True, dict(score="clip", order="position")),
+    ],
+)
+@few
+@hypothesis.given(scores=SCORES, keep=st.sampled_from([(0.1, 1), (0.5, 4), (0.8, 7)]))
+def test_against_numpy(home, size, settings, scores, keep):
+    ratio, best = keep
+    before = tokens(home, size)
+    score = evidence(scores, before.x.shape[1])
+    after = compiled(ratio, **settings)(before, score)
+    want = expected(before, score, best, Evit(**settings))
+    for name in ("x", "residual"):
+        np.testing.assert_allclose(getattr(after, name), want[name], atol=2e-6)
+    np.testing.assert_array_equal(after.positions, want["positions"])
+    if size:
+        np.testing.assert_array_equal(after.size, want["size"])
+    else:
+        assert after.size is None
+    if home is not None:
+        place = 0 if home == "first" else after.num_patches // 2
+        np.testing.assert_array_equal(after.cls_index, place)
+        np.testing.assert_array_equal(after.x[:, place], before.x[:, 0 if home == "first" else 4])
+
+
+def test_counts():
+    evit = Evit(after_blocks=(4, 7, 10), keep_ratio=0.7)
+    assert evit.keep_counts(196, 12) == {4: 139, 7: 99, 10: 71}  # officially 138 + 1, 98 + 1, 70 + 1
+    assert dataclasses.replace(evit, fuse=False).keep_counts(196, 12) == {4: 138, 7: 97, 10: 68}
+    assert dataclasses.replace(evit, keep_ratio=1.0).keep_counts(196, 12) == {4: 196, 7: 196, 10: 196}
+    assert evit.kept(10, 0.95) == 10 and evit.kept(10, 0.9) == 10 and evit.kept(10, 0.8) == 9
+    assert evit.kept(100, 0.55) == 56  # 55 and one: no token more for a rounding error
+    assert Evit(fuse=False).kept(100, 0.55) == 55
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_no_token_left(fuse):
+    with pytest.raises(InputError, match="leaves none of 4 tokens after block 1"):
+        Evit(after_blocks=(1,), keep_ratio=1e-8, fuse=fuse).keep_counts(4, 6)
+
+
+@pytest.mark.parametrize("settings", [dict(keep_ratio=1.0), dict(keep_ratio=0.9), dict(keep_ratio=1.0, fuse=False)])
+def test_a_ratio_that_keeps_everything_returns_the_tokens(settings):
+    """Also their order, which the scores would change."""
+    before = tokens("first")
+    evit = Evit(after_blocks=(1,), **settings)
+    assert evit(before, {"attention": before.x[:, :, 0]}, block=1, keep=PATCHES) is before
+
+
+def test_all_but_one_is_not_all():
+    """7 stay and the eighth, fused with none, becomes itself times its attention."""
+    before, score = tokens("first"), jnp.tile(jnp.arange(9, dtype=jnp.float32)[None] / 9, (BATCH, 1))
+    after = Evit(after_blocks=(1,), keep_ratio=0.8)(before, {"attention": score}, block=1, keep=8)
+    np.testing.assert_array_equal(after.positions[0], [0, 8, 7, 6, 5, 4, 3, 2, -1])
+    np.testing.assert_allclose(after.x[:, -1], before.x[:, 1] / 9, rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["score", "position"])
+def test_the_fused_token_is_a_candidate_like_any_other(order):
+    evit = Evit(after_blocks=(1, 2), keep_ratio=0.5, order=order)
+    first = evit(tokens("first"), {"attention": jnp.full((BATCH, 9), 0.1)}, block=1, keep=5)  # 1, 2, 3, 4, fused
+    np.testing.assert_array_equal(first.positions, [[0, 1, 2, 3, 4, -1]] * BATCH)
+    liked = jnp.asarray([[0.0, 0.1, 0.2, 0.3, 0.25, 0.9]] * BATCH)
+    kept = evit(first, {"attention": liked}, block=2, keep=4)  # 3 of 5, and a new one of the first two
+    np.testing.assert_array_equal(kept.positions[0], [0, -1, 3, 4, -1] if order == "score" else [0, 3, 4, -1, -1])
+    np.testing.assert_array_equal(kept.x[:, 1 if order == "score" else 3], first.x[:, 5])
+    np.testing.assert_allclose(kept.x[:, 4], 0.1 * first.x[:, 1] + 0.2 * first.x[:, 2], atol=1e-6)
+    gone = evit(first, {"attention": liked.at[:, 5].set(0.05)}, block=2, keep=4)
+    np.testing.assert_array_equal(gone.positions[0], [0, 3, 4, 2, -1] if order == "score" else [0, 2, 3, 4, -1])
+    np.testing.assert_allclose(gone.x[:, 4], 0.1 * first.x[:, 1] + 0.05 * first.x[:, 5], atol=1e-6)
+
+
+def test_gradients_reach_what_was_fused_and_its_weights():
+    """As officially: the attention that weighs the others is not cut off."""
+    before, run = tokens("first"), compiled(0.5)
+    score = jnp.asarray(np.random.default_rng(1).uniform(size=(BATCH, 9)), jnp.float32)
+
+    def fused(x, score):
+        return jnp.sum(run(dataclasses.replace(before, x=x), score).x[:, -1])
+
+    by_x, by_score = jax.grad(fused, argnums=(0, 1))(before.x, score)
+    worst = np.argsort(np.asarray(score)[:, 1:], axis=1)[:, :4] + 1
+    for image, dropped in enumerate(worst):
+        np.testing.assert_allclose(by_score[image, dropped], before.x[image, dropped].sum(-1), rtol=1e-5)
+        np.testing.assert_allclose(by_x[image, dropped], np.tile(score[image, dropped][:, None], 2), rtol=1e-6)
+        assert np.count_nonzero(by_score[image]) == 4 and np.count_nonzero(by_x[image, :, 0]) == 4
+
+
+def test_controls_rank_as_in_top_and_fuse_the_mean():
+    before = tokens("first")
+    settings = dict(after_blocks=(1,), keep_ratio=0.5, score="random", seed=3)
+    after = Evit(**settings, order="position")(before, {}, block=1, keep=5)
+    top = Pruning(**settings)(before, {}, block=1, keep=4)
+    np.testing.assert_array_equal(after.positions[:, :-1], top.positions)
+    dropped = [slot for slot in range(9) if slot not in top.positions[0].tolist()]
+    np.testing.assert_allclose(after.x[:, -1], np.asarray(before.x)[:, dropped].mean(1), atol=1e-6)
+    other = Evit(**{**settings, "seed": 4}, order="position")(before, {}, block=1, keep=5)
+    assert (other.positions != after.positions).any()
+    Evit(after_blocks=(1, 2), keep_ratio=0.5, score="random")(after, {}, block=2, keep=4)  # position -1 draws too
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(score="best"), "score='best' is unknown; choose one of clip, .*attention, random, uniform"),
+        (dict(order="best"), "order='best' is unknown; choose one of position, score"),
+        (dict(after_blocks=(5, 3)), "increasing block numbers"),
+        (dict(after_blocks=(5,), keep_ratio=0.0), r"keep_ratio=0.0; needed: a share in \(0, 1\]"),
+    ],
+)
+def test_refused_settings(settings, message):
+    with pytest.raises(InputError, match=message):
+        Evit(**settings)
+
+
+def test_a_scan_reads_a_smaller_image():
+    assert Evit().alignment == "none"
+    with pytest.raises(TypeError, match="alignment"):
+        Evit(alignment="hold")
+
+
+@pytest.mark.parametrize(
+    "score, offered, message",
+    [
+        ("attention", ("clip", "l1"), "score='attention': .* only clip, l1, random, uniform; choose one of these"),
+        ("clip", ("attention",), "score='clip': .* give only attention, random, uniform; choose one of these"),
+    ],
+)
+def test_evidence_that_a_model_does_not_give(score, offered, message):
+    Evit(score=score).check_evidence(offered)  # the dense model needs none
+    Evit(after_blocks=(1,), keep_ratio=0.5, score="random").check_evidence(offered)
+    with pytest.raises(InputError, match=message):
+        Evit(after_blocks=(1,), keep_ratio=0.5, score=score).check_evidence(offered)

@@ -1,0 +1,146 @@
+"""DeiT, arXiv 2012.12877, with token reduction inside its blocks: the transformer that EViT and ToMe are measured on.
+
+    images -> class token + patches + position -> [attention -> reduce -> MLP] * depth -> norm -> class token -> head
+
+Source: facebookresearch/deit (timm 0.3.2's `VisionTransformer`), and youweiliang/evit, evit.py, for the place of the
+reduction: between a block's attention and its MLP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from top_jax.models import initializers as init
+from top_jax.models.backbone import Backbone, Block
+from top_jax.models.deit_config import DeitConfig
+from top_jax.models.features import Features
+from top_jax.models.layers import DropPath, PatchEmbed, layer_norm
+from top_jax.pruning import Evidence, Reduction, Tokens
+from top_jax.typing import Array, Embedded, Float, Images, PerToken
+
+
+class Attention(nnx.Module):
+    """Softmax attention of every token to every token.
+
+    Written out rather than left to `jax.nn.dot_product_attention`, which does not give the class token's row.
+    """
+
+    def __init__(self, config: DeitConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.qkv = _linear(config.embed_dim, 3 * config.embed_dim, config, rngs)
+        self.proj = _linear(config.embed_dim, config.embed_dim, config, rngs)
+
+    def __call__(self, x: Embedded, size: PerToken | None) -> tuple[Embedded, PerToken]:
+        """Mixes `[B, L, D]`, normed.
+
+        Args:
+            x: the class token first.
+            size: float32 `[B, L]` patches that each token stands for, or None for one each. A token of n patches
+                draws the attention of n equal ones: log n is added to the logits (arXiv 2210.09461, section 3).
+
+        Returns:
+            `[B, L, D]`, and float32 `[B, L]`: the class token's attention to each token, averaged over the heads.
+        """
+        q, k, v = rearrange(self.qkv(x), "b l (qkv h d) -> qkv b h l d", qkv=3, h=self.config.num_heads)
+        logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) * self.config.head_dim**-0.5
+        if size is not None:
+            logits = logits + jnp.log(size)[:, None, None, :]
+        weights = jax.nn.softmax(logits, axis=-1)
+        mixed = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v)
+        return self.proj(rearrange(mixed, "b h l d -> b l (h d)")), jnp.mean(weights[:, :, 0], axis=1)
+
+
+class Mlp(nnx.Module):
+    """Linear -> exact GELU -> Linear."""
+
+    def __init__(self, config: DeitConfig, *, rngs: nnx.Rngs):
+        self.fc1 = _linear(config.embed_dim, config.mlp_dim, config, rngs)
+        self.fc2 = _linear(config.mlp_dim, config.embed_dim, config, rngs)
+
+    def __call__(self, x: Embedded) -> Embedded:
+        """`[B, L, D]`, each token by itself."""
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+class DeitBlock(Block):
+    """x + attention(LayerNorm(x)), a reduction where there is one, x + MLP(LayerNorm(x))."""
+
+    def __init__(self, config: DeitConfig, index: int, *, rngs: nnx.Rngs):
+        self.config = config
+        rate = config.drop_path_rate(index)
+        self.norm1 = layer_norm(config.embed_dim, 1e-6, rngs)
+        self.attn = Attention(config, rngs=rngs)
+        self.drop_path1 = DropPath(rate, 2 * index)
+        self.norm2 = layer_norm(config.embed_dim, 1e-6, rngs)
+        self.mlp = Mlp(config, rngs=rngs)
+        self.drop_path2 = DropPath(rate, 2 * index + 1)
+
+    def mix(self, tokens: Tokens, paths: None, keys: jax.Array | None) -> tuple[Tokens, Evidence]:
+        """The attention; attention needs no paths."""
+        mixed, attention = self.attn(self.norm1(tokens.x).astype(self.config.dtype), tokens.size)
+        x = tokens.x + self.drop_path1(mixed, keys).astype(jnp.float32)
+        return dataclasses.replace(tokens, x=x), {"attention": attention}
+
+    def transform(self, tokens: Tokens, keys: jax.Array | None) -> Tokens:
+        """The MLP."""
+        made = self.mlp(self.norm2(tokens.x).astype(self.config.dtype))
+        return dataclasses.replace(tokens, x=tokens.x + self.drop_path2(made, keys).astype(jnp.float32))
+
+
+class Deit(Backbone):
+    """A DeiT classifier, the one without a distillation token."""
+
+    EVIDENCE: ClassVar = ("attention",)
+
+    def __init__(self, config: DeitConfig, pruning: Reduction | None = None, *, rngs: nnx.Rngs):
+        super().__init__(config, pruning)
+        width = config.embed_dim
+        self.patch_embed = PatchEmbed(
+            width,
+            config.patch_size,
+            config.patch_size,
+            dtype=config.dtype,
+            kernel_init=init.uniform_fan_in_conv,
+            bias_init=init.uniform((3 * config.patch_size**2) ** -0.5),
+            rngs=rngs,
+        )
+        self.cls_token = nnx.Param(init.trunc_normal(rngs.params(), (1, 1, width)))
+        self.pos_embed = nnx.Param(init.trunc_normal(rngs.params(), (1, config.num_patches + 1, width)))
+        self.blocks = nnx.List([DeitBlock(config, i, rngs=rngs) for i in range(config.depth)])
+        self.norm = layer_norm(width, 1e-6, rngs)
+        self.head = _linear(width, config.num_classes, config, rngs)
+
+    def embed(self, images: Images) -> Tokens:
+        """The class token, then the patches, with their position embedding; the stream is float32."""
+        x = self.patch_embed(images).astype(jnp.float32)
+        batch, _, width = x.shape
+        cls = jnp.broadcast_to(self.cls_token[...], (batch, 1, width))
+        x = jnp.concatenate([cls, x], axis=1) + self.pos_embed[...]
+        places = jnp.arange(x.shape[1], dtype=jnp.int32)[None, :]
+        return Tokens(
+            x=x,
+            residual=None,
+            positions=jnp.broadcast_to(places, x.shape[:2]),
+            cls_index=jnp.zeros((batch,), jnp.int32),
+            cls_home="first",
+        )
+
+    def normalised(self, tokens: Tokens, keys: jax.Array | None) -> Embedded:
+        """The final norm."""
+        return self.norm(tokens.x)
+
+    def pool(self, features: Features) -> Float[Array, "B D"]:
+        """The class token."""
+        assert features.cls is not None  # every DeiT has one
+        return features.cls
+
+
+def _linear(inputs: int, outputs: int, config: DeitConfig, rngs: nnx.Rngs) -> nnx.Linear:
+    """A projection computed in the model's dtype."""
+    return nnx.Linear(inputs, outputs, dtype=config.dtype, kernel_init=init.trunc_normal, rngs=rngs)

@@ -1,0 +1,100 @@
+"""EViT: keep the tokens that the class token attends to, and fuse the others into one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from top_jax.pruning.reduction import Reduction
+from top_jax.pruning.score import Evidence, best_patches, check_ranking, token_scores
+from top_jax.pruning.tokens import Tokens
+from top_jax.typing import Array, Embedded, Float, PerToken, Slots
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evit(Reduction):
+    """EViT on DeiT; with a scan's score, the same naive way on ViM and PlainMamba.
+
+    The best tokens stay, best first, and one fused token made of all others follows them. It stands for no place of
+    the image (position -1) and is a candidate like any other at the next reduction. A scan reads what is left as a
+    smaller image: the alignment is `none`.
+
+    The fused token is the sum of the others weighted by the attention they got, not normalised, as officially. Only
+    attention gives such weights, which sum to less than one and say how much the class token saw of each; a
+    scan's score is no share of anything, so with any other score the fused token is the mean of the others, over the
+    patches they stand for.
+
+    Attributes:
+        after_blocks, keep_ratio: as in `Reduction`. The paper's after_blocks=(4, 7, 10) with keep_ratio=0.7 leaves
+            139, 99 and 71 of 196 tokens, each time counting the fused one. A ratio that keeps every token changes
+            nothing.
+        score: what ranks the tokens: `attention` (DeiT), or one of `Pruning`'s.
+        fuse: make the fused token; without it the others are dropped.
+        order: `score` leaves the survivors best first, as officially; `position` in the order they had.
+        seed: of the control `random`.
+
+    Raises:
+        InputError: a value outside these ranges.
+
+    Source: arXiv 2202.07800; youweiliang/evit, evit.py, `Block.forward`.
+    """
+
+    alignment: str = dataclasses.field(default="none", init=False)
+    score: str = "attention"
+    fuse: bool = True
+    order: str = "score"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranking(self.score, self.order)
+
+    @property
+    def evidence(self) -> str:
+        """The score's name."""
+        return self.score
+
+    def kept(self, num_patches: int, ratio: float) -> int:
+        """Patch tokens left of `num_patches`, the fused one included."""
+        best = super().kept(num_patches, ratio)
+        return best + 1 if self.fuse and 0 < best < num_patches else best
+
+    def __call__(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> Tokens:
+        """Keeps the best patch tokens of each image and fuses the others: `keep` in all."""
+        ratio = self.ratios[self.after_blocks.index(block)]
+        if super().kept(tokens.num_patches, ratio) == tokens.num_patches:
+            return tokens  # `keep` does not tell: all but one, and the fused one, are as many
+        best = keep - 1 if self.fuse else keep
+        slots = tokens.patch_slots()
+        scores = token_scores(self.score, evidence, tokens.positions, slots, keep=best, seed=self.seed, block=block)
+        ranked = best_patches(scores, slots)
+        kept, dropped = ranked[:, :best], ranked[:, best:]
+        if self.order == "position":
+            kept = jnp.sort(kept, axis=1)
+        if self.fuse:
+            kept = jnp.pad(kept, ((0, 0), (0, 1)), constant_values=tokens.positions.shape[1])  # its slot to be
+            attention = evidence["attention"] if self.score == "attention" else None
+            tokens = _append_fused(tokens, dropped, attention)
+        return tokens.keep(kept, condensed=True)
+
+
+def _append_fused(tokens: Tokens, dropped: Slots, attention: PerToken | None) -> Tokens:
+    """`tokens` and, at their end, the one made of those at `dropped`: their sum by attention, else their mean."""
+
+    def total(array: Embedded | None) -> Float[Array, "B D"] | None:
+        if array is None:
+            return None
+        others = jnp.take_along_axis(array, dropped[:, :, None], axis=1).astype(jnp.float32)
+        return jnp.einsum("bk,bkd->bd", weights, others, precision=jax.lax.Precision.HIGHEST)
+
+    sizes = None if tokens.size is None else jnp.take_along_axis(tokens.size, dropped, axis=1)
+    if attention is not None:
+        weights = jnp.take_along_axis(attention, dropped, axis=1)
+    else:
+        patches = jnp.ones(dropped.shape, jnp.float32) if sizes is None else sizes
+        weights = patches / jnp.sum(patches, axis=1, keepdims=True)
+    x = total(tokens.x)
+    assert x is not None
+    return tokens.append(x, total(tokens.residual), None if sizes is None else jnp.sum(sizes, axis=1))
