@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from top_jax.convert import load_torch_checkpoint
     from top_jax.data import preprocess
     from top_jax.models import create_model
-    from top_jax.pruning import Pruning
+    from top_jax.pruning import Evit, Pruning
     from top_jax.training import load_checkpoint
 
 __version__ = "0.1.0"
 __all__ = [
+    "Evit",
     "Pruning",
     "create_model",
     "load_checkpoint",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Evit": "top_jax.pruning",
     "Pruning": "top_jax.pruning",
     "create_model": "top_jax.models",
     "load_checkpoint": "top_jax.training",
