@@ -8,6 +8,7 @@ from ml_collections import config_dict
 
 from top_jax.config import DataConfig, ModelConfig, OptimizerConfig, PruningConfig, RunConfig, make_config
 from top_jax.errors import InputError
+from top_jax.models import MODELS, model_config
 
 SECTIONS = {"model": ModelConfig, "pruning": PruningConfig, "data": DataConfig, "optimizer": OptimizerConfig}
 
@@ -34,6 +35,7 @@ def test_unknown_key(section, build):
         ({"model": {"remat": 1}}, "config.model.remat=1 has type int; it must be bool."),
         ({"model": {"img_size": "224"}}, "config.model.img_size[0]='224' has type str; it must be int."),
         ({"model": {"img_size": (224, 2.5)}}, "config.model.img_size[1]=2.5 has type float; it must be int."),
+        ({"model": {"reorder_parameters": 1}}, "config.model.reorder_parameters=1 has type int; it must be bool."),
         ({"pruning": {"after_blocks": (5, "10")}}, "config.pruning.after_blocks[1]='10' has type str; it must be int."),
         ({"optimizer": {"clip_norm": "1"}}, "config.optimizer.clip_norm='1' has type str; it must be float."),
         ({"model": "vim_tiny"}, "config.model='vim_tiny' is no section; it must be a dict of settings."),
@@ -60,6 +62,8 @@ def test_wrong_type(settings, message):
         ("model.num_classes", 0),
         ("model.depth", 0),
         ("model.stride", 0),
+        ("model.num_heads", 0),
+        ("model.num_convs_patch_embed", -1),
         ("model.img_size", (32, 0)),
         ("model.img_size", ()),
         ("model.drop_path", 1.0),
@@ -136,5 +140,26 @@ def test_overrides_name_what_is_set():
         "dtype": "float32",
         "remat": False,
     }
+    plain_mamba = {"layers_with_dwconv": (), "reorder_parameters": False, "num_convs_patch_embed": 0}
+    assert (
+        ModelConfig(**plain_mamba, implementation="xla").overrides().items()
+        >= (plain_mamba | {"implementation": "xla"}).items()
+    )
     assert ModelConfig(img_size=(32,), depth=2).overrides().items() >= {"img_size": 32, "depth": 2}.items()
     assert ModelConfig(img_size=(32, 64)).overrides()["img_size"] == (32, 64)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_overrides_fit_every_model(name):
+    """What is not set is not passed on: a DeiT has no scan, whose implementation it could choose."""
+    assert model_config(name, **ModelConfig(name=name).overrides()).num_classes == 1000
+
+
+def test_config_of_an_older_release():
+    """Its settings and no later ones; it named the implementation that is now left to the model."""
+    later = ("num_heads", "num_convs_patch_embed", "layers_with_dwconv", "reorder_parameters")
+    content = RunConfig().to_dict()
+    content["model"] = {key: value for key, value in content["model"].items() if key not in later}
+    older = RunConfig.from_config_dict(content | {"model": content["model"] | {"implementation": "auto"}})
+    sizes = [model_config("vim_tiny", **config.model.overrides()) for config in (older, RunConfig())]
+    assert sizes[0] == sizes[1]

@@ -57,8 +57,6 @@ class ModelConfig:
     remat: bool = False
 
     def __post_init__(self) -> None:
-        if self.implementation == "auto":  # what a model with a scan does by itself, as older config.json files say it
-            object.__setattr__(self, "implementation", None)
         sizes = ("num_classes", "patch_size", "stride", "embed_dim", "depth", "d_state", "num_heads")
         _check(self, "model", sizes, lambda size: size >= 1, "at least 1")
         _check(self, "model", ("num_convs_patch_embed",), lambda count: count >= 0, "at least 0")

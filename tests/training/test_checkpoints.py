@@ -8,19 +8,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
+from jax.tree_util import keystr, tree_leaves_with_path
 
 import top_jax
 from top_jax.config import ModelConfig, OptimizerConfig, PruningConfig, RunConfig
 from top_jax.errors import InputError, RunError
 from top_jax.models import create_model
-from top_jax.models.weights import weights_of
+from top_jax.models.batch_norm import BatchNorm
+from top_jax.models.layers import DropPath
+from top_jax.models.weights import split_weights, statistics_of, weights_of
 from top_jax.training.checkpoints import Checkpoints, load_checkpoint, read_weights, save_weights
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.state import create_state
 from top_jax.training.weights import checkpoint_weights, initial_weights
 
 MODEL = ModelConfig(num_classes=3, img_size=(8,), patch_size=4, embed_dim=16, depth=2, d_state=4)
+WITH_STATISTICS = dataclasses.replace(MODEL, name="plain_mamba_l1", layers_with_dwconv=(0,))
 DATA_STATE = {"batches": 5, "evaluated": 1}
 
 
@@ -128,37 +134,44 @@ def test_best_of_a_step_that_a_killed_start_had_passed(tmp_path, step):
 
 
 def make_run(path, *, which=("latest", "best"), ema_decay=None, model=MODEL, **settings):
-    """A run directory as train.py leaves it; the averaged weights are half of the weights, `latest` twice `best`."""
+    """A run directory as train.py leaves it; the averaged weights are half of the weights, `latest` twice `best`.
+
+    Returns:
+        All weights of `best`.
+    """
     config = RunConfig(model=model, optimizer=OptimizerConfig(ema_decay=ema_decay), **settings)
     run = RunDirectory(path)
     run.claim(config)
-    params = weights_of(create_model(model.name, **model.overrides()))
+    built = create_model(model.name, **model.overrides())
+    best = weights_of(built)
     with Checkpoints(run.checkpoints) as checkpoints:
         for name in which:
-            weights = jax.tree.map(lambda a: 2 * a, params) if name == "latest" else params
-            state = create_state(weights, {}, optax.sgd(1.0), seed=0, with_ema=ema_decay is not None)
+            weights = jax.tree.map(lambda a: 2 * a, best) if name == "latest" else best
+            params, stats = split_weights(weights, like=statistics_of(built))
+            state = create_state(params, stats, optax.sgd(1.0), seed=0, with_ema=ema_decay is not None)
             if state.ema is not None:
                 state = dataclasses.replace(state, ema=jax.tree.map(lambda a: a / 2, weights))
             if name == "latest":
                 checkpoints.save(dataclasses.replace(state, step=jnp.asarray(4, jnp.int32)), DATA_STATE)
             else:
                 checkpoints.save_if_best(dataclasses.replace(state, step=jnp.asarray(3, jnp.int32)), 0.5)
-    return params
+    return best
 
 
-def head(model):
-    return np.asarray(model.head.kernel[...])
-
-
-def test_load_checkpoint(tmp_path):
-    kernel = np.asarray(make_run(tmp_path, ema_decay=0.9)["head"]["kernel"])
-    np.testing.assert_array_equal(head(top_jax.load_checkpoint(tmp_path)), kernel / 2)  # best, averaged
-    np.testing.assert_array_equal(head(load_checkpoint(tmp_path, ema=False)), kernel)
-    np.testing.assert_array_equal(head(load_checkpoint(tmp_path, "latest")), kernel)
-    model = load_checkpoint(str(tmp_path), which="latest", ema=False)
-    np.testing.assert_array_equal(head(model), 2 * kernel)
-    assert model.drop_path.deterministic  # eval mode
-    assert jax.eval_shape(model, jnp.zeros((1, 8, 8, 3))).shape == (1, 3)
+@pytest.mark.parametrize("model", [MODEL, WITH_STATISTICS])
+def test_load_checkpoint(model, tmp_path):
+    """Every weight, statistics included."""
+    best = make_run(tmp_path, ema_decay=0.9, model=model)
+    scaled = lambda factor: jax.tree.map(lambda a: factor * a, best)  # noqa: E731
+    assert_bit_equal(weights_of(top_jax.load_checkpoint(tmp_path)), scaled(0.5))  # averaged
+    assert_bit_equal(weights_of(load_checkpoint(tmp_path, ema=False)), best)
+    assert_bit_equal(weights_of(load_checkpoint(tmp_path, "latest")), best)
+    loaded = load_checkpoint(str(tmp_path), which="latest", ema=False)
+    assert_bit_equal(weights_of(loaded), scaled(2.0))
+    assert all(module.deterministic for _, module in nnx.iter_modules(loaded) if isinstance(module, DropPath))
+    norms = [module for _, module in nnx.iter_modules(loaded) if isinstance(module, BatchNorm)]
+    assert len(norms) == (0 if model is MODEL else 3) and all(norm.use_running_average for norm in norms)
+    assert jax.eval_shape(loaded, jnp.zeros((1, 8, 8, 3))).shape == (1, 3)
 
 
 def test_load_checkpoint_has_the_runs_pruning(tmp_path):
@@ -189,21 +202,37 @@ def test_load_checkpoint_refuses(tmp_path):
         load_checkpoint(tmp_path / "run", "latest")
 
 
-def test_converted_weights_are_best_and_latest(tmp_path):
-    params = weights_of(create_model(MODEL.name, **MODEL.overrides()))
+@pytest.mark.parametrize("model", [MODEL, WITH_STATISTICS])
+def test_converted_weights_are_best_and_latest(model, tmp_path):
+    weights = weights_of(create_model(model.name, **model.overrides()))
     run = RunDirectory(tmp_path)
-    run.claim(RunConfig(model=MODEL))
-    save_weights(run, params)
+    run.claim(RunConfig(model=model))
+    save_weights(run, weights)
     for which in ("best", "latest"):
-        assert_bit_equal(read_weights(run, which), params)
+        assert_bit_equal(read_weights(run, which), weights)
 
 
-def test_init_from_a_dense_run(tmp_path):
-    """Pruning has no parameters: the dense weights, best and averaged, are the pruned run's first."""
-    dense = make_run(tmp_path, ema_decay=0.9)
+@pytest.mark.parametrize("model", [MODEL, WITH_STATISTICS])
+def test_init_from_a_dense_run(model, tmp_path):
+    """Pruning has no weights: the dense ones, best and averaged, are the pruned run's first."""
+    dense = make_run(tmp_path, ema_decay=0.9, model=model)
     pruning = PruningConfig(after_blocks=(1,), keep_ratio=(0.5,))
-    params = initial_weights(RunConfig(model=MODEL, pruning=pruning, init_from=str(tmp_path)))
-    assert_bit_equal(params, jax.tree.map(lambda a: a / 2, dense))
+    weights = initial_weights(RunConfig(model=model, pruning=pruning, init_from=str(tmp_path)))
+    assert_bit_equal(weights, jax.tree.map(lambda a: a / 2, dense))
+
+
+def test_without_statistics_the_files_are_as_ever(tmp_path):
+    """What releases before BatchNorm wrote and read: the parameters, and nothing beside them."""
+    make_run(tmp_path)
+    params = nnx.to_pure_dict(nnx.state(create_model(MODEL.name, **MODEL.overrides()), nnx.Param))
+    for which, step in (("best", 3), ("latest", 4)):
+        with ocp.StandardCheckpointer() as reader:
+            found = reader.restore(tmp_path / "checkpoints" / which / str(step) / "weights")
+        paths = [
+            {keystr(path, simple=True, separator=".") for path, _ in tree_leaves_with_path(tree)}
+            for tree in (found, {"params": params})
+        ]
+        assert paths[0] == paths[1]
 
 
 def test_random_weights_follow_the_seed():
@@ -258,6 +287,27 @@ def test_claim_refuses_another_runs_directory(tmp_path):
         RunDirectory(tmp_path).claim(dataclasses.replace(config, seed=1))
     assert (tmp_path / "config.json").read_text() == before
     assert json.loads(before)["log_every"] == 7
+
+
+def test_claim_recognises_a_run_however_it_is_spelled(tmp_path):
+    """Older releases wrote out what is now left to the model and to the pruning method."""
+    pruning = PruningConfig(after_blocks=(1,), keep_ratio=(0.5,))
+    config = RunConfig(model=MODEL, pruning=pruning)
+    make_run(tmp_path, pruning=pruning)
+    content = config.to_dict()
+    model = ("name", "num_classes", "img_size", "patch_size", "stride", "embed_dim", "depth", "d_state")
+    content["model"] = {key: content["model"][key] for key in model} | {"dtype": "float32", "implementation": "auto"}
+    spelled = {"score": "clip", "alignment": "hold", "order": "position", "seed": 0}
+    content["pruning"] = {"after_blocks": [1], "keep_ratio": [0.5], **spelled}
+    RunDirectory(tmp_path).write_json("config.json", content)
+    RunDirectory(tmp_path).claim(config)
+    other = dataclasses.replace(config, pruning=dataclasses.replace(pruning, alignment="decay"))
+    with pytest.raises(InputError, match=r"another config \(pruning\.alignment 'hold' there, 'decay' here\)"):
+        RunDirectory(tmp_path).claim(other)
+    with pytest.raises(InputError, match=r"\(model\.implementation 'auto' there, 'xla' here\)"):
+        RunDirectory(tmp_path).claim(
+            dataclasses.replace(config, model=dataclasses.replace(MODEL, implementation="xla"))
+        )
 
 
 def test_environment_is_written(tmp_path):

@@ -53,8 +53,8 @@ def test_no_warmup():
     assert rate(0) == pytest.approx(1e-3)
 
 
-def vim_params(depth=2):
-    model = abstract_model("vim_tiny", img_size=32, depth=depth, embed_dim=32, d_state=4)
+def params_of(name, **sizes):
+    model = abstract_model(name, img_size=32, depth=2, embed_dim=32, **sizes)
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
@@ -63,9 +63,9 @@ def names(tree, wanted):
     return {jax.tree_util.keystr(path, simple=True, separator=".") for path, value in leaves if value == wanted}
 
 
-def test_decay_mask():
-    """Every parameter of a ViM, by name."""
-    mask = decay_mask(vim_params())
+def test_decay_mask_of_vim():
+    """Every parameter, by name."""
+    mask = decay_mask(params_of("vim_tiny", d_state=4))
     directions = [f"blocks.{block}.mixer.{way}" for block in (0, 1) for way in ("forward", "backward")]
     assert names(mask, True) == {
         "patch_embed.proj.kernel",
@@ -82,6 +82,44 @@ def test_decay_mask():
         "blocks.0.norm.scale",
         "blocks.1.norm.scale",
         *(f"{way}.{name}" for way in directions for name in ("conv_bias", "dt_bias", "A_log", "D")),
+    }
+
+
+def test_decay_mask_of_plain_mamba():
+    """Its convolutions decay as its linear layers do; nothing of BatchNorm does."""
+    mask = decay_mask(params_of("plain_mamba_l1", d_state=4, layers_with_dwconv=(0,)))
+    mixers, stem = [f"blocks.{block}.mixer" for block in (0, 1)], ("patch_embed.stem", "patch_embed.convs.0")
+    linear = ("in_proj", "x_proj", "dt_proj", "out_proj")
+    assert names(mask, True) == {
+        *(f"{name}.conv.kernel" for name in stem),
+        "patch_embed.proj.kernel",
+        "head.kernel",
+        *(f"{mixer}.{name}.kernel" for mixer in mixers for name in linear),
+        *(f"{mixer}.conv_kernel" for mixer in mixers),
+        "blocks.0.tail.kernel",
+    }
+    norms = ("norm", "blocks.0.norm", "blocks.1.norm", "blocks.0.tail.norm", *(f"{name}.norm" for name in stem))
+    assert names(mask, False) == {
+        "pos_embed",
+        "patch_embed.proj.bias",
+        "head.bias",
+        *(f"{norm}.{name}" for norm in norms for name in ("scale", "bias")),
+        *(f"{mixer}.{name}.bias" for mixer in mixers for name in linear if name != "x_proj"),
+        *(f"{mixer}.{name}" for mixer in mixers for name in ("conv_bias", "A_log", "D", "direction_Bs")),
+    }
+
+
+def test_decay_mask_of_deit():
+    mask = decay_mask(params_of("deit_tiny", num_heads=2))
+    linear = [f"blocks.{block}.{name}" for block in (0, 1) for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+    linear += ["patch_embed.proj", "head"]
+    norms = ["norm", *(f"blocks.{block}.{name}" for block in (0, 1) for name in ("norm1", "norm2"))]
+    assert names(mask, True) == {f"{name}.kernel" for name in linear}
+    assert names(mask, False) == {
+        "cls_token",
+        "pos_embed",
+        *(f"{name}.bias" for name in linear),
+        *(f"{name}.{which}" for name in norms for which in ("scale", "bias")),
     }
 
 

@@ -129,6 +129,20 @@ def test_killed_anywhere(launcher, finished_run, tmp_path):
 
 
 @pytest.mark.slow
+def test_killed_with_batch_norm(launcher, tmp_path):
+    """A PlainMamba, whose statistics are part of its state: two micro-batches in each step."""
+    flags = ("--config.model.name=plain_mamba_l1", "--config.model.layers_with_dwconv=(0,)")
+    workdir, finished = tmp_path / "killed", tmp_path / "finished"
+    launcher.finish(finished, *flags)
+    kill_at(launcher, workdir, lambda: latest_step(workdir) >= 4 and reached(workdir, 6)(), *flags)
+    out, _ = launcher.finish(workdir, *flags)
+    assert "going on after step " in out and "\ntokens per stage 4 -> 2; GMACs " in out  # it has no class token
+    assert_same_run(workdir, finished)
+    weights = read_weights(RunDirectory(workdir), "latest", ema=False)
+    assert float(weights["blocks"][0]["tail"]["norm"]["num_batches"]) == 2 * STEPS
+
+
+@pytest.mark.slow
 def test_terminated_before_the_first_step(launcher, finished_run, tmp_path):
     process = launcher.start(tmp_path)
     wait_for(process, (tmp_path / "config.json").is_file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -14,9 +15,12 @@ import numpy as np
 import pytest
 
 from top_jax import sharding
+from top_jax.config import ModelConfig, PruningConfig
 from top_jax.errors import InputError, RunError
+from top_jax.ops.implementations import resolve
 from top_jax.training import load_checkpoint, loop
 from top_jax.training.checkpoints import read_weights
+from top_jax.training.plan import make_plan
 from top_jax.training.run_directory import RunDirectory
 
 
@@ -63,6 +67,14 @@ def test_batch_that_does_not_split(monkeypatch, size, parts, needed):
     micro = f" times {parts} micro-batches" if parts > 1 else ""
     assert str(caught.value) == f"batch_size={size} is not divisible by 8 devices{micro}; use a multiple of {needed}."
     sharding.check_divisible("batch_size", 2 * needed, parts)
+
+
+def test_the_scan_is_named_where_there_is_one(tiny_config):
+    assert make_plan(tiny_config).scan == resolve("auto")
+    deit = ModelConfig(
+        name="deit_tiny", num_classes=10, img_size=(8,), patch_size=4, embed_dim=16, depth=2, num_heads=2
+    )
+    assert make_plan(dataclasses.replace(tiny_config, model=deit, pruning=PruningConfig())).scan is None
 
 
 def test_a_full_disk_is_named():

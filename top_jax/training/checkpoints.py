@@ -10,7 +10,6 @@ Each holds up to three items, so that weights can be read without an optimizer t
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any, Final

@@ -77,7 +77,7 @@ def _train(
                 return None
             summary = loop.summary()
             run.write_json("summary.json", summary)
-        _conclude(summary, run, reporter)
+        _conclude(summary, plan, run, reporter)
         return summary
 
 
@@ -254,8 +254,9 @@ def _announce(plan: Plan, run: RunDirectory, reporter: Reporter, first_step: int
         )
 
 
-def _conclude(summary: Summary, run: RunDirectory, reporter: Reporter) -> None:
+def _conclude(summary: Summary, plan: Plan, run: RunDirectory, reporter: Reporter) -> None:
     stages = " -> ".join(str(n) for n in dict.fromkeys(summary["tokens_per_block"]))
+    has_class_token = summary["tokens_per_block"][0] > plan.model.config.num_patches
     costs = ", ".join(
         f"{cost:.3g} of {summary['dense_gmacs'][name]:.3g} ({cost / summary['dense_gmacs'][name]:.1%}, {name})"
         for name, cost in summary["gmacs"].items()
@@ -264,7 +265,7 @@ def _conclude(summary: Summary, run: RunDirectory, reporter: Reporter) -> None:
     reporter.say(
         f"accuracy {summary['accuracy']:.2%}{average}, best {summary['best_accuracy']:.2%}; {summary['images']} images"
     )
-    reporter.say(f"tokens per stage {stages} (class token included); GMACs {costs}")
+    reporter.say(f"tokens per stage {stages}{' (class token included)' * has_class_token}; GMACs {costs}")
     reporter.say(
         f"{summary['train_images_per_second']:.1f} img/s training, {summary['images_per_second']:.1f} img/s evaluation "
         f"on {summary['device']}; everything is in {run.path}"

@@ -11,6 +11,7 @@ summary.json       the result, once finished
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import importlib.metadata
 import json
@@ -26,6 +27,8 @@ import jax
 import top_jax
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
+from top_jax.models import model_config
+from top_jax.pruning import make_reduction
 
 # Settings that may differ between a run and its continuation: they do not touch a single number of it.
 FREE_TO_CHANGE: Final = (
@@ -119,7 +122,7 @@ class RunDirectory:
         return InputError(f"workdir {self.path} cannot be written ({error.strerror}); choose another with --workdir.")
 
     def _check_same_run(self, config: RunConfig) -> None:
-        there, here = _flatten(self.read_config().to_dict()), _flatten(config.to_dict())
+        there, here = _meaning(self.read_config()), _meaning(config)
         changed = [key for key in here if key not in FREE_TO_CHANGE and here[key] != there.get(key)]
         if changed:
             differences = ", ".join(f"{key} {there.get(key)!r} there, {here[key]!r} here" for key in changed[:3])
@@ -163,6 +166,17 @@ def _git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _meaning(config: RunConfig) -> dict[str, Any]:
+    """Settings by dotted key, where one that is not set has the value of the model or of the pruning method.
+
+    So a run goes on however its config is spelled: older releases named what is now left to the model.
+    """
+    content = config.to_dict()
+    content["model"] |= dataclasses.asdict(model_config(config.model.name, **config.model.overrides()))
+    content["pruning"] |= dataclasses.asdict(make_reduction(**config.pruning.settings()))
+    return _flatten(content)
 
 
 def _flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
