@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from top_jax import models, ops, pruning
-    from top_jax.convert import load_torch_checkpoint
+    from top_jax.convert import load_torch_checkpoint, save_torch_checkpoint
     from top_jax.data import preprocess
     from top_jax.models import create_model
-    from top_jax.pruning import Evit, Pruning
+    from top_jax.pruning import Evit, Merging, Pruning
     from top_jax.training import load_checkpoint
 
 __version__ = "0.1.0"
 __all__ = [
     "Evit",
+    "Merging",
     "Pruning",
     "create_model",
     "load_checkpoint",
@@ -31,15 +32,18 @@ __all__ = [
     "ops",
     "preprocess",
     "pruning",
+    "save_torch_checkpoint",
 ]
 
 _HOMES = {
     "Evit": "top_jax.pruning",
+    "Merging": "top_jax.pruning",
     "Pruning": "top_jax.pruning",
     "create_model": "top_jax.models",
     "load_checkpoint": "top_jax.training",
     "load_torch_checkpoint": "top_jax.convert",
     "preprocess": "top_jax.data",
+    "save_torch_checkpoint": "top_jax.convert",
 }
 
 

@@ -7,7 +7,8 @@ import runpy
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from absl import flags, logging
@@ -71,3 +72,47 @@ def refused(command: Callable[..., Result]) -> Callable[..., str]:
         return result.err.removeprefix("error: ").strip()
 
     return run
+
+
+SIZES = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "d_state": 4, "num_classes": 10}
+
+
+@pytest.fixture(scope="session")
+def overrides() -> list[str]:
+    """The model of tests/tiny_run.py as arguments of convert, beside --model=vim_tiny."""
+    return [f"--override={name}={value}" for name, value in SIZES.items()]
+
+
+@pytest.fixture(scope="session")
+def random_model() -> Callable[..., Any]:
+    """Builds a model whose every weight is its own, the statistics of BatchNorm too."""
+
+    def build(name: str, **sizes: Any) -> Any:
+        import jax
+        import jax.numpy as jnp
+        import numpy as np
+        from flax import nnx
+
+        from top_jax.models import abstract_model
+        from top_jax.models.weights import KINDS
+
+        rng = np.random.default_rng(0)
+        draw = lambda a: rng.integers(0, 9, a.shape) if a.shape == () else rng.normal(size=a.shape) / 8  # noqa: E731
+        model = abstract_model(name, **sizes)
+        nnx.update(model, jax.tree.map(lambda a: jnp.asarray(draw(a), a.dtype), nnx.state(model, KINDS)))
+        return model
+
+    return build
+
+
+@pytest.fixture
+def official_file(tmp_path: Path, random_model: Callable[..., Any]) -> Path:
+    """A .pth file of that model as the authors write them: EMA weights, here the halves, beside the plain ones."""
+    torch = pytest.importorskip("torch")
+    from top_jax.convert import state_dict_of
+
+    weights = state_dict_of(random_model("vim_tiny", **SIZES))
+    weights = {name: torch.from_numpy(array) for name, array in weights.items()}
+    averaged = {name: value / 2 for name, value in weights.items()}
+    torch.save({"model": weights, "model_ema": averaged, "epoch": 3}, tmp_path / "vim.pth")
+    return tmp_path / "vim.pth"

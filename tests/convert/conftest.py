@@ -7,34 +7,76 @@ from typing import Any
 import numpy as np
 import pytest
 
-from top_jax.convert.keys import vim_keys
-from top_jax.models import Vim, abstract_model
+from top_jax.models import Backbone, abstract_model
 
-TINY = dict(img_size=16, patch_size=4, embed_dim=16, depth=2, d_state=4, num_classes=3)
+TINY = dict(img_size=16, patch_size=4, embed_dim=16, depth=2, num_classes=3)
+# The smallest of every family; PlainMamba with all kinds of layers: block 0 ends in a convolution, block 1 does not.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "vim_tiny": {**TINY, "d_state": 4},
+    "plain_mamba_l1": {**TINY, "d_state": 4, "num_convs_patch_embed": 2},
+    "deit_tiny": {**TINY, "num_heads": 2},
+}
+
+
+def random_state_dict(model: Backbone) -> dict[str, np.ndarray]:
+    """An official state_dict of a model, every number its own."""
+    from flax import nnx
+
+    from top_jax.convert.families import official_keys
+    from top_jax.models.weights import KINDS
+
+    shapes = {path: weight.shape for path, weight in nnx.to_flat_state(nnx.state(model, KINDS))}
+    rng = np.random.default_rng(0)
+    result = {}
+    for key in official_keys(model.config):
+        shape = key.layout.torch_shape(shapes[key.ours])
+        if key.torch.endswith("num_batches_tracked"):
+            result[key.torch] = rng.integers(2**23, 2**24, size=shape, dtype=np.int64)
+        else:
+            result[key.torch] = rng.normal(size=shape).astype(np.float32)
+    return {name: np.asarray(array) for name, array in result.items()}
+
+
+class FamilyCase:
+    """A model's name and sizes, and an official state_dict of it."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.sizes = FAMILIES[name]
+        self.state_dict = random_state_dict(self.model())
+
+    def model(self, **changes: Any) -> Backbone:
+        """Without weights: whatever is not loaded stays a shape."""
+        return abstract_model(self.name, **{**self.sizes, **changes})
+
+
+@pytest.fixture(scope="session")
+def family_case() -> Callable[[str], FamilyCase]:
+    cases: dict[str, FamilyCase] = {}
+    return lambda name: cases.setdefault(name, cases.get(name) or FamilyCase(name))
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request: pytest.FixtureRequest, family_case: Callable[[str], FamilyCase]) -> FamilyCase:
+    return family_case(request.param)
 
 
 @pytest.fixture(scope="session")
 def tiny() -> dict[str, Any]:
-    return TINY
+    """Sizes of the smallest ViM."""
+    return FAMILIES["vim_tiny"]
 
 
 @pytest.fixture
-def model() -> Vim:
-    """Without weights: whatever is not loaded stays a shape."""
-    return abstract_model("vim_tiny", **TINY)
+def model(family_case: Callable[[str], FamilyCase]) -> Backbone:
+    """That ViM, without weights."""
+    return family_case("vim_tiny").model()
 
 
 @pytest.fixture
-def state_dict() -> dict[str, np.ndarray]:
-    """An official state_dict of that model, every number its own."""
-    from flax import nnx
-
-    shapes = {path: param.shape for path, param in nnx.to_flat_state(nnx.state(abstract_model("vim_tiny", **TINY)))}
-    rng = np.random.default_rng(0)
-    return {
-        key.torch: rng.normal(size=key.layout.to_torch(np.empty(shapes[key.ours])).shape).astype(np.float32)
-        for key in vim_keys(TINY["depth"])
-    }
+def state_dict(family_case: Callable[[str], FamilyCase]) -> dict[str, np.ndarray]:
+    """An official state_dict of it, to be spoiled."""
+    return dict(family_case("vim_tiny").state_dict)
 
 
 @pytest.fixture

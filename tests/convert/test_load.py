@@ -1,19 +1,21 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from top_jax.convert import load_state_dict
-from top_jax.convert.keys import CONV2D, DEPTHWISE_CONV1D, LINEAR, SAME, vim_keys
-from top_jax.convert.position_embedding import resize_position_embedding
+from top_jax.convert.families import official_keys
+from top_jax.convert.keys import CONV2D, COUNT, DEPTHWISE_CONV1D, DEPTHWISE_CONV2D, LINEAR, SAME
 from top_jax.errors import InputError
 from top_jax.models import abstract_model
+from top_jax.models.weights import KINDS
 
 
-def parameters(model):
-    return {path: np.asarray(param[...]) for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+def weights_by_path(model):
+    return {path: np.asarray(weight[...]) for path, weight in nnx.to_flat_state(nnx.state(model, KINDS))}
 
 
 @pytest.mark.parametrize(
@@ -23,35 +25,72 @@ def parameters(model):
         (LINEAR, (2, 3), (3, 2)),
         (CONV2D, (2, 3, 4, 5), (4, 5, 3, 2)),
         (DEPTHWISE_CONV1D, (5, 1, 4), (4, 5)),
+        (DEPTHWISE_CONV2D, (5, 1, 4, 3), (4, 3, 5)),
     ],
 )
 def test_layouts_turn_both_ways(layout, shape, turned):
     array = np.arange(np.prod(shape)).reshape(shape)
     ours = layout.to_ours(array)
-    assert ours.shape == turned
+    assert ours.shape == turned and layout.torch_shape(turned) == shape
     np.testing.assert_array_equal(layout.to_torch(ours), array)
 
 
-def test_everything_is_loaded_and_comes_back(model, state_dict):
-    load_state_dict(model, state_dict)
-    loaded = parameters(model)
-    assert len(loaded) == len(state_dict)
-    for key in vim_keys(model.config.depth):
-        np.testing.assert_array_equal(key.layout.to_torch(loaded[key.ours]), state_dict[key.torch])
-    # One by hand, so that a layout wrong in both directions shows.
+@pytest.mark.parametrize("count", [0, 3, 2**24 - 1, 2**24])
+def test_counts_turn_both_ways(count):
+    ours = COUNT.to_ours(np.asarray(count, np.int64))
+    assert ours.dtype == np.float32 and ours.shape == ()
+    back = COUNT.to_torch(ours)
+    assert isinstance(back, np.ndarray) and back.dtype == np.int64 and back.shape == () and back == count
+
+
+def test_an_average_of_counts_is_rounded():
+    np.testing.assert_array_equal(COUNT.to_torch(np.asarray(6.7, np.float32)), 7)
+
+
+def test_everything_is_loaded(family):
+    model = family.model()
+    load_state_dict(model, family.state_dict)
+    loaded, keys = weights_by_path(model), official_keys(model.config)
+    assert len(loaded) == len(family.state_dict) == len(keys)
+    for key in keys:
+        np.testing.assert_array_equal(key.layout.to_torch(loaded[key.ours]), family.state_dict[key.torch])
+
+
+def test_some_by_hand(family_case):
+    """So that a layout wrong in both directions shows."""
+    vim, plain_mamba = family_case("vim_tiny"), family_case("plain_mamba_l1")
+    model = vim.model()
+    load_state_dict(model, vim.state_dict)
     kernel = model.blocks[1].mixer.backward.conv_kernel[...]
-    np.testing.assert_array_equal(kernel[3], state_dict["layers.1.mixer.conv1d_b.weight"][:, 0, 3])
-    np.testing.assert_array_equal(model.head.kernel[:, 2], state_dict["head.weight"][2])
+    np.testing.assert_array_equal(kernel[3], vim.state_dict["layers.1.mixer.conv1d_b.weight"][:, 0, 3])
+    np.testing.assert_array_equal(model.head.kernel[:, 2], vim.state_dict["head.weight"][2])
+
+    model, source = plain_mamba.model(), plain_mamba.state_dict
+    load_state_dict(model, source)
+    np.testing.assert_array_equal(
+        model.blocks[1].mixer.conv_kernel[6, 2], source["backbone.layers.1.mamba.conv2d.weight"][:, 0, 6, 2]
+    )
+    norm = model.patch_embed.convs[1].norm
+    np.testing.assert_array_equal(norm.var[...], source["backbone.patch_embed.convs.4.running_var"])
+    assert int(norm.num_batches[...]) == source["backbone.patch_embed.convs.4.num_batches_tracked"]
+    assert norm.num_batches[...].dtype == jnp.float32
 
 
-def test_keys_and_paths_are_one_to_one(model):
-    keys = vim_keys(model.config.depth)
+def test_keys_and_paths_are_one_to_one(family):
+    keys = official_keys(family.model().config)
     assert len({key.torch for key in keys}) == len({key.ours for key in keys}) == len(keys)
 
 
-def test_half_precision_becomes_float32(model, state_dict):
-    load_state_dict(model, {name: array.astype(np.float16) for name, array in state_dict.items()})
-    assert {array.dtype for array in parameters(model).values()} == {np.dtype(np.float32)}
+@pytest.mark.parametrize("dtype, verb", [(np.float16, "widened"), (jnp.bfloat16, "widened"), (np.float64, "rounded")])
+def test_other_floats_become_float32(family_case, dtype, verb):
+    case = family_case("plain_mamba_l1")
+    halved = {name: a.astype(dtype) if a.dtype == np.float32 else a for name, a in case.state_dict.items()}
+    floats = sum(array.dtype == dtype for array in halved.values())
+    model = case.model()
+    changes = load_state_dict(model, halved)
+    assert changes == (f"{floats} {np.dtype(dtype).name} tensors {verb} to float32",)
+    assert {array.dtype for array in weights_by_path(model).values()} == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(model.norm.bias[...], halved["backbone.ln1.bias"].astype(np.float32))
 
 
 def test_missing(model, state_dict):
@@ -93,77 +132,68 @@ def test_another_number_of_classes(state_dict, tiny):
         load_state_dict(model, state_dict)
 
 
-# torch.nn.functional.interpolate(arange(9)**2 as 3 x 3, size=(2, 4), mode="bicubic", align_corners=False), 2.13.0
-GRID = np.arange(9, dtype=np.float32).reshape(3, 3) ** 2
-TORCH_BICUBIC = np.array([[0.93563, 2.00833, 4.96921, 7.68448], [29.34854, 36.25828, 48.34427, 56.89657]], np.float32)
-
-
-def test_resize_is_torch_bicubic():
-    embedding = np.stack([GRID.ravel(), -2 * GRID.ravel()], axis=-1)[None]
-    got = resize_position_embedding(embedding, (3, 3), (2, 4), class_token=False)
-    assert got.shape == (1, 8, 2) and got.dtype == np.float32
-    np.testing.assert_allclose(got[0, :, 0].reshape(2, 4), TORCH_BICUBIC, rtol=1e-5)
-    np.testing.assert_allclose(got[0, :, 1], -2 * got[0, :, 0], rtol=1e-6)
-
-
-@pytest.mark.torch
 @pytest.mark.parametrize(
-    "source, target", [((14, 14), (24, 24)), ((14, 14), (7, 10)), ((3, 5), (5, 3)), ((1, 2), (3, 3))]
+    "name, value, complaint",
+    [
+        ("backbone.layers.0.dw.1.num_batches_tracked", np.asarray(2**24 + 1), "16777217 is not in 0 .. 2**24"),
+        ("backbone.layers.0.dw.1.num_batches_tracked", np.asarray(-1), "-1 is not in 0 .. 2**24"),
+        ("backbone.layers.0.dw.1.num_batches_tracked", np.float32(3), "of type float32 instead of an integer"),
+        ("backbone.ln1.bias", np.ones(16, np.int8), "of type int8 instead of a float"),
+        ("backbone.ln1.bias", np.ones(16, np.complex64), "of type complex64 instead of a float"),
+    ],
 )
-def test_resize_against_torch(source, target):
-    import torch
-
-    patches = np.random.default_rng(0).normal(size=(1, source[0] * source[1], 6)).astype(np.float32)
-    grid = torch.from_numpy(patches).reshape(1, *source, 6).permute(0, 3, 1, 2)
-    want = torch.nn.functional.interpolate(grid, size=target, mode="bicubic", align_corners=False)
-    want = want.permute(0, 2, 3, 1).reshape(1, -1, 6).numpy()
-    got = resize_position_embedding(patches, source, target, class_token=False)
-    np.testing.assert_allclose(got, want, atol=1e-5)
+def test_unusable_numbers(family_case, name, value, complaint):
+    case = family_case("plain_mamba_l1")
+    with pytest.raises(InputError) as error:
+        load_state_dict(case.model(), {**case.state_dict, name: np.asarray(value)})
+    assert str(error.value).startswith(f"1 unusable ({name} {complaint}")
 
 
-def test_class_token_is_taken_from_the_middle():
-    patches = np.random.default_rng(0).normal(size=(1, 9, 6)).astype(np.float32)
-    cls = np.full((1, 1, 6), 1e6, np.float32)
-    embedding = np.concatenate([patches[:, :4], cls, patches[:, 4:]], axis=1)
-    got = resize_position_embedding(embedding, (3, 3), (4, 5), class_token=True)
-    np.testing.assert_array_equal(got[:, 10], cls[:, 0])
-    want = resize_position_embedding(patches, (3, 3), (4, 5), class_token=False)
-    np.testing.assert_array_equal(np.delete(got, 10, axis=1), want)
+# What a reader of the list is told.
+OTHERS = [
+    ("vim_tiny", "plain_mamba_l1", "a PlainMamba: choose one of plain_mamba_l1, plain_mamba_l2, plain_mamba_l3."),
+    ("vim_tiny", "deit_tiny", "a DeiT: choose one of deit_tiny, deit_small, deit_base."),
+    ("plain_mamba_l1", "vim_tiny", "a ViM: choose one of vim_tiny, vim_small, vim_base."),
+    ("deit_tiny", "vim_tiny", "a ViM: choose one of vim_tiny, vim_small, vim_base."),
+]
 
 
-def test_equal_grids_are_left_alone():
-    embedding = np.ones((1, 10, 6), np.float32)
-    assert resize_position_embedding(embedding, (3, 3), (3, 3), class_token=True) is embedding
+@pytest.mark.parametrize("wanted, came, told", OTHERS)
+def test_keys_of_another_family(family_case, wanted, came, told):
+    with pytest.raises(InputError, match=r"missing .* unexpected") as error:
+        load_state_dict(family_case(wanted).model(), family_case(came).state_dict)
+    assert str(error.value).endswith(f". Its keys look like those of {told}")
 
 
-def test_loading_resizes_to_the_model(state_dict, tiny):
-    model = abstract_model("vim_tiny", **{**tiny, "img_size": (8, 24)})
-    load_state_dict(model, state_dict)
-    want = resize_position_embedding(state_dict["pos_embed"], (4, 4), (2, 6), class_token=True)
-    np.testing.assert_array_equal(model.pos_embed[...], want)
+def test_a_distilled_deit(family_case):
+    case = family_case("deit_tiny")
+    distilled = {
+        **case.state_dict,
+        "dist_token": np.zeros((1, 1, 16), np.float32),
+        "pos_embed": np.zeros((1, 18, 16), np.float32),
+        "head_dist.weight": np.zeros((3, 16), np.float32),
+        "head_dist.bias": np.zeros(3, np.float32),
+    }
+    with pytest.raises(InputError, match=r"^3 unexpected \(dist_token.*It is a distilled DeiT .* take the checkpoint"):
+        load_state_dict(case.model(), distilled)
 
 
-def test_a_grid_that_is_not_square_must_be_told(state_dict, tiny):
-    state_dict["pos_embed"] = state_dict["pos_embed"][:, :16]  # 15 patches: 3 x 5
-    model = abstract_model("vim_tiny", **tiny)
-    with pytest.raises(InputError, match="15 patch tokens, which is no 3 x 3 grid; pass checkpoint_img_size"):
-        load_state_dict(model, state_dict)
-    with pytest.raises(InputError, match="15 patch tokens, which is no 4 x 5 grid"):
-        load_state_dict(model, state_dict, checkpoint_img_size=(16, 20))
-    load_state_dict(model, state_dict, checkpoint_img_size=(12, 20))
-    want = resize_position_embedding(state_dict["pos_embed"], (3, 5), (4, 4), class_token=True)
-    np.testing.assert_array_equal(model.pos_embed[...], want)
+def test_buffers_of_mmcv_s_ema_hook(family_case):
+    case = family_case("plain_mamba_l1")
+    averages = {f"ema_{n.replace('.', '_')}": a for n, a in case.state_dict.items() if "num_batches" not in n}
+    with pytest.raises(InputError) as error:
+        load_state_dict(case.model(), {**case.state_dict, **averages})
+    told = str(error.value)
+    assert f"{len(averages)} of its keys, such as ema_backbone_pos_embed, are buffers of mmcv's EMA hook" in told
+    assert "without the ema_ keys" in told
 
 
-def test_as_many_patches_in_another_shape(state_dict, tiny):
-    model = abstract_model("vim_tiny", **{**tiny, "img_size": (8, 32)})
-    load_state_dict(model, state_dict, checkpoint_img_size=16)
-    want = resize_position_embedding(state_dict["pos_embed"], (4, 4), (2, 8), class_token=True)
-    np.testing.assert_array_equal(model.pos_embed[...], want)
+def test_a_wrapper_s_prefix(family):
+    wrapped = {f"module.{name}": array for name, array in family.state_dict.items()}
+    with pytest.raises(InputError, match=r"Its keys are those of a \w+ with 'module.' before each"):
+        load_state_dict(family.model(), wrapped)
 
 
-def test_resizing_does_not_hide_another_width(state_dict, tiny):
-    state_dict["pos_embed"] = state_dict["pos_embed"][:, :, :8]
-    model = abstract_model("vim_tiny", **{**tiny, "img_size": 32})
-    with pytest.raises(InputError, match=r"pos_embed \(1, 65, 8\) instead of \(1, 65, 16\)"):
-        load_state_dict(model, state_dict)
+def test_keys_of_nobody(family):
+    with pytest.raises(InputError, match=r"unexpected \(a, b\). Choose the model and the overrides"):
+        load_state_dict(family.model(), {"a": np.zeros(1, np.float32), "b": np.zeros(1, np.float32)})

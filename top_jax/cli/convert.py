@@ -1,13 +1,18 @@
-"""Converts an official PyTorch checkpoint into a run directory that every other command reads.
+"""Converts official checkpoints into run directories that every other command reads, and back into files.
 
-python -m top_jax.cli.convert vim_s.pth runs/vim_s --model vim_small [--override embed_dim=64 ...]
+python -m top_jax.cli.convert vim_s.pth runs/vim_s --model vim_small [--override embed_dim=64 ...] [--ema]
+python -m top_jax.cli.convert runs/vim_s_top vim_s_top.pth
+python -m top_jax.cli.convert vim_s.pth vim_s.safetensors --model vim_small
+
+SOURCE is a run directory, or a .pth or .safetensors file with the official keys. TARGET is a file where it ends in
+.pth, .pt or .safetensors, and a run directory otherwise. Prints every key, by module, and writes the same as JSON.
 """
 
 from __future__ import annotations
 
 import ast
-import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -15,36 +20,120 @@ from top_jax.cli import runner
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
 
-_MODEL = flags.DEFINE_string("model", None, "Model name, such as vim_small.", required=True)
+if TYPE_CHECKING:
+    from top_jax.convert.report import KeyReport
+    from top_jax.models import Backbone
+
+_MODEL = flags.DEFINE_string("model", None, "Model name, such as vim_small; a run directory knows its own.")
 _OVERRIDE = flags.DEFINE_multi_string("override", [], "A size other than the named model's, as key=value; repeatable.")
-_EMA = flags.DEFINE_boolean("ema", False, "Take the file's averaged weights, model_ema.")
+_EMA = flags.DEFINE_boolean(
+    "ema", None, "Averaged weights: model_ema of a .pth (by default not); of a run by default where it kept them."
+)
+_WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint of a run directory.")
+_CHECKPOINT_IMG_SIZE = flags.DEFINE_list(
+    "checkpoint_img_size",
+    None,
+    "SIDE, or HEIGHT,WIDTH of the images that a file was trained on; needed where its position embedding is to be "
+    "resized and its grid is not square.",
+)
+_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace a TARGET file that is there.")
+_JSON = flags.DEFINE_string("json", None, "Where to write the report; by default in, or beside, TARGET.")
 
 
 def main(arguments: list[str]) -> None:
     """Reads, checks every key, writes."""
     if len(arguments) != 2:
-        raise InputError(f"got {len(arguments)} arguments; needed: SOURCE.pth and the TARGET directory (--help).")
+        raise InputError(f"got {len(arguments)} arguments; needed: SOURCE and TARGET (--help).")
     source, target = (Path(argument) for argument in arguments)
+    to_file = _check_target(source, target)  # before the reading, which may take a while
+    config, model, report, ema = _read_run(source) if source.is_dir() else _read_file(source)
+    advice = _write_file(target, config, model) if to_file else _write_run(target, config, model)
+    print(f"{source} ({config.model.name}{', averaged weights' if ema else ''}) -> {target}\n")
+    print(f"{report}\n\nevery key is used and every weight is set.\n{advice}")
+    json_file = target.with_name(f"{target.name}.conversion.json") if to_file else target / "conversion.json"
+    about = {"source": str(source), "target": str(target), "model": config.model.name, "ema": ema}
+    runner.write_json(_JSON.value or json_file, {**about, **report.to_dict()})
+
+
+def _check_target(source: Path, target: Path) -> bool:
+    """Whether the target is a file, not a run directory.
+
+    Raises:
+        InputError: it is taken, or it is no place for this source.
+    """
+    from top_jax.convert.files import check_target, is_file_name
+    from top_jax.training.run_directory import RunDirectory
+
+    if is_file_name(target):
+        check_target(target, overwrite=_OVERWRITE.value)
+        return True
+    if source.is_dir():
+        raise InputError(
+            f"{source} is a run directory, which is converted to a file; the target {target} needs the suffix .pth or "
+            ".safetensors."
+        )
+    if RunDirectory(target).has_checkpoints():
+        raise InputError(f"{target} already holds checkpoints; choose another directory, or delete that one.")
+    return False
+
+
+def _read_file(source: Path) -> tuple[RunConfig, Backbone, KeyReport, bool]:
+    """A file's model as config, with its weights and its report, and whether they are averages."""
+    from top_jax.convert.load import load_with_report
+    from top_jax.models import MODELS
+
+    if _MODEL.value is None:
+        raise InputError(f"{source} does not say which model it is of; pass --model, one of {', '.join(MODELS)}.")
     config = _run_config(_MODEL.value, _OVERRIDE.value)
+    model, report = load_with_report(
+        source,
+        config.model.name,
+        ema=bool(_EMA.value),
+        checkpoint_img_size=_img_size(_CHECKPOINT_IMG_SIZE.value),
+        **config.model.overrides(),
+    )
+    return config, model, report, bool(_EMA.value)
 
-    from flax import nnx
 
-    from top_jax.convert import load_torch_checkpoint
+def _read_run(source: Path) -> tuple[RunConfig, Backbone, KeyReport, bool]:
+    """The same of a run directory."""
+    from top_jax.convert.report import key_report
+    from top_jax.training.checkpoints import load_checkpoint
+    from top_jax.training.run_directory import RunDirectory
+
+    config = RunDirectory(source).read_config()
+    if _MODEL.value not in (None, config.model.name):
+        raise InputError(f"--model={_MODEL.value}, but the run {source} is of a {config.model.name}; drop --model.")
+    for name, value in (("override", _OVERRIDE.value), ("checkpoint_img_size", _CHECKPOINT_IMG_SIZE.value)):
+        if value:
+            raise InputError(f"--{name} is for files; the run {source} knows its own sizes, so drop it.")
+    ema = config.optimizer.ema_decay is not None if _EMA.value is None else _EMA.value
+    model = load_checkpoint(source, which=_WHICH.value, ema=ema)
+    return config, model, key_report(model), ema
+
+
+def _write_run(target: Path, config: RunConfig, model: Backbone) -> str:
+    """Writes a run directory; returns what to do with it."""
+    from top_jax.models.weights import weights_of
     from top_jax.training.checkpoints import save_weights
     from top_jax.training.run_directory import RunDirectory
 
     run = RunDirectory(target)
-    if run.has_checkpoints():
-        raise InputError(f"{run.path} already holds checkpoints; choose another directory, or delete that one.")
-    model = load_torch_checkpoint(source, config.model.name, ema=_EMA.value, **config.model.overrides())
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     run.claim(config)
-    save_weights(run, params)
-    report = {"source": str(source), "target": str(run.path), "ema": _EMA.value, **_sizes(params)}
-    run.write_json("conversion.json", report)
-    print(json.dumps(report, indent=2))
-    print("every key of the file is used and every parameter is set; the command that reads it, for example:")
-    print(f"  python -m top_jax.cli.evaluate --config configs/vim_s.py --checkpoint {target}")
+    save_weights(run, weights_of(model))
+    return (
+        "the commands read it, for example (with a config of this model):\n"
+        f"  python -m top_jax.cli.evaluate --config CONFIG --checkpoint {target}"
+    )
+
+
+def _write_file(target: Path, config: RunConfig, model: Backbone) -> str:
+    """Writes a file; returns what to do with it."""
+    from top_jax.convert import save_torch_checkpoint
+
+    save_torch_checkpoint(model, target, overwrite=_OVERWRITE.value)
+    pruned = "the pruning schedule of the run is not part of it.\n" if config.pruning.after_blocks else ""
+    return f"{pruned}it holds the official code's keys; top_jax.load_torch_checkpoint reads it too."
 
 
 def _run_config(name: str, overrides: list[str]) -> RunConfig:
@@ -65,11 +154,16 @@ def _literal(text: str) -> object:
         return text
 
 
-def _sizes(params: object) -> dict[str, int]:
-    import jax
-
-    leaves = jax.tree.leaves(params)
-    return {"arrays": len(leaves), "parameters": sum(leaf.size for leaf in leaves)}
+def _img_size(sides: list[str] | None) -> Any:
+    if sides is None:
+        return None
+    try:
+        sizes = [int(side) for side in sides]
+    except ValueError:
+        sizes = []
+    if len(sizes) not in (1, 2) or min(sizes) < 1:
+        raise InputError(f"--checkpoint_img_size={','.join(sides)}; needed: SIDE, or HEIGHT,WIDTH in pixels.")
+    return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
 
 
 if __name__ == "__main__":

@@ -37,7 +37,10 @@ def installation() -> dict[str, Any]:
     from top_jax.training.run_directory import environment
 
     choice = choose()
-    optional = {"torch": "reading .pth files: pip install 'top-jax[convert]'"}
+    optional = {
+        "torch": "reading and writing .pth files: pip install 'top-jax[convert]'",
+        "safetensors": "reading and writing .safetensors files: pip install safetensors",
+    }
     return {
         **environment(),
         "selective_scan": {

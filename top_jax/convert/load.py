@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,23 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from top_jax.convert.keys import Key
-from top_jax.convert.plain_mamba import plain_mamba_keys
+from top_jax.convert.families import family_of, official_keys
+from top_jax.convert.files import read_state_dict
+from top_jax.convert.hints import hint
+from top_jax.convert.keys import LARGEST_COUNT, Key
 from top_jax.convert.position_embedding import resize_position_embedding
-from top_jax.convert.torch_file import read_state_dict
-from top_jax.convert.vim import vim_keys
+from top_jax.convert.report import KeyReport, key_report
 from top_jax.errors import InputError
-from top_jax.models import Backbone, ModelSizes, PlainMambaConfig, VimConfig, abstract_model
-from top_jax.models.layers import height_width, patch_grid
+from top_jax.models import Backbone, abstract_model, model_config
+from top_jax.models.layers import height_width
 from top_jax.models.weights import KINDS
 from top_jax.pruning import Reduction
 
-KEYS: Final[dict[type, Callable[[Any], list[Key]]]] = {VimConfig: vim_keys, PlainMambaConfig: plain_mamba_keys}
-
-
-def official_keys(config: ModelSizes) -> list[Key]:
-    """Every parameter and buffer of an official checkpoint of this size, with its place in our model."""
-    return KEYS[type(config)](config)
+NAMED: Final = 5  # keys that an error names of each kind of problem; it counts all
 
 
 def load_torch_checkpoint(
@@ -39,13 +37,13 @@ def load_torch_checkpoint(
     checkpoint_img_size: int | tuple[int, int] | None = None,
     **overrides: Any,
 ) -> Backbone:
-    """Builds the named model with the weights of an official .pth file, in eval mode.
+    """Builds the named model with the weights of an official file, in eval mode.
 
     Args:
-        path: the file.
+        path: a .pth file (read by PyTorch), or a .safetensors file of the same keys (read without it).
         name: a model name, as for `create_model`.
         pruning: a schedule for the model; weights do not depend on it.
-        ema: take the file's `model_ema`.
+        ema: take the averaged weights, `model_ema` of a .pth file.
         checkpoint_img_size: image size that the file was trained at, needed only where its position embedding must be
             resized from a grid that is not square.
         **overrides: as for `create_model`. With another `img_size` the position embedding is resized (bicubic).
@@ -53,76 +51,128 @@ def load_torch_checkpoint(
     Raises:
         InputError: an unreadable file, or keys that are missing, unexpected or misshapen, each named.
     """
+    return load_with_report(path, name, pruning, ema, checkpoint_img_size=checkpoint_img_size, **overrides)[0]
+
+
+def load_with_report(
+    path: str | Path,
+    name: str,
+    pruning: Reduction | None = None,
+    ema: bool = False,
+    *,
+    checkpoint_img_size: int | tuple[int, int] | None = None,
+    **overrides: Any,
+) -> tuple[Backbone, KeyReport]:
+    """As `load_torch_checkpoint`, with an account of every key."""
+    model_config(name, **overrides)  # raises before a large file is read
     state_dict = read_state_dict(path, ema=ema)
     model = abstract_model(name, pruning=pruning, **overrides)  # every weight is about to come from the file
     try:
-        load_state_dict(model, state_dict, checkpoint_img_size=checkpoint_img_size)
+        changes = load_state_dict(model, state_dict, checkpoint_img_size=checkpoint_img_size)
     except InputError as error:
         raise InputError(f"{path} does not fit {name}: {error}") from None
-    return model
+    return model, key_report(model, changes)
 
 
 def load_state_dict(
     model: Backbone, state_dict: Mapping[str, np.ndarray], *, checkpoint_img_size: int | tuple[int, int] | None = None
-) -> None:
-    """Puts an official state_dict (numpy arrays) into `model`, in place and strictly; see `load_torch_checkpoint`."""
+) -> tuple[str, ...]:
+    """Puts an official state_dict (numpy arrays) into `model`, in place and strictly; see `load_torch_checkpoint`.
+
+    Returns:
+        What was changed on the way beside the order of axes, in words.
+    """
     keys = official_keys(model.config)
-    params = dict(nnx.to_flat_state(nnx.state(model, KINDS)))
-    state_dict = _fit_position_embedding(model, dict(state_dict), checkpoint_img_size)
-    _check_keys(keys, {path: param.shape for path, param in params.items()}, state_dict)
+    weights = dict(nnx.to_flat_state(nnx.state(model, KINDS)))
+    state_dict, changes = _as_float32(state_dict)
+    if state_dict.keys() == {key.torch for key in keys}:  # else the model is another, and its grid may be too
+        changes += _fit_position_embedding(model, state_dict, checkpoint_img_size)
+    _check_keys(model, keys, {path: weight.shape for path, weight in weights.items()}, state_dict)
     for key in keys:
-        weight = params[key.ours]
+        weight = weights[key.ours]
         weight.set_value(jnp.asarray(key.layout.to_ours(state_dict[key.torch]), weight.dtype))
-    nnx.update(model, nnx.from_flat_state(params))
+    nnx.update(model, nnx.from_flat_state(weights))
+    return tuple(changes)
 
 
-def _check_keys(keys: list[Key], shapes: dict[Any, tuple[int, ...]], state_dict: Mapping[str, np.ndarray]) -> None:
+def _as_float32(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Every array of floats in float32, and what that changed in words."""
+    result, changed = {}, Counter()
+    for name, array in state_dict.items():
+        if jnp.issubdtype(array.dtype, jnp.floating) and array.dtype != np.float32:
+            changed[array.dtype.name] += 1
+            array = array.astype(np.float32)
+        result[name] = array
+    verb = {"float64": "rounded"}
+    return result, [
+        f"{count} {dtype} tensors {verb.get(dtype, 'widened')} to float32" for dtype, count in changed.items()
+    ]
+
+
+def _check_keys(
+    model: Backbone, keys: list[Key], shapes: dict[Any, tuple[int, ...]], state_dict: Mapping[str, np.ndarray]
+) -> None:
     unmapped = set(shapes) ^ {key.ours for key in keys}
     assert not unmapped, f"parameters without an official key, or the reverse: {unmapped}"
 
     known = {key.torch for key in keys}
     missing = [key.torch for key in keys if key.torch not in state_dict]
     unexpected = sorted(set(state_dict) - known)
-    misshapen = []
+    misshapen, unusable = [], []
     for key in keys:
-        if key.torch in state_dict:
-            needed = key.layout.to_torch(np.empty(shapes[key.ours], np.bool_)).shape
-            if state_dict[key.torch].shape != needed:
-                misshapen.append(f"{key.torch} {state_dict[key.torch].shape} instead of {needed}")
-    problems = [
-        f"{len(names)} {what} ({_some(names)})"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
-        if names
-    ]
+        array = state_dict.get(key.torch)
+        if array is None:
+            continue
+        needed = key.layout.torch_shape(shapes[key.ours])
+        if array.shape != needed:
+            misshapen.append(f"{key.torch} {array.shape} instead of {needed}")
+        elif complaint := _unusable(key, array):
+            unusable.append(f"{key.torch} {complaint}")
+    kinds = (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen), ("unusable", unusable))
+    problems = [f"{len(names)} {what} ({_some(names)})" for what, names in kinds if names]
     if problems:
-        raise InputError(
-            f"{'; '.join(problems)}. Choose the model and the overrides that the checkpoint was trained with."
-        )
+        raise InputError(f"{'; '.join(problems)}. {hint(model.config, state_dict.keys())}")
 
 
-def _some(names: list[str], limit: int = 5) -> str:
-    more = f", and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def _unusable(key: Key, array: np.ndarray) -> str | None:
+    """What is wrong with the numbers of an array whose shape is right."""
+    if not key.layout.count:
+        return None if array.dtype == np.float32 else f"of type {array.dtype.name} instead of a float"
+    if not np.issubdtype(array.dtype, np.integer):
+        return f"of type {array.dtype.name} instead of an integer"
+    if array.size and not 0 <= array.min() <= array.max() <= LARGEST_COUNT:
+        return f"{array} is not in 0 .. 2**24, where a float32 counts exactly"
+    return None
+
+
+def _some(names: list[str]) -> str:
+    more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def _fit_position_embedding(
     model: Backbone, state_dict: dict[str, np.ndarray], checkpoint_img_size: int | tuple[int, int] | None
-) -> dict[str, np.ndarray]:
-    """Resizes `pos_embed` where its number of tokens is not the model's."""
-    config, embedding = model.config, state_dict.get("pos_embed")
-    if embedding is None or embedding.ndim != 3:
-        return state_dict
-    num_patches = embedding.shape[1] - 1
+) -> list[str]:
+    """Resizes the position embedding, in place, where its number of tokens is not the model's; says so in words."""
+    config, family = model.config, family_of(model.config)
+    name = family.position_embedding
+    embedding = state_dict[name]
+    if embedding.ndim != 3 or (embedding.shape[0], embedding.shape[2]) != (1, config.embed_dim):
+        return []
+    num_patches = embedding.shape[1] - (family.class_token is not None)
     if checkpoint_img_size is not None:
-        source = patch_grid(height_width(checkpoint_img_size), config.patch_size, config.stride)
-    elif num_patches == config.num_patches:
-        return state_dict
+        source = dataclasses.replace(config, img_size=height_width(checkpoint_img_size)).grid
+    elif num_patches in (config.num_patches, 0):
+        return []
     else:
         source = height_width(math.isqrt(num_patches))
     if source[0] * source[1] != num_patches:
         raise InputError(
-            f"pos_embed has {num_patches} patch tokens, which is no {source[0]} x {source[1]} grid; pass "
+            f"{name} has {num_patches} patch tokens, which is no {source[0]} x {source[1]} grid; pass "
             "checkpoint_img_size=(height, width), the size the checkpoint was trained at."
         )
-    resized = resize_position_embedding(embedding, source, config.grid, class_token=True)
-    return {**state_dict, "pos_embed": resized}
+    if source == config.grid:
+        return []
+    state_dict[name] = resize_position_embedding(embedding, source, config.grid, class_token=family.class_token)
+    (rows, columns), (new_rows, new_columns) = source, config.grid
+    return [f"{name} resized from {rows} x {columns} to {new_rows} x {new_columns} patches (bicubic)"]

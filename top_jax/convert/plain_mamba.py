@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from top_jax.convert.keys import CONV2D, DEPTHWISE_CONV2D, LINEAR, SAME, Key, Path
+from top_jax.convert.keys import CONV2D, COUNT, DEPTHWISE_CONV2D, LINEAR, SAME, Key, Path
 from top_jax.models import PlainMambaConfig
 
 
@@ -39,7 +39,7 @@ def _batch_norm(torch: str, ours: Path) -> Iterator[Key]:
     yield Key(f"{torch}.bias", (*ours, "bias"), SAME)
     yield Key(f"{torch}.running_mean", (*ours, "mean"), SAME)
     yield Key(f"{torch}.running_var", (*ours, "var"), SAME)
-    yield Key(f"{torch}.num_batches_tracked", (*ours, "num_batches"), SAME)
+    yield Key(f"{torch}.num_batches_tracked", (*ours, "num_batches"), COUNT)
 
 
 def _layer(config: PlainMambaConfig, index: int) -> Iterator[Key]:

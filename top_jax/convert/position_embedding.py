@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
+
+ClassToken = Literal["first", "middle"] | None
+"""Where a sequence has its class token, if it has one."""
 
 
 def resize_position_embedding(
-    embedding: np.ndarray, source: tuple[int, int], target: tuple[int, int], *, class_token: bool
+    embedding: np.ndarray, source: tuple[int, int], target: tuple[int, int], *, class_token: ClassToken
 ) -> np.ndarray:
     """Interpolates a grid of position embeddings the way torch's bicubic does (a = -0.75, no antialias).
 
-    The class token's own embedding is taken out of the *middle* of the sequence and put back into the middle of the
-    new one. (The official code takes it from index 0, which shifts half of the grid by one place.)
+    The class token's own embedding is taken out of the sequence and put back into its place in the new one. (ViM has
+    it in the *middle*; its official code takes index 0 all the same, which shifts half of the grid by one place.)
 
     Args:
-        embedding: `[1, M, D]`, or `[1, M + 1, D]` with a class token at M // 2.
+        embedding: `[1, M, D]`, or `[1, M + 1, D]` with a class token.
         source: rows and columns of the grid that `embedding` was trained on.
         target: rows and columns wanted.
-        class_token: whether there is one.
+        class_token: where there is one: `first` (index 0, DeiT), `middle` (index M // 2, ViM) or None (PlainMamba).
 
     Returns:
         The same, for the target grid; `embedding` itself where the grids are equal.
@@ -26,13 +31,17 @@ def resize_position_embedding(
     """
     if source == target:
         return embedding
-    middle = [source[0] * source[1] // 2] if class_token else []
-    patches, cls = np.delete(embedding[0], middle, axis=0), embedding[0][middle]
+    place = _place(source, class_token)
+    patches, cls = np.delete(embedding[0], place, axis=0), embedding[0][place]
     grid = patches.reshape(*source, -1).astype(np.float64)
     grid = np.einsum("ih,jw,hwd->ijd", _cubic_weights(source[0], target[0]), _cubic_weights(source[1], target[1]), grid)
     patches = grid.reshape(target[0] * target[1], -1).astype(embedding.dtype)
-    middle = len(patches) // 2
-    return np.concatenate([patches[:middle], cls, patches[middle:]])[None]
+    return np.insert(patches, _place(target, class_token), cls, axis=0)[None]
+
+
+def _place(grid: tuple[int, int], class_token: ClassToken) -> list[int]:
+    """Indices of the class token among the patches of a grid: one or none."""
+    return {None: [], "first": [0], "middle": [grid[0] * grid[1] // 2]}[class_token]
 
 
 def _cubic_weights(size: int, new_size: int, a: float = -0.75) -> np.ndarray:

@@ -1,0 +1,147 @@
+"""An account of every key of a checkpoint: what is where, and what was changed on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import textwrap
+from collections import Counter
+from typing import Any, Final
+
+from flax import nnx
+
+from top_jax.convert.families import official_keys
+from top_jax.models import Backbone
+from top_jax.models.weights import KINDS
+
+WIDTH: Final = 100  # characters of a line
+NO_BREAK: Final = "\xa0"  # a space at which a line does not end
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The keys of one module; those of the repeated blocks are told once.
+
+    Attributes:
+        name: its official name, such as patch_embed or backbone.layers.
+        blocks: how many times it is repeated, or None.
+        keys: how many there are, over all blocks.
+        parameters: numbers in them that are trained.
+        buffers: numbers in them that are not (running statistics).
+        shapes: PyTorch's, by the rest of the key.
+        blocks_with: how many blocks have that key.
+    """
+
+    name: str
+    blocks: int | None
+    keys: int
+    parameters: int
+    buffers: int
+    shapes: dict[str, tuple[int, ...]]
+    blocks_with: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyReport:
+    """All groups of a checkpoint, in its order.
+
+    Attributes:
+        groups: of keys.
+        turned: how many tensors have their axes in another order with us, by what is done.
+        changes: what else was changed, in words.
+    """
+
+    groups: tuple[Group, ...]
+    turned: dict[str, int]
+    changes: tuple[str, ...]
+
+    @property
+    def keys(self) -> int:
+        """How many there are."""
+        return sum(group.keys for group in self.groups)
+
+    @property
+    def parameters(self) -> int:
+        """Trained numbers."""
+        return sum(group.parameters for group in self.groups)
+
+    @property
+    def buffers(self) -> int:
+        """Numbers that are not trained."""
+        return sum(group.buffers for group in self.groups)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "keys": self.keys,
+            "parameters": self.parameters,
+            "buffers": self.buffers,
+            "groups": [dataclasses.asdict(group) for group in self.groups],
+            "turned": self.turned,
+            "changes": list(self.changes),
+        }
+
+    def __str__(self) -> str:
+        lines = []
+        for group in self.groups:
+            times = f" x {group.blocks}" if group.blocks else ""
+            buffers = f" + {group.buffers:,} buffers" if group.buffers else ""
+            plural = "" if group.keys == 1 else "s"
+            keys = f"{group.keys} key{plural}"
+            lines.append(f"{group.name + times:<28}{keys:>10} {group.parameters:>13,} parameters{buffers}")
+            shapes = ", ".join(self._shape(group, rest).replace(" ", NO_BREAK) for rest in group.shapes)
+            wrapped = textwrap.wrap(shapes, WIDTH, initial_indent="    ", subsequent_indent="    ")
+            lines += [line.replace(NO_BREAK, " ") for line in wrapped]
+        buffers = f", {self.buffers:,} numbers of buffers" if self.buffers else ""
+        lines.append(f"all together: {self.keys} keys, {self.parameters:,} parameters{buffers}")
+        lines += [f"axes turned in {count} tensors: {what}" for what, count in self.turned.items()]
+        return "\n".join([*lines, *self.changes])
+
+    @staticmethod
+    def _shape(group: Group, rest: str) -> str:
+        some = group.blocks is not None and group.blocks_with[rest] < group.blocks
+        of = f" (in {group.blocks_with[rest]} of {group.blocks})" if some else ""
+        return f"{rest} {list(group.shapes[rest])}{of}".lstrip()
+
+
+def key_report(model: Backbone, changes: tuple[str, ...] = ()) -> KeyReport:
+    """The report of a checkpoint of this model.
+
+    Args:
+        model: with or without weights.
+        changes: what was changed when they were loaded, in words (`load_state_dict`).
+    """
+    weights = dict(nnx.to_flat_state(nnx.state(model, KINDS)))
+    turned, found = Counter(), {}
+    for key in official_keys(model.config):
+        weight = weights[key.ours]
+        if key.layout.meaning:
+            turned[key.layout.meaning] += 1
+        name, block, rest = _split(key.torch)
+        entry = found.setdefault(name, {"blocks": set(), "sizes": Counter(), "with": Counter(), "shapes": {}})
+        entry["blocks"] |= {block} - {None}
+        entry["sizes"][isinstance(weight, nnx.Param)] += math.prod(weight.shape)
+        entry["with"][rest] += 1
+        entry["shapes"][rest] = key.layout.torch_shape(weight.shape)
+    groups = (
+        Group(
+            name=name,
+            blocks=len(entry["blocks"]) or None,
+            keys=entry["with"].total(),
+            parameters=entry["sizes"][True],
+            buffers=entry["sizes"][False],
+            shapes=entry["shapes"],
+            blocks_with=dict(entry["with"]),
+        )
+        for name, entry in found.items()
+    )
+    return KeyReport(tuple(groups), dict(turned), changes)
+
+
+def _split(key: str) -> tuple[str, int | None, str]:
+    """backbone.layers.3.norm.weight -> backbone.layers, 3, norm.weight."""
+    parts = key.split(".")
+    depth = 2 if parts[0] == "backbone" else 1
+    name, rest = ".".join(parts[:depth]), parts[depth:]
+    block = int(rest.pop(0)) if rest and rest[0].isdigit() else None
+    return name, block, ".".join(rest)
