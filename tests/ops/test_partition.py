@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 
 import top_jax
 from top_jax.ops.partition import split_over_batch
-from top_jax.pruning import Pruning, Tokens
+from top_jax.pruning import Merging, Pruning, Tokens
 
 IMPLEMENTATIONS = ("xla", "pallas_interpret")  # of the scan, on its own and in a model
 LENGTH, BATCH, WIDTH, STATES = 5, 16, 6, 4
@@ -286,14 +286,18 @@ def check_the_scan_where_axes_are_manual_or_explicit() -> None:
             assert_close(jax.jit(graded)(*split), want)
 
 
-def check_the_selection() -> None:
-    length = 9
-    tokens = Tokens(
+def draw_tokens(length: int) -> Tokens:
+    return Tokens(
         x=draw(BATCH, length, WIDTH),
-        residual=draw(BATCH, length, WIDTH),
+        residual=draw(2, BATCH, length, WIDTH)[1],
         positions=jnp.tile(jnp.arange(length, dtype=jnp.int32)[None, :], (BATCH, 1)),
         cls_index=jnp.arange(BATCH, dtype=jnp.int32) % length,
     )
+
+
+def check_the_selection() -> None:
+    length = 9
+    tokens = draw_tokens(length)
     arguments = tokens, {"clip": draw(BATCH, length)}
 
     def select(settings: dict[str, str], tokens: Tokens, evidence: Any) -> Tokens:
@@ -310,13 +314,32 @@ def check_the_selection() -> None:
     check_program(jax.grad(loss), arguments, on_mesh(arguments, "data"))
 
 
+def check_the_merging() -> None:
+    tokens = draw_tokens(10)
+
+    def merge(alignment: str, tokens: Tokens) -> Tokens:
+        merging = Merging(after_blocks=(1,), keep_ratio=0.5, alignment=alignment)
+        return merging(merging(tokens, {}, block=1, keep=7), {}, block=1, keep=4)
+
+    for alignment in ("none", "hold"):
+        check_program(functools.partial(merge, alignment), (tokens,), on_mesh((tokens,), "data"))
+
+    def loss(x: jax.Array, tokens: Tokens) -> jax.Array:
+        merged = merge("hold", dataclasses.replace(tokens, x=x, residual=x))
+        return jnp.sum(jnp.square(merged.x)) + jnp.sum(jnp.sin(merged.residual))
+
+    arguments = tokens.x, tokens
+    check_program(jax.grad(loss), arguments, on_mesh(arguments, "data"))
+
+
 def check_a_model() -> None:
     size = dict(img_size=32, patch_size=8, depth=2, embed_dim=32, d_state=STATES, num_classes=5)
     pruning = Pruning(after_blocks=(1,), keep_ratio=0.5, alignment="decay")
+    merging = Merging(after_blocks=(1,), keep_ratio=0.5, alignment="decay")
     images = draw(BATCH, 32, 32, 3)
-    for implementation in IMPLEMENTATIONS:
+    for implementation, reduction in (*((name, pruning) for name in IMPLEMENTATIONS), ("xla", merging)):
         model = top_jax.create_model(
-            "vim_tiny", **size, pruning=pruning, implementation=implementation, rngs=nnx.Rngs(0)
+            "vim_tiny", **size, pruning=reduction, implementation=implementation, rngs=nnx.Rngs(0)
         )
         graphdef, weights = nnx.split(model)
 
@@ -338,6 +361,7 @@ CHECKS = {
         check_the_scan,
         check_the_scan_where_axes_are_manual_or_explicit,
         check_the_selection,
+        check_the_merging,
     ),
     "model": (check_a_model,),
 }

@@ -1,0 +1,204 @@
+"""Backbones that merge tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from top_jax.errors import InputError
+from top_jax.models import Features, abstract_model, to_grid
+from top_jax.pruning import Merging
+
+GRID, PATCHES, KEPT = (3, 5), 15, (9, 6)  # ceil(0.6 * 15), ceil(0.6 * 9)
+SIZES = dict(img_size=(12, 20), patch_size=4, embed_dim=12, depth=3, num_classes=5)
+FAMILIES = {
+    "vim_tiny": dict(d_state=3),
+    "plain_mamba_l1": dict(d_state=3, layers_with_dwconv=(0, 2)),
+    "deit_tiny": dict(num_heads=2),
+}
+SCANNED = ("vim_tiny", "plain_mamba_l1")
+CASES = [*((name, alignment) for name in SCANNED for alignment in ("none", "hold", "decay")), ("deit_tiny", "hold")]
+
+
+def relative_error(got, want) -> float:
+    assert got.shape == want.shape
+    return float(np.abs(np.asarray(got) - np.asarray(want)).max() / np.abs(np.asarray(want)).max())
+
+
+def make(name: str, **overrides: Any):
+    """A small model whose every weight differs from its start; equal sizes give equal weights."""
+    model = abstract_model(name, **{**SIZES, **FAMILIES[name], **overrides})
+    rng = np.random.default_rng(0)
+    draw = lambda weight: jnp.asarray(rng.normal(size=weight.shape) * 0.4, weight.dtype)  # noqa: E731
+    positive = lambda weight: jnp.asarray(rng.uniform(0.5, 1.5, size=weight.shape), weight.dtype)  # noqa: E731
+    params, statistics = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
+    nnx.update(model, jax.tree.map(draw, params), jax.tree.map(positive, statistics))
+    return model
+
+
+def merging(alignment: str = "hold", keep_ratio: float = 0.6) -> Merging:
+    return Merging(after_blocks=(1, 2), keep_ratio=keep_ratio, alignment=alignment)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jnp.asarray(np.random.default_rng(1).normal(size=(3, 12, 20, 3)), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def forward(quick_jit):
+    """(model, images) -> (logits, features)."""
+
+    def run(model, images):
+        features = model.features(images, stages=(1, 2))
+        return model.classify(features), features
+
+    return quick_jit(run)
+
+
+@pytest.fixture(scope="module")
+def dense(forward, images):
+    return {name: forward(make(name), images) for name in FAMILIES}
+
+
+@dataclasses.dataclass
+class Case:
+    name: str
+    model: Any
+    logits: jax.Array
+    features: Features
+    others: tuple[jax.Array, Features]  # (logits, features) of a batch of which only the first image is the same
+    traces: int
+
+
+@pytest.fixture(scope="module")
+def run_case(quick_jit, images):
+    """Each is compiled once, for all the tests."""
+
+    @functools.cache
+    def run(name: str, alignment: str) -> Case:
+        traces = []
+
+        def forward(model, images):
+            traces.append(images.shape)
+            features = model.features(images, stages=(1, 2))
+            return model.classify(features), features
+
+        model, jitted = make(name, pruning=merging(alignment)), quick_jit(forward)
+        out, others = (jitted(model, batch) for batch in (images, images.at[1:].set(1 - 3 * images[1:])))
+        return Case(name, model, *out, others, len(traces))
+
+    return run
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def case(request, run_case):
+    return run_case(*request.param)
+
+
+def test_every_patch_has_its_token(case, dense):
+    assert relative_error(case.logits, dense[case.name][0]) > 1e-3  # something was merged
+    for kept, out in zip((*KEPT, KEPT[1]), (*case.features.stages, case.features), strict=True):
+        assert out.x.shape == (3, kept, 12) and out.x.dtype == jnp.float32
+        assert (out.cls is None) == (case.name == "plain_mamba_l1")
+        assert out.source.shape == (3, PATCHES) and out.source.dtype == jnp.int32
+        np.testing.assert_array_equal(out.size, [np.bincount(row, minlength=kept) for row in np.asarray(out.source)])
+        assert (np.diff(out.positions, axis=1) > 0).all()  # the order of the scan
+        # A token keeps its place, so the patch there is one of its own.
+        own = np.take_along_axis(np.asarray(out.source), np.asarray(out.positions), axis=1)
+        np.testing.assert_array_equal(own, np.tile(np.arange(kept), (3, 1)))
+
+
+def test_a_merged_token_stands_for_all_of_its_patches_on_the_grid(case):
+    for out in (*case.features.stages, case.features):
+        want = np.take_along_axis(np.asarray(out.x), np.asarray(out.source)[:, :, None], axis=1)
+        for fill in ("zero", "nearest", "carry"):  # there is nothing to fill
+            np.testing.assert_array_equal(to_grid(out, fill), want.reshape(3, *GRID, 12))
+
+
+def test_what_leaves_the_first_block_are_means_of_what_leaves_it_unmerged(case, dense):
+    """Of hidden state and residual alike. (In DeiT the MLP comes after the merge.)"""
+    if case.name == "deit_tiny":
+        return
+    first, unmerged = case.features.stages[0], dense[case.name][1].stages[0]
+    members = np.asarray(first.source)[:, None, :] == np.arange(KEPT[0])[:, None]
+    want = members @ np.asarray(unmerged.x) / members.sum(axis=2, keepdims=True)
+    assert relative_error(first.x, want) < 1e-5
+    if first.cls is not None:
+        assert relative_error(first.cls, unmerged.cls) < 1e-6
+
+
+def test_the_head_sees_every_patch_as_often(case):
+    """PlainMamba's mean is one over patches: merged tokens count once for each of theirs."""
+    features = case.features
+    read = to_grid(features).mean(axis=(1, 2)) if case.name == "plain_mamba_l1" else features.cls
+    assert relative_error(case.logits, case.model.head(read)) < 1e-5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_keeping_everything_is_the_dense_model(name, forward, images, dense):
+    got = forward(make(name, pruning=merging(keep_ratio=1.0)), images)
+    assert jax.tree.structure(got) == jax.tree.structure(dense[name])
+    for mine, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(dense[name]), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_images_do_not_influence_each_other(case):
+    logits, features = case.others
+    np.testing.assert_array_equal(logits[0], case.logits[0])
+    np.testing.assert_array_equal(features.source[0], case.features.source[0])
+    assert (features.source[1:] != case.features.source[1:]).any()
+
+
+def test_one_compilation_for_many_batches(case):
+    assert case.traces == 1
+
+
+@pytest.mark.parametrize("name", SCANNED)
+def test_alignments_differ(name, run_case):
+    logits = [run_case(name, how).logits for how in ("none", "hold", "decay")]
+    assert min(relative_error(logits[a], logits[b]) for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-4
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bfloat16(name, images):
+    """Under strict promotion: nothing mixes dtypes unasked."""
+    model = make(name, dtype=jnp.bfloat16, pruning=merging())
+    out = jax.eval_shape(lambda: model.features(images))
+    assert out.x.shape == (3, KEPT[1], 12) and out.x.dtype == jnp.float32
+
+
+def test_gradients_reach_every_weight(images, quick_jit):
+    model = make("vim_tiny", depth=2, pruning=Merging(after_blocks=(1,), keep_ratio=0.6))
+    gradient = quick_jit(jax.grad(lambda model, images: jnp.sum(jnp.square(model(images)))))(model, images)
+    for path, leaf in nnx.to_flat_state(nnx.state(gradient, nnx.Param)):
+        assert np.isfinite(leaf[...]).all() and np.asarray(leaf[...]).any(), path
+
+
+def test_deit_attends_to_a_merged_token_as_to_its_patches(forward):
+    """Of pairs of equal patches each pair is merged, and nothing else changes (arXiv 2210.09461, section 3)."""
+    sizes = dict(img_size=(8, 16))  # 2 x 4 patches
+    half = np.random.default_rng(3).normal(size=(3, 8, 2, 1, 4, 3))
+    images = jnp.asarray(np.broadcast_to(half, (3, 8, 2, 2, 4, 3)).reshape(3, 8, 16, 3), jnp.float32)
+    models = [
+        make("deit_tiny", **sizes, pruning=pruning) for pruning in (None, Merging(after_blocks=(1,), keep_ratio=0.5))
+    ]
+    for model in models:
+        pairs = model.pos_embed[...].at[:, 2::2].set(model.pos_embed[...][:, 1::2])
+        model.pos_embed[...] = pairs
+    (logits, unmerged), (merged_logits, merged) = (forward(model, images) for model in models)
+    np.testing.assert_array_equal(merged.source, np.tile(np.arange(8) // 2, (3, 1)))
+    assert relative_error(merged_logits, logits) < 1e-5
+    assert relative_error(merged.x, unmerged.x[:, 1::2]) < 1e-5
+
+
+def test_more_than_a_merge_can_do():
+    with pytest.raises(InputError, match="keep_ratio=0.4 leaves 6 of 15 tokens, but merging leaves at least 7"):
+        make("vim_tiny", pruning=merging(keep_ratio=0.4))
