@@ -158,7 +158,7 @@ class RunConfig:
     eval_batch_size: int | None = None  # None: batch_size
     epochs: float = 30.0
     total_steps: int | None = None  # set: used instead of epochs
-    init_from: str | None = None  # a run directory or an official .pth: start from its (dense) weights
+    init_from: str | None = None  # a run directory or an official file: start from its (dense) weights
     log_every: int = 50  # steps between lines of metrics.jsonl
     eval_every_epochs: float = 1.0
     checkpoint_every: int = 1000  # steps between checkpoints beside those at evaluations

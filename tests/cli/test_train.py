@@ -57,7 +57,7 @@ CASES = {
     ),
     "no such init_from": (
         [TINY, "--config.init_from=/nowhere.pth"],
-        "checkpoint /nowhere.pth does not exist; pass a run directory or an official .pth file.",
+        "checkpoint /nowhere.pth does not exist; pass a run directory or an official .pth or .safetensors file.",
     ),
     "init_from no run": ([TINY, "--config.init_from=configs"], "configs is no run directory: it has no config.json."),
 }

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from top_jax.models.batch_norm import BatchNorm
-from top_jax.models.depthwise_conv import _grouped, _shifted, depthwise_conv2d
+from top_jax.models.depthwise_conv import depthwise_conv2d, grouped_conv2d, shifted_conv2d
 
 SHAPES = [((2, 5, 7, 3), 7), ((1, 1, 1, 2), 7), ((3, 4, 2, 5), 3), ((2, 6, 6, 1), 5), ((1, 3, 3, 4), 1)]
 
@@ -32,7 +32,7 @@ def by_hand(x: jax.Array, kernel: jax.Array) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("shape", "taps"), SHAPES)
-@pytest.mark.parametrize("conv", [depthwise_conv2d, _shifted, _grouped])
+@pytest.mark.parametrize("conv", [depthwise_conv2d, shifted_conv2d, grouped_conv2d])
 def test_depthwise_conv(conv, shape, taps):
     x, kernel = draw(*shape), draw(taps, taps, shape[-1])
     np.testing.assert_allclose(conv(x, kernel), by_hand(x, kernel), atol=1e-4)
@@ -41,7 +41,7 @@ def test_depthwise_conv(conv, shape, taps):
 @pytest.mark.parametrize(("shape", "taps"), SHAPES)
 def test_depthwise_conv_gradients(shape, taps):
     x, kernel, dy = draw(*shape), draw(taps, taps, shape[-1]), draw(*shape)
-    pulled = [jax.vjp(conv, x, kernel)[1](dy) for conv in (depthwise_conv2d, _shifted, _grouped)]
+    pulled = [jax.vjp(conv, x, kernel)[1](dy) for conv in (depthwise_conv2d, shifted_conv2d, grouped_conv2d)]
     for got in pulled[:2]:
         for mine, want in zip(got, pulled[2], strict=True):
             np.testing.assert_allclose(mine, want, atol=1e-4)

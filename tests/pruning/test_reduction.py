@@ -45,7 +45,7 @@ def test_one_token_can_be_left():
         ({"after_blocks": (5,), "keep_ratio": float("nan")}, "keep_ratio=nan"),
         ({"after_blocks": (5, 9), "keep_ratio": (0.8, -0.1)}, "keep_ratio=-0.1"),
         ({"after_blocks": (5, 9), "keep_ratio": (0.8,)}, "1 numbers for 2 prunes"),
-        ({"score": "best"}, "score='best' is unknown; choose one of clip, noclip, l1, l2, delta, attention, random, uniform"),
+        ({"score": "best"}, "score='best' is unknown; choose one of clip, noclip, l1, l2, delta, attention, random"),
         ({"alignment": "held"}, "alignment='held' is unknown"),
         ({"order": "best"}, "order='best' is unknown; choose one of position, score"),
         ({"order": "score"}, "order='score' with alignment='hold'"),

@@ -18,9 +18,11 @@ from top_jax.config import RunConfig
 
 _CONFIG = config_flag.define()
 flags.adopt_module_key_flags(config_flag)  # so that --help shows --config
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run directory, or an official .pth file.", required=True)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Run directory, or an official .pth or .safetensors file.", required=True
+)
 _WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint of a run directory.")
-_EMA = flags.DEFINE_boolean("ema", None, "Averaged weights; by default where a run kept them, and not of a .pth.")
+_EMA = flags.DEFINE_boolean("ema", None, "Averaged weights; by default where a run kept them, and not of a file.")
 _JSON = flags.DEFINE_string("json", None, "Where to write the result; by default beside the checkpoint.")
 
 

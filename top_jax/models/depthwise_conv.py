@@ -21,16 +21,16 @@ def depthwise_conv2d(x: Grid, kernel: Taps) -> Grid:
         kernel: `[taps, taps, E]`, in the dtype of x.
 
     Returns:
-        `[B, H, W, E]`. On a CPU a sum of shifted products, with its own gradient: for 7 x 7 taps XLA's grouped
-        convolution there took 33 times as long, and its gradient 35 times (docs/models.md). Elsewhere that
-        convolution.
+        `[B, H, W, E]`. On a CPU by shifted products with their own gradient, because XLA's grouped convolution, which
+        is taken everywhere else, runs there many times as long (docs/models.md has the table).
 
     Source: torch.nn.Conv2d(E, E, taps, padding=taps // 2, groups=E, bias=False).
     """
-    return jax.lax.platform_dependent(x, kernel, cpu=_shifted, default=_grouped)
+    return jax.lax.platform_dependent(x, kernel, cpu=shifted_conv2d, default=grouped_conv2d)
 
 
-def _grouped(x: Grid, kernel: Taps) -> Grid:
+def grouped_conv2d(x: Grid, kernel: Taps) -> Grid:
+    """`depthwise_conv2d` as XLA's grouped convolution."""
     return jax.lax.conv_general_dilated(
         x,
         kernel[:, :, None, :],
@@ -42,7 +42,8 @@ def _grouped(x: Grid, kernel: Taps) -> Grid:
 
 
 @jax.custom_vjp
-def _shifted(x: Grid, kernel: Taps) -> Grid:
+def shifted_conv2d(x: Grid, kernel: Taps) -> Grid:
+    """`depthwise_conv2d` as a sum, in float32, of shifted products."""
     height, width, taps = x.shape[1], x.shape[2], kernel.shape[0]
     padded, weights = _pad(x, taps).astype(jnp.float32), kernel.astype(jnp.float32)
     products = (
@@ -54,7 +55,7 @@ def _shifted(x: Grid, kernel: Taps) -> Grid:
 
 
 def _shifted_forward(x: Grid, kernel: Taps) -> tuple[Grid, tuple[Grid, Taps]]:
-    return _shifted(x, kernel), (x, kernel)
+    return shifted_conv2d(x, kernel), (x, kernel)
 
 
 def _shifted_backward(saved: tuple[Grid, Taps], dy: Grid) -> tuple[Grid, Taps]:
@@ -68,10 +69,10 @@ def _shifted_backward(saved: tuple[Grid, Taps], dy: Grid) -> tuple[Grid, Taps]:
         return jnp.sum(window.astype(jnp.float32) * dy.astype(jnp.float32), axis=(0, 1, 2))
 
     dkernel = jax.lax.map(tap, jnp.arange(taps * taps, dtype=jnp.int32)).reshape(kernel.shape)
-    return _shifted(dy, kernel[::-1, ::-1]), dkernel.astype(kernel.dtype)
+    return shifted_conv2d(dy, kernel[::-1, ::-1]), dkernel.astype(kernel.dtype)
 
 
-_shifted.defvjp(_shifted_forward, _shifted_backward)
+shifted_conv2d.defvjp(_shifted_forward, _shifted_backward)
 
 
 def _pad(x: Grid, taps: int) -> Float[Array, "B rows columns E"]:

@@ -250,7 +250,7 @@ def _announce(plan: Plan, run: RunDirectory, reporter: Reporter, first_step: int
     if plan.model.pruning.after_blocks and config.init_from is None and not first_step:
         reporter.say(
             "no init_from: the pruned model starts from random weights. The paper fine-tunes dense ones: "
-            "--config.init_from=RUN_DIRECTORY or an official .pth"
+            "--config.init_from=RUN_DIRECTORY or an official file (.pth, .safetensors)"
         )
 
 

@@ -33,10 +33,10 @@ def checkpoint_weights(
     """Weights for the model of `config`.
 
     Args:
-        checkpoint: a run directory, or an official .pth file.
+        checkpoint: a run directory, or an official .pth or .safetensors file.
         config: the model they must fit.
         which: `best` or `latest`, of a run directory.
-        ema: averaged weights; None takes them where a run kept them, and not from a .pth.
+        ema: averaged weights; None takes them where a run kept them, and not from a file.
 
     Raises:
         InputError: nothing there, or weights of another model or class count.
@@ -47,7 +47,9 @@ def checkpoint_weights(
         _check_same_model(run, config)
         return read_weights(run, which, ema)
     if not path.exists():
-        raise InputError(f"checkpoint {path} does not exist; pass a run directory or an official .pth file.")
+        raise InputError(
+            f"checkpoint {path} does not exist; pass a run directory or an official .pth or .safetensors file."
+        )
     return weights_of(load_torch_checkpoint(path, config.name, ema=bool(ema), **config.overrides()))
 
 
