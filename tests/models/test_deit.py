@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy.special import erf
 
 from top_jax.convert.load import official_keys
 from top_jax.errors import InputError
@@ -161,8 +163,27 @@ def test_a_merged_token_draws_the_attention_of_its_patches():
     assert relative_error(ones, attention(x, None)[0]) < 1e-6
 
 
+def test_norms_and_gelu():
+    """Where eps = 1e-5 and the tanh approximation would show, which they do not in the official numbers."""
+    model = make()
+    x = np.random.default_rng(3).normal(size=(2, 4, 12)) * 1e-3
+    spread = np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    for norm in (model.norm, model.blocks[0].norm1, model.blocks[0].norm2):
+        want = (x - x.mean(-1, keepdims=True)) / spread * np.asarray(norm.scale[...]) + np.asarray(norm.bias[...])
+        assert relative_error(norm(jnp.asarray(x, jnp.float32)), want) < 1e-5
+    mlp = model.blocks[0].mlp
+    hidden = np.asarray(mlp.fc1(jnp.asarray(x * 1e3, jnp.float32)), np.float64)
+    want = hidden * (1 + erf(hidden / np.sqrt(2))) / 2 @ np.asarray(mlp.fc2.kernel[...]) + np.asarray(mlp.fc2.bias[...])
+    assert relative_error(mlp(jnp.asarray(x * 1e3, jnp.float32)), want) < 1e-5
+
+
 def test_merging_reaches_the_attention(forward, images):
     """The size of merged tokens, and the class token first, also where the tokens are condensed."""
+    block, tokens = make().blocks[0], make().embed(images)
+    size = jnp.asarray(np.random.default_rng(4).integers(1, 5, (3, 17)), jnp.float32)
+    _, evidence = block.mix(dataclasses.replace(tokens, size=size), None, None)
+    _, row = block.attn(block.norm1(tokens.x), size)
+    np.testing.assert_array_equal(evidence["attention"], row)
     logits = {}
     for alignment in ("none", "hold"):
         logits[alignment], features = forward(
