@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from top_jax.errors import InputError
+from top_jax.models.batch_norm import moves_statistics
 from top_jax.models.features import Features, make_features
+from top_jax.models.weights import Weights, statistics_of
 from top_jax.ops.implementations import resolve
 from top_jax.pruning import Evidence, Pruning, Reduction, Tokens
 from top_jax.typing import Array, Embedded, Float, Images, Logits
@@ -132,8 +134,7 @@ class Backbone(nnx.Module, abc.ABC):
         """The vector that the head reads."""
 
     def _run(self, half: Any, block: Block, *arguments: Any) -> Any:
-        # nnx.remat rather than jax.checkpoint: BatchNorm's statistics come out of it too.
-        return (nnx.remat(half) if self.config.remat else half)(block, *arguments)
+        return _recomputed(half, block, *arguments) if self.config.remat else half(block, *arguments)
 
     def _as_features(self, tokens: Tokens, x: Embedded) -> Features:
         return make_features(dataclasses.replace(tokens, x=x, residual=None), self.config.grid)
@@ -147,6 +148,25 @@ class Backbone(nnx.Module, abc.ABC):
             )
         if any(not 1 <= stage <= self.config.depth for stage in stages):
             raise InputError(f"stages={stages}; this model has the blocks 1 to {self.config.depth}.")
+
+
+def _recomputed(half: Any, block: Block, *arguments: Any) -> Any:
+    """`half(block, *arguments)`, computed once more in the backward pass instead of keeping what is between.
+
+    Not nnx.remat, which writes every weight back into the block and so refuses a model that a compiled function closes
+    over. Here BatchNorm's statistics alone go back, and in train mode alone.
+    """
+    graphdef, state = nnx.split(block)
+
+    def pure(weights: Weights, *arguments: Any) -> Any:
+        again = nnx.merge(graphdef, weights)
+        result = half(again, *arguments)
+        return result, statistics_of(again)
+
+    result, statistics = jax.checkpoint(pure)(nnx.to_pure_dict(state), *arguments)
+    if moves_statistics(block):
+        nnx.update(block, statistics)
+    return result
 
 
 def _mix(block: Block, tokens: Tokens, paths: Any, keys: jax.Array | None) -> tuple[Tokens, Evidence]:

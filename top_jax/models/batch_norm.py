@@ -49,3 +49,8 @@ class BatchNorm(nnx.Module):
         self.mean[...] = kept * self.mean[...] + new * mean
         self.var[...] = kept * self.var[...] + new * var * (count / max(count - 1, 1))
         self.num_batches[...] += 1
+
+
+def moves_statistics(module: nnx.Module) -> bool:
+    """Whether a call of `module` would move the statistics of a BatchNorm in it."""
+    return any(isinstance(part, BatchNorm) and not part.use_running_average for _, part in nnx.iter_modules(module))

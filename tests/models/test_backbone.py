@@ -1,0 +1,102 @@
+"""What every backbone promises, whatever its family."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from top_jax.errors import InputError
+from top_jax.models import create_model
+from top_jax.models.weights import statistics_of, weights_of
+from top_jax.pruning import Evit, Merging, Pruning
+
+FAMILIES = {
+    "vim_tiny": dict(d_state=3),
+    "plain_mamba_l1": dict(d_state=3),
+    "deit_tiny": dict(num_heads=2),
+}
+SMALL = dict(img_size=16, patch_size=4, embed_dim=16, depth=2, num_classes=5)
+
+
+def make(name: str, **overrides):
+    return create_model(name, **SMALL, **FAMILIES[name], **overrides)
+
+
+def relative_error(got, want) -> float:
+    assert got.shape == want.shape
+    return float(jnp.abs(got - want).max() / jnp.abs(want).max())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_remat_of_a_closed_over_model(name, images, quick_jit):
+    """Under jit and under grad, though the model is no argument of what is compiled."""
+    plain, remat = make(name), make(name, remat=True)
+    grads = [quick_jit(jax.grad(lambda x, model=model: jnp.sum(model(x) ** 2)))(images) for model in (plain, remat)]
+    assert relative_error(grads[1], grads[0]) < 1e-5
+    assert relative_error(quick_jit(lambda x: remat(x))(images), quick_jit(lambda x: plain(x))(images)) < 1e-6
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_call_changes_nothing_in_eval_mode_and_only_statistics_in_train_mode(name, remat, images, quick_jit):
+    model = make(name, remat=remat)
+
+    def run(model, images):
+        model(images)
+        return weights_of(model)
+
+    before = weights_of(model)
+    jax.tree.map(np.testing.assert_array_equal, quick_jit(run)(model, images), before)
+    model.train()
+    after, statistics = quick_jit(run)(model, images), statistics_of(model)
+    moved = {path for path, same in _equal(after, before).items() if not same}
+    assert moved == set(_equal(statistics, statistics)) and bool(moved) == (name == "plain_mamba_l1")
+
+
+def _equal(first, second) -> dict[str, bool]:
+    leaves = zip(jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(second), strict=True)
+    return {jax.tree_util.keystr(path): bool(np.array_equal(a, b)) for (path, a), b in leaves}
+
+
+@pytest.mark.parametrize(
+    ("name", "pruning", "message"),
+    [
+        (
+            "deit_tiny",
+            Pruning(after_blocks=(1,)),
+            "score='clip': this model's blocks give only attention, random, uniform",
+        ),
+        (
+            "vim_tiny",
+            Evit(after_blocks=(1,)),
+            "score='attention': this model's blocks give only clip, noclip, l1, l2, delta",
+        ),
+        ("plain_mamba_l1", Evit(after_blocks=(1,)), "score='attention': this model's blocks give only clip"),
+        ("plain_mamba_l1", Merging(after_blocks=(1,), keep_ratio=0.4), "merging leaves at least 8"),
+    ],
+)
+def test_a_reduction_that_the_model_cannot_do(name, pruning, message):
+    with pytest.raises(InputError, match=message):
+        make(name, pruning=pruning)
+
+
+def test_no_schedule_needs_no_evidence():
+    assert make("deit_tiny", pruning=Pruning()).keep_counts == {}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_fit_every_reduction(name):
+    """A reduction adds no parameter and takes none away."""
+    score = "attention" if name == "deit_tiny" else "clip"
+    reductions = (
+        Pruning(after_blocks=(1,), keep_ratio=0.5, score=score),
+        Evit(after_blocks=(1,), score=score),
+        Merging(),
+    )
+    shapes = lambda pruning: jax.tree.map(  # noqa: E731
+        lambda a: a.shape, weights_of(nnx.eval_shape(lambda: make(name, pruning=pruning)))
+    )
+    assert all(shapes(reduction) == shapes(None) for reduction in reductions)
