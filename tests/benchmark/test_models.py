@@ -9,7 +9,7 @@ import pytest
 from top_jax.benchmark.models import ModelCase, make_train_step, time_model
 from top_jax.benchmark.timing import Rounds
 from top_jax.models import create_model
-from top_jax.models.weights import weights_of
+from top_jax.models.weights import split_weights, statistics_of, weights_of
 from top_jax.pruning import Pruning
 
 SIZES = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "d_state": 2, "num_classes": 3}
@@ -38,13 +38,17 @@ def test_one_that_cannot_run():
 
 
 @pytest.mark.slow
-def test_train_step_learns():
-    model, optimizer = create_model("vim_tiny", **SIZES), optax.adamw(1e-2)
-    weights = weights_of(model)
+@pytest.mark.parametrize("name", ["vim_tiny", "plain_mamba_l1"])
+def test_train_step_learns(name):
+    """Statistics of BatchNorm move as in training, and the optimizer has nothing of them."""
+    sizes = SIZES | ({"layers_with_dwconv": (0,)} if name == "plain_mamba_l1" else {})
+    model, optimizer = create_model(name, **sizes), optax.adamw(1e-2)
+    weights, like = weights_of(model), statistics_of(model)
     step = jax.jit(make_train_step(model, optimizer))
     images, labels = jax.random.normal(jax.random.key(0), (4, 8, 8, 3)), jnp.array([0, 1, 2, 0])
-    momenta, losses = optimizer.init(weights), []
+    momenta, losses = optimizer.init(split_weights(weights, like)[0]), []
     for _ in range(20):
         weights, momenta, loss = step(weights, momenta, images, labels)
         losses.append(float(loss))
     assert losses[0] == pytest.approx(np.log(3), abs=0.5) and losses[-1] < losses[0] / 2
+    assert {float(leaf) for leaf in jax.tree.leaves(split_weights(weights, like)[1]) if not leaf.ndim} <= {20.0}

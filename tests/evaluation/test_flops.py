@@ -6,18 +6,27 @@ from flax import nnx
 
 from top_jax.evaluation.flops import count_macs
 from top_jax.models import abstract_model, model_config
-from top_jax.pruning import Pruning
+from top_jax.pruning import Evit, Pruning
 
 
 @pytest.mark.parametrize(
     ("name", "published", "all_directions"),
-    [("vim_tiny", 1.45, 1.82), ("vim_small", 5.07, 5.90), ("vim_base", 18.85, 20.86)],
+    [
+        ("vim_tiny", 1.45, 1.82),
+        ("vim_small", 5.07, 5.90),
+        ("vim_base", 18.85, 20.86),
+        ("plain_mamba_l1", 3.01, 3.01),
+        ("plain_mamba_l2", 8.06, 8.06),
+        ("plain_mamba_l3", 14.41, 14.41),
+        ("deit_small", 4.60, 4.60),
+    ],
 )
 def test_dense(name, published, all_directions):
-    cost = count_macs(model_config(name))
+    config = model_config(name)
+    cost = count_macs(config)
     assert round(cost.gmacs("published"), 2) == published
     assert round(cost.gmacs("all_directions"), 2) == all_directions
-    assert cost.tokens_per_block == (197,) * 24
+    assert cost.tokens_per_block == (196 if name.startswith("plain") else 197,) * config.depth
 
 
 @pytest.mark.parametrize(
@@ -27,6 +36,7 @@ def test_dense(name, published, all_directions):
         ("vim_tiny", (10, 20), 0.75, 1.20),
         ("vim_tiny", (10, 20), 0.8, 1.24),
         ("vim_tiny", (10, 20), 0.85, 1.29),
+        ("plain_mamba_l3", (6, 12, 18), 0.7, 8.43),
     ],
 )
 def test_pruned(name, after_blocks, keep_ratio, published):
@@ -40,6 +50,15 @@ def test_tokens_per_block():
     assert cost.tokens_per_block == (197,) * 5 + (158,) * 5 + (127,) * 5 + (102,) * 9
     ratios = Pruning(after_blocks=(1, 2), keep_ratio=(0.5, 0.25))
     assert count_macs(model_config("vim_tiny", depth=3, img_size=64), ratios).tokens_per_block == (17, 9, 3)
+
+
+@pytest.mark.parametrize(("ratio", "published"), [(0.9, 4.0), (0.8, 3.5), (0.7, 3.0), (0.6, 2.6), (0.5, 2.3)])
+def test_evit(ratio, published):
+    """The MACs that EViT's README prints of DeiT-S."""
+    cost = count_macs(model_config("deit_small"), Evit(after_blocks=(4, 7, 10), keep_ratio=ratio))
+    assert round(cost.gmacs("published"), 1) == published
+    if ratio == 0.7:
+        assert cost.tokens_per_block == (197,) * 4 + (140,) * 3 + (100,) * 3 + (72,) * 2
 
 
 def brute_force(model, tokens_per_block, directions):
@@ -78,3 +97,53 @@ def test_independent_count(overrides, pruning):
     assert cost.macs["all_directions"] == brute_force(model, cost.tokens_per_block, {"forward", "backward"})
     counts = pruning.keep_counts(model.config.num_patches, 3)
     assert cost.tokens_per_block[-1] == 1 + list({0: model.config.num_patches, **counts}.values())[-1]
+
+
+def kernels(model):
+    """(dotted name, size) of everything that multiplies tokens or pixels."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param))):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if name.endswith(("kernel", "A_log")):
+            yield name, leaf.size
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pruning"),
+    [
+        ({}, Pruning()),
+        ({"img_size": (63, 34), "patch_size": 8, "stride": 4, "embed_dim": 40, "d_state": 5}, Pruning()),
+        ({"num_convs_patch_embed": 2, "d_conv": 3}, Pruning(after_blocks=(1, 2), keep_ratio=(0.7, 0.3))),
+        ({"layers_with_dwconv": (1, 2), "img_size": 48}, Pruning(after_blocks=(1,), keep_ratio=0.5)),
+    ],
+)
+def test_independent_count_of_plain_mamba(overrides, pruning):
+    model = abstract_model("plain_mamba_l1", depth=3, pruning=pruning, **overrides)
+    height, width = model.config.img_size
+    pixels, patches = ((height + 1) // 2) * ((width + 1) // 2), model.config.num_patches
+    cost = count_macs(model.config, pruning)
+    total = 0
+    for name, size in kernels(model):
+        if name.startswith("patch_embed"):
+            total += size * (patches if ".proj." in name else pixels)
+        elif name == "head.kernel":
+            total += size
+        else:
+            tokens = cost.tokens_per_block[int(name.split(".")[1])]
+            total += tokens * size * (4 * 9 if name.endswith("A_log") else 1)
+    assert set(cost.macs.values()) == {total}
+
+
+def test_independent_count_of_deit():
+    pruning = Evit(after_blocks=(1, 2), keep_ratio=0.6, fuse=False)
+    model = abstract_model("deit_tiny", depth=3, img_size=64, embed_dim=24, num_heads=2, pruning=pruning)
+    entering, leaving, total = (17, 11, 7), (11, 7, 7), 0
+    for name, size in kernels(model):
+        if name == "patch_embed.proj.kernel":
+            total += size * 16
+        elif name == "head.kernel":
+            total += size
+        else:
+            block = int(name.split(".")[1])
+            total += size * (leaving if ".mlp." in name else entering)[block]
+    total += sum(2 * length * length * 24 for length in entering)
+    assert set(count_macs(model.config, pruning).macs.values()) == {total}

@@ -115,6 +115,7 @@ def test_every_quirk_shows(change, official_case, quick_jit, monkeypatch):
         ("plain_mamba_l3", dict(img_size=(96, 160)), (6, 10)),
         ("plain_mamba_l1", dict(img_size=(70, 34)), (5, 3)),  # the stem pads what does not fill a patch
         ("plain_mamba_l1", dict(img_size=32, patch_size=4), (8, 8)),
+        ("plain_mamba_l1", dict(img_size=(63, 33)), (4, 3)),
         ("plain_mamba_l1", dict(img_size=32, patch_size=8, stride=4), (8, 8)),
     ],
 )
@@ -129,7 +130,8 @@ def test_sizes(name, sizes, grid):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (dict(img_size=33), r"img_size=\(33, 33\): PlainMamba's stem halves the image; pass even"),
+        (dict(img_size=0), r"img_size=\(0, 0\); needed: sides of at least 1 pixel"),
+        (dict(stride=3), "stride=3: PlainMamba's stem halves the image; pass an even number"),
         (dict(patch_size=5), "patch_size=5: PlainMamba's stem"),
         (dict(d_conv=4), "d_conv=4; needed: an odd side"),
         (dict(depth=2, layers_with_dwconv=(2,)), r"layers_with_dwconv=\(2,\); the blocks are 0 to 1"),

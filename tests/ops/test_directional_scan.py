@@ -12,7 +12,7 @@ import pytest
 from top_jax.errors import InputError
 from top_jax.kernels.blocks import Blocks
 from top_jax.ops import directional_scan, selective_scan
-from top_jax.pruning import output_evidence
+from top_jax.ops.token_score import token_score
 
 ALL = ["reference", "xla", "pallas_interpret", pytest.param("triton_interpreter", marks=pytest.mark.triton)]
 ALL += [pytest.param(name, marks=pytest.mark.gpu) for name in ("pallas", "triton")]
@@ -117,7 +117,7 @@ def test_equals_the_directions_one_by_one(name, case):
     (y, score), grads = graded(run, arrays)
     want, want_grads = graded(lambda arrays: one_by_one(arrays, reverse, order, positions, reorder), arrays)
     assert_close(y, want)
-    assert_close(score, output_evidence(want)["clip"])
+    assert_close(score, token_score(want, "clip"))
     for key, grad in want_grads.items():
         assert_close(grads[key], grad)
 
@@ -131,7 +131,7 @@ def test_scores(name, score):
     )
     y, got = jax.jit(scan, compiler_options=FAST)(arrays)
     assert got.dtype == jnp.float32
-    assert_close(got, output_evidence(y)[score])
+    assert_close(got, token_score(y, score))
     grads = jax.grad(lambda arrays: jnp.sum(scan(arrays)[1]))(arrays)
     assert not any(np.abs(grad).max() for grad in grads.values())  # a score carries no gradient
 
@@ -143,7 +143,7 @@ def test_bfloat16_is_summed_in_float32(name):
     exact = one_by_one({key: a.astype(jnp.float32) for key, a in arrays.items()}, (False, True), None, None, True)
     assert y.dtype == jnp.bfloat16
     assert_close(y, exact, 2**-8)
-    assert_close(score, output_evidence(exact)["clip"], 1e-5)  # of the sum before it is rounded
+    assert_close(score, token_score(exact, "clip"), 1e-5)  # of the sum before it is rounded
 
 
 def test_blocks_may_be_given():

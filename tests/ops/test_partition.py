@@ -25,8 +25,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import top_jax
+from top_jax.models import to_grid
 from top_jax.ops.partition import split_over_batch
-from top_jax.pruning import Merging, Pruning, Tokens
+from top_jax.pruning import Evit, Merging, Pruning, Tokens
 
 IMPLEMENTATIONS = ("xla", "pallas_interpret")  # of the scan, on its own and in a model
 LENGTH, BATCH, WIDTH, STATES = 5, 16, 6, 4
@@ -333,14 +334,18 @@ def check_the_merging() -> None:
 
 
 def check_a_model() -> None:
-    size = dict(img_size=32, patch_size=8, depth=2, embed_dim=32, d_state=STATES, num_classes=5)
     pruning = Pruning(after_blocks=(1,), keep_ratio=0.5, alignment="decay")
     merging = Merging(after_blocks=(1,), keep_ratio=0.5, alignment="decay")
-    images = draw(BATCH, 32, 32, 3)
-    for implementation, reduction in (*((name, pruning) for name in IMPLEMENTATIONS), ("xla", merging)):
-        model = top_jax.create_model(
-            "vim_tiny", **size, pruning=reduction, implementation=implementation, rngs=nnx.Rngs(0)
-        )
+    vim, images = dict(d_state=STATES), draw(BATCH, 32, 32, 3)
+    cases = [
+        *(("vim_tiny", pruning, dict(vim, implementation=name)) for name in IMPLEMENTATIONS),
+        ("vim_tiny", merging, vim),
+        ("plain_mamba_l1", pruning, vim),
+        ("deit_tiny", Evit(after_blocks=(1,), keep_ratio=0.5), dict(num_heads=2)),
+    ]
+    for name, reduction, sizes in cases:
+        size = dict(img_size=32, patch_size=8, depth=2, embed_dim=32, num_classes=5, **sizes)
+        model = top_jax.create_model(name, **size, pruning=reduction, rngs=nnx.Rngs(0))
         graphdef, weights = nnx.split(model)
 
         def run(weights: Any, images: jax.Array, graphdef: Any = graphdef) -> jax.Array:
@@ -350,6 +355,12 @@ def check_a_model() -> None:
         split = on_mesh(weights), on_mesh(images, "data")
         check_program(run, (weights, images), split)
         check_program(graded, (weights, images), split, reduced=sum(leaf.size for leaf in jax.tree.leaves(weights)))
+
+    def maps(weights: Any, images: jax.Array, graphdef: Any = graphdef) -> list[jax.Array]:
+        features = nnx.merge(graphdef, weights).features(images)
+        return [to_grid(features, fill) for fill in ("zero", "nearest", "carry")]
+
+    check_program(maps, (weights, images), split)
 
 
 CHECKS = {

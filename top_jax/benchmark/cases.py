@@ -106,7 +106,7 @@ MODELS: Final = (
     VIM_SMALL,
     ScannedModel("ViM-T", 384, 1, 197, Pruning(after_blocks=(10, 20), keep_ratio=0.85)),
     ScannedModel("ViM-B", 1536, 1, 197, Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8)),
-    ScannedModel("PlainMamba-L1", 384, 4, 196, Pruning(after_blocks=(6, 12, 18), keep_ratio=0.7)),
+    ScannedModel("PlainMamba-L1", 384, 4, 196, Pruning(after_blocks=(5, 10, 15), keep_ratio=0.7)),
     ScannedModel("PlainMamba-L3", 896, 4, 196, Pruning(after_blocks=(6, 12, 18), keep_ratio=0.7), depth=36),
 )
 

@@ -149,7 +149,7 @@ def _time_pass(
         cost = count_macs(model.config, model.pruning)
         row: Row = {
             "model": case.name, "variant": name, "pass": which, "dtype": case.dtype, "batch": case.batch,
-            "implementation": model.scan,
+            "implementation": model.scan_implementation,
             "gmacs_published": round(cost.gmacs("published"), 6),
         }  # fmt: skip
         result = results.get(name, programs[name])

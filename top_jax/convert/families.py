@@ -9,9 +9,8 @@ from typing import Any, Final
 from top_jax.convert.deit import deit_keys
 from top_jax.convert.keys import Key
 from top_jax.convert.plain_mamba import plain_mamba_keys
-from top_jax.convert.position_embedding import ClassToken
 from top_jax.convert.vim import vim_keys
-from top_jax.models import MODELS, DeitConfig, ModelSizes, PlainMambaConfig, VimConfig
+from top_jax.models import MODELS, BackboneConfig, DeitConfig, PlainMambaConfig, VimConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,29 +22,27 @@ class Family:
         keys: every parameter and buffer of a checkpoint of given sizes.
         entry: where a .pth file holds its state_dict.
         position_embedding: its key.
-        class_token: where the sequence has it, if it has one.
     """
 
     name: str
     keys: Callable[[Any], list[Key]]
     entry: str
     position_embedding: str
-    class_token: ClassToken
 
 
 FAMILIES: Final[dict[type, Family]] = {
-    VimConfig: Family("ViM", vim_keys, "model", "pos_embed", "middle"),
-    PlainMambaConfig: Family("PlainMamba", plain_mamba_keys, "state_dict", "backbone.pos_embed", None),
-    DeitConfig: Family("DeiT", deit_keys, "model", "pos_embed", "first"),
+    VimConfig: Family("ViM", vim_keys, "model", "pos_embed"),
+    PlainMambaConfig: Family("PlainMamba", plain_mamba_keys, "state_dict", "backbone.pos_embed"),
+    DeitConfig: Family("DeiT", deit_keys, "model", "pos_embed"),
 }
 
 
-def family_of(config: ModelSizes) -> Family:
+def family_of(config: BackboneConfig) -> Family:
     """The family of a model."""
     return FAMILIES[type(config)]
 
 
-def official_keys(config: ModelSizes) -> list[Key]:
+def official_keys(config: BackboneConfig) -> list[Key]:
     """Every parameter and buffer of an official checkpoint of this size, with its place in our model."""
     return family_of(config).keys(config)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from top_jax.convert.families import FAMILIES, models_of
-from top_jax.models import ModelSizes
+from top_jax.models import BackboneConfig
 
 
-def hint(config: ModelSizes, names: Collection[str]) -> str:
+def hint(config: BackboneConfig, names: Collection[str]) -> str:
     """A sentence for the reader of a list of missing and unexpected keys.
 
     Args:

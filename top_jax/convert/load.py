@@ -85,6 +85,7 @@ def load_state_dict(
     keys = official_keys(model.config)
     weights = dict(nnx.to_flat_state(nnx.state(model, KINDS)))
     state_dict, changes = _as_float32(state_dict)
+    changes += _drop_mmcv_averages(state_dict)
     if state_dict.keys() == {key.torch for key in keys}:  # else the model is another, and its grid may be too
         changes += _fit_position_embedding(model, state_dict, checkpoint_img_size)
     _check_keys(model, keys, {path: weight.shape for path, weight in weights.items()}, state_dict)
@@ -107,6 +108,19 @@ def _as_float32(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndar
     return result, [
         f"{count} {dtype} tensors {verb.get(dtype, 'widened')} to float32" for dtype, count in changed.items()
     ]
+
+
+def _drop_mmcv_averages(state_dict: dict[str, np.ndarray]) -> list[str]:
+    """Takes the buffers of mmcv's EMA hook out: `ema_<name, dots as underscores>` beside each `<name>`.
+
+    The hook swaps the two sets before it saves, so that the plain names, which the official code evaluates, hold the
+    averages. A buffer without its twin stays, and is an unexpected key.
+    """
+    twins = {f"ema_{name.replace('.', '_')}" for name in state_dict}
+    averages = [name for name in state_dict if name in twins]
+    for name in averages:
+        del state_dict[name]
+    return [f"{len(averages)} buffers of mmcv's EMA hook left out, as the official code does"] if averages else []
 
 
 def _check_keys(
@@ -159,7 +173,7 @@ def _fit_position_embedding(
     embedding = state_dict[name]
     if embedding.ndim != 3 or (embedding.shape[0], embedding.shape[2]) != (1, config.embed_dim):
         return []
-    num_patches = embedding.shape[1] - (family.class_token is not None)
+    num_patches = embedding.shape[1] - (config.CLASS_TOKEN is not None)
     if checkpoint_img_size is not None:
         source = dataclasses.replace(config, img_size=height_width(checkpoint_img_size)).grid
     elif num_patches in (config.num_patches, 0):
@@ -173,6 +187,6 @@ def _fit_position_embedding(
         )
     if source == config.grid:
         return []
-    state_dict[name] = resize_position_embedding(embedding, source, config.grid, class_token=family.class_token)
+    state_dict[name] = resize_position_embedding(embedding, source, config.grid, class_token=config.CLASS_TOKEN)
     (rows, columns), (new_rows, new_columns) = source, config.grid
     return [f"{name} resized from {rows} x {columns} to {new_rows} x {new_columns} patches (bicubic)"]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
-ClassToken = Literal["first", "middle"] | None
-"""Where a sequence has its class token, if it has one."""
+from top_jax.pruning import ClassHome
 
 
 def resize_position_embedding(
-    embedding: np.ndarray, source: tuple[int, int], target: tuple[int, int], *, class_token: ClassToken
+    embedding: np.ndarray, source: tuple[int, int], target: tuple[int, int], *, class_token: ClassHome | None
 ) -> np.ndarray:
     """Interpolates a grid of position embeddings the way torch's bicubic does (a = -0.75, no antialias).
 
@@ -39,7 +36,7 @@ def resize_position_embedding(
     return np.insert(patches, _place(target, class_token), cls, axis=0)[None]
 
 
-def _place(grid: tuple[int, int], class_token: ClassToken) -> list[int]:
+def _place(grid: tuple[int, int], class_token: ClassHome | None) -> list[int]:
     """Indices of the class token among the patches of a grid: one or none."""
     return {None: [], "first": [0], "middle": [grid[0] * grid[1] // 2]}[class_token]
 

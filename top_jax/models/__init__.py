@@ -6,17 +6,18 @@ from top_jax.models.deit_config import DeitConfig
 from top_jax.models.features import Features, to_grid
 from top_jax.models.plain_mamba import PlainMamba
 from top_jax.models.plain_mamba_config import PlainMambaConfig
-from top_jax.models.registry import MODELS, ModelSizes, abstract_model, create_model, model_config
+from top_jax.models.registry import MODELS, abstract_model, create_model, model_config
+from top_jax.models.sizes import BackboneConfig
 from top_jax.models.vim import Vim
 from top_jax.models.vim_config import VimConfig
 
 __all__ = [
     "MODELS",
     "Backbone",
+    "BackboneConfig",
     "Deit",
     "DeitConfig",
     "Features",
-    "ModelSizes",
     "PlainMamba",
     "PlainMambaConfig",
     "Vim",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -13,6 +14,7 @@ from flax import nnx
 from top_jax.errors import InputError
 from top_jax.models.batch_norm import moves_statistics
 from top_jax.models.features import Features, make_features
+from top_jax.models.sizes import BackboneConfig, MambaConfig
 from top_jax.models.weights import Weights, statistics_of
 from top_jax.ops.implementations import resolve
 from top_jax.pruning import Evidence, Pruning, Reduction, Tokens
@@ -40,32 +42,31 @@ class Block(nnx.Module, abc.ABC):
 class Backbone(nnx.Module, abc.ABC):
     """A classifier; the dense model is the one with the empty reduction schedule.
 
-    A family implements `embed`, `paths` where its scans need to be told where tokens are, `stream`, `normalised` and
-    `pool`, and sets `blocks`, `norm` and `head`. Its config has num_classes, img_size, grid, depth, dtype and remat.
+    A family sets `EVIDENCE`, `blocks` and `head`, and implements `embed`, `normalised` and `pool`; `paths`, where its
+    scans need to be told where tokens are; and `stream`, where x is not the residual stream.
     """
 
     EVIDENCE: ClassVar[tuple[str, ...]]
     """What its blocks tell about their tokens."""
 
-    config: Any
-    blocks: nnx.List[Any]
+    config: Any  # the family's own; a BackboneConfig
+    blocks: nnx.List[Block]
     head: nnx.Linear
 
-    def __init__(self, config: Any, pruning: Reduction | None):
+    def __init__(self, config: BackboneConfig, pruning: Reduction | None):
         self.config = config
         self.pruning = Pruning() if pruning is None else pruning
         self.pruning.check_evidence(self.EVIDENCE)
         self.keep_counts = self.pruning.keep_counts(config.num_patches, config.depth)
 
     @property
-    def scan(self) -> str | None:
+    def scan_implementation(self) -> str | None:
         """The implementation that its scans run on this machine's default device; None for a model without scans.
 
         Raises:
             InputError: an unknown implementation, or one that cannot run here.
         """
-        implementation = dataclasses.asdict(self.config).get("implementation")
-        return None if implementation is None else resolve(implementation)
+        return resolve(self.config.implementation) if isinstance(self.config, MambaConfig) else None
 
     def __call__(self, images: Images, keys: jax.Array | None = None) -> Logits:
         """Classifies images.
@@ -133,7 +134,7 @@ class Backbone(nnx.Module, abc.ABC):
     def pool(self, features: Features) -> Float[Array, "B D"]:
         """The vector that the head reads."""
 
-    def _run(self, half: Any, block: Block, *arguments: Any) -> Any:
+    def _run(self, half: Callable[..., Any], block: Block, *arguments: Any) -> Any:
         return _recomputed(half, block, *arguments) if self.config.remat else half(block, *arguments)
 
     def _as_features(self, tokens: Tokens, x: Embedded) -> Features:
@@ -150,7 +151,7 @@ class Backbone(nnx.Module, abc.ABC):
             raise InputError(f"stages={stages}; this model has the blocks 1 to {self.config.depth}.")
 
 
-def _recomputed(half: Any, block: Block, *arguments: Any) -> Any:
+def _recomputed(half: Callable[..., Any], block: Block, *arguments: Any) -> Any:
     """`half(block, *arguments)`, computed once more in the backward pass instead of keeping what is between.
 
     Not nnx.remat, which writes every weight back into the block and so refuses a model that a compiled function closes

@@ -3,43 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-
-import jax.numpy as jnp
-from jax.typing import DTypeLike
+from typing import ClassVar
 
 from top_jax.errors import InputError
+from top_jax.models.sizes import BackboneConfig
+from top_jax.pruning import ClassHome
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DeitConfig:
-    """Sizes of a DeiT.
+class DeitConfig(BackboneConfig):
+    """Sizes of a DeiT: those of `BackboneConfig`, and its own.
 
     Attributes:
-        num_classes: width of the logits.
-        img_size: (height, width) in pixels, multiples of the patch.
-        patch_size: P, pixels; also the distance between patches.
-        embed_dim: D, a multiple of the heads.
-        depth: blocks.
+        img_size: multiples of the patch.
         num_heads: attention heads, each D / num_heads wide.
         mlp_ratio: width of the MLP / D.
-        drop_path: rate of the last block, in training; it grows from 0 over the blocks.
-        dtype: of the matrix products and convolutions; the stream, norms and softmax stay float32.
-        remat: recompute each block in the backward pass instead of keeping its activations.
 
     Raises:
         InputError: sizes that do not fit together.
     """
 
-    num_classes: int = 1000
-    img_size: tuple[int, int] = (224, 224)
-    patch_size: int = 16
-    embed_dim: int = 192
+    CLASS_TOKEN: ClassVar[ClassHome | None] = "first"
+
     depth: int = 12
     num_heads: int = 3
     mlp_ratio: float = 4.0
-    drop_path: float = 0.0
-    dtype: DTypeLike = jnp.float32
-    remat: bool = False
 
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.embed_dim % self.num_heads:
@@ -60,11 +48,6 @@ class DeitConfig:
         return height // self.patch_size, width // self.patch_size
 
     @property
-    def num_patches(self) -> int:
-        """M."""
-        return self.grid[0] * self.grid[1]
-
-    @property
     def head_dim(self) -> int:
         """Width of one head."""
         return self.embed_dim // self.num_heads
@@ -73,7 +56,3 @@ class DeitConfig:
     def mlp_dim(self) -> int:
         """Width of the MLP."""
         return int(self.embed_dim * self.mlp_ratio)
-
-    def drop_path_rate(self, index: int) -> float:
-        """Rate of block `index` (from 0): linspace(0, drop_path, depth)."""
-        return 0.0 if self.depth == 1 else self.drop_path * index / (self.depth - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ def to_grid(features: Features, fill: str = "zero") -> Float[Array, "B H W D"]:
         raise InputError(f"fill={fill!r} is unknown; choose one of {', '.join(FILLS)}.")
     source = features.source
     if fill == "nearest":
-        source = jax.lax.map(lambda row: _nearest(row, features.grid), source)
+        source = jax.vmap(functools.partial(_nearest, grid=features.grid))(source)
     if fill == "carry":
         source = _carried(source)
     x = jnp.take_along_axis(features.x, jnp.maximum(source, 0)[:, :, None], axis=1)

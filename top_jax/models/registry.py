@@ -14,11 +14,12 @@ from top_jax.models.deit_config import DeitConfig
 from top_jax.models.layers import height_width
 from top_jax.models.plain_mamba import PlainMamba
 from top_jax.models.plain_mamba_config import PlainMambaConfig
+from top_jax.models.sizes import BackboneConfig, MambaConfig
 from top_jax.models.vim import Vim
 from top_jax.models.vim_config import VimConfig
 from top_jax.pruning import Reduction
 
-FAMILIES: Final[dict[type, Any]] = {
+BACKBONES: Final[dict[type[BackboneConfig], type[Any]]] = {
     VimConfig: Vim,
     PlainMambaConfig: PlainMamba,
     DeitConfig: Deit,
@@ -36,10 +37,8 @@ MODELS: Final = {
     "deit_base": DeitConfig(embed_dim=768, num_heads=12),
 }
 
-ModelSizes = VimConfig | PlainMambaConfig | DeitConfig
 
-
-def model_config(name: str, **overrides: Any) -> ModelSizes:
+def model_config(name: str, **overrides: Any) -> BackboneConfig:
     """The named model's sizes with some overridden; overrides as for `create_model`.
 
     Raises:
@@ -54,7 +53,9 @@ def model_config(name: str, **overrides: Any) -> ModelSizes:
     overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
     if "img_size" in overrides:
         overrides["img_size"] = height_width(overrides["img_size"])
-    if "stride" in known and overrides.get("stride") is None:  # the stride follows the patch unless it is given
+    if (
+        isinstance(base, MambaConfig) and overrides.get("stride") is None
+    ):  # the stride follows the patch unless it is given
         overrides["stride"] = overrides.get("patch_size", base.patch_size)
     return dataclasses.replace(base, **overrides)
 
@@ -76,7 +77,7 @@ def create_model(
         InputError: an unknown name or override, or sizes that do not fit together.
     """
     config = model_config(name, **overrides)
-    model = FAMILIES[type(config)](config, pruning, rngs=rngs or nnx.Rngs(0))
+    model = BACKBONES[type(config)](config, pruning, rngs=rngs or nnx.Rngs(0))
     model.eval()
     return model
 

@@ -48,11 +48,10 @@ class Vim(Backbone):
 
     def __init__(self, config: VimConfig, pruning: Reduction | None = None, *, rngs: nnx.Rngs):
         super().__init__(config, pruning)
-        embedding = init.trunc_normal
         width = config.embed_dim
         self.patch_embed = PatchEmbed(width, config.patch_size, config.stride, dtype=config.dtype, rngs=rngs)
-        self.cls_token = nnx.Param(embedding(rngs.params(), (1, 1, width)))
-        self.pos_embed = nnx.Param(embedding(rngs.params(), (1, config.num_patches + 1, width)))
+        self.cls_token = nnx.Param(init.trunc_normal(rngs.params(), (1, 1, width)))
+        self.pos_embed = nnx.Param(init.trunc_normal(rngs.params(), (1, config.num_patches + 1, width)))
         self.blocks = nnx.List([VimBlock(config, i, rngs=rngs) for i in range(config.depth)])
         self.drop_path = DropPath(config.drop_path, config.depth)
         self.norm = nnx.RMSNorm(width, epsilon=1e-5, rngs=rngs)

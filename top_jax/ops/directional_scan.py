@@ -30,7 +30,7 @@ from top_jax.ops.fused import default_blocks, fused_scan, make_operands
 from top_jax.ops.gaps import directional_gaps
 from top_jax.ops.implementations import PLAIN, resolve
 from top_jax.ops.token_score import score_of_sums
-from top_jax.typing import Array, Float, Inner, Int, PerToken
+from top_jax.typing import Array, Float, Inner, Int, PerToken, Positions
 
 _AXES: Final = {
     "u": "G? B L E", "delta": "G? B L E", "A": "G? E N", "B": "G? B L N", "C": "G? B L N", "D": "G? E", "z": "B L E",
@@ -135,27 +135,32 @@ def one_by_one(scan: Callable[..., Inner], plan: ScanPlan, operands: ScanOperand
         plan: directions and score.
         operands: see `ScanOperands`.
     """
-    of = lambda g: {name: _at(operands, name, g) for name in _DIRECTED}  # noqa: E731
+    inverse = None if operands.order is None else jnp.argsort(operands.order, axis=-1)
+    of = lambda g: {name: _at(getattr(operands, name), g) for name in _DIRECTED}  # noqa: E731
     if len(set(plan.reverse)) > 1:
-        totals = [_scanned(scan, plan, operands._replace(**of(g)), back) for g, back in enumerate(plan.reverse)]
+        totals = [
+            _scanned(scan, plan, operands._replace(**of(g)), _at(inverse, g), back)
+            for g, back in enumerate(plan.reverse)
+        ]
         return _gated(functools.reduce(jnp.add, totals), plan, operands)
 
     # Directions that run the same way share one loop: it compiles in half the time and is no slower (docs/models.md).
     def add(total: Inner, g: jax.Array) -> tuple[Inner, None]:
-        return total + _scanned(scan, plan, operands._replace(**of(g)), plan.reverse[0]), None
+        return total + _scanned(scan, plan, operands._replace(**of(g)), _at(inverse, g), plan.reverse[0]), None
 
     nothing = jnp.zeros_like(operands.u[0], jnp.float32)
     total, _ = jax.lax.scan(add, nothing, jnp.arange(len(plan.reverse)))
     return _gated(total, plan, operands)
 
 
-def _at(operands: ScanOperands, name: str, g: Any) -> Any:
-    """An operand of direction g, without its first axis."""
-    array = getattr(operands, name)
+def _at(array: Any, g: Any) -> Any:
+    """An array of direction g, without its first axis."""
     return array if array is None else array[0 if len(array) == 1 else g]
 
 
-def _scanned(scan: Callable[..., Inner], plan: ScanPlan, one: ScanOperands, backwards: bool) -> Inner:
+def _scanned(
+    scan: Callable[..., Inner], plan: ScanPlan, one: ScanOperands, inverse: Positions | None, backwards: bool
+) -> Inner:
     """float32 `[B, L, E]` scan of a single direction, whose operands have lost their first axis, in token order."""
     u, delta, B, C = one.u.astype(jnp.float32), one.delta.astype(jnp.float32), one.B, one.C
     if one.order is not None:
@@ -164,9 +169,7 @@ def _scanned(scan: Callable[..., Inner], plan: ScanPlan, one: ScanOperands, back
         if plan.reorder_parameters:
             delta, B, C = (jnp.take_along_axis(a, visited, axis=1) for a in (delta, B, C))
     y = scan(u, delta, one.A, B, C, one.D, None, one.delta_bias, one.gap, backwards)
-    if one.order is not None:
-        y = jnp.take_along_axis(y, jnp.argsort(one.order, axis=1)[:, :, None], axis=1)
-    return y
+    return y if inverse is None else jnp.take_along_axis(y, inverse[:, :, None], axis=1)
 
 
 def _gated(total: Inner, plan: ScanPlan, operands: ScanOperands) -> tuple[Inner, PerToken | None]:

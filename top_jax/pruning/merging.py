@@ -37,6 +37,7 @@ class Merging(Reduction):
       go on.
     * R-MeeTo moves the class token to int(place * (L - merged) / L). Ours stays between its neighbours or, with
       `alignment="none"`, goes to where it sits in an image of so many patches.
+    * x is what a block adds to the stream in ViM, as in R-MeeTo, and the stream itself in PlainMamba and DeiT.
     * R-MeeTo has no alignment. Here a place whose token was merged into another is a gap, and `decay` feels it.
     * A token x = 0 has no direction, and counts as like none (0); theirs is NaN.
     * On DeiT the patches are parted and compared as on Mamba. ToMe compares attention keys there, and counts the class

@@ -45,7 +45,8 @@ def scan_evidence(y: Inner, time_step: PerToken) -> Evidence:
     tokens into those to keep, merge targets and merge sources; we found no published sizes of these groups, so of MTR
     only the score exists here.
     """
-    y = y.astype(jnp.float32)
+    # Scores choose tokens; nothing is learnt through them.
+    y, time_step = jax.lax.stop_gradient((y.astype(jnp.float32), time_step))
     return {**{name: token_score(y, name) for name in TOKEN_SCORES}, "delta": time_step}
 
 

@@ -98,8 +98,24 @@ class Tokens:
         x, positions = take(self.x), take(self.positions)
         assert x is not None and positions is not None
         return dataclasses.replace(
-            self, x=x, residual=take(self.residual), positions=positions, size=take(self.size), cls_index=cls_index
+            self,
+            x=x,
+            residual=take(self.residual),
+            positions=positions,
+            size=take(self.size),
+            cls_index=cls_index,
+            source=None if self.source is None else self._sources_among(slots),
         )
+
+    def _sources_among(self, slots: Slots) -> Int[Array, "B M"]:
+        """`source` once the tokens at `slots` are left: -1 for the patches of one that is gone."""
+        assert self.source is not None
+        is_patch = jnp.ones(slots.shape, bool) if self.cls_index is None else slots != self.cls_index[:, None]
+        rank = jnp.where(is_patch, jnp.cumsum(is_patch, axis=1, dtype=jnp.int32) - 1, -1)
+        nowhere = jnp.full((self.positions.shape[1],), -1, jnp.int32)
+        new_rank = jax.vmap(lambda slots, rank: nowhere.at[slots].set(rank))(slots, rank)  # of each slot
+        slot = jnp.take_along_axis(self.patch_slots(), jnp.maximum(self.source, 0), axis=1)
+        return jnp.where(self.source < 0, -1, jnp.take_along_axis(new_rank, slot, axis=1))
 
 
 def _class_in_its_place(kept: Slots, cls_index: ClassIndex) -> tuple[Positions, ClassIndex]:

@@ -51,6 +51,8 @@ class Pruning(Reduction):
 
     def __call__(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> Tokens:
         """Keeps the `keep` best patch tokens of each image; `none` re-indexes them as in a smaller image."""
+        if keep == tokens.num_patches:
+            return tokens  # whatever the order: nothing was pruned
         slots = tokens.patch_slots()
         scores = token_scores(self.score, evidence, tokens.positions, slots, keep=keep, seed=self.seed, block=block)
         kept = best_patches(scores, slots)[:, :keep]

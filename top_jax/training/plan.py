@@ -73,7 +73,7 @@ def make_plan(config: RunConfig) -> Plan:
     plan = Plan(
         config=config,
         model=model,
-        scan=model.scan,
+        scan=model.scan_implementation,
         train_source=train_source,
         eval_source=eval_source,
         eval_batch_size=eval_batch_size,

@@ -1,0 +1,83 @@
+"""What the sizes of every backbone have in common."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from top_jax.pruning import ClassHome
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BackboneConfig(abc.ABC):
+    """Sizes of a backbone; a family adds its own, and its defaults.
+
+    Attributes:
+        num_classes: width of the logits.
+        img_size: (height, width) in pixels.
+        patch_size: P, pixels.
+        embed_dim: D.
+        depth: blocks.
+        drop_path: rate of the last block, in training; it grows from 0 over the blocks.
+        dtype: of the matrix products and convolutions; everything else stays float32.
+        remat: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    CLASS_TOKEN: ClassVar[ClassHome | None] = None
+    """Where the class token sits among the tokens of a whole image."""
+
+    num_classes: int = 1000
+    img_size: tuple[int, int] = (224, 224)
+    patch_size: int = 16
+    embed_dim: int = 192
+    depth: int = 24
+    drop_path: float = 0.0
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    @property
+    @abc.abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+
+    @property
+    def num_patches(self) -> int:
+        """M."""
+        return self.grid[0] * self.grid[1]
+
+    def drop_path_rate(self, index: int) -> float:
+        """Rate of block `index` (from 0): linspace(0, drop_path, depth)."""
+        return 0.0 if self.depth == 1 else self.drop_path * index / (self.depth - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MambaConfig(BackboneConfig):
+    """Sizes of a backbone whose blocks scan.
+
+    Attributes:
+        stride: pixels between patches.
+        d_state: N.
+        expand: E / D.
+        d_conv: taps of the convolution before the scan.
+        implementation: of the scan (`top_jax.ops`).
+    """
+
+    stride: int = 16
+    d_state: int = 16
+    expand: int = 2
+    d_conv: int = 4
+    implementation: str = "auto"
+
+    @property
+    def inner_dim(self) -> int:
+        """E."""
+        return self.expand * self.embed_dim
+
+    @property
+    def dt_rank(self) -> int:
+        """R = ceil(D / 16)."""
+        return -(-self.embed_dim // 16)
