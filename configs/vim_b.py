@@ -2,6 +2,7 @@
 
 python train.py --config configs/vim_b.py --config.data.data_dir=DIR
 
+18.85 GMACs (published convention).
 Expected top-1: 81.9 % (averaged weights) (published by the authors). Measured: not run.
 Not in it yet: RandAugment, random erasing, mixup and cutmix, without which 300 epochs overfit. Other than there, A_log
 is not decayed, and matrix products run in bfloat16 (the authors train in float32). The authors publish no

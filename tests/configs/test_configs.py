@@ -9,7 +9,8 @@ import pytest
 
 from top_jax.config import PruningConfig, RunConfig
 from top_jax.evaluation.flops import count_macs
-from top_jax.models import abstract_model, model_config
+from top_jax.models import model_config
+from top_jax.models.registry import BACKBONES
 from top_jax.pruning import make_reduction
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -49,13 +50,18 @@ def test_says_what_it_is(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_builds(name):
+def test_model_and_pruning_fit(name):
+    """Whole models of these sizes are built in tests/models/test_official.py."""
     config = read(name)
-    pruning = make_reduction(**config.pruning.settings())
-    model = abstract_model(config.model.name, pruning=pruning, **config.model.overrides())
-    assert model.config.num_classes == config.model.num_classes
-    assert model.pruning.after_blocks == config.pruning.after_blocks
-    assert bool(config.pruning.after_blocks) == (name in PRUNED)
+    sizes, pruning = (
+        model_config(config.model.name, **config.model.overrides()),
+        make_reduction(**config.pruning.settings()),
+    )
+    assert sizes.num_classes == config.model.num_classes
+    pruning.check_evidence(BACKBONES[type(sizes)].EVIDENCE)
+    counts = pruning.keep_counts(sizes.num_patches, sizes.depth)
+    assert tuple(counts) == config.pruning.after_blocks
+    assert bool(counts) == (name in PRUNED)
 
 
 @pytest.mark.parametrize("name", PRUNED)
@@ -70,7 +76,7 @@ def test_pruned_twin(name):
     }
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "GMACs" in (load(name).__doc__ or "")])
+@pytest.mark.parametrize("name", TABLE)
 def test_the_docstring_counts_right(name):
     """ "196 -> 157, 3.59 of 5.07 GMACs" is what the model costs."""
     config, text = read(name), load(name).__doc__

@@ -363,3 +363,20 @@ def test_settings():
     merging.check_evidence(())
     with pytest.raises(InputError, match="alignment='held' is unknown"):
         Merging(alignment="held")
+
+
+def test_sources_follow_a_later_reduction():
+    """Another method after merging: the patches of a token that is gone have none, the others still have theirs."""
+    merged = Tokens(
+        x=jnp.zeros((1, 5, 1)),
+        residual=None,
+        positions=jnp.asarray([[0, 2, 4, 5, 6]], jnp.int32),
+        cls_index=jnp.asarray([2], jnp.int32),
+        size=jnp.asarray([[2.0, 1.0, 1.0, 3.0, 1.0]]),
+        source=jnp.asarray([[0, 0, 1, 2, 2, 2, 3]], jnp.int32),
+    )
+    kept = merged.keep(jnp.asarray([[1, 3]], jnp.int32), condensed=False)
+    np.testing.assert_array_equal(kept.source, [[-1, -1, 0, 1, 1, 1, -1]])
+    np.testing.assert_array_equal(kept.cls_index, [1])
+    again = kept.keep(jnp.asarray([[2]], jnp.int32), condensed=True)
+    np.testing.assert_array_equal(again.source, [[-1, -1, -1, 0, 0, 0, -1]])
