@@ -23,7 +23,7 @@ def get_config() -> config_dict.ConfigDict:
         eval_every_epochs=1.0,
         checkpoint_every=1000,
         model=dict(name="plain_mamba_l3", num_classes=1000, drop_path=0.4, dtype="bfloat16"),
-        pruning=dict(after_blocks=(6, 12, 18), keep_ratio=(0.7,), score="clip", alignment="hold"),
+        pruning=dict(after_blocks=(6, 12, 18), keep_ratio=(0.7,)),
         data=dict(source="tfds", name="imagenet2012", eval_split="validation", num_workers=None),
         optimizer=dict(
             learning_rate=1e-5,

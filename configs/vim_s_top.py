@@ -23,7 +23,7 @@ def get_config() -> config_dict.ConfigDict:
         eval_every_epochs=1.0,
         checkpoint_every=1000,
         model=dict(name="vim_small", num_classes=1000, drop_path=0.05, dtype="bfloat16"),
-        pruning=dict(after_blocks=(5, 10, 15), keep_ratio=(0.8,), score="clip", alignment="hold"),
+        pruning=dict(after_blocks=(5, 10, 15), keep_ratio=(0.8,)),
         data=dict(source="tfds", name="imagenet2012", eval_split="validation", num_workers=None),
         optimizer=dict(
             learning_rate=1e-5,

@@ -199,10 +199,7 @@ def make_config(**settings: Any) -> config_dict.ConfigDict:
     Raises:
         InputError: an unknown key.
     """
-    RunConfig.from_config_dict(settings)  # names unknown keys
-    config = _to_config_dict(RunConfig())
-    config.update(settings)
-    return config
+    return _to_config_dict(RunConfig.from_config_dict(settings))
 
 
 def _to_config_dict(node: Any) -> config_dict.ConfigDict:

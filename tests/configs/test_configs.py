@@ -11,7 +11,7 @@ from top_jax.config import PruningConfig, RunConfig
 from top_jax.evaluation.flops import count_macs
 from top_jax.models import model_config
 from top_jax.models.registry import BACKBONES
-from top_jax.pruning import make_reduction
+from top_jax.pruning import Pruning, make_reduction
 
 FOLDER = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -102,4 +102,5 @@ def test_the_baseline_is_the_naive_way():
 def test_the_papers_schedule():
     config = read("vim_s_top")
     assert config.pruning.after_blocks == (5, 10, 15) and config.pruning.keep_ratio == (0.8,)
-    assert (config.pruning.score, config.pruning.alignment) == ("clip", "hold")
+    pruning = make_reduction(**config.pruning.settings())
+    assert isinstance(pruning, Pruning) and (pruning.score, pruning.alignment) == ("clip", "hold")

@@ -130,7 +130,7 @@ def test_sizes(name, sizes, grid):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (dict(img_size=0), r"img_size=\(0, 0\); needed: sides of at least 1 pixel"),
+        (dict(img_size=0), r"img_size=\(0, 0\); needed: a side in pixels, or \(height, width\)"),
         (dict(stride=3), "stride=3: PlainMamba's stem halves the image; pass an even number"),
         (dict(patch_size=5), "patch_size=5: PlainMamba's stem"),
         (dict(d_conv=4), "d_conv=4; needed: an odd side"),

@@ -147,6 +147,7 @@ def test_pruned_model(alignment, forward, images, dense):
     assert (other.positions[1:] != features.positions[1:]).any()
 
 
+@pytest.mark.slow
 def test_alignments_and_orders_differ(forward, images):
     settings = [dict(alignment=alignment) for alignment in ALIGNMENTS] + [dict(alignment="none", order="score")]
     logits = [
@@ -156,6 +157,7 @@ def test_alignments_and_orders_differ(forward, images):
         assert all(relative_error(first, second) > 1e-4 for second in logits[i + 1 :])
 
 
+@pytest.mark.slow
 def test_gradients_are_finite(images):
     model = make(pruning=Pruning(after_blocks=(1,), keep_ratio=0.5, alignment="decay"), depth=2)
     grads = jax.jit(jax.grad(lambda model, images: jnp.sum(model(images) ** 2), argnums=(0, 1)))(model, images)

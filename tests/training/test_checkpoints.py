@@ -189,7 +189,8 @@ def test_load_checkpoint_refuses(tmp_path):
     with pytest.raises(InputError, match=r"has no 'best' checkpoint yet; train on, or choose the other"):
         load_checkpoint(tmp_path / "run", "best")
     with pytest.raises(
-        InputError, match=r"kept no averaged weights \(optimizer.ema_decay is not set\); pass ema=False"
+        InputError,
+        match=r"kept no averaged weights .*; take the plain ones \(ema=False, --noema\)",
     ):
         load_checkpoint(tmp_path / "run", "latest", ema=True)
     assert not (tmp_path / "nowhere").exists() and not list((tmp_path / "run").glob("checkpoints/best/*"))

@@ -29,6 +29,7 @@ def losses(workdir: Path) -> list[float]:
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite(launcher, tmp_path):
     """The run stops at the step, in one line, before anything of it is saved; the last good checkpoint stays."""
     flags = ("--config.optimizer.learning_rate=1e30", "--config.checkpoint_every=1")

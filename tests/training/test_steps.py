@@ -129,7 +129,7 @@ def assert_same_step(got, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got[0].params, expected[0].params)
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_micro_batches_change_nothing(vim_steps, parts):
     """Drop-path draws by image, and masked images that are unevenly spread over the parts."""
     steps, state = vim_steps

@@ -17,7 +17,7 @@ FORMATS: Final = {".pth": torch_file, ".pt": torch_file, ".safetensors": safeten
 
 def is_file_name(path: str | Path) -> bool:
     """Whether a path is that of a checkpoint file by its suffix."""
-    return Path(path).suffix in FORMATS
+    return Path(path).suffix.lower() in FORMATS
 
 
 def check_target(path: str | Path, *, overwrite: bool) -> None:
@@ -43,7 +43,7 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndar
     path = Path(path)
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist; pass the path of a .pth or .safetensors file.")
-    return FORMATS.get(path.suffix, torch_file).read(path, ema)
+    return FORMATS.get(path.suffix.lower(), torch_file).read(path, ema)
 
 
 def write_state_dict(
@@ -62,9 +62,9 @@ def write_state_dict(
     """
     path = Path(path)
     check_target(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{os.getpid()}.tmp")  # short: the name may be as long as a name can be
     try:
-        FORMATS[path.suffix].write(temporary, state_dict, entry)
+        FORMATS[path.suffix.lower()].write(temporary, state_dict, entry)
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); choose another place.") from error

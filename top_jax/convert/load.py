@@ -89,6 +89,7 @@ def load_state_dict(
     if state_dict.keys() == {key.torch for key in keys}:  # else the model is another, and its grid may be too
         changes += _fit_position_embedding(model, state_dict, checkpoint_img_size)
     _check_keys(model, keys, {path: weight.shape for path, weight in weights.items()}, state_dict)
+    _check_finite(state_dict)
     for key in keys:
         weight = weights[key.ours]
         weight.set_value(jnp.asarray(key.layout.to_ours(state_dict[key.torch]), weight.dtype))
@@ -108,6 +109,15 @@ def _as_float32(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndar
     return result, [
         f"{count} {dtype} tensors {verb.get(dtype, 'widened')} to float32" for dtype, count in changed.items()
     ]
+
+
+def _check_finite(state_dict: Mapping[str, np.ndarray]) -> None:
+    broken = [name for name, array in state_dict.items() if not np.isfinite(array).all()]
+    if broken:
+        raise InputError(
+            f"{len(broken)} tensors are not finite in float32 ({_some(broken)}); the training that wrote them "
+            "diverged, or the file is damaged: take an earlier checkpoint."
+        )
 
 
 def _drop_mmcv_averages(state_dict: dict[str, np.ndarray]) -> list[str]:

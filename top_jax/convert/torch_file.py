@@ -106,7 +106,8 @@ def _choose(content: Any, path: Path, ema: bool) -> dict[str, Any]:
         weights = found["model_ema"]
     else:
         weights = found.get("model", found.get("state_dict", found))
-    if not isinstance(weights, dict) or not weights or not all(hasattr(a, "detach") for a in weights.values()):
+    named = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
+    if not named or not weights or not all(hasattr(a, "detach") for a in weights.values()):
         raise InputError(
             f"{path} holds no weights: it needs tensors by name in a 'model' or 'state_dict' entry, found "
             f"{held or 'nothing'}."

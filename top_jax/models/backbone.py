@@ -55,7 +55,13 @@ class Backbone(nnx.Module, abc.ABC):
 
     def __init__(self, config: BackboneConfig, pruning: Reduction | None):
         self.config = config
+        if not isinstance(pruning, Reduction | None):
+            raise InputError(
+                f"pruning={pruning!r} is no reduction; pass top_jax.Pruning(...), Evit(...), Merging(...), or None."
+            )
         self.pruning = Pruning() if pruning is None else pruning
+        if self.pruning.alignment == "decay" and not isinstance(config, MambaConfig):
+            raise InputError("alignment='decay' is of a scan, and this model has none; use 'hold' or 'none'.")
         self.pruning.check_evidence(self.EVIDENCE)
         self.keep_counts = self.pruning.keep_counts(config.num_patches, config.depth)
 
@@ -99,7 +105,7 @@ class Backbone(nnx.Module, abc.ABC):
         Raises:
             InputError: images of another size than the model's, or a block that is not there.
         """
-        self._check(images, stages)
+        self._check(images, keys, stages)
         tokens = self.embed(images)
         paths = self.paths(tokens)
         wanted = {}
@@ -140,13 +146,19 @@ class Backbone(nnx.Module, abc.ABC):
     def _as_features(self, tokens: Tokens, x: Embedded) -> Features:
         return make_features(dataclasses.replace(tokens, x=x, residual=None), self.config.grid)
 
-    def _check(self, images: Images, stages: tuple[int, ...]) -> None:
+    def _check(self, images: Images, keys: jax.Array | None, stages: tuple[int, ...]) -> None:
         height, width = self.config.img_size
         if images.shape[1:] != (height, width, 3):
             raise InputError(
                 f"images have shape {images.shape}; this model needs [B, {height}, {width}, 3]: a batch axis first, "
                 "channels last, and the img_size of the model."
             )
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise InputError(
+                f"images have dtype {images.dtype}; needed: floats, normalised as top_jax.preprocess does it."
+            )
+        if keys is not None and keys.shape[:1] != images.shape[:1]:
+            raise InputError(f"{keys.shape} keys for {len(images)} images; pass one key per image.")
         if any(not 1 <= stage <= self.config.depth for stage in stages):
             raise InputError(f"stages={stages}; this model has the blocks 1 to {self.config.depth}.")
 

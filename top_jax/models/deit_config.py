@@ -30,6 +30,9 @@ class DeitConfig(BackboneConfig):
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mlp_dim < 1:
+            raise InputError(f"mlp_ratio={self.mlp_ratio!r}; needed: above 0, such as 4.")
         if self.num_heads < 1 or self.embed_dim % self.num_heads:
             raise InputError(
                 f"embed_dim={self.embed_dim} with num_heads={self.num_heads}: the heads share the width evenly; pass "

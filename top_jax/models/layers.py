@@ -53,8 +53,8 @@ def height_width(img_size: int | Sequence[int]) -> tuple[int, int]:
     """An image size as (height, width); an int is a square."""
     if isinstance(img_size, int):
         return img_size, img_size
-    if len(img_size) != 2:
-        raise InputError(f"img_size={img_size}; needed: a side, or (height, width).")
+    if not isinstance(img_size, Sequence) or isinstance(img_size, str) or len(img_size) != 2:
+        raise InputError(f"img_size={img_size!r}; needed: a side, or (height, width).")
     return img_size[0], img_size[1]
 
 

@@ -31,13 +31,14 @@ class PlainMambaConfig(MambaConfig):
     reorder_parameters: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, size in (("patch_size", self.patch_size), ("stride", self.stride)):
             if size < 2 or size % 2:
                 raise InputError(f"{name}={size}: PlainMamba's stem halves the image; pass an even number of pixels.")
-        if min(self.img_size) < 1:
-            raise InputError(f"img_size={self.img_size}; needed: sides of at least 1 pixel.")
         if self.d_conv % 2 == 0:
             raise InputError(f"d_conv={self.d_conv}; needed: an odd side, such as 7.")
+        if self.num_convs_patch_embed < 0:
+            raise InputError(f"num_convs_patch_embed={self.num_convs_patch_embed}; needed: 0 or more.")
         if any(not 0 <= layer < self.depth for layer in self.layers_with_dwconv):
             raise InputError(f"layers_with_dwconv={self.layers_with_dwconv}; the blocks are 0 to {self.depth - 1}.")
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
+from top_jax.errors import InputError
+from top_jax.ops.implementations import IMPLEMENTATIONS
 from top_jax.pruning import ClassHome
 
 
@@ -25,6 +28,9 @@ class BackboneConfig(abc.ABC):
         drop_path: rate of the last block, in training; it grows from 0 over the blocks.
         dtype: of the matrix products and convolutions; everything else stays float32.
         remat: recompute each block in the backward pass instead of keeping its activations.
+
+    Raises:
+        InputError: a value out of range.
     """
 
     CLASS_TOKEN: ClassVar[ClassHome | None] = None
@@ -38,6 +44,20 @@ class BackboneConfig(abc.ABC):
     drop_path: float = 0.0
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_at_least_1("num_classes", "patch_size", "embed_dim", "depth")
+        if len(self.img_size) != 2 or not all(_is_size(side) for side in self.img_size):
+            raise InputError(f"img_size={self.img_size!r}; needed: a side in pixels, or (height, width).")
+        if not isinstance(self.drop_path, int | float) or not 0 <= self.drop_path < 1:
+            raise InputError(f"drop_path={self.drop_path!r}; needed: a rate in [0, 1).")
+        if not _is_float(self.dtype):
+            raise InputError(f"dtype={self.dtype!r}; needed: a float type, such as 'float32' or 'bfloat16'.")
+
+    def _check_at_least_1(self, *names: str) -> None:
+        for name in names:
+            if not _is_size(value := getattr(self, name)):
+                raise InputError(f"{name}={value!r}; needed: a whole number of at least 1.")
 
     @property
     @abc.abstractmethod
@@ -72,6 +92,14 @@ class MambaConfig(BackboneConfig):
     d_conv: int = 4
     implementation: str = "auto"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_at_least_1("stride", "d_state", "expand", "d_conv")
+        if self.implementation not in IMPLEMENTATIONS:
+            raise InputError(
+                f"implementation={self.implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}."
+            )
+
     @property
     def inner_dim(self) -> int:
         """E."""
@@ -81,3 +109,14 @@ class MambaConfig(BackboneConfig):
     def dt_rank(self) -> int:
         """R = ceil(D / 16)."""
         return -(-self.embed_dim // 16)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= 1
+
+
+def _is_float(dtype: DTypeLike) -> bool:
+    try:
+        return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
+    except TypeError:
+        return False

@@ -21,6 +21,7 @@ class VimConfig(MambaConfig):
     CLASS_TOKEN: ClassVar[ClassHome | None] = "middle"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         patch_grid(self.img_size, self.patch_size, self.stride)  # raises where the sizes do not fit
 
     @property

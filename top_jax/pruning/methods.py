@@ -24,5 +24,8 @@ def make_reduction(method: str, **settings: Any) -> Reduction:
         raise InputError(f"pruning method {method!r} is unknown; choose one of {', '.join(METHODS)}.")
     known = [field.name for field in dataclasses.fields(METHODS[method]) if field.init]
     if unknown := sorted(set(settings) - set(known)):
-        raise InputError(f"pruning method {method!r} has no setting {unknown[0]!r}; it has {', '.join(known)}.")
+        raise InputError(
+            f"pruning method {method!r} has no setting {unknown[0]!r}; it has {', '.join(known)}. "
+            "Leave that one out, or start from a config that does not set it."
+        )
     return METHODS[method](**settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Iterable
 
 from top_jax.errors import InputError
 from top_jax.ops import check_alignment
@@ -35,11 +36,15 @@ class Reduction(abc.ABC):
 
     def __post_init__(self) -> None:
         blocks = self.after_blocks
+        if not isinstance(blocks, int | Iterable) or isinstance(blocks, str):
+            raise InputError(f"after_blocks={blocks!r}; needed: block numbers from 1, such as (5, 10, 15).")
         object.__setattr__(self, "after_blocks", (blocks,) if isinstance(blocks, int) else tuple(blocks))
         if isinstance(self.keep_ratio, list):
             object.__setattr__(self, "keep_ratio", tuple(self.keep_ratio))
         blocks = self.after_blocks
-        if any(not isinstance(b, int) or b < 1 for b in blocks) or list(blocks) != sorted(set(blocks)):
+        if any(not isinstance(b, int) or isinstance(b, bool) or b < 1 for b in blocks) or list(blocks) != sorted(
+            set(blocks)
+        ):
             raise InputError(f"after_blocks={blocks}; needed: increasing block numbers from 1, such as (5, 10, 15).")
         if isinstance(self.keep_ratio, tuple) and len(self.keep_ratio) != len(blocks):
             raise InputError(
