@@ -155,7 +155,8 @@ def read_weights(run: RunDirectory, which: str = "best", ema: bool | None = None
     kept_ema = config.optimizer.ema_decay is not None
     if ema and not kept_ema:
         raise InputError(
-            f"{run.path} kept no averaged weights (optimizer.ema_decay is not set); take the plain ones (ema=False, --noema)."
+            f"{run.path} kept no averaged weights (optimizer.ema_decay is not set); take the plain ones (ema=False, "
+            "--noema)."
         )
     options = ocp.CheckpointManagerOptions(create=False, read_only=True, best_fn=_accuracy if which == "best" else None)
     with ocp.CheckpointManager(run.checkpoints / which, options=options) as manager:
