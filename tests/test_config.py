@@ -163,3 +163,12 @@ def test_config_of_an_older_release():
     older = RunConfig.from_config_dict(content | {"model": content["model"] | {"implementation": "auto"}})
     sizes = [model_config("vim_tiny", **config.model.overrides()) for config in (older, RunConfig())]
     assert sizes[0] == sizes[1]
+
+
+def test_what_a_config_leaves_unset_keeps_its_type():
+    """So that a flag can set it: --config.data.num_workers=2."""
+    config = make_config(data=dict(num_workers=None))
+    config.data.num_workers = 2
+    assert RunConfig.from_config_dict(config).data.num_workers == 2
+    with pytest.raises(TypeError):
+        config.data.num_workers = "two"

@@ -11,7 +11,7 @@ from top_jax.config import PruningConfig, RunConfig
 from top_jax.evaluation.flops import count_macs
 from top_jax.models import model_config
 from top_jax.models.registry import BACKBONES
-from top_jax.pruning import Pruning, make_reduction
+from top_jax.pruning import METHODS, Pruning, make_reduction
 
 FOLDER = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -104,3 +104,11 @@ def test_the_papers_schedule():
     assert config.pruning.after_blocks == (5, 10, 15) and config.pruning.keep_ratio == (0.8,)
     pruning = make_reduction(**config.pruning.settings())
     assert isinstance(pruning, Pruning) and (pruning.score, pruning.alignment) == ("clip", "hold")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("_top")])
+@pytest.mark.parametrize("method", ["evit", "merge"])
+def test_another_method_in_the_place_of_top(name, method):
+    config = load(name).get_config()
+    config.pruning.method = method
+    assert type(make_reduction(**RunConfig.from_config_dict(config).pruning.settings())) is METHODS[method]

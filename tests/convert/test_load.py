@@ -205,3 +205,15 @@ def test_a_wrapper_s_prefix(family):
 def test_keys_of_nobody(family):
     with pytest.raises(InputError, match=r"unexpected \(a, b\). Choose the model and the overrides"):
         load_state_dict(family.model(), {"a": np.zeros(1, np.float32), "b": np.zeros(1, np.float32)})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_numbers_that_are_not_finite(family, value):
+    name = next(name for name in family.state_dict if name.endswith("pos_embed"))
+    broken = {**family.state_dict, name: family.state_dict[name].astype(np.float64)}
+    broken[name][0, 0, 0] = value
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(InputError, match=rf"1 tensors are not finite in float32 \({name}\)"),
+    ):
+        load_state_dict(family.model(), broken)

@@ -100,3 +100,41 @@ def test_weights_fit_every_reduction(name):
         lambda a: a.shape, weights_of(nnx.eval_shape(lambda: make(name, pruning=pruning)))
     )
     assert all(shapes(reduction) == shapes(None) for reduction in reductions)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "message"),
+    [
+        ("vim_tiny", dict(depth=0), "depth=0; needed: a whole number of at least 1"),
+        ("vim_tiny", dict(embed_dim="16"), "embed_dim='16'; needed: a whole number"),
+        ("vim_tiny", dict(num_classes=True), "num_classes=True; needed"),
+        ("plain_mamba_l1", dict(d_state=0), "d_state=0; needed"),
+        ("plain_mamba_l1", dict(num_convs_patch_embed=-1), "num_convs_patch_embed=-1; needed: 0 or more"),
+        ("deit_tiny", dict(mlp_ratio=0), "mlp_ratio=0; needed: above 0"),
+        ("deit_tiny", dict(img_size="16"), "img_size='16'; needed: a side, or"),
+        ("deit_tiny", dict(img_size=16.0), "img_size=16.0; needed: a side, or"),
+        ("vim_tiny", dict(drop_path=1.5), r"drop_path=1.5; needed: a rate in \[0, 1\)"),
+        ("vim_tiny", dict(dtype="foo"), "dtype='foo'; needed: a float type"),
+        ("vim_tiny", dict(dtype="int32"), "dtype='int32'; needed: a float type"),
+        ("plain_mamba_l1", dict(implementation="foo"), "implementation='foo' is unknown; choose one of auto, "),
+        ("vim_tiny", dict(pruning="foo"), r"pruning='foo' is no reduction; pass top_jax.Pruning\(...\)"),
+        ("vim_tiny", dict(pruning=Pruning), "is no reduction"),
+        (
+            "deit_tiny",
+            dict(pruning=Merging(alignment="decay")),
+            "alignment='decay' is of a scan, and this model has none",
+        ),
+    ],
+)
+def test_settings_out_of_range(name, sizes, message, without_type_checks):
+    with pytest.raises(InputError, match=message):
+        create_model(name, **{**SMALL, **FAMILIES[name], **sizes})
+
+
+def test_inputs_that_are_not_images_and_keys(images, without_type_checks):
+    model = make("vim_tiny", drop_path=0.1)
+    with pytest.raises(InputError, match="images have dtype uint8; needed: floats, normalised"):
+        model(images.astype(jnp.uint8))
+    model.train()
+    with pytest.raises(InputError, match=r"\(2,\) keys for 3 images; pass one key per image"):
+        model(images, jax.random.split(jax.random.key(0), 2))
