@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from top_jax.benchmark.cases import MODELS, VIM_SMALL, ScanCase, boustrophedons, make_arrays, model_case
+from top_jax.benchmark.cases import MODELS, VIM_SMALL, ScanCase, make_arrays, model_case
+from top_jax.models.traversals import walks
 
 
 def test_lengths_are_those_of_the_schedules():
@@ -31,16 +32,6 @@ def test_widths_are_those_of_the_models():
             assert config.d_state == model_case(model, "float32").states
 
 
-def test_boustrophedons():
-    walks = boustrophedons(3)
-    assert walks.tolist() == [
-        [0, 1, 2, 5, 4, 3, 6, 7, 8],
-        [8, 7, 6, 3, 4, 5, 2, 1, 0],
-        [0, 3, 6, 7, 4, 1, 2, 5, 8],
-        [8, 5, 2, 1, 4, 7, 6, 3, 0],
-    ]
-
-
 @pytest.mark.parametrize("directions", [1, 2, 4])
 def test_arrays(directions):
     case = ScanCase("x", 7, 5, 3, directions=directions, dtype="bfloat16", batch=2, decay=True)
@@ -59,7 +50,7 @@ def test_arrays(directions):
 def test_dense_orders_are_the_traversals():
     case = model_case(MODELS[-1], "bfloat16")
     orders = np.asarray(make_arrays(ScanCase("x", case.length, 1, 1, directions=4, batch=1), 0)["order"])
-    assert (orders[:, 0] == boustrophedons(14)).all()
+    assert (orders[:, 0] == walks((14, 14))).all()
 
 
 def test_label():

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from top_jax.models.traversals import condensed_grid, from_cells, to_cells, traverse
+from top_jax.models.traversals import condensed_grid, from_cells, to_cells, traverse, walks
 
 MOVES = {(0, 1): 1, (0, -1): 2, (-1, 0): 3, (1, 0): 4}  # (down, right) -> right, left, up, down
 
@@ -28,6 +28,15 @@ def test_a_small_grid_by_hand():
         traversals.moves[:, 0], [[0, 1, 1, 4, 2, 2], [0, 1, 1, 3, 2, 2], [0, 4, 1, 3, 1, 4], [0, 3, 2, 4, 2, 3]]
     )
     assert traversals.cells is None and traversals.positions is None
+
+
+def test_walks():
+    assert walks((3, 3)).tolist() == [
+        [0, 1, 2, 5, 4, 3, 6, 7, 8],
+        [8, 7, 6, 3, 4, 5, 2, 1, 0],
+        [0, 3, 6, 7, 4, 1, 2, 5, 8],
+        [8, 5, 2, 1, 4, 7, 6, 3, 0],
+    ]
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 5), (4, 1), (3, 3), (4, 6), (5, 2), (14, 14)])

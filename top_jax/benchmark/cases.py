@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from top_jax.models.traversals import traverse
 from top_jax.pruning import Pruning
 
 Arrays = dict[str, jax.Array]
@@ -168,22 +169,7 @@ def _places(case: ScanCase, seed: int) -> Arrays:
         steps = rng.integers(1, 4, size=(1, case.batch, case.length))
         return {"positions": jnp.asarray(np.cumsum(steps, axis=-1) - 1, jnp.int32)}
     side = max(GRID, int(np.ceil(np.sqrt(case.length))))
-    everything = np.arange(side * side)
-    ranks = np.stack([np.argsort(walk) for walk in boustrophedons(side)])  # [4, M]: when each token is visited
-    kept = np.stack([np.sort(rng.choice(everything, case.length, replace=False)) for _ in range(case.batch)])
-    visited = ranks[:, kept]  # [4, B, L]
-    places = {"order": jnp.asarray(np.argsort(visited, axis=-1), jnp.int32)}
-    if case.decay:
-        places["positions"] = jnp.asarray(np.sort(visited, axis=-1), jnp.int32)
-    return places
-
-
-def boustrophedons(side: int) -> np.ndarray:
-    """PlainMamba's four traversals of a square grid, int `[4, side * side]`: raster index visited at each step."""
-    grid = np.arange(side * side).reshape(side, side)
-
-    def snake(rows: np.ndarray) -> np.ndarray:
-        return np.concatenate([row[::-1] if number % 2 else row for number, row in enumerate(rows)])
-
-    by_rows, by_columns = snake(grid), snake(grid.T)
-    return np.stack([by_rows, by_rows[::-1], by_columns, by_columns[::-1]])
+    kept = np.stack([np.sort(rng.choice(side * side, case.length, replace=False)) for _ in range(case.batch)])
+    alignment = "decay" if case.decay else "hold"
+    paths = traverse(jnp.asarray(kept, jnp.int32), (side, side), alignment, by_token=False)
+    return {"order": paths.order} if paths.positions is None else {"order": paths.order, "positions": paths.positions}

@@ -20,7 +20,7 @@ import optax
 from flax import nnx
 
 from top_jax.benchmark.models import make_inference, make_train_step
-from top_jax.benchmark.report import environment, table, write_whole
+from top_jax.benchmark.report import publish
 from top_jax.models import abstract_model
 from top_jax.models.weights import split_weights, statistics_of, weights_of
 
@@ -64,9 +64,7 @@ def main() -> None:
         for name in options.model or ("vim_small", "plain_mamba_l3")
         for row in time_compilation(name, options.batch)
     ]
-    print(table(rows))
-    if options.out:
-        write_whole(options.out, {"environment": environment(), "batch": options.batch, "rows": rows})
+    publish(rows, options.out, batch=options.batch)
 
 
 if __name__ == "__main__":

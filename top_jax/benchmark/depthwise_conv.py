@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from top_jax.benchmark.report import environment, table, write_whole
+from top_jax.benchmark.report import publish
 from top_jax.benchmark.timing import Rounds, Timing, over_sets, time_in_turn
 from top_jax.models.depthwise_conv import grouped_conv2d, shifted_conv2d
 
@@ -41,10 +41,7 @@ def main() -> None:
     options = parser.parse_args()
 
     rows = time_convolutions(options.batch, options.width)
-    print(table(rows))
-    if options.out:
-        sizes = {"batch": options.batch, "width": options.width, "grid": [14, 14], "taps": 7}
-        write_whole(options.out, {"environment": environment(), **sizes, "rows": rows})
+    publish(rows, options.out, batch=options.batch, width=options.width, grid=[14, 14], taps=7)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,13 @@ def write_whole(file: Path, content: Any) -> None:
         raise InputError(f"{file} cannot be written ({error.strerror}); choose another file with --out.") from error
 
 
+def publish(rows: list[dict[str, Any]], out: Path | None, **about: Any) -> None:
+    """Prints rows as a table, and writes them with the machine, and what they are about, to `out`."""
+    print(table(rows))
+    if out is not None:
+        write_whole(out, {"environment": environment(), **about, "rows": rows})
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows as aligned columns, with `error` or `absent` at the end of the line; how often was measured is left out."""
     problems, left_out = ("error", "absent"), ("rounds", "calls")

@@ -22,7 +22,7 @@ from top_jax.convert.report import KeyReport, key_report
 from top_jax.errors import InputError
 from top_jax.models import Backbone, abstract_model, model_config
 from top_jax.models.layers import height_width
-from top_jax.models.weights import KINDS
+from top_jax.models.weights import variables_by_path
 from top_jax.pruning import Reduction
 
 NAMED: Final = 5  # keys that an error names of each kind of problem; it counts all
@@ -83,7 +83,7 @@ def load_state_dict(
         What was changed on the way beside the order of axes, in words.
     """
     keys = official_keys(model.config)
-    weights = dict(nnx.to_flat_state(nnx.state(model, KINDS)))
+    weights = variables_by_path(model)
     state_dict, changes = _as_float32(state_dict)
     changes += _drop_mmcv_averages(state_dict)
     if state_dict.keys() == {key.torch for key in keys}:  # else the model is another, and its grid may be too

@@ -12,7 +12,7 @@ from flax import nnx
 
 from top_jax.convert.families import official_keys
 from top_jax.models import Backbone
-from top_jax.models.weights import KINDS
+from top_jax.models.weights import variables_by_path
 
 WIDTH: Final = 100  # characters of a line
 NO_BREAK: Final = "\xa0"  # a space at which a line does not end
@@ -111,7 +111,7 @@ def key_report(model: Backbone, changes: tuple[str, ...] = ()) -> KeyReport:
         model: with or without weights.
         changes: what was changed when they were loaded, in words (`load_state_dict`).
     """
-    weights = dict(nnx.to_flat_state(nnx.state(model, KINDS)))
+    weights = variables_by_path(model)
     turned, found = Counter(), {}
     for key in official_keys(model.config):
         weight = weights[key.ours]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
 
 from top_jax.convert.families import family_of, official_keys
 from top_jax.convert.files import write_state_dict
 from top_jax.models import Backbone
-from top_jax.models.weights import KINDS
+from top_jax.models.weights import variables_by_path
 
 
 def save_torch_checkpoint(model: Backbone, path: str | Path, *, overwrite: bool = False) -> None:
@@ -30,7 +29,7 @@ def save_torch_checkpoint(model: Backbone, path: str | Path, *, overwrite: bool 
 
 def state_dict_of(model: Backbone) -> dict[str, np.ndarray]:
     """The official state_dict of a model: float32, counts of batches int64; the inverse of `load_state_dict`."""
-    weights = dict(nnx.to_flat_state(nnx.state(model, KINDS)))
+    weights = variables_by_path(model)
     result = {}
     for key in official_keys(model.config):
         array = key.layout.to_torch(np.asarray(weights[key.ours].get_value(), np.float32))

@@ -102,17 +102,21 @@ def from_cells(grid: Float[Array, "B H W E"], traversals: Traversals) -> Float[A
     return jnp.take_along_axis(x, traversals.cells[:, :, None], axis=1)
 
 
+def walks(grid: tuple[int, int]) -> np.ndarray:
+    """The cell that each step of each traversal of a whole grid visits, in raster order: int `[4, H W]`."""
+    cells = np.arange(grid[0] * grid[1]).reshape(grid)
+    rows, columns = _snake(cells), _snake(cells.T)
+    return np.stack([rows, rows[::-1], columns, columns[::-1]])
+
+
 @functools.cache
 def _tables(grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """For each traversal and cell, `[4, H W]`: at which step it comes there, and by which move."""
-    places = np.arange(grid[0] * grid[1]).reshape(grid)
-    rows, columns = _snake(places), _snake(places.T)
-    orders = (rows, rows[::-1], columns, columns[::-1])
-    steps, moves = np.empty((2, DIRECTIONS, places.size), np.int32)
+    """For each traversal and cell, int32 `[4, H W]`: at which step it comes there, and by which move."""
+    orders = walks(grid)
+    moves = np.empty(orders.shape, np.int32)
     for g, order in enumerate(orders):
-        steps[g, order] = np.arange(places.size)
         moves[g, order] = _moves(order, grid[1])
-    return steps, moves
+    return np.argsort(orders, axis=1).astype(np.int32), moves
 
 
 def _snake(places: np.ndarray) -> np.ndarray:

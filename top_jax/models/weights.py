@@ -18,6 +18,11 @@ def weights_of(model: nnx.Module) -> Weights:
     return nnx.to_pure_dict(nnx.state(model, KINDS))
 
 
+def variables_by_path(model: nnx.Module) -> dict[tuple[Any, ...], Any]:
+    """The variables that hold them, by path such as ("blocks", 0, "norm", "scale")."""
+    return dict(nnx.to_flat_state(nnx.state(model, KINDS)))
+
+
 def statistics_of(model: nnx.Module) -> Weights:
     """The running statistics among them; an empty dict without BatchNorm."""
     return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))

@@ -144,7 +144,7 @@ def one_by_one(scan: Callable[..., Inner], plan: ScanPlan, operands: ScanOperand
         ]
         return _gated(functools.reduce(jnp.add, totals), plan, operands)
 
-    # Directions that run the same way share one loop: half to compile, and no slower (docs/models.md).
+    # Directions that run the same way share one loop: one body to compile instead of G.
     def add(total: Inner, g: jax.Array) -> tuple[Inner, None]:
         return total + _scanned(scan, plan, operands._replace(**of(g)), _at(inverse, g), plan.reverse[0]), None
 
