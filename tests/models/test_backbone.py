@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import relative_error
 from flax import nnx
 
 from top_jax.errors import InputError
@@ -23,11 +24,6 @@ SMALL = dict(img_size=16, patch_size=4, embed_dim=16, depth=2, num_classes=5)
 
 def make(name: str, **overrides):
     return create_model(name, **{**SMALL, **FAMILIES[name], **overrides})
-
-
-def relative_error(got, want) -> float:
-    assert got.shape == want.shape
-    return float(jnp.abs(got - want).max() / jnp.abs(want).max())
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import relative_error
 from flax import nnx
 from scipy.special import erf
 
@@ -21,12 +22,6 @@ from top_jax.pruning import Evit, Merging, Pruning
 FORWARD, GRADIENT = 1e-5, 1e-4
 PARAMETERS = {"deit_tiny": 5_717_416, "deit_small": 22_050_664, "deit_base": 86_567_656}
 SMALL = dict(img_size=16, patch_size=4, embed_dim=12, depth=3, num_heads=3, num_classes=5)
-
-
-def relative_error(got, want) -> float:
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert got.shape == want.shape
-    return float(np.abs(got - want).max() / np.abs(want).max())
 
 
 def make(**overrides):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import relative_error
 from flax import nnx
 from scipy.special import erf, softmax
 
@@ -26,12 +27,6 @@ FAMILIES = {
     "plain_mamba_l1": dict(d_state=3, layers_with_dwconv=(1,)),
     "deit_tiny": dict(num_heads=3),
 }
-
-
-def relative_error(got, want) -> float:
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert got.shape == want.shape
-    return float(np.abs(got - want).max() / np.abs(want).max())
 
 
 def make(name, **overrides):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import relative_error
 from flax import nnx
 
 from top_jax.errors import InputError
@@ -25,11 +26,6 @@ FAMILIES = {
 }
 SCANNED = ("vim_tiny", "plain_mamba_l1")
 CASES = [*((name, alignment) for name in SCANNED for alignment in ("none", "hold", "decay")), ("deit_tiny", "hold")]
-
-
-def relative_error(got, want) -> float:
-    assert got.shape == want.shape
-    return float(np.abs(np.asarray(got) - np.asarray(want)).max() / np.abs(np.asarray(want)).max())
 
 
 def make(name: str, **overrides: Any):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import relative_error
 from flax import nnx
 
 from top_jax.convert.load import official_keys
@@ -25,12 +26,6 @@ PARAMETERS = {
     "plain_mamba_l2": 26_145_832,
     "plain_mamba_l3": 50_956_456,
 }
-
-
-def relative_error(got, want) -> float:
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert got.shape == want.shape
-    return float(np.abs(got - want).max() / np.abs(want).max())
 
 
 @pytest.fixture(scope="module")

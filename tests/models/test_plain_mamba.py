@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import relative_error
 from flax import nnx
 
 from top_jax.convert.load import official_keys
@@ -14,12 +15,6 @@ from top_jax.models import create_model, model_config
 
 # Relative to the largest value. float32 against float64 gives 1e-6 in the official code itself.
 FORWARD, GRADIENT = 1e-5, 1e-4
-
-
-def relative_error(got, want) -> float:
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert got.shape == want.shape
-    return float(np.abs(got - want).max() / np.abs(want).max())
 
 
 def by_official_key(model, values) -> dict[str, np.ndarray]:

@@ -6,16 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import relative_error
 
 from top_jax.models.features import make_features
 from top_jax.pruning import Pruning
 
 ALIGNMENTS = ("none", "hold", "decay")
-
-
-def relative_error(got, want) -> float:
-    assert got.shape == want.shape
-    return float(jnp.abs(got - want).max() / jnp.abs(want).max())
 
 
 @pytest.fixture(scope="module", params=ALIGNMENTS)

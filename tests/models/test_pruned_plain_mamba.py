@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import relative_error
 from flax import nnx
 
 from top_jax.models import abstract_model
@@ -16,11 +17,6 @@ from top_jax.pruning import Pruning
 SIZES = dict(img_size=(12, 20), patch_size=4, embed_dim=8, depth=3, d_state=3, num_classes=5, layers_with_dwconv=(1,))
 GRID = (3, 5)
 ALIGNMENTS = ("none", "hold", "decay")
-
-
-def relative_error(got, want) -> float:
-    assert got.shape == want.shape
-    return float(np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max())
 
 
 def make(**overrides):

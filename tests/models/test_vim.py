@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import relative_error
 from flax import nnx
 
 from top_jax.errors import InputError
@@ -14,12 +15,6 @@ from top_jax.models.layers import DropPath, causal_conv1d
 from top_jax.pruning import Pruning
 
 FAST = {"xla_backend_optimization_level": 0}
-
-
-def relative_error(got, want) -> float:
-    got, want = jnp.asarray(got, jnp.float32), jnp.asarray(want, jnp.float32)
-    assert got.shape == want.shape
-    return float(jnp.abs(got - want).max() / jnp.abs(want).max())
 
 
 @pytest.fixture(scope="module")
