@@ -24,10 +24,10 @@ def get_config() -> config_dict.ConfigDict:
             source="digits",
             train_transform="random_resized_crop",
             min_area=0.6,
-            flip=False,
             eval_crop=1.0,
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),
         ),
+        augment=dict(flip=False),
         optimizer=dict(learning_rate=3e-3, warmup_epochs=2.0, weight_decay=0.05, clip_norm=1.0),
     )

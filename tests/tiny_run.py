@@ -25,6 +25,7 @@ def get_config() -> config_dict.ConfigDict:
             drop_path=0.3,
         ),
         pruning=dict(after_blocks=(1,), keep_ratio=(0.5,)),
-        data=dict(source="digits", train_transform="shift_crop", shift=1, flip=False, eval_crop=1.0),
+        data=dict(source="digits", train_transform="shift_crop", shift=1, eval_crop=1.0),
+        augment=dict(flip=False),
         optimizer=dict(learning_rate=5e-3, ema_decay=0.9, accumulate=2, clip_norm=1.0),
     )

@@ -9,6 +9,7 @@ wrong type or a value out of range is an `InputError`. `None` means "not set" an
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -87,10 +88,17 @@ class PruningConfig:
     order: str | None = None
     fuse: bool | None = None
     seed: int | None = None  # of the control score "random"
+    warmup_epochs: float = 0.0  # training goes from the dense model to keep_ratio over so many epochs
+    warmup_stages: int = 4  # in so many steps of equal length, each a program of its own
+
+    def __post_init__(self) -> None:
+        _check(self, "pruning", ("warmup_epochs",), lambda epochs: epochs >= 0, "at least 0")
+        _check(self, "pruning", ("warmup_stages",), lambda stages: stages >= 1, "at least 1")
 
     def settings(self) -> dict[str, Any]:
         """The keyword arguments for `make_reduction`; a single keep ratio stands for all prunes."""
-        chosen = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        of_training = ("warmup_epochs", "warmup_stages")
+        chosen = {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k not in of_training}
         if len(self.keep_ratio) == 1:
             chosen["keep_ratio"] = self.keep_ratio[0]
         return chosen
@@ -108,7 +116,6 @@ class DataConfig:
     train_transform: str = "random_resized_crop"  # or "shift_crop"
     min_area: float = 0.08  # random_resized_crop: smallest share of the image
     shift: int = 4  # shift_crop: largest move in pixels of the model's input
-    flip: bool = True
     eval_crop: float = 0.875  # evaluation resizes the shorter side to img_size / eval_crop, then crops the centre
     mean: tuple[float, ...] = IMAGENET_MEAN  # of pixels scaled to 0..1
     std: tuple[float, ...] = IMAGENET_STD
@@ -121,6 +128,47 @@ class DataConfig:
         _check(self, "data", ("prefetch",), lambda batches: batches >= 0, "at least 0")
         _check(self, "data", ("mean", "std"), lambda values: len(values) == 3, "three numbers, one per channel")
         _check(self, "data", ("std",), lambda values: min(values) > 0, "above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of training images, in the order in which they are made.
+
+    The crop (`data.train_transform`) comes first. RandAugment and colour jitter follow in the decoding processes; flip,
+    erasing and mixing on the device, inside the training step.
+    """
+
+    repeats: int = 1  # repeated augmentation: each image so often in a row, in an epoch of 1 / repeats of the images
+    rand_augment: str | None = None  # timm's notation, such as "rand-m9-mstd0.5-inc1"
+    color_jitter: float = 0.0  # brightness, contrast and saturation by factors in 1 - this .. 1 + this
+    flip: bool = True  # left to right, half of the time
+    erasing: float = 0.0  # probability that a rectangle becomes noise
+    mixup: float = 0.0  # alpha of the Beta distribution of the share of the other image; 0: no mixup
+    cutmix: float = 0.0  # the same of a rectangle of the other image; 0: no cutmix
+    mix_probability: float = 1.0  # that a batch is mixed at all
+    switch_probability: float = 0.5  # of cutmix rather than mixup, where both are on
+
+    def __post_init__(self) -> None:
+        _check(self, "augment", ("repeats",), lambda count: count >= 1, "at least 1")
+        _check(self, "augment", ("color_jitter",), lambda factor: 0 <= factor <= 1, "in [0, 1]")
+        _check(self, "augment", ("mixup", "cutmix"), lambda alpha: 0 <= alpha < math.inf, "at least 0")
+        shares = ("erasing", "mix_probability", "switch_probability")
+        _check(self, "augment", shares, lambda share: 0 <= share <= 1, "in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """Learning from the dense model while tokens are dropped: loss = (1 - weight) CE + weight KL + token_weight MSE."""
+
+    teacher: str | None = None  # a run directory or an official file of the dense model; None: no distillation
+    weight: float = 0.5  # of the divergence from the teacher's softened prediction
+    temperature: float = 1.0  # softens both predictions; the divergence is scaled by its square
+    token_weight: float = 0.0  # of the squared difference of token features, at the positions that are kept
+
+    def __post_init__(self) -> None:
+        _check(self, "distillation", ("weight",), lambda share: 0 <= share <= 1, "in [0, 1]")
+        _check(self, "distillation", ("temperature",), lambda value: 0 < value < math.inf, "above 0")
+        _check(self, "distillation", ("token_weight",), lambda weight: 0 <= weight < math.inf, "at least 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,14 +210,19 @@ class RunConfig:
     log_every: int = 50  # steps between lines of metrics.jsonl
     eval_every_epochs: float = 1.0
     checkpoint_every: int = 1000  # steps between checkpoints beside those at evaluations
+    max_rollbacks: int = 5  # batches that gave a number that is not finite and were left out, before the run gives up
+    fsdp: int = 1  # devices that share one copy of the weights, each holding a part
     model: ModelConfig = ModelConfig()
     pruning: PruningConfig = PruningConfig()
     data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    distillation: DistillationConfig = DistillationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
-        counts = ("batch_size", "eval_batch_size", "total_steps", "log_every", "checkpoint_every")
+        counts = ("batch_size", "eval_batch_size", "total_steps", "log_every", "checkpoint_every", "fsdp")
         _check(self, "", counts, lambda count: count >= 1, "at least 1")
+        _check(self, "", ("max_rollbacks",), lambda count: count >= 0, "at least 0")
         _check(self, "", ("epochs", "eval_every_epochs"), lambda epochs: epochs > 0, "above 0")
         _check(self, "", ("seed",), lambda seed: 0 <= seed < 2**32, "in 0 .. 2**32 - 1")
 
