@@ -2,15 +2,17 @@
 
 python train.py --config configs/vim_s_top.py [--workdir runs/vim_s_top] [--config.batch_size=64 ...]
 
-The same command started again goes on where the run stopped.
+The same command started again goes on where the run stopped. On several machines, the same command on each with
+--distributed: docs/scaling.md.
 """
 
 from absl import flags
 
-from top_jax.cli import config_flag, runner
+from top_jax.cli import config_flag, distributed_flags, runner
 
 _CONFIG = config_flag.define()
-flags.adopt_module_key_flags(config_flag)  # so that --help shows --config
+for _shared in (config_flag, distributed_flags):  # so that --help shows them
+    flags.adopt_module_key_flags(_shared)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; runs/<config name> if not given.")
 
 
@@ -20,6 +22,7 @@ def main(arguments: list[str]) -> None:
     config = config_flag.read(_CONFIG)
     workdir = _WORKDIR.value or f"runs/{config_flag.name()}"
 
+    distributed_flags.join()
     from top_jax.training import train  # after the flags are known to be good: it takes seconds
 
     train(config, workdir)

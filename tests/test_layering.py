@@ -21,10 +21,10 @@ ALLOWED = {
     "models": {"ops", "pruning"},
     "convert": {"models", "pruning"},
     "data": {"config"},
-    "evaluation": {"config", "data", "models", "pruning", "sharding"},
-    "training": {"config", "convert", "data", "evaluation", "models", "ops", "pruning", "sharding"},
+    "evaluation": {"config", "data", "models", "pruning", "sharding", "distributed"},
+    "training": {"config", "convert", "data", "evaluation", "models", "ops", "pruning", "sharding", "distributed"},
     "benchmark": {"evaluation", "kernels", "models", "ops", "pruning"},
-    "cli": {"benchmark", "config", "convert", "data", "evaluation", "models", "ops", "pruning", "sharding", "training"},
+    "cli": {"benchmark", "config", "convert", "data", "evaluation", "models", "ops", "pruning", "sharding", "training", "distributed"},
 }
 EVERYONES = {"errors", "typing"}
 LIGHT = {

@@ -1,6 +1,8 @@
-"""How arrays lie on the devices: images split over all of them, weights on each."""
+"""How arrays lie on the devices: images split over all of them, weights whole on each or in parts (FSDP)."""
 
 from __future__ import annotations
+
+from typing import Any, Final
 
 import jax
 import numpy as np
@@ -8,11 +10,54 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from top_jax.errors import InputError
 
+SMALLEST_PART: Final = 1024  # numbers; an array whose parts would be smaller is kept whole: it costs nothing
 
-def data_parallel() -> tuple[NamedSharding, NamedSharding]:
-    """Over all devices: the sharding of a batch, by image, and that of everything else, replicated."""
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    return NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+
+def make_mesh(fsdp: int = 1) -> Mesh:
+    """All devices of all processes, in the axes "data" and "fsdp".
+
+    Each group of `fsdp` neighbours holds one copy of the weights between them. The devices of a process are
+    neighbours, so that its rows of a batch are.
+
+    Raises:
+        InputError: `fsdp` does not divide the number of devices.
+    """
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    if len(devices) % fsdp:
+        raise InputError(f"fsdp={fsdp} does not divide the {len(devices)} devices; use a divisor of {len(devices)}.")
+    return Mesh(np.array(devices).reshape(-1, fsdp), ("data", "fsdp"))
+
+
+def by_image(mesh: Mesh) -> NamedSharding:
+    """The first axis over all devices: a batch."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def in_parts(mesh: Mesh, tree: Any) -> Any:
+    """A sharding for each array of weights, or of what an optimizer keeps about them.
+
+    The longest axis that the "fsdp" devices divide evenly is split over them. An array without one, or whose parts
+    would be tiny, is whole on every device; so is all of it where fsdp is 1.
+
+    Args:
+        mesh: of `make_mesh`.
+        tree: arrays, or their shapes.
+    """
+    parts = mesh.shape["fsdp"]
+
+    def place(leaf: Any) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0]
+        if parts == 1 or not axes or leaf.size < parts * SMALLEST_PART:
+            return replicated(mesh)
+        longest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
+
+    return jax.tree.map(place, tree)
 
 
 def check_divisible(name: str, size: int, parts: int = 1) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 import jax
 from absl import flags
 
-from top_jax.cli import config_flag, runner
+from top_jax.cli import config_flag, distributed_flags, runner
+from top_jax import distributed
 from top_jax.config import RunConfig
 
 _CONFIG = config_flag.define()
-flags.adopt_module_key_flags(config_flag)  # so that --help shows --config
+for _shared in (config_flag, distributed_flags):  # so that --help shows them
+    flags.adopt_module_key_flags(_shared)
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Run directory, or an official .pth or .safetensors file.", required=True
 )
@@ -30,9 +32,11 @@ def main(arguments: list[str]) -> None:
     """Loads, evaluates, prints and writes JSON."""
     runner.no_more(arguments)
     config = config_flag.read(_CONFIG)
+    distributed_flags.join()
     result = evaluate_checkpoint(config, Path(_CHECKPOINT.value))
-    print(json.dumps(result, indent=2))
-    runner.write_json(_JSON.value or _beside(Path(_CHECKPOINT.value)), result)
+    if distributed.is_primary():
+        print(json.dumps(result, indent=2))
+        runner.write_json(_JSON.value or _beside(Path(_CHECKPOINT.value)), result)
 
 
 def evaluate_checkpoint(config: RunConfig, checkpoint: Path) -> dict[str, Any]:

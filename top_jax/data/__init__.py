@@ -1,11 +1,13 @@
 """Images to batches: sources (TFDS, image folder, digits), transforms, the Grain pipeline, prefetch to devices."""
 
+from top_jax.data.examples import PADDING_INDEX
 from top_jax.data.pipeline import Batch, Batches, eval_batches, train_batches
 from top_jax.data.prefetch import prefetch_to_device
 from top_jax.data.sources import Record, Source, open_source
 from top_jax.data.transforms import normalize, preprocess
 
 __all__ = [
+    "PADDING_INDEX",
     "Batch",
     "Batches",
     "Record",

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from top_jax import distributed
 from top_jax.config import DataConfig
-from top_jax.data import Batches, Source, eval_batches, normalize, prefetch_to_device
+from top_jax.data import PADDING_INDEX, Batches, Source, eval_batches, normalize, prefetch_to_device
 from top_jax.errors import InputError
 from top_jax.models import Backbone
 from top_jax.models.weights import Weights, weights_of
-from top_jax.sharding import check_divisible, data_parallel
+from top_jax.sharding import by_image, check_divisible, make_mesh, replicated
 
 DeviceBatch = dict[str, jax.Array]
 
@@ -31,7 +32,7 @@ def make_eval_step(
         data: how pixels are normalised.
 
     Returns:
-        A function giving float32 scalars: correct, correct_top5, loss and count.
+        A function giving float32 scalars: correct, correct_top5, loss, count, and unreadable (images left out).
     """
 
     @jax.jit
@@ -49,6 +50,7 @@ def make_eval_step(
             "correct_top5": jnp.sum(jnp.any(hit, axis=1) * mask),
             "loss": jnp.sum(loss * mask),
             "count": jnp.sum(mask),
+            "unreadable": jnp.sum((mask == 0) & (batch["index"] != PADDING_INDEX)).astype(jnp.float32),
         }
 
     return eval_step
@@ -95,7 +97,7 @@ def evaluate(
         "accuracy_top5": sums["correct_top5"] / count,
         "loss": sums["loss"] / count,
         "images": int(sums["count"]),
-        "unreadable": len(batches.corrupt),
+        "unreadable": int(sums["unreadable"]),  # of all processes
         "images_per_second": timed / seconds if timed else 0.0,
     }
 
@@ -119,13 +121,21 @@ def evaluate_model(
             "evaluate it on the data it was trained for."
         )
     check_divisible("batch_size", batch_size)
-    by_image, replicated = data_parallel()
-    batches = eval_batches(source, data, img_size=model.config.img_size, batch_size=batch_size)
+    mesh = make_mesh()
+    batches = eval_batches(
+        source,
+        data,
+        img_size=model.config.img_size,
+        batch_size=batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    weights = weights_of(model)
     return evaluate(
         make_eval_step(nnx.graphdef(model), data),
-        jax.device_put(weights_of(model), replicated),
+        distributed.to_global(weights, jax.tree.map(lambda _: replicated(mesh), weights)),
         batches,
-        by_image,
+        by_image(mesh),
         prefetch=data.prefetch,
         on_batch=on_batch,
     )

@@ -1,15 +1,17 @@
 """Orbax checkpoints of a run, and models from them.
 
-Each holds up to three items, so that weights can be read without an optimizer to hang them on:
+Each holds up to four items, so that weights can be read without an optimizer to hang them on:
 
-    weights     {"params": ..., "ema": ...}, each with BatchNorm's statistics where there are any; the only item of a
+    weights     {"params": ..., "ema": ...}, each with BatchNorm's statistics where there are any; all the arrays of a
                 best or a converted checkpoint
     progress    step, optimizer state and key
-    data        JSON: where the data iterator stood after the last batch that was trained on
+    data        JSON: where the run stood (`Position`)
+    seal        JSON: fingerprints of the two items of arrays, by which a damaged file is known
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any, Final
@@ -18,19 +20,31 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
+from top_jax import distributed
 from top_jax.config import ModelConfig
 from top_jax.errors import InputError, RunError
 from top_jax.models import Backbone, abstract_model
 from top_jax.models.weights import Weights, split_weights, weights_of
 from top_jax.pruning import make_reduction
+from top_jax.training.fingerprint import fingerprint
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+Position = dict[str, Any]
+"""Where a run stands, as JSON: `batches` taken from the stream (`Batches.get_state`), the numbers of those that were
+`skipped` because they gave a number that is not finite, and whether this step has been `evaluated` (0 or 1)."""
 
 SLACK_BYTES: Final = 2_000_000  # of metadata around the arrays, and of metrics until the next checkpoint
 
 
 class Checkpoints:
-    """`latest/` (the last two, whole) and `best/` (one, weights only). Saving is asynchronous, and atomic."""
+    """`latest/` (the last two, whole) and `best/` (one, weights only). Saving is asynchronous, and atomic.
+
+    Of several processes each makes one, on the same directory, and calls the same methods; Orbax has each write its own
+    part of an array.
+    """
 
     def __init__(self, directory: Path):
         # What a kill left half-written is removed: a run has its directory to itself (RunDirectory.lock).
@@ -40,20 +54,15 @@ class Checkpoints:
         self._latest = ocp.CheckpointManager(directory / "latest", options=keep_two)
         self._best = ocp.CheckpointManager(directory / "best", options=keep_best)
 
-    def save(self, state: TrainState, data_state: dict[str, int]) -> None:
+    def save(self, state: TrainState, position: Position) -> None:
         """Saves everything; returns once the state is copied from the devices. No second save of one step."""
         step = int(state.step)
         if step == self._latest.latest_step():
             return
         # First the best is whole: once this state is there, no later start evaluates the step again.
         self._make_sure_of_room(state)
-        progress = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
-        items = ocp.args.Composite(
-            weights=ocp.args.StandardSave(state.weights()),
-            progress=ocp.args.StandardSave(progress),
-            data=ocp.args.JsonSave(data_state),
-        )
-        self._latest.save(step, args=items)
+        items = {"weights": state.weights(), "progress": _progress(state)}
+        self._latest.save(step, args=_sealed(items, data=ocp.args.JsonSave(position)))
 
     def save_if_best(self, state: TrainState, accuracy: float) -> None:
         """Saves the weights where they beat the best so far."""
@@ -63,7 +72,7 @@ class Checkpoints:
             if step in self._best.all_steps():  # of an earlier start on another machine, whose numbers differ a little
                 self._best.delete(step)
             self._make_sure_of_room(state.weights())
-            items = ocp.args.Composite(weights=ocp.args.StandardSave(state.weights()))
+            items = _sealed({"weights": state.weights()})
             # Forced, because a killed start may have left a best checkpoint of a step that is yet to come.
             self._best.save(step, args=items, metrics={"accuracy": accuracy}, force=True)
 
@@ -78,21 +87,57 @@ class Checkpoints:
         metrics = None if best is None else self._best.metrics(best)
         return None if metrics is None else _accuracy(metrics)
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, int]] | None:
-        """The newest state, placed as `like` is, with its data state; None where nothing was saved."""
-        step = self._latest.latest_step()
-        if step is None:
-            return None
-        progress = {"step": like.step, "opt_state": like.opt_state, "key": like.key}
-        items = ocp.args.Composite(
-            weights=ocp.args.StandardRestore(_abstract(like.weights())),
-            progress=ocp.args.StandardRestore(_abstract(progress)),
-            data=ocp.args.JsonRestore(),
-        )
-        found = self._latest.restore(step, args=items)
+    def restore(self, like: TrainState) -> tuple[TrainState, Position] | None:
+        """The newest state that can be read, placed as `like` is, with its position; None where nothing was saved.
+
+        A newer one that is damaged is told of and moved into `damaged/`: a run that goes on will save its step again.
+
+        Raises:
+            RunError: there are checkpoints, and each is damaged.
+        """
+        self.wait()
+        damaged: dict[int, str] = {}
+        for step in sorted(self._latest.all_steps(), reverse=True):
+            try:
+                with distributed.together():
+                    restored = self._restore(step, like)
+            except Exception as error:  # whatever a damaged file makes Orbax raise
+                damaged[step] = _first_line(error)
+                continue
+            self._set_aside(damaged, good=step)
+            return restored
+        if damaged:
+            reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+            raise RunError(
+                f"no checkpoint in {self._directory / 'latest'} can be read ({reasons}). Restore one from a copy, or "
+                "delete the run directory and start again."
+            )
+        return None
+
+    def _restore(self, step: int, like: TrainState) -> tuple[TrainState, Position]:
+        items = {"weights": like.weights(), "progress": _progress(like)}
+        found = self._latest.restore(step, args=_to_restore(items, data=ocp.args.JsonRestore()))
+        _check_seal(self._latest, step, {name: found[name] for name in items})
         weights, progress = found["weights"], found["progress"]
         params, stats = split_weights(weights["params"], like=like.stats)
-        return TrainState(params=params, stats=stats, ema=weights.get("ema"), **progress), found["data"]
+        state = TrainState(params=params, stats=stats, ema=weights.get("ema"), **progress)
+        return state, found["data"]
+
+    def _set_aside(self, damaged: dict[int, str], good: int) -> None:
+        for step, reason in damaged.items():
+            place = self._directory / "damaged" / f"{step}"
+            logger.warning(
+                "the checkpoint of step %d is damaged (%s): moved to %s; going on from the one of step %d",
+                *(step, reason, place, good),
+            )
+            if distributed.is_primary():
+                place.parent.mkdir(exist_ok=True)
+                shutil.rmtree(place, ignore_errors=True)
+                (self._directory / "latest" / str(step)).rename(place)
+        if damaged:
+            with distributed.together():  # nobody looks before they are gone
+                pass
+            self._latest.reload()
 
     def wait(self) -> None:
         """Returns once everything is on disk; raises what went wrong on the way."""
@@ -108,7 +153,7 @@ class Checkpoints:
         self.wait()
         needed = int(1.05 * sum(leaf.nbytes for leaf in jax.tree.leaves(content))) + SLACK_BYTES
         free = shutil.disk_usage(self._directory).free
-        if free < needed:
+        if distributed.any_process(free < needed):
             kept = self.latest_step()
             raise RunError(
                 f"the disk is full: a checkpoint needs {needed / 1e6:.0f} MB and {self._directory} has "
@@ -169,15 +214,22 @@ def read_weights(run: RunDirectory, which: str = "best", ema: bool | None = None
             )
         weights = abstract_weights(config.model)
         like = {"params": weights, "ema": weights} if kept_ema else {"params": weights}
-        found = manager.restore(step, args=ocp.args.Composite(weights=ocp.args.StandardRestore(like)))
-    return found["weights"]["ema" if (kept_ema if ema is None else ema) else "params"]
+        try:
+            found = manager.restore(step, args=_to_restore({"weights": like}))["weights"]
+            _check_seal(manager, step, {"weights": found})
+        except Exception as error:  # whatever a damaged file makes Orbax raise
+            raise RunError(
+                f"the {which!r} checkpoint of {run.path}, of step {step}, cannot be read ({_first_line(error)}); choose "
+                "the other of best and latest, or restore it from a copy."
+            ) from error
+    return found["ema" if (kept_ema if ema is None else ema) else "params"]
 
 
 def save_weights(run: RunDirectory, weights: Weights) -> None:
     """Writes a run directory's `best` and `latest` from weights alone, as a converted checkpoint has them."""
     for which in ("best", "latest"):
         with ocp.CheckpointManager(run.checkpoints / which) as manager:
-            manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave({"params": weights})))
+            manager.save(0, args=_sealed({"weights": {"params": weights}}))
 
 
 def abstract_weights(config: ModelConfig) -> Weights:
@@ -196,5 +248,32 @@ def _accuracy(metrics: Any) -> float:
     return metrics["accuracy"]
 
 
+def _progress(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+
+
+def _sealed(items: dict[str, Any], **more: Any) -> ocp.args.Composite:
+    """What is to be saved, with the fingerprint of each item of arrays."""
+    seal = ocp.args.JsonSave({name: fingerprint(item) for name, item in items.items()})
+    return ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()}, seal=seal, **more)
+
+
+def _to_restore(items: dict[str, Any], **more: Any) -> ocp.args.Composite:
+    abstract = {name: ocp.args.StandardRestore(_abstract(item)) for name, item in items.items()}
+    return ocp.args.Composite(**abstract, **more)
+
+
+def _check_seal(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> None:
+    """Raises ValueError where an item is not what was saved."""
+    seal = manager.restore(step, args=ocp.args.Composite(seal=ocp.args.JsonRestore()))["seal"]
+    if broken := [name for name, item in items.items() if fingerprint(item) != seal[name]]:
+        raise ValueError(f"{' and '.join(broken)} differ from what was saved")
+
+
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines() or [type(error).__name__]
+    return text[0][:200]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import signal
 import threading
 from types import FrameType
 from typing import Any
+
+import jax
+
+from top_jax import distributed
 
 
 class Interruption:
@@ -32,3 +37,22 @@ class Interruption:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
+
+
+class Agreement:
+    """Whether to stop, decided by all processes after the same step, though a signal may reach only one of them."""
+
+    def __init__(self, signals: Interruption):
+        self._signals = signals
+        self._answers: collections.deque[Any] = collections.deque()
+
+    def decide(self) -> bool:
+        """To be called after every step by every process; in several, the answer is that of the call before.
+
+        An answer so old is there already: asking costs the devices no pause.
+        """
+        requested = self._signals.requested is not None
+        if jax.process_count() == 1:
+            return requested
+        self._answers.append(distributed.any_process(requested))
+        return len(self._answers) > 1 and bool(self._answers.popleft())

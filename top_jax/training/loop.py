@@ -1,8 +1,10 @@
-"""The training loop: set up, restore, step, evaluate, save, and say how it went."""
+"""The training loop: set up, restore, step, evaluate, save, and go back where a number is not finite."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import dataclasses
 import errno
 import math
 from collections.abc import Callable, Iterator
@@ -13,20 +15,26 @@ import jax
 import numpy as np
 from flax import nnx
 
+from top_jax import distributed
 from top_jax.config import RunConfig
-from top_jax.data import prefetch_to_device
+from top_jax.data import Batches, prefetch_to_device
 from top_jax.errors import RunError
 from top_jax.evaluation.accuracy import evaluate, make_eval_step
 from top_jax.evaluation.flops import count_macs
-from top_jax.models.weights import Weights, split_weights, statistics_of
-from top_jax.training.checkpoints import Checkpoints, abstract_weights
+from top_jax.models.weights import Weights
+from top_jax.training.checkpoints import Checkpoints, Position
 from top_jax.training.compilation_cache import enable_compilation_cache
-from top_jax.training.interruption import Interruption
+from top_jax.training.interruption import Agreement, Interruption
+from top_jax.training.memory import peak_memory
+from top_jax.training.messages import announce, conclude
 from top_jax.training.plan import Plan, make_plan
-from top_jax.training.reporting import Reporter, Throughput
+from top_jax.training.programs import TrainPrograms
+from top_jax.training.reporting import Reporter, Silence, Throughput
 from top_jax.training.run_directory import RunDirectory
-from top_jax.training.state import TrainState, create_state
-from top_jax.training.steps import METRICS, make_train_step
+from top_jax.training.start import start_or_resume
+from top_jax.training.state import TrainState
+from top_jax.training.steps import METRICS
+from top_jax.training.teacher import Teacher, keep_teacher, read_teacher
 from top_jax.training.weights import initial_weights
 
 Summary = dict[str, Any]
@@ -36,7 +44,11 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
     """Trains, or goes on training, the run that `config` describes.
 
     A run that was killed and is started again ends with the numbers of one that never stopped. SIGTERM (and Ctrl-C)
-    saves after the current step and returns.
+    saves after the step at hand and returns. A loss (or gradient, or weight) that is not finite takes the run back to
+    its last checkpoint, from where it goes on without that batch.
+
+    In several processes (`top_jax.distributed`) each calls this with the same config and the same directory, on a file
+    system that they share.
 
     Args:
         config: all of it (`top_jax.config`).
@@ -47,109 +59,198 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
 
     Raises:
         InputError: bad input, before anything is written.
-        RunError: the loss is not finite, or the disk is full.
+        RunError: numbers that are not finite too often, a full disk, checkpoints that are all damaged, or another
+            process that failed.
     """
     enable_compilation_cache()
-    with Interruption() as signals:
-        plan = make_plan(config)
-        run = RunDirectory(workdir)
-        weights = None if run.has_checkpoints() else initial_weights(config)  # before claiming: it may be bad input
-        with run.lock(), _full_disk():
+    with contextlib.ExitStack() as held:
+        signals = held.enter_context(Interruption())
+        with distributed.together():
+            plan = make_plan(config)
+            run = RunDirectory(workdir)
+            weights = None if run.has_checkpoints() else initial_weights(config)  # before claiming: may be bad input
+            teacher = read_teacher(run, config)
+            held.enter_context(_full_disk())
+            held.enter_context(run.lock())
             run.claim(config)
-            with Checkpoints(run.checkpoints) as checkpoints:
-                return _train(plan, run, checkpoints, signals, weights)
+        if teacher is not None:
+            keep_teacher(run, teacher)
+        checkpoints = held.enter_context(Checkpoints(run.checkpoints))
+        return _train(plan, run, checkpoints, signals, teacher, weights)
 
 
 def _train(
-    plan: Plan, run: RunDirectory, checkpoints: Checkpoints, signals: Interruption, weights: Weights | None
+    plan: Plan,
+    run: RunDirectory,
+    checkpoints: Checkpoints,
+    signals: Interruption,
+    teacher: Teacher | None,
+    weights: Weights | None,
 ) -> Summary | None:
-    state, data_state = _start_or_resume(plan, checkpoints, weights)
+    state, position = start_or_resume(plan, checkpoints, weights)
     first_step = int(state.step)
-    with Reporter(run, first_step=first_step, total_steps=plan.total_steps) as reporter:
-        _announce(plan, run, reporter, first_step)
+    with _reporter(run, first_step, plan) as reporter:
+        announce(plan, run, reporter, first_step)
         summary = run.read_json("summary.json") if first_step == plan.total_steps else None
         if summary is None:
-            loop = Loop(plan, checkpoints, reporter, signals)
-            if not loop.run(state, data_state):
+            loop = Loop(plan, checkpoints, reporter, signals, teacher)
+            if not loop.run(state, position):
                 kept = checkpoints.latest_step()
                 what = "nothing to save yet" if kept is None else f"saved at step {kept}"
-                reporter.say(f"{signals.requested}: {what}; start the same command again to go on.")
+                who = signals.requested or "a signal to another process"
+                reporter.say(f"{who}: {what}; start the same command again to go on.")
                 return None
             summary = loop.summary()
-            run.write_json("summary.json", summary)
-        _conclude(summary, plan, run, reporter)
+            if distributed.is_primary():
+                run.write_json("summary.json", summary)
+        conclude(summary, plan, run, reporter)
         return summary
+
+
+@dataclasses.dataclass(frozen=True)
+class Dispatched:
+    """A step that the devices may still be working on."""
+
+    step: int  # steps done after it
+    position: Position
+    metrics: dict[str, jax.Array]
 
 
 class Loop:
     """The steps of one start of a run, with what they share."""
 
-    def __init__(self, plan: Plan, checkpoints: Checkpoints, reporter: Reporter, signals: Interruption):
+    def __init__(
+        self,
+        plan: Plan,
+        checkpoints: Checkpoints,
+        reporter: Reporter | Silence,
+        signals: Interruption,
+        teacher: Teacher | None,
+    ):
         self.plan = plan
         self.checkpoints = checkpoints
         self.reporter = reporter
         self.signals = signals
+        self.stop = Agreement(signals)
         self.throughput = Throughput()
         self.last_evaluation: dict[str, float | int] = {}
-        self.train_step = _jit_train_step(plan)
+        self.skipped: list[int] = []
+        self.train_step = TrainPrograms(plan, teacher)
         self.eval_step = make_eval_step(nnx.graphdef(plan.model), plan.config.data)
+        self._dispatched: collections.deque[Dispatched] = collections.deque()
 
-    def run(self, state: TrainState, data_state: dict[str, int]) -> bool:
+    def run(self, state: TrainState, position: Position) -> bool:
         """Steps until the end (True) or a signal (False); what was reached is saved either way."""
-        plan, step = self.plan, int(state.step)
-        evaluated = bool(data_state.get("evaluated", True))  # False where a signal stopped the evaluation of this step
-        if not evaluated or step == plan.total_steps:  # the latter: killed between its last checkpoint and its summary
-            evaluated = self._evaluate(state, step)
-        with plan.train_batches() as batches:
-            batches.set_state(data_state)
-            stream = prefetch_to_device(batches, plan.by_image, plan.config.data.prefetch)
-            while step < plan.total_steps and not self.signals.requested:
-                batch, data_state = next(stream)
-                state, metrics = self.train_step(state, batch)
-                step += 1
-                self._after_step(step, metrics)
-                if due := step % plan.eval_every == 0 or step == plan.total_steps:
-                    evaluated = self._evaluate(state, step)
-                if due or step % plan.config.checkpoint_every == 0:
-                    self._save(state, data_state, evaluated)
-        if step > 0:
-            self._save(state, data_state, evaluated)
-            self.checkpoints.wait()
-        return step == plan.total_steps and evaluated
+        while True:
+            try:
+                return self._run(state, position)
+            except _NotFinite as error:
+                found = error.with_traceback(None)  # or its frames would hold the state while another is read
+            state, position = self._roll_back(found)
 
     def summary(self) -> Summary:
         """The result, for summary.json."""
-        config = self.plan.model.config
+        config, rates = self.plan.model.config, self.throughput.overall()
         pruned, dense = count_macs(config, self.plan.model.pruning), count_macs(config)
         return {
             "steps": self.plan.total_steps,
             **self.last_evaluation,
             "best_accuracy": self.checkpoints.best_accuracy(),
+            "skipped_batches": self.skipped,
             "tokens_per_block": pruned.tokens_per_block,
             "gmacs": {name: pruned.gmacs(name) for name in pruned.macs},
             "dense_gmacs": {name: dense.gmacs(name) for name in dense.macs},
-            "train_images_per_second": self.throughput.overall(),
+            "train_images_per_second": rates["images_per_second"],
+            "data_wait": rates["data_wait"],
+            "step_memory": self.train_step.memory(),
+            "peak_memory": peak_memory(),
             "device": jax.devices()[0].device_kind,
         }
 
-    def _after_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        values = {name: float(metrics[name]) for name in METRICS if name in metrics}
+    def _run(self, state: TrainState, position: Position) -> bool:
+        """As `run`, as long as all numbers are finite.
+
+        A step's numbers are read when the next one has been handed to the devices, which so are never idle; before
+        anything is evaluated or saved, and at the end, all of them are.
+        """
+        plan, step = self.plan, int(state.step)
+        evaluated = bool(position["evaluated"])  # False where a signal stopped the evaluation of this step
+        if not evaluated or step == plan.total_steps:  # the latter: killed between its last checkpoint and its summary
+            evaluated = self._evaluate(state, step)
+        stop = not evaluated or bool(distributed.any_process(self.signals.requested is not None))
+        with plan.train_batches() as batches:
+            stream = self._batches(batches, position)
+            while step < plan.total_steps and not stop:
+                with self.throughput.waiting():
+                    batch, position = next(stream)
+                if not self.train_step.is_compiled(step):
+                    self._settle(leave=0)
+                    self.throughput.pause()
+                state, metrics = self.train_step(step, state, batch)
+                step += 1
+                self._dispatched.append(Dispatched(step, position, metrics))
+                evaluates = step % plan.eval_every == 0 or step == plan.total_steps
+                saves = evaluates or step % plan.config.checkpoint_every == 0
+                self._settle(leave=0 if saves else 1)
+                if evaluates:
+                    evaluated = self._evaluate(state, step)
+                if saves:
+                    self._save(state, position, evaluated)
+                stop = self.stop.decide() or not evaluated
+        self._settle(leave=0)
+        if step > 0:
+            self._save(state, position, evaluated)
+            self.checkpoints.wait()
+        return step == plan.total_steps and evaluated
+
+    def _batches(self, batches: Batches, position: Position) -> Iterator[tuple[dict[str, jax.Array], Position]]:
+        """The stream from `position` on, without the batches that are to be left out, and where each leaves it."""
+        batches.set_state(position)
+        self.skipped = list(position["skipped"])
+        for batch, after in prefetch_to_device(batches, self.plan.by_image, self.plan.config.data.prefetch):
+            if after["batches"] - 1 not in self.skipped:
+                yield batch, {**after, "skipped": self.skipped}
+
+    def _settle(self, leave: int) -> None:
+        """Looks at the numbers of all dispatched steps but the last `leave`."""
+        while len(self._dispatched) > leave:
+            self._after_step(self._dispatched.popleft())
+
+    def _after_step(self, done: Dispatched) -> None:
+        step, values = done.step, {name: float(done.metrics[name]) for name in METRICS if name in done.metrics}
         for name, value in values.items():
             if not math.isfinite(value):
-                kept = self.checkpoints.latest_step()
-                raise RunError(
-                    f"the {name} of step {step} is {value}; "
-                    + ("nothing was saved yet" if kept is None else f"the checkpoint of step {kept} is kept")
-                    + ". Lower optimizer.learning_rate, or set optimizer.clip_norm."
-                )
+                raise _NotFinite(name, value, step, batch=done.position["batches"] - 1)
         self.throughput.add(self.plan.config.batch_size)
         if step % self.plan.config.log_every == 0 or step == self.plan.total_steps:
-            self.throughput.pause()
             values["learning_rate"] = float(np.asarray(self.plan.schedule(step - 1)))
-            self.reporter.metrics("train", step, {**values, "images_per_second": self.throughput.recent()})
-            self.throughput.resume()
+            self.reporter.metrics("train", step, {**values, **self.throughput.recent()})
         shown = {name: values[name] for name in ("loss", "accuracy")}
-        self.reporter.step(step, {**shown, "images_per_second": self.throughput.overall()})
+        self.reporter.step(step, {**shown, **self.throughput.overall()})
+
+    def _roll_back(self, found: _NotFinite) -> tuple[TrainState, Position]:
+        """The last good state, from which the run goes on without the batch that broke it.
+
+        Raises:
+            RunError: it has happened `max_rollbacks` times already.
+        """
+        self._dispatched.clear()
+        skipped, limit = sorted({*self.skipped, found.batch}), self.plan.config.max_rollbacks
+        kept = self.checkpoints.latest_step()
+        if len(skipped) > limit:
+            raise RunError(
+                f"{found}, with {limit} batches left out for the like already (max_rollbacks); "
+                + ("nothing was saved yet" if kept is None else f"the checkpoint of step {kept} is kept")
+                + ". Lower optimizer.learning_rate, or set optimizer.clip_norm."
+            )
+        self.throughput.pause()
+        state, position = start_or_resume(self.plan, self.checkpoints, None)
+        step = int(state.step)
+        self.reporter.say(
+            f"{found}: back to step {step}, and on without batch {found.batch} ({len(skipped)} left out, at most {limit})"
+        )
+        self.reporter.rewind(step)
+        return state, {**position, "skipped": skipped}
 
     def _evaluate(self, state: TrainState, step: int) -> bool:
         """Evaluates the weights, and their average where one is kept; the average then decides what is best.
@@ -174,7 +275,7 @@ class Loop:
 
     def _evaluate_weights(self, weights: Weights, advance: Callable[[int], None]) -> dict[str, float | int] | None:
         def on_batch(images: int) -> None:
-            if self.signals.requested:
+            if distributed.any_process(self.signals.requested is not None):
                 raise _Stopped
             advance(images)
 
@@ -191,9 +292,9 @@ class Loop:
         except _Stopped:
             return None
 
-    def _save(self, state: TrainState, data_state: dict[str, int], evaluated: bool) -> None:
+    def _save(self, state: TrainState, position: Position, evaluated: bool) -> None:
         self.throughput.pause()
-        self.checkpoints.save(state, {**data_state, "evaluated": int(evaluated)})
+        self.checkpoints.save(state, {**position, "evaluated": int(evaluated)})
         self.throughput.resume()
 
 
@@ -201,27 +302,18 @@ class _Stopped(Exception):
     """A signal came during an evaluation."""
 
 
-def _start_or_resume(
-    plan: Plan, checkpoints: Checkpoints, weights: Weights | None
-) -> tuple[TrainState, dict[str, int]]:
-    """The newest checkpoint, or a fresh state from `weights` (made here where they are not given)."""
-    config = plan.config
+class _NotFinite(Exception):
+    """A number that is not finite came out of a step."""
 
-    def create(weights: Weights) -> TrainState:
-        params, stats = split_weights(weights, like=statistics_of(plan.model))
-        with_ema = config.optimizer.ema_decay is not None
-        return create_state(params, stats, plan.optimizer, seed=config.seed, with_ema=with_ema)
-
-    shapes = jax.eval_shape(create, abstract_weights(config.model))
-    place = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=plan.replicated)  # noqa: E731
-    if restored := checkpoints.restore(jax.tree.map(place, shapes)):
-        return restored
-    return jax.device_put(create(weights or initial_weights(config)), plan.replicated), {"batches": 0}
+    def __init__(self, name: str, value: float, step: int, batch: int):
+        super().__init__(f"the {name} of step {step} is {value}")
+        self.batch = batch  # its number in the stream
 
 
-def _jit_train_step(plan: Plan) -> Callable[..., Any]:
-    step = make_train_step(nnx.graphdef(plan.model), plan.optimizer, plan.config.optimizer, plan.config.data)
-    return jax.jit(step, donate_argnums=0, out_shardings=(plan.replicated, plan.replicated))
+def _reporter(run: RunDirectory, first_step: int, plan: Plan) -> Reporter | Silence:
+    if not distributed.is_primary():
+        return Silence()
+    return Reporter(run, first_step=first_step, total_steps=plan.total_steps)
 
 
 @contextlib.contextmanager
@@ -236,37 +328,3 @@ def _full_disk() -> Iterator[None]:
                 "Make room and start the same command again."
             ) from error
         raise
-
-
-def _announce(plan: Plan, run: RunDirectory, reporter: Reporter, first_step: int) -> None:
-    config = plan.config
-    start = f"going on after step {first_step}" if first_step else "starting"
-    scan = "" if plan.scan is None else f", {plan.scan} scan"
-    reporter.say(
-        f"{run.path}: {start}; {plan.total_steps} steps of {config.batch_size} images on {len(jax.devices())} x "
-        f"{jax.devices()[0].device_kind}; {config.model.name}{scan}; "
-        f"{plan.train_source.name} ({len(plan.train_source)} images to train, {len(plan.eval_source)} to evaluate)"
-    )
-    if plan.model.pruning.after_blocks and config.init_from is None and not first_step:
-        reporter.say(
-            "no init_from: the pruned model starts from random weights. The paper fine-tunes dense ones: "
-            "--config.init_from=RUN_DIRECTORY or an official file (.pth, .safetensors)"
-        )
-
-
-def _conclude(summary: Summary, plan: Plan, run: RunDirectory, reporter: Reporter) -> None:
-    stages = " -> ".join(str(n) for n in dict.fromkeys(summary["tokens_per_block"]))
-    has_class_token = summary["tokens_per_block"][0] > plan.model.config.num_patches
-    costs = ", ".join(
-        f"{cost:.3g} of {summary['dense_gmacs'][name]:.3g} ({cost / summary['dense_gmacs'][name]:.1%}, {name})"
-        for name, cost in summary["gmacs"].items()
-    )
-    average = f", averaged weights {summary['ema_accuracy']:.2%}" if "ema_accuracy" in summary else ""
-    reporter.say(
-        f"accuracy {summary['accuracy']:.2%}{average}, best {summary['best_accuracy']:.2%}; {summary['images']} images"
-    )
-    reporter.say(f"tokens per stage {stages}{' (class token included)' * has_class_token}; GMACs {costs}")
-    reporter.say(
-        f"{summary['train_images_per_second']:.1f} img/s training, {summary['images_per_second']:.1f} img/s evaluation "
-        f"on {summary['device']}; everything is in {run.path}"
-    )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from top_jax.config import RunConfig
 from top_jax.data import Batches, Source, eval_batches, open_source, train_batches
 from top_jax.errors import InputError
 from top_jax.models import Backbone, abstract_model
 from top_jax.pruning import make_reduction
-from top_jax.sharding import check_divisible, data_parallel
+from top_jax.sharding import by_image, check_divisible, make_mesh, replicated
+from top_jax.training.keep_ratio import Stage, stages
 from top_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
 
@@ -28,22 +30,46 @@ class Plan:
     eval_batch_size: int
     total_steps: int
     eval_every: int
+    stages: tuple[Stage, ...]  # of the keep-ratio warm-up
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
-    by_image: NamedSharding  # batch axis over all devices
-    replicated: NamedSharding
+    mesh: Mesh
+
+    @property
+    def by_image(self) -> NamedSharding:
+        """Of a batch: its rows over all devices."""
+        return by_image(self.mesh)
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """Of what every device has whole."""
+        return replicated(self.mesh)
 
     def train_batches(self) -> Batches:
         """The stream of training batches, from its beginning."""
         config, size = self.config, self.model.config.img_size
         return train_batches(
-            self.train_source, config.data, img_size=size, batch_size=config.batch_size, seed=config.seed
+            self.train_source,
+            config.data,
+            augment=config.augment,
+            img_size=size,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
 
     def eval_batches(self) -> Batches:
         """One pass over the evaluation split."""
         size = self.model.config.img_size
-        return eval_batches(self.eval_source, self.config.data, img_size=size, batch_size=self.eval_batch_size)
+        return eval_batches(
+            self.eval_source,
+            self.config.data,
+            img_size=size,
+            batch_size=self.eval_batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -69,7 +95,6 @@ def make_plan(config: RunConfig) -> Plan:
     schedule = learning_rate_schedule(
         config.optimizer, batch_size=config.batch_size, total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
-    by_image, replicated = data_parallel()
     plan = Plan(
         config=config,
         model=model,
@@ -79,10 +104,10 @@ def make_plan(config: RunConfig) -> Plan:
         eval_batch_size=eval_batch_size,
         total_steps=total_steps,
         eval_every=max(1, round(config.eval_every_epochs * steps_per_epoch)),
+        stages=stages(config.pruning, steps_per_epoch=steps_per_epoch, total_steps=total_steps),
         schedule=schedule,
         optimizer=make_optimizer(config.optimizer, schedule),
-        by_image=by_image,
-        replicated=replicated,
+        mesh=make_mesh(config.fsdp),
     )
     plan.train_batches()  # nothing is read yet, but settings are checked
     plan.eval_batches()

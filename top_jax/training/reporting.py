@@ -20,6 +20,8 @@ from top_jax.training.tensorboard import ScalarWriter
 class Reporter:
     """Writes metrics as they come and moves a progress bar; a context manager.
 
+    Of several processes the first reports; the others make a `Silence`.
+
     Args:
         run: where to write.
         first_step: steps done before this start; what an earlier start reported beyond them is dropped, because the
@@ -29,11 +31,8 @@ class Reporter:
 
     def __init__(self, run: RunDirectory, *, first_step: int, total_steps: int):
         self.console = Console()
-        _drop_after(run.metrics, first_step)
-        self._reported = _kinds_at(run.metrics, first_step)
-        self._first_step = first_step
-        self._lines = run.metrics.open("a")
-        self._board = ScalarWriter(run.tensorboard, purge_step=first_step + 1)
+        self._run = run
+        self._open(first_step)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),  # what the others leave: a line must fit into 80 columns
@@ -46,6 +45,11 @@ class Reporter:
         )
         self._total_steps = total_steps
         self._training = self._progress.add_task("train", total=total_steps, completed=first_step, status="")
+
+    def rewind(self, step: int) -> None:
+        """Goes back to where `step` steps were done: what has been reported of later ones is void."""
+        self._close()
+        self._open(step)
 
     def step(self, step: int, values: dict[str, float | int]) -> None:
         """Moves the bar; `values` stand beside it."""
@@ -81,16 +85,57 @@ class Reporter:
 
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
+        self._close()
+
+    def _open(self, step: int) -> None:
+        _drop_after(self._run.metrics, step)
+        self._reported = _kinds_at(self._run.metrics, step)
+        self._first_step = step
+        self._lines = self._run.metrics.open("a")
+        self._board = ScalarWriter(self._run.tensorboard, purge_step=step + 1)
+
+    def _close(self) -> None:
         self._board.close()
         self._lines.close()
 
 
+class Silence:
+    """The Reporter of every process but the first."""
+
+    def rewind(self, step: int) -> None:
+        """Nothing to take back."""
+
+    def step(self, step: int, values: dict[str, float | int]) -> None:
+        """Nothing to show."""
+
+    @contextlib.contextmanager
+    def evaluating(self, images: int) -> Iterator[Callable[[int], None]]:
+        """A function that does nothing."""
+        yield lambda count: None
+
+    def metrics(self, kind: str, step: int, values: dict[str, float | int]) -> None:
+        """Nothing to write."""
+
+    def say(self, text: str) -> None:
+        """Nothing to say."""
+
+    def __enter__(self) -> Silence:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
 class Throughput:
-    """Images per second of the training steps alone, without evaluations, checkpoints and the first, compiling step."""
+    """Images per second of the training steps alone, and the share of that time in which they waited for data.
+
+    Evaluations, checkpoints and steps that compile do not count.
+    """
 
     def __init__(self) -> None:
         self._images = self._total_images = 0
         self._seconds = self._total_seconds = 0.0
+        self._waited = self._total_waited = 0.0
         self._since: float | None = None
 
     def add(self, images: int) -> None:
@@ -101,6 +146,14 @@ class Throughput:
             self._seconds += now - self._since
         self._since = now
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While the next batch is not there yet."""
+        start = time.perf_counter()
+        yield
+        if self._since is not None:
+            self._waited += time.perf_counter() - start
+
     def pause(self) -> None:
         """What happens until `resume` is no training step."""
         self._since = None
@@ -109,18 +162,25 @@ class Throughput:
         """Training goes on, compiled."""
         self._since = time.perf_counter()
 
-    def recent(self) -> float:
-        """Since the last call; 0.0 where no step was timed."""
-        rate = self._images / self._seconds if self._seconds else 0.0
+    def recent(self) -> dict[str, float]:
+        """`images_per_second` and `data_wait` since the last call; 0.0 where no step was timed."""
+        rates = _rates(self._images, self._seconds, self._waited)
         self._total_images += self._images
         self._total_seconds += self._seconds
-        self._images, self._seconds = 0, 0.0
-        return rate
+        self._total_waited += self._waited
+        self._images, self._seconds, self._waited = 0, 0.0, 0.0
+        return rates
 
-    def overall(self) -> float:
-        """Since the start; 0.0 where no step was timed."""
-        seconds = self._total_seconds + self._seconds
-        return (self._total_images + self._images) / seconds if seconds else 0.0
+    def overall(self) -> dict[str, float]:
+        """The same since the start."""
+        seconds, waited = self._total_seconds + self._seconds, self._total_waited + self._waited
+        return _rates(self._total_images + self._images, seconds, waited)
+
+
+def _rates(images: int, seconds: float, waited: float) -> dict[str, float]:
+    if not seconds:
+        return {"images_per_second": 0.0, "data_wait": 0.0}
+    return {"images_per_second": images / seconds, "data_wait": min(1.0, waited / seconds)}
 
 
 def _drop_after(file: Path, step: int) -> None:
@@ -152,6 +212,8 @@ def _readable(values: dict[str, float | int]) -> str:
 def _item(name: str, value: float | int) -> str:
     if name.endswith("images_per_second"):
         return f"{value:,.0f} img/s"
+    if name == "data_wait":
+        return f"waiting for data {value:.0%}"
     label = name.replace("ema_", "averaged ").replace("accuracy_top5", "top-5").replace("_", " ")
     return f"{label} {value:.1%}" if "accuracy" in name else f"{label} {_short(value)}"
 

@@ -25,15 +25,19 @@ from typing import Any, Final
 import jax
 
 import top_jax
+from top_jax import distributed
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
 from top_jax.models import model_config
 from top_jax.pruning import make_reduction
 
-# Settings that may differ between a run and its continuation: they do not touch a single number of it.
+# Settings that may differ between a run and its continuation: they do not touch a single number of it, but for the order
+# of sums (fsdp, as another number of devices does).
 FREE_TO_CHANGE: Final = (
     "log_every",
     "checkpoint_every",
+    "max_rollbacks",
+    "fsdp",
     "data.data_dir",
     "data.num_workers",
     "data.num_threads",
@@ -53,11 +57,15 @@ class RunDirectory:
     def claim(self, config: RunConfig) -> None:
         """Makes the directory this run's own, or recognises it as this run's from an earlier start.
 
+        Of several processes, which share the file system, the first writes.
+
         Raises:
             InputError: it cannot be written, or it holds the checkpoints of a run with another config.
         """
         if self.has_checkpoints():
             self._check_same_run(config)
+        if not distributed.is_primary():
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.write_json("config.json", config.to_dict())
@@ -67,11 +75,16 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other processes from training here too, until the block or the process ends, however it ends.
+        """Keeps other runs from training here too, until the block or the process ends, however it ends.
+
+        Of several processes of one run the first holds the lock.
 
         Raises:
             InputError: another process holds it, or the directory cannot be made.
         """
+        if not distributed.is_primary():
+            yield
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("a")

@@ -1,0 +1,60 @@
+"""The compiled training steps of a run: one for each stage of the keep-ratio warm-up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from top_jax import distributed
+from top_jax.models import abstract_model
+from top_jax.models.weights import Weights
+from top_jax.sharding import in_parts
+from top_jax.training.keep_ratio import Stage, stage_at
+from top_jax.training.memory import step_memory
+from top_jax.training.plan import Plan
+from top_jax.training.state import TrainState
+from top_jax.training.steps import DeviceBatch, Metrics, make_train_step
+from top_jax.training.teacher import Teacher
+
+
+class TrainPrograms:
+    """`(state, batch) -> (state, metrics)`, compiled when the first step of its stage comes; the state is donated."""
+
+    def __init__(self, plan: Plan, teacher: Teacher | None):
+        self._plan = plan
+        self._teacher = None if teacher is None else teacher.graphdef
+        self._teacher_weights: Weights | None = None
+        if teacher is not None:
+            shardings = in_parts(plan.mesh, teacher.weights)
+            self._teacher_weights = distributed.to_global(teacher.weights, shardings)
+        self._compiled: dict[Stage, Any] = {}
+
+    def stage(self, step: int) -> Stage:
+        """The stage in which the step after `step` steps runs."""
+        return stage_at(self._plan.stages, step)
+
+    def is_compiled(self, step: int) -> bool:
+        """Whether the next step can start at once."""
+        return self.stage(step) in self._compiled
+
+    def __call__(self, step: int, state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
+        """The step after `step` steps."""
+        stage = self.stage(step)
+        if stage not in self._compiled:
+            self._compiled[stage] = self._compile(stage, state, batch)
+        return self._compiled[stage](state, batch, self._teacher_weights)
+
+    def memory(self) -> dict[str, int]:
+        """What the largest of the programs so far takes on each device, in bytes; empty before the first step."""
+        return max((step_memory(program) for program in self._compiled.values()), key=lambda m: m["total"], default={})
+
+    def _compile(self, stage: Stage, state: TrainState, batch: DeviceBatch) -> Any:
+        plan, config = self._plan, self._plan.config
+        model = abstract_model(config.model.name, pruning=stage.reduction, **config.model.overrides())
+        step = make_train_step(nnx.graphdef(model), plan.optimizer, config, self._teacher)
+        # Results lie as the state lies now: that is what makes donating it worth while.
+        shardings = (jax.tree.map(lambda a: a.sharding, state), plan.replicated)
+        program = jax.jit(step, donate_argnums=0, out_shardings=shardings)
+        return program.lower(state, batch, self._teacher_weights).compile()
