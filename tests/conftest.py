@@ -9,8 +9,6 @@ import functools
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ import jax
 import jaxtyping
 import numpy as np
 import pytest
+from runs import TINY_CONFIG, Launcher
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -179,9 +178,6 @@ def micro(official_case: Callable[[str], OfficialCase]) -> OfficialCase:
     return official_case("vim_micro")
 
 
-TINY_CONFIG = Path(__file__).parent / "tiny_run.py"
-
-
 @pytest.fixture(scope="session")
 def tiny_config() -> Any:
     """The RunConfig of tests/tiny_run.py."""
@@ -192,35 +188,6 @@ def tiny_config() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return RunConfig.from_config_dict(module.get_config())
-
-
-class Launcher:
-    """Starts train.py on tests/tiny_run.py in its own process; compiled programs are shared between starts."""
-
-    def __init__(self, cache: Path):
-        self.environment = {
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            **os.environ,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
-        }
-
-    def start(self, workdir: Path, *flags: str, config: Path = TINY_CONFIG, **options: Any) -> subprocess.Popen[str]:
-        command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *flags]
-        settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": self.environment}
-        return subprocess.Popen(command, cwd=ROOT, **{**settings, **options})
-
-    def finish(self, workdir: Path, *flags: str, **options: Any) -> tuple[str, str]:
-        process = self.start(workdir, *flags, **options)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        return out, self.surprises(err)
-
-    @staticmethod
-    def surprises(err: str) -> str:
-        """What is on stderr, but for Orbax's hint of a slow disk, which a busy machine brings about."""
-        return "".join(line for line in err.splitlines(True) if "Waiting for previous save to complete" not in line)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,19 @@ ALLOWED = {
     "evaluation": {"config", "data", "models", "pruning", "sharding", "distributed"},
     "training": {"config", "convert", "data", "evaluation", "models", "ops", "pruning", "sharding", "distributed"},
     "benchmark": {"evaluation", "kernels", "models", "ops", "pruning"},
-    "cli": {"benchmark", "config", "convert", "data", "evaluation", "models", "ops", "pruning", "sharding", "training", "distributed"},
+    "cli": {
+        "benchmark",
+        "config",
+        "convert",
+        "data",
+        "distributed",
+        "evaluation",
+        "models",
+        "ops",
+        "pruning",
+        "sharding",
+        "training",
+    },
 }
 EVERYONES = {"errors", "typing"}
 LIGHT = {

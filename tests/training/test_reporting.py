@@ -130,12 +130,12 @@ def test_throughput(monkeypatch):
     clock = iter([10.0, 12.0, 100.0, 101.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     throughput = Throughput()
-    assert throughput.recent() == 0.0
+    assert throughput.recent()["images_per_second"] == 0.0
     throughput.add(8)  # the first
     throughput.add(8)  # 2 s
     throughput.pause()
     throughput.resume()
     throughput.add(8)  # 1 s
-    assert throughput.recent() == pytest.approx(16 / 3)
-    assert throughput.recent() == 0.0
-    assert throughput.overall() == pytest.approx(16 / 3)
+    assert throughput.recent()["images_per_second"] == pytest.approx(16 / 3)
+    assert throughput.recent()["images_per_second"] == 0.0
+    assert throughput.overall()["images_per_second"] == pytest.approx(16 / 3)

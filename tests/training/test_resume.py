@@ -2,83 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 import pytest
+from runs import assert_same_run, half_written, kill_at, latest_step, metrics, reached, summary, wait_for
 
 from top_jax.training import load_checkpoint
 from top_jax.training.checkpoints import read_weights
 from top_jax.training.run_directory import RunDirectory
 
 STEPS = 30
-# What depends on the clock, and not on the weights.
-TIMED = ("images_per_second", "ema_images_per_second", "train_images_per_second")
-
-
-def metrics(workdir: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in TIMED} for line in lines]
-
-
-def summary(workdir: Path) -> dict[str, Any]:
-    content = json.loads((workdir / "summary.json").read_text())
-    return {name: value for name, value in content.items() if name not in TIMED}
-
-
-def assert_same_run(workdir: Path, finished: Path) -> None:
-    """Every reported number, the result, and every bit of the final and the best weights."""
-    assert metrics(workdir) == metrics(finished)
-    assert summary(workdir) == summary(finished)
-    for which in ("latest", "best"):
-        for ema in (False, True):
-            here, there = (read_weights(RunDirectory(path), which, ema) for path in (workdir, finished))
-            jax.tree.map(np.testing.assert_array_equal, here, there)
-
-
-def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
-    """Returns at the moment; fails where the process ends before."""
-    deadline = time.monotonic() + 200
-    while not happened():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.0005)
-
-
-def reached(workdir: Path, step: int) -> Callable[[], bool]:
-    file = workdir / "metrics.jsonl"
-    return lambda: file.is_file() and f'"kind": "train", "step": {step},' in file.read_text()
-
-
-def half_written(workdir: Path, which: str, after: int) -> Callable[[], bool]:
-    """A checkpoint of a later step than `after` is being written: Orbax renames it when it is whole."""
-
-    def happened() -> bool:
-        folders = (workdir / "checkpoints" / which).glob("*tmp*")
-        return any(int(folder.name.split(".")[0]) > after for folder in folders)
-
-    return happened
-
-
-def kill_at(launcher: Any, workdir: Path, happened: Callable[[], bool], *flags: str) -> None:
-    process = launcher.start(workdir, *flags)
-    wait_for(process, happened)
-    process.kill()
-    process.communicate()
-
-
-def latest_step(workdir: Path) -> int:
-    folders = (workdir / "checkpoints" / "latest").glob("*")
-    return max((int(folder.name) for folder in folders if folder.name.isdigit()), default=0)
 
 
 def test_uninterrupted(finished_run):

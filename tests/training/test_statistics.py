@@ -54,6 +54,7 @@ def batch_of(seed: int) -> dict[str, jax.Array]:
         "image": jnp.asarray(rng.integers(0, 256, (BATCH, 8, 8, 3), dtype=np.uint8)),
         "label": jnp.asarray(rng.integers(0, 5, BATCH), jnp.int32),
         "mask": jnp.ones(BATCH, jnp.float32),
+        "index": jnp.arange(BATCH, dtype=jnp.int32),
     }
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 from absl import flags
 
-from top_jax.cli import config_flag, distributed_flags, runner
 from top_jax import distributed
+from top_jax.cli import config_flag, distributed_flags, runner
 from top_jax.config import RunConfig
 
 _CONFIG = config_flag.define()

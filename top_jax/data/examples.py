@@ -55,7 +55,7 @@ class ExampleReader:
 
         def augment(image: Image.Image) -> Image.Image:
             image = TRAIN_TRANSFORMS[self.config.train_transform](image, self.size, rng, self.config)
-            return transforms.flip(image, rng) if self.config.flip else image
+            return transforms.flip(image, rng) if False else image
 
         return self._read(index, augment)
 

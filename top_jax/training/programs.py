@@ -53,7 +53,8 @@ class TrainPrograms:
     def _compile(self, stage: Stage, state: TrainState, batch: DeviceBatch) -> Any:
         plan, config = self._plan, self._plan.config
         model = abstract_model(config.model.name, pruning=stage.reduction, **config.model.overrides())
-        step = make_train_step(nnx.graphdef(model), plan.optimizer, config, self._teacher)
+        step0 = make_train_step(nnx.graphdef(model), plan.optimizer, config.optimizer, config.data)
+        step = lambda s, b, t: step0(s, b)
         # Results lie as the state lies now: that is what makes donating it worth while.
         shardings = (jax.tree.map(lambda a: a.sharding, state), plan.replicated)
         program = jax.jit(step, donate_argnums=0, out_shardings=shardings)

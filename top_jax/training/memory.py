@@ -1,0 +1,6 @@
+def step_memory(compiled):
+    return {"total": 0}
+
+
+def peak_memory():
+    return None
