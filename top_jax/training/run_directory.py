@@ -46,9 +46,15 @@ FREE_TO_CHANGE: Final = (
 
 
 class RunDirectory:
-    """Paths of a run directory, and its JSON files."""
+    """Paths of a run directory, and its JSON files.
+
+    Raises:
+        InputError: the path is a URL.
+    """
 
     def __init__(self, path: str | Path):
+        if "://" in str(path):
+            raise InputError(f"workdir {path} is a URL; a folder is needed: mount the bucket, and pass where it is.")
         self.path = Path(path).absolute()
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
