@@ -50,7 +50,7 @@ def test_outside_of_a_cluster(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with pytest.raises(
-        InputError, match="pass --coordinator_address=HOST:PORT, --num_processes and --process_id to ev"
+        InputError, match="pass --coordinator_address=HOST:PORT, --num_processes and --process_id"
     ):
         distributed.initialize()
 

@@ -31,8 +31,8 @@ from top_jax.errors import InputError
 from top_jax.models import model_config
 from top_jax.pruning import make_reduction
 
-# Settings that may differ between a run and its continuation: they do not touch a single number of it, but for the order
-# of sums (fsdp, as another number of devices does).
+# Settings that may differ between a run and its continuation: they do not touch a single number of it, but for the
+# order of sums (fsdp, as another number of devices does).
 FREE_TO_CHANGE: Final = (
     "log_every",
     "checkpoint_every",
