@@ -5,8 +5,8 @@ python train.py --config configs/plain_mamba_l3.py --config.data.data_dir=DIR
 14.41 GMACs (published convention).
 Expected top-1: 82.3 % (published by the authors). Measured: not run.
 Augmentation as in the authors' config; top_jax.recipes says what differs. Matrix products run in bfloat16 (the
-authors' config asks for no mixed precision). From epoch 250 on their moving average is ten times as quick; ours keeps
-its pace.
+authors' config asks for no mixed precision). Their moving average should change its pace at epoch 250 (decay_factor 10;
+the public hook has no value from there on); ours keeps it.
 """
 
 from ml_collections import config_dict
