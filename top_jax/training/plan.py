@@ -51,6 +51,7 @@ class Plan:
         return train_batches(
             self.train_source,
             config.data,
+            augment=config.augment,
             img_size=size,
             batch_size=config.batch_size,
             seed=config.seed,
