@@ -10,13 +10,14 @@ import optax
 import pytest
 from flax import nnx
 
-from top_jax.config import DataConfig, OptimizerConfig
+from top_jax.config import AugmentConfig, DataConfig, DistillationConfig, ModelConfig, OptimizerConfig, RunConfig
 from top_jax.models import create_model
 from top_jax.pruning import Pruning
 from top_jax.training.state import create_state
 from top_jax.training.steps import make_train_step
 
 DATA = DataConfig(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+PLAIN = AugmentConfig(flip=False)
 BATCH = 8
 
 
@@ -28,6 +29,12 @@ class Prior(nnx.Module):
 
     def __call__(self, images, keys=None):
         return jnp.broadcast_to(self.logits[...], (images.shape[0], self.logits.shape[0]))
+
+
+def recipe(classes, *, augment=PLAIN, **optimizer):
+    return RunConfig(
+        model=ModelConfig(num_classes=classes), data=DATA, augment=augment, optimizer=OptimizerConfig(**optimizer)
+    )
 
 
 def split(model):
@@ -50,7 +57,7 @@ def test_loss_by_hand(smoothing):
     logits = [0.5, -1.0, 2.0]
     graphdef, params = split(Prior(logits))
     batch = {**random_batch(size=4), "label": jnp.array([0, 2, 2, 1]), "mask": jnp.array([1.0, 1.0, 1.0, 0.0])}
-    step = make_train_step(graphdef, optax.sgd(1.0), OptimizerConfig(label_smoothing=smoothing), DATA)
+    step = make_train_step(graphdef, optax.sgd(1.0), recipe(3, label_smoothing=smoothing))
     state, metrics = step(create_state(params, {}, optax.sgd(1.0), seed=0, with_ema=False), batch)
 
     log_p = [x - math.log(sum(math.exp(y) for y in logits)) for x in logits]
@@ -68,8 +75,7 @@ def test_loss_by_hand(smoothing):
 def test_ema_by_hand():
     """ema_n = d ema_{n-1} + (1 - d) w_n, with the weights after the step; it starts as the first weights."""
     graphdef, params = split(Prior([0.5, -1.0, 2.0]))
-    recipe = OptimizerConfig(ema_decay=0.75)
-    step = make_train_step(graphdef, optax.sgd(1.0), recipe, DATA)
+    step = make_train_step(graphdef, optax.sgd(1.0), recipe(3, ema_decay=0.75))
     state = create_state(params, {}, optax.sgd(1.0), seed=0, with_ema=True)
     expected = np.array(params["logits"])
     for n in range(3):
@@ -81,7 +87,7 @@ def test_ema_by_hand():
 
 def test_no_ema_stays_none():
     graphdef, params = split(Prior([0.0, 1.0]))
-    step = make_train_step(graphdef, optax.sgd(1.0), OptimizerConfig(), DATA)
+    step = make_train_step(graphdef, optax.sgd(1.0), recipe(2))
     state, _ = step(create_state(params, {}, optax.sgd(1.0), seed=0, with_ema=False), random_batch(classes=2))
     assert state.ema is None and set(state.weights()) == {"params"}
 
@@ -89,7 +95,7 @@ def test_no_ema_stays_none():
 def test_not_finite_is_seen_in_the_metrics_of_its_step():
     """A gradient that overflows leaves a finite loss; so do weights that overflow."""
     graphdef, params = split(Prior([0.0, 1.0]))
-    step = make_train_step(graphdef, optax.scale(jnp.inf), OptimizerConfig(), DATA)
+    step = make_train_step(graphdef, optax.scale(jnp.inf), recipe(2))
     state, metrics = step(
         create_state(params, {}, optax.scale(jnp.inf), seed=0, with_ema=False), random_batch(classes=2)
     )
@@ -115,9 +121,7 @@ def vim_steps():
     optimizer = optax.sgd(1.0)
     quick = {"xla_backend_optimization_level": 0}  # halves the time to compile, which is all the time there is
     steps = {
-        parts: jax.jit(
-            make_train_step(graphdef, optimizer, OptimizerConfig(accumulate=parts), DATA), compiler_options=quick
-        )
+        parts: jax.jit(make_train_step(graphdef, optimizer, recipe(5, accumulate=parts)), compiler_options=quick)
         for parts in (1, 2, 4)
     }
     return steps, create_state(params, {}, optimizer, seed=3, with_ema=False)
