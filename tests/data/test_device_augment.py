@@ -261,7 +261,8 @@ def test_eight_devices(root):
 
 def check_devices() -> None:
     """Partners change places, image by image; nothing is gathered, and the result is that of one device."""
-    by_image = jax.sharding.NamedSharding(jax.make_mesh((DEVICES,), ("data",)), jax.sharding.PartitionSpec("data"))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    by_image = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     batch, keys, batch_key = batch_of(4 * DEVICES), keys_of(4 * DEVICES), jax.random.key(1)
 
     def augmented(batch, key_data):

@@ -21,17 +21,22 @@ MODEL = ModelConfig(
 )
 
 
-@pytest.fixture
-def source(tmp_path):
-    """A run directory of the dense model, and its weights: two changed, so that no seed gives them."""
-    config = dataclasses.replace(MODEL, drop_path=None)
-    weights = weights_of(create_model(config.name, rngs=nnx.Rngs(7), **config.overrides()))
+@pytest.fixture(scope="module")
+def weights():
+    """Of the dense model, changed here and there, so that no seed gives them."""
+    weights = weights_of(create_model(MODEL.name, rngs=nnx.Rngs(7), **MODEL.overrides()))
     weights["head"]["bias"] = weights["head"]["bias"] + 2
     weights["patch_embed"]["stem"]["norm"]["mean"] = weights["patch_embed"]["stem"]["norm"]["mean"] + 3
+    return weights
+
+
+@pytest.fixture
+def source(tmp_path, weights):
+    """The run directory of the dense model."""
     run = RunDirectory(tmp_path / "dense")
-    run.claim(RunConfig(model=config))
+    run.claim(RunConfig(model=dataclasses.replace(MODEL, drop_path=None)))
     save_weights(run, weights)
-    return run.path, weights
+    return run.path
 
 
 def config_of(source, **model):
@@ -48,9 +53,8 @@ def assert_bit_equal(got, expected):
         assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def test_a_run_keeps_its_teacher(tmp_path, source):
-    path, weights = source
-    config, run = config_of(path), RunDirectory(tmp_path / "run")
+def test_a_run_keeps_its_teacher(tmp_path, source, weights):
+    config, run = config_of(source), RunDirectory(tmp_path / "run")
     loaded = load_teacher(run, config)
     assert loaded is not None and not run.path.exists()
     run.claim(config)
@@ -59,7 +63,7 @@ def test_a_run_keeps_its_teacher(tmp_path, source):
     teacher = nnx.merge(graphdef, kept)
     assert teacher.keep_counts == {} and teacher.config.embed_dim == 16
 
-    shutil.rmtree(path)  # a later start needs no source, and would not look at another one
+    shutil.rmtree(source)  # a later start needs no source, and would not look at another one
     again = RunDirectory(run.path)
     assert load_teacher(again, config) is None
     again.claim(config)
@@ -68,10 +72,9 @@ def test_a_run_keeps_its_teacher(tmp_path, source):
         again.claim(config_of(tmp_path / "other"))
 
 
-def test_a_start_that_was_killed_before_it_kept_it(tmp_path, source):
+def test_a_start_that_was_killed_before_it_kept_it(tmp_path, source, weights):
     """Orbax names a checkpoint when it is whole: half of one is none."""
-    path, weights = source
-    config, run = config_of(path), RunDirectory(tmp_path / "run")
+    config, run = config_of(source), RunDirectory(tmp_path / "run")
     (run.checkpoints / "teacher" / "0.orbax-checkpoint-tmp-1").mkdir(parents=True)
     loaded = load_teacher(run, config)
     run.claim(config)
@@ -87,7 +90,7 @@ def test_what_is_refused_before_anything_is_written(tmp_path, source):
     with pytest.raises(InputError, match="nowhere does not exist; pass a run directory or an official"):
         load_teacher(run, config_of(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="a model with 3 classes, and this one has 4"):
-        load_teacher(run, config_of(source[0], num_classes=4))
+        load_teacher(run, config_of(source, num_classes=4))
     with pytest.raises(InputError, match="is of another model"):
-        load_teacher(run, config_of(source[0], embed_dim=32))
+        load_teacher(run, config_of(source, embed_dim=32))
     assert not run.path.exists()
