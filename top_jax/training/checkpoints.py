@@ -214,22 +214,43 @@ def read_weights(run: RunDirectory, which: str = "best", ema: bool | None = None
             )
         weights = abstract_weights(config.model)
         like = {"params": weights, "ema": weights} if kept_ema else {"params": weights}
-        try:
-            found = manager.restore(step, args=_to_restore({"weights": like}))["weights"]
-            _check_seal(manager, step, {"weights": found})
-        except Exception as error:  # whatever a damaged file makes Orbax raise
-            raise RunError(
-                f"the {which!r} checkpoint of {run.path}, of step {step}, cannot be read ({_first_line(error)}); "
-                "choose the other of best and latest, or restore it from a copy."
-            ) from error
+        found = _read_sealed(manager, step, like, run)
     return found["ema" if (kept_ema if ema is None else ema) else "params"]
 
 
-def save_weights(run: RunDirectory, weights: Weights) -> None:
-    """Writes a run directory's `best` and `latest` from weights alone, as a converted checkpoint has them."""
-    for which in ("best", "latest"):
-        with ocp.CheckpointManager(run.checkpoints / which) as manager:
+def save_weights(run: RunDirectory, weights: Weights, which: tuple[str, ...] = ("best", "latest")) -> None:
+    """Writes checkpoints of a run directory from weights alone: as a converted one has them, or of its teacher."""
+    for name in which:
+        with ocp.CheckpointManager(run.checkpoints / name) as manager:
             manager.save(0, args=_sealed({"weights": {"params": weights}}))
+
+
+def has_weights(run: RunDirectory, which: str) -> bool:
+    """Whether `save_weights` has written that checkpoint, whole."""
+    return (run.checkpoints / which / "0").is_dir()
+
+
+def restore_weights(run: RunDirectory, which: str, config: ModelConfig) -> Weights:
+    """What `save_weights` wrote, for the model of `config`, on the default device.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    options = ocp.CheckpointManagerOptions(create=False, read_only=True)
+    with ocp.CheckpointManager(run.checkpoints / which, options=options) as manager:
+        return _read_sealed(manager, 0, {"params": abstract_weights(config)}, run)["params"]
+
+
+def _read_sealed(manager: ocp.CheckpointManager, step: int, like: dict[str, Weights], run: RunDirectory) -> Any:
+    try:
+        found = manager.restore(step, args=_to_restore({"weights": like}))["weights"]
+        _check_seal(manager, step, {"weights": found})
+    except Exception as error:  # whatever a damaged file makes Orbax raise
+        raise RunError(
+            f"the checkpoint {manager.directory / str(step)} of {run.path} cannot be read ({_first_line(error)}); choose "
+            "the other of best and latest, or restore it from a copy."
+        ) from error
+    return found
 
 
 def abstract_weights(config: ModelConfig) -> Weights:

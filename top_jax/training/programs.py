@@ -14,19 +14,16 @@ from top_jax.training.memory import step_memory
 from top_jax.training.plan import Plan
 from top_jax.training.state import TrainState
 from top_jax.training.steps import DeviceBatch, Metrics, make_train_step
-from top_jax.training.teacher import Teacher
 
 
 class TrainPrograms:
     """`(state, batch) -> (state, metrics)`, compiled when the first step of its stage comes; the state is donated."""
 
-    def __init__(self, plan: Plan, teacher: Teacher | None):
+    def __init__(self, plan: Plan, teacher: tuple[nnx.GraphDef[Any], Weights] | None):
         self._plan = plan
-        self._teacher = None if teacher is None else teacher.graphdef
-        self._teacher_weights: Weights | None = None
-        if teacher is not None:
-            shardings = in_parts(plan.mesh, teacher.weights)
-            self._teacher_weights = distributed.to_global(teacher.weights, shardings)
+        self._teacher, weights = (None, None) if teacher is None else teacher
+        # Laid out as the student's, so that with FSDP no device holds all of them either.
+        self._teacher_weights = distributed.to_global(weights, in_parts(plan.mesh, weights))
         self._compiled: dict[Stage, jax.stages.Compiled] = {}
 
     def stage(self, step: int) -> Stage:
@@ -55,8 +52,7 @@ class TrainPrograms:
     def _compile(self, stage: Stage, state: TrainState, batch: DeviceBatch) -> jax.stages.Compiled:
         plan, config = self._plan, self._plan.config
         model = abstract_model(config.model.name, pruning=stage.reduction, **config.model.overrides())
-        step0 = make_train_step(nnx.graphdef(model), plan.optimizer, config.optimizer, config.data)
-        step = lambda s, b, t: step0(s, b)
+        step = make_train_step(nnx.graphdef(model), plan.optimizer, config, self._teacher)
         # Results lie as the state lies now: that is what makes donating it worth while.
         shardings = (jax.tree.map(lambda a: a.sharding, state), plan.replicated)
         program = jax.jit(step, donate_argnums=0, out_shardings=shardings)
