@@ -34,11 +34,10 @@ from top_jax.training.run_directory import RunDirectory
 from top_jax.training.start import start_or_resume
 from top_jax.training.state import TrainState
 from top_jax.training.steps import METRICS
-from top_jax.training.teacher import load_teacher, read_teacher
+from top_jax.training.teacher import Teacher, load_teacher, read_teacher
 from top_jax.training.weights import initial_weights
 
 Summary = dict[str, Any]
-Teacher = tuple[nnx.GraphDef[Any], Weights]
 
 
 def train(config: RunConfig, workdir: str | Path) -> Summary | None:

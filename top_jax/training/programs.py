@@ -7,19 +7,19 @@ from flax import nnx
 
 from top_jax import distributed
 from top_jax.models import abstract_model
-from top_jax.models.weights import Weights
 from top_jax.sharding import in_parts
 from top_jax.training.keep_ratio import Stage, stage_at
 from top_jax.training.memory import step_memory
 from top_jax.training.plan import Plan
 from top_jax.training.state import TrainState
 from top_jax.training.steps import DeviceBatch, Metrics, make_train_step
+from top_jax.training.teacher import Teacher
 
 
 class TrainPrograms:
     """`(state, batch) -> (state, metrics)`, compiled when the first step of its stage comes; the state is donated."""
 
-    def __init__(self, plan: Plan, teacher: tuple[nnx.GraphDef[Any], Weights] | None):
+    def __init__(self, plan: Plan, teacher: Teacher | None):
         self._plan = plan
         self._teacher, weights = (None, None) if teacher is None else teacher
         # Laid out as the student's, so that with FSDP no device holds all of them either.
@@ -47,7 +47,8 @@ class TrainPrograms:
 
     def memory(self) -> dict[str, int]:
         """What the largest of the programs so far takes on each device, in bytes; empty before the first step."""
-        return max((step_memory(program) for program in self._compiled.values()), key=lambda m: m["total"], default={})
+        plans = (step_memory(program) for program in self._compiled.values())
+        return max(plans, key=lambda plan: plan.get("total", 0), default={})
 
     def _compile(self, stage: Stage, state: TrainState, batch: DeviceBatch) -> jax.stages.Compiled:
         plan, config = self._plan, self._plan.config

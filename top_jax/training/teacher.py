@@ -15,6 +15,9 @@ from top_jax.training.checkpoints import has_weights, restore_weights, save_weig
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.weights import checkpoint_weights
 
+Teacher = tuple[nnx.GraphDef[Any], Weights]
+"""The model and its weights."""
+
 WHICH = "teacher"  # its place among the run's checkpoints
 
 
@@ -34,9 +37,7 @@ def load_teacher(run: RunDirectory, config: RunConfig) -> Weights | None:
     return checkpoint_weights(config.distillation.teacher, config.model)
 
 
-def read_teacher(
-    run: RunDirectory, config: RunConfig, loaded: Weights | None = None
-) -> tuple[nnx.GraphDef[Any], Weights]:
+def read_teacher(run: RunDirectory, config: RunConfig, loaded: Weights | None = None) -> Teacher:
     """The teacher: the model of the run, dense, and the weights that the run keeps for it.
 
     To be called once the directory is this run's own, which makes sure that the weights kept there are those that its
