@@ -214,7 +214,7 @@ def read_weights(run: RunDirectory, which: str = "best", ema: bool | None = None
             )
         weights = abstract_weights(config.model)
         like = {"params": weights, "ema": weights} if kept_ema else {"params": weights}
-        found = _read_sealed(manager, step, like, run)
+        found = _read_sealed(manager, step, like)
     return found["ema" if (kept_ema if ema is None else ema) else "params"]
 
 
@@ -238,17 +238,17 @@ def restore_weights(run: RunDirectory, which: str, config: ModelConfig) -> Weigh
     """
     options = ocp.CheckpointManagerOptions(create=False, read_only=True)
     with ocp.CheckpointManager(run.checkpoints / which, options=options) as manager:
-        return _read_sealed(manager, 0, {"params": abstract_weights(config)}, run)["params"]
+        return _read_sealed(manager, 0, {"params": abstract_weights(config)})["params"]
 
 
-def _read_sealed(manager: ocp.CheckpointManager, step: int, like: dict[str, Weights], run: RunDirectory) -> Any:
+def _read_sealed(manager: ocp.CheckpointManager, step: int, like: dict[str, Weights]) -> Any:
     try:
         found = manager.restore(step, args=_to_restore({"weights": like}))["weights"]
         _check_seal(manager, step, {"weights": found})
     except Exception as error:  # whatever a damaged file makes Orbax raise
         raise RunError(
-            f"the checkpoint {manager.directory / str(step)} of {run.path} cannot be read ({_first_line(error)}); choose "
-            "the other of best and latest, or restore it from a copy."
+            f"the checkpoint {manager.directory / str(step)} cannot be read ({_first_line(error)}); choose the other of "
+            "best and latest, or restore it from a copy."
         ) from error
     return found
 
