@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from top_jax.errors import InputError
 
@@ -22,23 +23,28 @@ def make_mesh(fsdp: int = 1) -> Mesh:
     Raises:
         InputError: `fsdp` does not divide the number of devices.
     """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = in_order(jax.devices())
     if len(devices) % fsdp:
         raise InputError(f"fsdp={fsdp} does not divide the {len(devices)} devices; use a divisor of {len(devices)}.")
     return Mesh(np.array(devices).reshape(-1, fsdp), ("data", "fsdp"))
 
 
-def by_image(mesh: Mesh) -> NamedSharding:
+def in_order(devices: Sequence[Any]) -> list[Any]:
+    """Those of a process side by side, which by their numbers they need not be (a host of a TPU pod owns a square)."""
+    return sorted(devices, key=lambda device: (device.process_index, device.id))
+
+
+def by_image(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The first axis over all devices: a batch."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def in_parts(mesh: Mesh, tree: Any) -> Any:
+def in_parts(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
     """A sharding for each array of weights, or of what an optimizer keeps about them.
 
     The longest axis that the "fsdp" devices divide evenly is split over them. An array without one, or whose parts

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from collectives import traffic
 from flax import nnx
 from jax.experimental import pallas as pl
 from jax.sharding import AxisType, NamedSharding
@@ -32,10 +31,6 @@ from top_jax.pruning import Evit, Merging, Pruning, Tokens
 IMPLEMENTATIONS = ("xla", "pallas_interpret")  # of the scan, on its own and in a model
 LENGTH, BATCH, WIDTH, STATES = 5, 16, 6, 4
 DEVICES = 8
-COLLECTIVE = re.compile(
-    r" = (?P<shapes>\S.*?) (?P<name>all-gather|all-reduce|all-to-all|ragged-all-to-all|collective-permute"
-    r"|collective-broadcast|reduce-scatter)(?:-start)?\("
-)
 
 
 def draw(*shape: int) -> jax.Array:
@@ -135,7 +130,12 @@ def test_one_device_compiles_the_function_itself():
 @pytest.mark.parametrize("checks", ["parts", pytest.param("model", marks=pytest.mark.slow)])
 def test_eight_devices(root, checks):
     flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={DEVICES}"
-    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{root}:{root}/tests/support",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags,
+    }
     command = [sys.executable, "-W", "error", __file__, checks]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -153,18 +153,6 @@ def mesh(*shape: int, kind: AxisType = AxisType.Auto) -> jax.sharding.Mesh:
 
 def on_mesh(tree: Any, *spec: Any, over: jax.sharding.Mesh | None = None) -> Any:
     return jax.device_put(tree, NamedSharding(over or mesh(DEVICES), P(*spec)))
-
-
-def traffic(program: jax.stages.Compiled) -> list[tuple[str, int]]:
-    """Name and number of elements of every collective of a compiled program."""
-    text = program.as_text()
-    assert text is not None
-    found = []
-    for collective in COLLECTIVE.finditer(text):
-        shapes = re.findall(r"\w+\[([\d,]*)\]", collective["shapes"])
-        elements = sum(math.prod(int(size) for size in shape.split(",") if size) for shape in shapes)
-        found.append((collective["name"], elements))
-    return found
 
 
 def check_program(function: Callable[..., Any], arguments: Any, split: Any, *, reduced: int = 0) -> None:

@@ -98,7 +98,12 @@ def test_what_a_run_prints(finished_run):
     assert "360 images" in accuracy
     assert cost.startswith("tokens per stage 5 -> 3 (class token included); GMACs ")
     assert "(81.9%, published)" in cost and "all_directions)" in cost
-    assert "img/s training, " in speed and "img/s evaluation on cpu" in speed and str(finished_run) in speed
+    assert (
+        "img/s training (" in speed
+        and "waiting for data)" in speed
+        and "img/s evaluation on cpu" in speed
+        and str(finished_run) in speed
+    )
 
 
 def test_bar(tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ from top_jax.errors import InputError
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed",
     False,
-    "This process is one of several of a run (docs/scaling.md). On SLURM, Cloud TPU, Open MPI and Kubernetes nothing else "
-    "is needed; elsewhere give the next three.",
+    "This process is one of several of a run (docs/scaling.md). On SLURM, Cloud TPU, Open MPI and Kubernetes nothing "
+    "else is needed; elsewhere give the next three.",
 )
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, reachable from all.")
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.", lower_bound=1)

@@ -219,8 +219,8 @@ def read_weights(run: RunDirectory, which: str = "best", ema: bool | None = None
             _check_seal(manager, step, {"weights": found})
         except Exception as error:  # whatever a damaged file makes Orbax raise
             raise RunError(
-                f"the {which!r} checkpoint of {run.path}, of step {step}, cannot be read ({_first_line(error)}); choose "
-                "the other of best and latest, or restore it from a copy."
+                f"the {which!r} checkpoint of {run.path}, of step {step}, cannot be read ({_first_line(error)}); "
+                "choose the other of best and latest, or restore it from a copy."
             ) from error
     return found["ema" if (kept_ema if ema is None else ema) else "params"]
 

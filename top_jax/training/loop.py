@@ -247,7 +247,8 @@ class Loop:
         state, position = start_or_resume(self.plan, self.checkpoints, None)
         step = int(state.step)
         self.reporter.say(
-            f"{found}: back to step {step}, and on without batch {found.batch} ({len(skipped)} left out, at most {limit})"
+            f"{found}: back to step {step}, and on without batch {found.batch} "
+            f"({len(skipped)} left out so far, {limit} at most)"
         )
         self.reporter.rewind(step)
         return state, {**position, "skipped": skipped}

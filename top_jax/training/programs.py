@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 from flax import nnx
 
@@ -29,7 +27,7 @@ class TrainPrograms:
         if teacher is not None:
             shardings = in_parts(plan.mesh, teacher.weights)
             self._teacher_weights = distributed.to_global(teacher.weights, shardings)
-        self._compiled: dict[Stage, Any] = {}
+        self._compiled: dict[Stage, jax.stages.Compiled] = {}
 
     def stage(self, step: int) -> Stage:
         """The stage in which the step after `step` steps runs."""
@@ -46,11 +44,15 @@ class TrainPrograms:
             self._compiled[stage] = self._compile(stage, state, batch)
         return self._compiled[stage](state, batch, self._teacher_weights)
 
+    def program(self, step: int) -> jax.stages.Compiled:
+        """What that step runs, once it is compiled."""
+        return self._compiled[self.stage(step)]
+
     def memory(self) -> dict[str, int]:
         """What the largest of the programs so far takes on each device, in bytes; empty before the first step."""
         return max((step_memory(program) for program in self._compiled.values()), key=lambda m: m["total"], default={})
 
-    def _compile(self, stage: Stage, state: TrainState, batch: DeviceBatch) -> Any:
+    def _compile(self, stage: Stage, state: TrainState, batch: DeviceBatch) -> jax.stages.Compiled:
         plan, config = self._plan, self._plan.config
         model = abstract_model(config.model.name, pruning=stage.reduction, **config.model.overrides())
         step0 = make_train_step(nnx.graphdef(model), plan.optimizer, config.optimizer, config.data)

@@ -31,8 +31,8 @@ from top_jax.errors import InputError
 from top_jax.models import model_config
 from top_jax.pruning import make_reduction
 
-# Settings that may differ between a run and its continuation: they do not touch a single number of it, but for the order
-# of sums (fsdp, as another number of devices does).
+# Settings that may differ between a run and its continuation: they do not touch a single number of it, but for the
+# order of sums (fsdp, as another number of devices does).
 FREE_TO_CHANGE: Final = (
     "log_every",
     "checkpoint_every",
@@ -46,9 +46,15 @@ FREE_TO_CHANGE: Final = (
 
 
 class RunDirectory:
-    """Paths of a run directory, and its JSON files."""
+    """Paths of a run directory, and its JSON files.
+
+    Raises:
+        InputError: the path is a URL.
+    """
 
     def __init__(self, path: str | Path):
+        if "://" in str(path):
+            raise InputError(f"workdir {path} is a URL; a folder is needed: mount the bucket, and pass where it is.")
         self.path = Path(path).absolute()
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
