@@ -18,13 +18,13 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]  # the latter first, or `faults` would be this file
-sys.path[:2] = sys.path[1::-1]
-os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator is left to the runs, which are told so too
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT)]  # before this folder, or `faults` would be this file
+os.environ["JAX_PLATFORMS"] = "cpu"  # as in the processes that are started
 
 from faults import FAULTS, Bench, Skipped, Tally  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -129,7 +129,9 @@ def _try(name: str, bench: Bench) -> Result:
     except Skipped as error:
         outcome, why = "skipped", str(error)
     except Exception as error:  # whatever it is, the other faults are still to be tried
-        outcome, why = "not survived", " ".join(f"{type(error).__name__}: {error}".split())[:600]
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        what = str(error) or where.line
+        outcome, why = "not survived", " ".join(f"{Path(where.filename).name}:{where.lineno}: {what}".split())[:600]
     return Result(name, outcome, why, time.monotonic() - before, tally)
 
 

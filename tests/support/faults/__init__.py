@@ -27,7 +27,6 @@ FAULTS: Final[dict[str, Callable[[Bench, Tally], None]]] = {
     "one_of_two_terminated": processes.one_terminated,
     "full_disk": disk.full_disk,
     "truncated": damage.newest_truncated,
-    "flipped": damage.newest_flipped,
     "any_bit_flipped": damage.any_bit,
     "emptied": damage.newest_empty,
     "all_damaged": damage.all_damaged,

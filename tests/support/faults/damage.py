@@ -19,9 +19,9 @@ def checkpoint(workdir: Path, which: str = "latest", place: int = -1) -> Path:
     return workdir / "checkpoints" / which / str(steps[place])
 
 
-def largest(folder: Path) -> Path:
-    """The largest of the files that hold arrays."""
-    return max((path for path in folder.glob("**/d/*") if path.is_file()), key=lambda path: path.stat().st_size)
+def index(folder: Path) -> Path:
+    """The file that says where the weights' arrays lie; of the others, some hold what was written over since."""
+    return next((folder / "weights" / "d").iterdir())
 
 
 def cut(file: Path) -> None:
@@ -39,18 +39,9 @@ def flip(file: Path, offset: int, bit: int = 0) -> None:
 def newest_truncated(bench: Bench, tally: Tally) -> None:
     """The run goes on from the one before, and says so."""
     workdir = bench.copy_of_stopped("truncated")
-    file = largest(checkpoint(workdir))
+    file = index(checkpoint(workdir))
     cut(file)
-    tally.done = f"the largest file of the newest checkpoint ({_name(file, workdir)}) cut in half"
-    _falls_back(bench, tally, workdir)
-
-
-def newest_flipped(bench: Bench, tally: Tally) -> None:
-    """The same of one bit in the middle of it."""
-    workdir = bench.copy_of_stopped("flipped")
-    file = largest(checkpoint(workdir))
-    flip(file, file.stat().st_size // 2)
-    tally.done = f"one bit flipped in the largest file of the newest checkpoint ({_name(file, workdir)})"
+    tally.done = f"{_name(file, workdir)} of the newest checkpoint cut in half"
     _falls_back(bench, tally, workdir)
 
 
@@ -79,9 +70,9 @@ def all_damaged(bench: Bench, tally: Tally) -> None:
     """One clear line, and nothing is moved or written over: a copy may be put back."""
     workdir = bench.copy_of_stopped("all-damaged")
     for place in (-1, -2):
-        cut(largest(checkpoint(workdir, place=place)))
+        cut(index(checkpoint(workdir, place=place)))
     before = _contents(workdir / "checkpoints")
-    tally.done, tally.tried = "the largest file of both checkpoints cut in half", 1
+    tally.done, tally.tried = "a file of both checkpoints cut in half", 1
     line = bench.start(workdir).one_line_error()
     assert f"no checkpoint in {workdir}/checkpoints/latest can be read" in line and "Restore one from a copy" in line
     assert _contents(workdir / "checkpoints") == before, "something was moved"
@@ -92,7 +83,7 @@ def all_damaged(bench: Bench, tally: Tally) -> None:
 def none_left(bench: Bench, tally: Tally) -> None:
     """Empty folders of checkpoints are a run that starts."""
     workdir = bench.copy_of_stopped("none-left")
-    tally.done, tally.tried, tally.steps_lost = "all checkpoints removed, their folders left", 1, 0
+    tally.done, tally.tried = "all checkpoints removed, their folders left", 1
     tally.steps_lost = int(checkpoint(workdir).name)
     for which in ("latest", "best"):
         for folder in (workdir / "checkpoints" / which).iterdir():
@@ -106,26 +97,31 @@ def best_damaged(bench: Bench, tally: Tally) -> None:
     """An evaluation says so in one line; training goes on."""
     ways = {
         "the metrics of the best checkpoint cut in half": lambda best: cut(best / "metrics" / "metrics"),
-        "its accuracy changed": lambda best: _lower_accuracy(best / "metrics" / "metrics"),
-        "an array file cut in half": lambda best: cut(largest(best)),
+        "its accuracy changed": lambda best: lower_accuracy(best / "metrics" / "metrics"),
+        "an array file cut in half": lambda best: cut(index(best)),
         "its folder emptied": lambda best: [shutil.rmtree(path) for path in best.iterdir() if path.is_dir()],
     }
     tally.done = "; ".join(ways)
     for number, (what, harm) in enumerate(ways.items()):
         workdir = bench.copy_of_stopped(f"best-damaged-{number}")
-        harm(checkpoint(workdir, "best"))
+        best = checkpoint(workdir, "best")
+        harm(best)
         tally.tried += 1
-        line = bench.evaluate(workdir).one_line_error()
-        assert "the 'best' checkpoint of" in line and "cannot be read" in line, line
+        if what != "its accuracy changed":  # by which no weight is chosen: there is only one
+            line = bench.evaluate(workdir).one_line_error()
+            assert "the 'best' checkpoint of" in line and "cannot be read" in line, line
         started = bench.start(workdir).end()
         assert "Traceback" not in started.err, f"{what}: {started.err[-1000:]}"
+        aside = (workdir / "checkpoints" / "damaged" / f"best-{best.name}").is_dir()
+        assert aside == ("the best checkpoint is damaged (" in started.err) == (what != "an array file cut in half")
         tally.compare(workdir, bench.finished())
         assert tally.identical, "the weights differ"
         tally.survived += 1
         bench.say(f"{what}: {started.err.strip() or 'nothing said'}")
 
 
-def _lower_accuracy(file: Path) -> None:
+def lower_accuracy(file: Path) -> None:
+    """Changes one digit of it."""
     text = file.read_text()
     place = next(i for i, c in enumerate(text) if c in "123456789")
     file.write_text(f"{text[:place]}{int(text[place]) - 1}{text[place + 1 :]}")
@@ -136,29 +132,34 @@ def any_bit(bench: Bench, tally: Tally) -> None:
 
     In this process, one after the other: what is looked at is what a start of the run would restore.
     """
-    workdir = bench.copy_of_stopped("any-bit")
-    restored = restore(workdir)
-    newest = checkpoint(workdir)
-    intact = {path: path.read_bytes() for path in sorted(newest.rglob("*")) if path.is_file()}
-    rng, harmless = bench.random("any bit"), 0
-    places = [(path, place) for path, content in intact.items() for place in _places(rng, path, len(content))]
-    tally.done = f"one bit flipped at {len(places)} places of the {len(intact)} files of the newest checkpoint"
+    source = bench.copy_of_stopped("any-bit")
+    restored, newest = restore(source), checkpoint(source)
+    files = [path for path in sorted(newest.rglob("*")) if path.is_file()]
+    rng, harmless, known = bench.random("any bit"), 0, None
+    places = [(path, place) for path in files for place in _places(rng, path)]
+    tally.done = f"one bit flipped at {len(places)} places of the {len(files)} files of the newest checkpoint"
     for number, (path, (offset, bit)) in enumerate(places):
-        flip(path, offset, bit)
+        # Of a path that it has read before, TensorStore may not look at the file.
+        workdir = shutil.copytree(source, bench.workdir(f"any-bit-{number}"))
+        flip(workdir / path.relative_to(source), offset, bit)
         tally.tried += 1
         got = restore(workdir, like=restored)
-        if got["position"] == restored["position"] and _same_bits(got, restored):
+        if got["position"] == restored["position"] and same_bits(got, restored):
             harmless += 1
         else:
-            name = f"bit {bit} of byte {offset} of {_name(path, workdir)}"
+            name = f"bit {bit} of byte {offset} of {_name(path, source)}"
             assert int(got["state"].step) < int(restored["state"].step), f"not noticed: {name}"
-            shutil.rmtree(newest, ignore_errors=True)
-            (workdir / "checkpoints" / "damaged" / newest.name).rename(newest)
+            known = (path, offset, bit) if path.parent.name == "d" else known
         tally.survived += 1
-        path.write_bytes(intact[path])
+        shutil.rmtree(workdir)
         if number % 25 == 24:
             bench.say(f"{number + 1} of {len(places)} bits flipped, {harmless} of them without effect")
     tally.notes.append(f"{tally.tried - harmless} detected, {harmless} changed nothing that is restored")
+    assert known is not None, "no bit of an array was flipped"
+    path, offset, bit = known
+    flip(path, offset, bit)
+    _falls_back(bench, tally, source)
+    tally.notes.append(f"a start after bit {bit} of byte {offset} of {_name(path, source)} went on from the one before")
 
 
 def restore(workdir: Path, like: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -177,15 +178,20 @@ def restore(workdir: Path, like: dict[str, Any] | None = None) -> dict[str, Any]
     return {"state": state, "position": position}
 
 
-def _same_bits(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def same_bits(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two restored states are the same."""
     pairs = zip(jax.tree.leaves(a["state"]), jax.tree.leaves(b["state"]), strict=True)
     return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
 
 
-def _places(rng: random.Random, path: Path, size: int) -> list[tuple[int, int]]:
-    """Bytes and bits to flip; all bytes of a file of a few: of JSON, every character says something."""
-    offsets = range(size) if size <= 128 and "metadata" in path.name else [rng.randrange(size) for _ in range(4)]
-    return [(offset, rng.randrange(8)) for offset in offsets if size]
+def _places(rng: random.Random, path: Path) -> list[tuple[int, int]]:
+    """Bytes and bits to flip: of short JSON every other, because each says something, and of the rest a few."""
+    size = path.stat().st_size
+    if size <= 128 and path.name == "metadata":
+        offsets = range(rng.randrange(2), size, 2)
+    else:
+        offsets = [rng.randrange(size) for _ in range(min(size, 3))]
+    return [(offset, rng.randrange(8)) for offset in offsets]
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

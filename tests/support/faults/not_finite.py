@@ -62,16 +62,23 @@ def a_few_batches(bench: Bench, tally: Tally) -> None:
     """The run goes back to its last checkpoint each time, and ends as if these batches had never been drawn."""
     broken, workdir = broken_batches(bench.total_steps), bench.workdir("not-finite")
     reference = without_broken_batches(bench)
-    tally.done, tally.tried, tally.steps_lost = f"a loss that is nan, and so the weights, of batches {broken}", 3, 0
+    tally.done, tally.tried = f"a loss that is nan, and so the weights, of batches {broken}", len(broken)
     started = broken_run(bench, workdir).end()
+    tally.steps_lost = went_back(started, broken)
+    tally.notes.append("compared with a run that leaves these batches out from the beginning")
+    tally.same(workdir, reference)
+
+
+def went_back(started: Started, broken: tuple[int, ...]) -> int:
+    """Asserts that a run has gone back for each of these batches and said so; gives the steps it lost by that."""
+    lost = 0
     for count, batch in enumerate(broken, 1):
         step = batch - count + 2  # the one that would follow, had the others never been drawn
         lines = [line for line in started.out.splitlines() if f"without batch {batch} ({count} left out" in line]
-        assert len(lines) == 1 and lines[0].startswith(f"the loss of step {step} is nan: back to step ")
-        tally.steps_lost += step - 1 - int(lines[0].split("back to step ")[1].split(",")[0])
+        assert len(lines) == 1 and lines[0].startswith(f"the loss of step {step} is nan: back to step "), started.out
+        lost += step - 1 - int(lines[0].split("back to step ")[1].split(",")[0])
     assert started.err == "" and f"not finite: batches {list(broken)}" in started.out
-    tally.notes.append("compared with a run that leaves these batches out from the beginning")
-    tally.same(workdir, reference)
+    return lost
 
 
 def killed_after_going_back(bench: Bench, tally: Tally) -> None:
