@@ -76,7 +76,7 @@ def main() -> int:
     scratch = Path(arguments.scratch or tempfile.mkdtemp(prefix="faults-"))
     scratch.mkdir(parents=True, exist_ok=True)
     bench = Bench(
-        Launcher(scratch / "compiled"),
+        Launcher(scratch / "compiled", optimize=arguments.config.resolve() != TINY_CONFIG),
         scratch,
         config=arguments.config.resolve(),
         flags=tuple(flags),

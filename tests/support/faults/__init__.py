@@ -25,6 +25,7 @@ FAULTS: Final[dict[str, Callable[[Bench, Tally], None]]] = {
     "one_of_two_killed": processes.one_killed,
     "both_killed": processes.both_killed,
     "one_of_two_terminated": processes.one_terminated,
+    "two_processes_damaged": processes.newest_damaged,
     "full_disk": disk.full_disk,
     "truncated": damage.newest_truncated,
     "any_bit_flipped": damage.any_bit,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import time
@@ -11,6 +12,7 @@ from typing import Final
 import runs
 
 from faults.bench import Bench, Started, Tally
+from faults.damage import checkpoint, cut, index
 from faults.kills import random_steps
 
 HEARTBEAT: Final = 10  # seconds without a sign of life until a process counts as lost
@@ -124,4 +126,18 @@ def one_terminated(bench: Bench, tally: Tally) -> None:
         tally.survive()
     assert tally.steps_lost == 0, "a step was not saved"
     Pair(bench, workdir).end()
+    tally.same(workdir, reference)
+
+
+def newest_damaged(bench: Bench, tally: Tally) -> None:
+    """Both fall back to the same checkpoint."""
+    reference = finished_pair(bench)
+    workdir = shutil.copytree(reference, bench.workdir("pair-damaged"))
+    (workdir / "summary.json").unlink()
+    newest, older = (int(checkpoint(workdir, place=place).name) for place in (-1, -2))
+    cut(index(checkpoint(workdir)))
+    tally.done, tally.tried, tally.steps_lost = "a file of their newest checkpoint cut in half", 1, newest - older
+    pair = Pair(bench, workdir).end()
+    assert pair.first.first_step() == older
+    assert f"going on from the one of step {older}" in pair.first.err and "Traceback" not in pair.first.err
     tally.same(workdir, reference)
