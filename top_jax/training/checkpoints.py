@@ -6,13 +6,18 @@ Each holds up to four items, so that weights can be read without an optimizer to
                 best or a converted checkpoint
     progress    step, optimizer state and key
     data        JSON: where the run stood (`Position`)
-    seal        JSON: fingerprints of the two items of arrays, by which a damaged file is known
+    seal        JSON: fingerprints of all that, by which a damaged file is known
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import shutil
+import sys
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +57,9 @@ class Checkpoints:
         keep_best = ocp.CheckpointManagerOptions(max_to_keep=1, best_fn=_accuracy, cleanup_tmp_directories=True)
         self._directory = directory
         self._latest = ocp.CheckpointManager(directory / "latest", options=keep_two)
+        with distributed.together():
+            if distributed.is_primary():
+                _set_best_aside(directory)
         self._best = ocp.CheckpointManager(directory / "best", options=keep_best)
 
     def save(self, state: TrainState, position: Position) -> None:
@@ -62,7 +70,7 @@ class Checkpoints:
         # First the best is whole: once this state is there, no later start evaluates the step again.
         self._make_sure_of_room(state)
         items = {"weights": state.weights(), "progress": _progress(state)}
-        self._latest.save(step, args=_sealed(items, data=ocp.args.JsonSave(position)))
+        self._latest.save(step, args=_sealed(items, position=position))
 
     def save_if_best(self, state: TrainState, accuracy: float) -> None:
         """Saves the weights where they beat the best so far."""
@@ -72,9 +80,10 @@ class Checkpoints:
             if step in self._best.all_steps():  # of an earlier start on another machine, whose numbers differ a little
                 self._best.delete(step)
             self._make_sure_of_room(state.weights())
-            items = _sealed({"weights": state.weights()})
+            metrics = {"accuracy": accuracy}
+            items = _sealed({"weights": state.weights()}, metrics=metrics)
             # Forced, because a killed start may have left a best checkpoint of a step that is yet to come.
-            self._best.save(step, args=items, metrics={"accuracy": accuracy}, force=True)
+            self._best.save(step, args=items, metrics=metrics, force=True)
 
     def latest_step(self) -> int | None:
         """Step of the newest whole checkpoint."""
@@ -99,10 +108,10 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in sorted(self._latest.all_steps(), reverse=True):
             try:
-                with distributed.together():
+                with _quietly(), distributed.together():
                     restored = self._restore(step, like)
             except Exception as error:  # whatever a damaged file makes Orbax raise
-                damaged[step] = _first_line(error)
+                damaged[step] = _reason(error)
                 continue
             self._set_aside(damaged, good=step)
             return restored
@@ -117,7 +126,7 @@ class Checkpoints:
     def _restore(self, step: int, like: TrainState) -> tuple[TrainState, Position]:
         items = {"weights": like.weights(), "progress": _progress(like)}
         found = self._latest.restore(step, args=_to_restore(items, data=ocp.args.JsonRestore()))
-        _check_seal(self._latest, step, {name: found[name] for name in items})
+        _check_seal(self._latest, step, {name: found[name] for name in items}, found["data"])
         weights, progress = found["weights"], found["progress"]
         params, stats = split_weights(weights["params"], like=like.stats)
         state = TrainState(params=params, stats=stats, ema=weights.get("ema"), **progress)
@@ -131,9 +140,7 @@ class Checkpoints:
                 *(step, reason, place, good),
             )
             if distributed.is_primary():
-                place.parent.mkdir(exist_ok=True)
-                shutil.rmtree(place, ignore_errors=True)
-                (self._directory / "latest" / str(step)).rename(place)
+                _move(self._directory / "latest" / str(step), place)
         if damaged:
             with distributed.together():  # nobody looks before they are gone
                 pass
@@ -203,19 +210,42 @@ def read_weights(run: RunDirectory, which: str = "best", ema: bool | None = None
             f"{run.path} kept no averaged weights (optimizer.ema_decay is not set); take the plain ones (ema=False, "
             "--noema)."
         )
-    options = ocp.CheckpointManagerOptions(create=False, read_only=True, best_fn=_accuracy if which == "best" else None)
-    with ocp.CheckpointManager(run.checkpoints / which, options=options) as manager:
-        step = manager.best_step()  # of `latest`, the latest
+    weights = abstract_weights(config.model)
+    like = {"params": weights, "ema": weights} if kept_ema else {"params": weights}
+    found = _read_whole(run, which, like)
+    return found["ema" if (kept_ema if ema is None else ema) else "params"]
+
+
+def _read_whole(run: RunDirectory, which: str, like: dict[str, Weights]) -> dict[str, Weights]:
+    try:
+        with _quietly():
+            found = _read_weights(run.checkpoints / which, like, by_accuracy=which == "best")
+    except Exception as error:  # whatever a damaged file makes Orbax raise
+        raise RunError(
+            f"the {which!r} checkpoint of {run.path} cannot be read ({_reason(error)}); choose the other of best and "
+            "latest, or restore it from a copy."
+        ) from error
+    if found is None:
+        raise InputError(
+            f"{run.path} has no {which!r} checkpoint yet; train on, or choose the other of best and latest."
+        )
+    return found
+
+
+def _read_weights(folder: Path, like: dict[str, Weights], by_accuracy: bool) -> dict[str, Weights] | None:
+    """The newest, or the most accurate, of the checkpoints in a folder; None where there is none."""
+    options = ocp.CheckpointManagerOptions(
+        create=False, read_only=True, save_interval_steps=0, best_fn=_accuracy if by_accuracy else None
+    )
+    with ocp.CheckpointManager(folder, options=options) as manager:
+        step = manager.best_step()  # without accuracy, the latest
         if step is None:
             step = manager.latest_step()  # a converted checkpoint has no accuracy
         if step is None:
-            raise InputError(
-                f"{run.path} has no {which!r} checkpoint yet; train on, or choose the other of best and latest."
-            )
-        weights = abstract_weights(config.model)
-        like = {"params": weights, "ema": weights} if kept_ema else {"params": weights}
-        found = _read_sealed(manager, step, like)
-    return found["ema" if (kept_ema if ema is None else ema) else "params"]
+            return None
+        found = manager.restore(step, args=_to_restore({"weights": like}))["weights"]
+        _check_seal(manager, step, {"weights": found})
+        return found
 
 
 def save_weights(run: RunDirectory, weights: Weights, which: tuple[str, ...] = ("best", "latest")) -> None:
@@ -236,21 +266,8 @@ def restore_weights(run: RunDirectory, which: str, config: ModelConfig) -> Weigh
     Raises:
         RunError: it is damaged.
     """
-    options = ocp.CheckpointManagerOptions(create=False, read_only=True)
-    with ocp.CheckpointManager(run.checkpoints / which, options=options) as manager:
-        return _read_sealed(manager, 0, {"params": abstract_weights(config)})["params"]
-
-
-def _read_sealed(manager: ocp.CheckpointManager, step: int, like: dict[str, Weights]) -> Any:
-    try:
-        found = manager.restore(step, args=_to_restore({"weights": like}))["weights"]
-        _check_seal(manager, step, {"weights": found})
-    except Exception as error:  # whatever a damaged file makes Orbax raise
-        raise RunError(
-            f"the checkpoint {manager.directory / str(step)} cannot be read ({_first_line(error)}); choose the other of "
-            "best and latest, or restore it from a copy."
-        ) from error
-    return found
+    like = {"params": abstract_weights(config)}
+    return _read_whole(run, which, like)["params"]
 
 
 def abstract_weights(config: ModelConfig) -> Weights:
@@ -273,10 +290,21 @@ def _progress(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
 
 
-def _sealed(items: dict[str, Any], **more: Any) -> ocp.args.Composite:
-    """What is to be saved, with the fingerprint of each item of arrays."""
-    seal = ocp.args.JsonSave({name: fingerprint(item) for name, item in items.items()})
-    return ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()}, seal=seal, **more)
+def _sealed(
+    arrays: dict[str, Any], *, position: Position | None = None, metrics: dict[str, float] | None = None
+) -> ocp.args.Composite:
+    """What is to be saved, with the fingerprint of each item; `metrics` the manager itself saves."""
+    items: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in arrays.items()}
+    seal = {name: fingerprint(item) for name, item in arrays.items()}
+    if position is not None:
+        items["data"], seal["data"] = ocp.args.JsonSave(position), _checksum(position)
+    if metrics is not None:
+        seal["metrics"] = _checksum(metrics)
+    return ocp.args.Composite(**items, seal=ocp.args.JsonSave(seal))
+
+
+def _checksum(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def _to_restore(items: dict[str, Any], **more: Any) -> ocp.args.Composite:
@@ -284,17 +312,68 @@ def _to_restore(items: dict[str, Any], **more: Any) -> ocp.args.Composite:
     return ocp.args.Composite(**abstract, **more)
 
 
-def _check_seal(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> None:
+def _check_seal(
+    manager: ocp.CheckpointManager, step: int, arrays: dict[str, Any], position: Position | None = None
+) -> None:
     """Raises ValueError where an item is not what was saved."""
     seal = manager.restore(step, args=ocp.args.Composite(seal=ocp.args.JsonRestore()))["seal"]
-    if broken := [name for name, item in items.items() if fingerprint(item) != seal[name]]:
-        raise ValueError(f"{' and '.join(broken)} differ from what was saved")
+    found = {name: fingerprint(item) for name, item in arrays.items()}
+    if position is not None:
+        found["data"] = _checksum(position)
+    if broken := [name for name in found if found[name] != seal.get(name)]:
+        raise ValueError(f"its {' and '.join(broken)} differ from what was saved")
+
+
+def _set_best_aside(directory: Path) -> None:
+    """Moves a best checkpoint whose accuracy is not what was saved out of the way; Orbax could not even list it."""
+    for folder in (directory / "best").glob("*"):
+        if not folder.name.isdigit():
+            continue
+        try:
+            wanted = json.loads((folder / "seal" / "metadata").read_text()).get("metrics")  # a converted one has none
+            if wanted is not None and _checksum(json.loads((folder / "metrics" / "metrics").read_text())) != wanted:
+                raise ValueError("its accuracy differs from what was saved")
+        except (OSError, ValueError) as error:
+            place = directory / "damaged" / f"best-{folder.name}"
+            logger.warning("the best checkpoint is damaged (%s): moved to %s; the next one is kept", error, place)
+            _move(folder, place)
+
+
+def _move(folder: Path, place: Path) -> None:
+    place.parent.mkdir(exist_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
+    folder.rename(place)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps what Orbax says about a damaged file off the terminal: whoever reads it says it in one line.
+
+    It gives up at the first array that cannot be read; the threads that read the others then find no one waiting.
+    """
+    absl, hook = logging.getLogger("absl"), sys.excepthook
+    level = absl.level
+
+    def without_late_reads(kind: Any, error: BaseException, traceback: Any) -> None:
+        if str(error) != "Event loop is closed":
+            hook(kind, error, traceback)
+
+    absl.setLevel(logging.CRITICAL)
+    sys.excepthook = without_late_reads
+    try:
+        yield
+    finally:
+        absl.setLevel(level)
+        sys.excepthook = hook
 
 
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    """The first line of what was wrong first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     text = str(error).strip().splitlines() or [type(error).__name__]
     return text[0][:200]
