@@ -93,13 +93,15 @@ def assert_same_weights(workdir: Path, finished: Path, which: str = "latest") ->
         jax.tree.map(np.testing.assert_array_equal, here, there)
 
 
-def wait_for(process: subprocess.Popen[str], happened: Callable[[], bool], seconds: float = 200) -> None:
+def wait_for(
+    process: subprocess.Popen[str], happened: Callable[[], bool], seconds: float = 200, every: float = 0.0005
+) -> None:
     """Returns at the moment; fails where the process ends before."""
     deadline = time.monotonic() + seconds
     while not happened():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
-        time.sleep(0.0005)
+        time.sleep(every)
 
 
 def reached(workdir: Path, step: int) -> Callable[[], bool]:

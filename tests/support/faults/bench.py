@@ -49,10 +49,10 @@ class Started:
         """The last step that it reported; 0 before the first."""
         return int((re.findall(r"^train (\d+)/", self.out, re.MULTILINE) or [0])[-1])
 
-    def until(self, happened: Callable[[], bool]) -> Started:
-        """Waits for the moment; fails where it ends, or nothing happens for too long."""
+    def until(self, happened: Callable[[], bool], every: float = 0.02) -> Started:
+        """Waits for the moment, looking so often; fails where it ends, or nothing happens for too long."""
         try:
-            runs.wait_for(self.process, happened, PATIENCE)
+            runs.wait_for(self.process, happened, PATIENCE, every)
         except AssertionError as error:
             ended = self.process.poll()
             what = "nothing happened" if ended is None else f"it ended, with status {ended}"

@@ -66,7 +66,7 @@ def _while_saving(bench: Bench, tally: Tally, which: str, after: int) -> None:
     half: list[str] = []
     while not half:
         assert tally.tried < ATTEMPTS, "it was never caught while it wrote"
-        started = bench.start(workdir).until(half_written(workdir, which, after)).kill()
+        started = bench.start(workdir).until(half_written(workdir, which, after), every=0.0005).kill()
         tally.tried += 1
         tally.lose(started)
         folders = [path.name for path in workdir.glob(f"checkpoints/{which}/*")]
