@@ -11,8 +11,9 @@ from faults.damage import checkpoint, cut, flip, index, lower_accuracy, restore,
 from faults.not_finite import broken_batches, broken_run, went_back
 
 from top_jax.errors import InputError, RunError
-from top_jax.training.checkpoints import Checkpoints, read_weights
+from top_jax.training.checkpoints import Checkpoints
 from top_jax.training.run_directory import RunDirectory
+from top_jax.training.saved_weights import read_weights
 
 # The others cost more than they would show here: each is like one of these, or like a test in tests/training.
 TRIED = ("killed", "one_of_two_killed", "full_disk", "terminated_evaluating", "unreadable_images", "never_finite")

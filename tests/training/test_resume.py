@@ -12,8 +12,8 @@ import pytest
 from runs import assert_same_run, half_written, kill_at, latest_step, metrics, reached, summary, wait_for
 
 from top_jax.training import load_checkpoint
-from top_jax.training.checkpoints import read_weights
 from top_jax.training.run_directory import RunDirectory
+from top_jax.training.saved_weights import read_weights
 
 STEPS = 30
 

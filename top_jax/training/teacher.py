@@ -11,8 +11,8 @@ from flax import nnx
 from top_jax.config import RunConfig
 from top_jax.models import abstract_model
 from top_jax.models.weights import Weights
-from top_jax.training.checkpoints import has_weights, restore_weights, save_weights
 from top_jax.training.run_directory import RunDirectory
+from top_jax.training.saved_weights import has_weights, restore_weights, save_weights
 from top_jax.training.weights import checkpoint_weights
 
 Teacher = tuple[nnx.GraphDef[Any], Weights]
