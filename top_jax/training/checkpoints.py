@@ -3,7 +3,7 @@
 Each holds up to three items, so that weights can be read without an optimizer to hang them on:
 
     weights     {"params": ..., "ema": ...}, each with BatchNorm's statistics where there are any; the only item of a
-                best or a converted checkpoint
+                best or a converted checkpoint, and of a teacher that a run keeps
     progress    step, optimizer state and key
     data        JSON: where the data iterator stood after the last batch that was trained on
 """
@@ -173,11 +173,24 @@ def read_weights(run: RunDirectory, which: str = "best", ema: bool | None = None
     return found["weights"]["ema" if (kept_ema if ema is None else ema) else "params"]
 
 
-def save_weights(run: RunDirectory, weights: Weights) -> None:
-    """Writes a run directory's `best` and `latest` from weights alone, as a converted checkpoint has them."""
-    for which in ("best", "latest"):
-        with ocp.CheckpointManager(run.checkpoints / which) as manager:
+def save_weights(run: RunDirectory, weights: Weights, which: tuple[str, ...] = ("best", "latest")) -> None:
+    """Writes checkpoints of a run directory from weights alone: as a converted one has them, or of its teacher."""
+    for name in which:
+        with ocp.CheckpointManager(run.checkpoints / name) as manager:
             manager.save(0, args=ocp.args.Composite(weights=ocp.args.StandardSave({"params": weights})))
+
+
+def has_weights(run: RunDirectory, which: str) -> bool:
+    """Whether `save_weights` has written that checkpoint, whole."""
+    return (run.checkpoints / which / "0").is_dir()
+
+
+def restore_weights(run: RunDirectory, which: str, config: ModelConfig) -> Weights:
+    """What `save_weights` wrote, for the model of `config`, on the default device."""
+    options = ocp.CheckpointManagerOptions(create=False, read_only=True)
+    with ocp.CheckpointManager(run.checkpoints / which, options=options) as manager:
+        like = ocp.args.StandardRestore({"params": abstract_weights(config)})
+        return manager.restore(0, args=ocp.args.Composite(weights=like))["weights"]["params"]
 
 
 def abstract_weights(config: ModelConfig) -> Weights:
