@@ -220,7 +220,7 @@ def _start_or_resume(
 
 
 def _jit_train_step(plan: Plan) -> Callable[..., Any]:
-    step = make_train_step(nnx.graphdef(plan.model), plan.optimizer, plan.config.optimizer, plan.config.data)
+    step = make_train_step(nnx.graphdef(plan.model), plan.optimizer, plan.config)
     return jax.jit(step, donate_argnums=0, out_shardings=(plan.replicated, plan.replicated))
 
 
