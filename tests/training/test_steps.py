@@ -16,15 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from einops import rearrange
 from flax import nnx
 
 from top_jax.config import AugmentConfig, DataConfig, DistillationConfig, ModelConfig, OptimizerConfig, RunConfig
-from top_jax.data.device_augment import augment, mix
+from top_jax.data.device_augment import augment
 from top_jax.data.transforms import normalize
 from top_jax.errors import InputError
-from top_jax.models import create_model
+from top_jax.models import Features, create_model
+from top_jax.models.layers import DropPath
 from top_jax.models.weights import weights_of
-from top_jax.pruning import Evit, Pruning
+from top_jax.pruning import Pruning
 from top_jax.training.distillation import prediction_loss, teach, token_loss
 from top_jax.training.state import create_state
 from top_jax.training.steps import make_train_step
@@ -153,51 +155,72 @@ def test_what_the_model_sees():
     of_augmentation = jax.vmap(lambda key: jax.random.fold_in(key, 2**32 - 1))(keys)
     batch_key = jax.random.fold_in(step_key, 2**32 - 1)
     batch = random_batch(classes=3)
-    for of in (PLAIN, ALL):
-        Watching.seen.clear()
-        quick_jit(make_train_step(graphdef, optax.sgd(1.0), recipe(3, augment=of)))(state, batch)
-        jax.effects_barrier()
-        ((images, seen_keys),) = Watching.seen
-        by_hand = functools.partial(augment, config=of, data=DATA, num_classes=3, label_smoothing=0.1)
-        expected, _ = quick_jit(by_hand)(batch, of_augmentation, batch_key)
-        np.testing.assert_allclose(images, expected, rtol=1e-6, atol=1e-6)
-        np.testing.assert_array_equal(seen_keys, jax.random.key_data(keys))
+    Watching.seen.clear()
+    quick_jit(make_train_step(graphdef, optax.sgd(1.0), recipe(3, augment=ALL)))(state, batch)
+    jax.effects_barrier()
+    ((images, seen_keys),) = Watching.seen
+    by_hand = functools.partial(augment, config=ALL, data=DATA, num_classes=3, label_smoothing=0.1)
+    expected, _ = quick_jit(by_hand)(batch, of_augmentation, batch_key)
+    np.testing.assert_allclose(images, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(seen_keys, jax.random.key_data(keys))
 
 
 @pytest.mark.parametrize("alphas", [{"mixup": 1.0}, {"cutmix": 1.0}])
 def test_mixed_targets_by_hand(alphas):
-    """The loss is linear in the shares; what counts as right is the class of the larger one."""
+    """The loss is linear in the shares, which images of white and black show; right is the class of the larger one."""
     logits = [0.5, -1.0, 2.0]
-    graphdef, params = split(Prior(logits))
-    augmentation = dataclasses.replace(PLAIN, **alphas)
-    step = quick_jit(make_train_step(graphdef, optax.sgd(1.0), recipe(3, augment=augmentation, label_smoothing=0.0)))
-    share_of = quick_jit(functools.partial(mix, config=augmentation))
-    batch = random_batch(size=4) | {"label": jnp.array([0, 2, 1, 1]), "mask": jnp.array([1.0, 1.0, 1.0, 0.0])}
+    graphdef, params = split(Watching(logits))
+    config = recipe(3, augment=dataclasses.replace(PLAIN, **alphas), label_smoothing=0.0)
+    step = quick_jit(make_train_step(graphdef, optax.sgd(1.0), config))
+    white = jnp.array([0, 255, 0, 0], jnp.uint8)
+    batch = {
+        "image": jnp.broadcast_to(white[:, None, None, None], (4, 8, 8, 3)),
+        "label": jnp.array([0, 2, 1, 1]),
+        "mask": jnp.array([1.0, 1.0, 1.0, 0.0]),
+    }
     log_p = np.array([x - math.log(sum(math.exp(y) for y in logits)) for x in logits])
-    accuracies = set()
-    for seed in range(12):
-        state = create_state(params, {}, optax.sgd(1.0), seed=seed, with_ema=False)
-        batch_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), 2**32 - 1)
-        share = float(share_of(jnp.zeros((2, 8, 8, 3)), jnp.eye(2), jnp.ones(2), batch_key)[2][0])
-        _, metrics = step(state, batch)
+    larger = set()
+    for seed in range(40):
+        Watching.seen.clear()
+        _, metrics = step(create_state(params, {}, optax.sgd(1.0), seed=seed, with_ema=False), batch)
+        jax.effects_barrier()
+        of_1, of_2 = (float(np.mean(Watching.seen[0][0][row]) + 1) / 2 for row in (1, 2))  # shares of the white image
         # Row 0 is alone, because row 3 holds no image; 1 and 2 are mixed with each other.
-        loss = -log_p[0] - (share * log_p[2] + (1 - share) * log_p[1]) - (share * log_p[1] + (1 - share) * log_p[2])
+        loss = -log_p[0] - sum(white * log_p[2] + (1 - white) * log_p[1] for white in (of_1, of_2))
         np.testing.assert_allclose(metrics["loss"], loss / 3, rtol=1e-5)
-        np.testing.assert_allclose(metrics["accuracy"], 1 / 3, rtol=1e-6)  # row 1, or row 2: one has class 2 for more
-        accuracies.add(share > 0.5)
-    assert accuracies == {True, False}
+        np.testing.assert_allclose(metrics["accuracy"], ((of_1 > 0.5) + (of_2 > 0.5)) / 3, rtol=1e-6)
+        np.testing.assert_allclose(of_1 + of_2, 1, rtol=1e-6)
+        larger.add(of_1 > 0.5)
+    assert larger == {True, False}
 
 
-def deit(pruning=None, **sizes):
-    """A model that compiles fast."""
-    of = dict(num_classes=5, img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2)
-    return create_model("deit_tiny", pruning=pruning, **(of | sizes))
+class Patches(nnx.Module):
+    """The least that can be distilled: four patches, of which some are kept, and drop-path."""
+
+    def __init__(self, kept=(0, 1, 2, 3), drop_path=0.0, seed=0):
+        rngs = nnx.Rngs(seed)
+        self.kept = kept
+        self.embed, self.head = nnx.Linear(48, 6, rngs=rngs), nnx.Linear(6, 5, rngs=rngs)
+        self.drop_path = DropPath(drop_path, 0)
+
+    def __call__(self, images, keys=None):
+        return self.classify(self.features(images, keys))
+
+    def features(self, images, keys=None):
+        patches = rearrange(images, "b (r h) (c w) d -> b (r c) (h w d)", r=2, c=2)[:, self.kept, :]
+        x = jnp.tanh(self.embed(patches))
+        x = x + self.drop_path(jnp.square(x), keys)
+        positions = jnp.broadcast_to(jnp.asarray(self.kept, jnp.int32), x.shape[:2])
+        return Features(x, positions, None, jnp.zeros((len(x), 4), jnp.int32), (2, 2))
+
+    def classify(self, features):
+        return self.head(jnp.mean(features.x, axis=1))
 
 
 @pytest.fixture(scope="module")
 def steps():
-    """A pruned model with drop-path: its step for 1, 2 and 4 micro-batches, under SGD, which shows the gradient."""
-    graphdef, params = split(deit(Pruning(after_blocks=(1,), keep_ratio=0.5, score="attention"), drop_path=0.5))
+    """A model with drop-path: its step for 1, 2 and 4 micro-batches, under SGD, which shows the gradient."""
+    graphdef, params = split(Patches(drop_path=0.5))
     optimizer = optax.sgd(1.0)
     steps = {
         parts: quick_jit(make_train_step(graphdef, optimizer, recipe(5, augment=ALL, accumulate=parts)))
@@ -256,8 +279,8 @@ def test_randomness_follows_the_step_and_the_seed(steps):
 
 @pytest.fixture(scope="module")
 def distilled():
-    """Graphdefs and weights of a pruned model and of a dense one that is another, and the config of their step."""
-    student, dense = deit(Evit(after_blocks=(1,), keep_ratio=0.5)), deit(rngs=nnx.Rngs(1))
+    """Graphdefs and weights of a model that keeps two patches and of another, dense one; the config of their step."""
+    student, dense = Patches(kept=(3, 1)), Patches(seed=1)
     distillation = DistillationConfig(weight=0.3, temperature=2.0, token_weight=0.4)
     return nnx.graphdef(student), weights_of(student), nnx.graphdef(dense), weights_of(dense), distillation
 
@@ -319,8 +342,10 @@ def check_devices():
     by_image, replicated = (
         jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in ([("data", "fsdp")], [])
     )
-    model = deit(Pruning(after_blocks=(1,), keep_ratio=0.5, score="attention"), drop_path=0.5)
-    dense = deit(rngs=nnx.Rngs(1))
+    sizes = dict(num_classes=5, img_size=8, patch_size=4, embed_dim=16, depth=2, d_state=4)
+    pruning = Pruning(after_blocks=(1,), keep_ratio=0.5)
+    model = create_model("vim_tiny", pruning=pruning, drop_path=0.5, **sizes)
+    dense = create_model("vim_tiny", rngs=nnx.Rngs(1), **sizes)
     config = recipe(5, augment=ALL, distillation=DistillationConfig(token_weight=0.4), accumulate=2)
     optimizer = optax.sgd(1.0)
     step = make_train_step(nnx.graphdef(model), optimizer, config, nnx.graphdef(dense))

@@ -11,7 +11,6 @@ Source: timm 0.4.12, data/random_erasing.py and data/mixup.py; Random Erasing (a
 from __future__ import annotations
 
 import functools
-import math
 from typing import Final
 
 import jax
@@ -25,8 +24,8 @@ ERASING_TRIES: Final = 10
 ERASED_AREAS: Final = (0.02, 1 / 3)
 ERASED_ASPECT: Final = 0.3  # height / width, log-uniform between this and its inverse
 
-FLIP, ERASE, AREA, ASPECT, TOP, LEFT, NOISE = range(7)  # draws of an image
-MIXED, CUT, SHARE, ROW, COLUMN = range(5)  # draws of a batch
+FLIP, BOX, NOISE = range(3)  # draws of an image, folded into its key
+HOW, SHARE = range(2)  # draws of a batch
 
 
 def augment(
@@ -128,40 +127,42 @@ def mix(
 
 def _shares(key: jax.Array, size: Size, config: AugmentConfig) -> tuple[jax.Array, jax.Array]:
     """float32 share of the batch's own images, and the same for each pixel, `[H, W]`."""
-    draw = functools.partial(jax.random.fold_in, key)
-    cut_probability = config.switch_probability if config.mixup and config.cutmix else float(config.cutmix > 0)
-    cut = jax.random.bernoulli(draw(CUT), cut_probability)
+    mixed, cut, row, column = jax.random.uniform(jax.random.fold_in(key, HOW), (4,))
+    cut = cut < (config.switch_probability if config.mixup and config.cutmix else float(config.cutmix > 0))
     alpha = jnp.where(cut, config.cutmix, config.mixup)
-    share = jax.random.beta(draw(SHARE), alpha, alpha)
-    share = jnp.where(jax.random.bernoulli(draw(MIXED), config.mix_probability), share, 1.0)
-    inside = [_box_side(draw(which), share, side) for which, side in zip((ROW, COLUMN), size, strict=True)]
+    share = jax.random.beta(jax.random.fold_in(key, SHARE), alpha, alpha)
+    share = jnp.where(mixed < config.mix_probability, share, 1.0)
+    inside = [_box_side(center, share, side) for center, side in zip((row, column), size, strict=True)]
     outside = 1.0 - (inside[0][:, None] & inside[1][None, :])
     return jnp.where(cut, jnp.mean(outside), share), jnp.where(cut, outside, share)
 
 
-def _box_side(key: jax.Array, share: jax.Array, side: int) -> jax.Array:
-    """bool `[side]`: where a CutMix box is, along one side of the image."""
+def _box_side(center: jax.Array, share: jax.Array, side: int) -> jax.Array:
+    """bool `[side]`: where a CutMix box is, along one side of the image; `center` in [0, 1) of that side."""
     half = (side * jnp.sqrt(1 - share)).astype(jnp.int32) // 2
-    center = jax.random.randint(key, (), 0, side)
-    return _between(center - half, center + half, side)
+    pixel = _floor(center * side)
+    return _between(pixel - half, pixel + half, side)
 
 
 def _rectangle(key: jax.Array, size: Size, probability: float) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Top, left, height and width of what an image loses; 0 x 0 where it loses nothing."""
-    draw = functools.partial(jax.random.fold_in, key)
     height, width = size
-    bound = -math.log(ERASED_ASPECT)
-    tries = (ERASING_TRIES,)
-    area = height * width * jax.random.uniform(draw(AREA), tries, minval=ERASED_AREAS[0], maxval=ERASED_AREAS[1])
-    aspect = jnp.exp(jax.random.uniform(draw(ASPECT), tries, minval=-bound, maxval=bound))
+    draws = jax.random.uniform(jax.random.fold_in(key, BOX), (3 + 2 * ERASING_TRIES,))
+    hit, top, left = draws[:3]
+    areas, aspects = draws[3:].reshape(2, ERASING_TRIES)
+    area = height * width * (ERASED_AREAS[0] + (ERASED_AREAS[1] - ERASED_AREAS[0]) * areas)
+    aspect = ERASED_ASPECT ** (2 * aspects - 1)
     high, wide = (jnp.round(jnp.sqrt(side)).astype(jnp.int32) for side in (area * aspect, area / aspect))
     fits = (high < height) & (wide < width)
     first = jnp.argmax(fits)
-    erased = jnp.any(fits) & jax.random.bernoulli(draw(ERASE), probability)
+    erased = jnp.any(fits) & (hit < probability)
     high, wide = jnp.where(erased, high[first], 0), jnp.where(erased, wide[first], 0)
-    top = jax.random.randint(draw(TOP), (), 0, height - high + 1)
-    left = jax.random.randint(draw(LEFT), (), 0, width - wide + 1)
-    return top, left, high, wide
+    return _floor(top * (height - high + 1)), _floor(left * (width - wide + 1)), high, wide
+
+
+def _floor(value: jax.Array) -> jax.Array:
+    """A share in [0, 1), which is below 1 by 2**-23 at least, of n < 2**23 is a whole number below n."""
+    return jnp.floor(value).astype(jnp.int32)
 
 
 def _between(start: jax.Array, end: jax.Array, side: int) -> jax.Array:
