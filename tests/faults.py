@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import logging
 import os
 import platform
 import shutil
@@ -71,6 +72,8 @@ class Result:
 def main() -> int:
     """Flags to trials, trials to table and JSON."""
     arguments, flags = _arguments()
+    for name in ("absl", "asyncio"):  # Orbax, about what is damaged here and read in this process
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     console = Console(highlight=False, soft_wrap=True)
     say = lambda line: console.print(f"  {line}", markup=False)  # noqa: E731
     scratch = Path(arguments.scratch or tempfile.mkdtemp(prefix="faults-"))

@@ -92,22 +92,25 @@ def _checksum(content: dict[str, Any]) -> int:
 def _quietly() -> Iterator[None]:
     """Keeps what Orbax says about a damaged file off the terminal: whoever reads it says it in one line.
 
-    It gives up at the first array that cannot be read; the threads that read the others then find no one waiting.
+    It gives up at the first array that cannot be read. The threads that read the others then find no one waiting, which
+    they tell Python's hook for errors that no one can catch, some of them later than this block ends.
     """
-    absl, hook = logging.getLogger("absl"), sys.excepthook
-    level = absl.level
+    loggers, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
+    levels = [each.level for each in loggers]
 
-    def without_late_reads(kind: Any, error: BaseException, traceback: Any) -> None:
-        if str(error) != "Event loop is closed":
-            hook(kind, error, traceback)
+    def without_late_reads(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            hook(found)
 
-    absl.setLevel(logging.CRITICAL)
-    sys.excepthook = without_late_reads
+    for each in loggers:
+        each.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = without_late_reads
     try:
         yield
     finally:
-        absl.setLevel(level)
-        sys.excepthook = hook
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+    sys.unraisablehook = hook  # not where something was raised, because of those that come later
 
 
 def _abstract(tree: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Final
 
 from runs import half_written, latest_step, reached
 
-from faults.bench import Bench, Tally
+from faults.bench import Bench, Started, Tally
 
 ATTEMPTS: Final = 6  # at a moment that lasts milliseconds
 
@@ -27,9 +27,9 @@ def at_random_moments(bench: Bench, tally: Tally) -> None:
         started = bench.start(workdir)
         if step > done:
             started.until(reached(workdir, step))
-            time.sleep(rng.uniform(0, 3 * bench.step_seconds))
+            _wait(started, rng.uniform(0, 3 * bench.step_seconds), until_step=bench.total_steps - 2)
         else:
-            time.sleep(rng.uniform(0, bench.start_seconds))
+            _wait(started, rng.uniform(0, bench.start_seconds), until_step=1)
             in_start += 1
         assert started.kill().process.returncode != 0, "it had ended before it was killed"
         tally.tried += 1
@@ -42,6 +42,12 @@ def at_random_moments(bench: Bench, tally: Tally) -> None:
         tally.notes.append(f"{in_start} of the moments fell into the start")
     bench.start(workdir).end()
     tally.same(workdir, reference)
+
+
+def _wait(started: Started, seconds: float, until_step: int) -> None:
+    """So long, or until it reports this step: what one start took is no measure of another."""
+    end = time.monotonic() + seconds
+    started.until(lambda: time.monotonic() > end or started.last_step() >= until_step)
 
 
 def random_steps(rng: random.Random, total_steps: int, count: int) -> list[int]:
