@@ -12,8 +12,8 @@ from top_jax.config import DistillationConfig, ModelConfig, PruningConfig, RunCo
 from top_jax.errors import InputError
 from top_jax.models import create_model
 from top_jax.models.weights import weights_of
-from top_jax.training.saved_weights import save_weights
 from top_jax.training.run_directory import RunDirectory
+from top_jax.training.saved_weights import save_weights
 from top_jax.training.teacher import load_teacher, read_teacher
 
 MODEL = ModelConfig(
