@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import assert_same_run, kill_at, latest_step, metrics, reached
 
 from top_jax import sharding
 from top_jax.config import ModelConfig, PruningConfig
@@ -80,6 +81,28 @@ def test_resuming_does_not_need_init_from(launcher, finished_run, tmp_path):
     shutil.rmtree(start)
     out, _ = launcher.finish(tmp_path / "run", flag)
     assert "going on after step " in out and len(losses(tmp_path / "run")) == 30
+
+
+@pytest.mark.slow
+def test_taught_and_warmed_up(launcher, finished_run, tmp_path):
+    """Three programs, one after the other, under a teacher; killed in the second, it ends with the same bits, though
+    the teacher's own directory is gone."""
+    source = shutil.copytree(finished_run, tmp_path / "source")
+    flags = (
+        f"--config.distillation.teacher={source}",
+        "--config.distillation.token_weight=0.5",
+        "--config.pruning.warmup_epochs=0.18",  # 16 steps
+        "--config.pruning.warmup_stages=2",
+    )
+    finished, workdir = tmp_path / "finished", tmp_path / "killed"
+    out, _ = launcher.finish(finished, *flags)
+    assert "keep ratio 1 from step 0, 0.75 from step 8, 0.5 from step 16; evaluations are of the last" in out
+    lines = [line for line in metrics(finished) if line["kind"] == "train"]
+    assert len(lines) == 30 and all(line["token_loss"] > 0 and line["distillation_loss"] > 0 for line in lines)
+    kill_at(launcher, workdir, lambda: latest_step(workdir) >= 8 and reached(workdir, 10)(), *flags)
+    shutil.rmtree(source)
+    launcher.finish(workdir, *flags)
+    assert_same_run(workdir, finished)
 
 
 def test_imports_neither_tensorflow_nor_torch(launcher, tmp_path, root):
