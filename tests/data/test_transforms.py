@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from top_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from top_jax.data import transforms
 from top_jax.data.transforms import (
+    color_jitter,
     decode,
-    flip,
     normalize,
     preprocess,
     random_resized_crop,
@@ -77,7 +77,7 @@ def test_every_transform_ends_at_the_size(width, height, size, seed):
     for result in (
         random_resized_crop(image, size, rng),
         shift_crop(image, size, rng, shift=3),
-        flip(resize_center_crop(image, size), rng),
+        color_jitter(resize_center_crop(image, size), rng, 0.4),
         resize_center_crop(image, size, eval_crop=0.6),
     ):
         assert result.size == (size[1], size[0]) and result.mode == "RGB"
@@ -136,15 +136,41 @@ def test_shift_of_zero_leaves_the_image():
     np.testing.assert_array_equal(np.asarray(shift_crop(image, (8, 8), np.random.default_rng(0), shift=0)), image)
 
 
-def test_flip_mirrors_half_of_the_time():
-    image, mirrored = noise(6, 5), 0
-    for seed in range(400):
-        result = np.asarray(flip(image, np.random.default_rng(seed)))
-        expected = np.asarray(image)
-        if not np.array_equal(result, expected):
-            np.testing.assert_array_equal(result, expected[:, ::-1])
-            mirrored += 1
-    assert 160 < mirrored < 240
+def test_color_jitter_draws_factors_and_order(monkeypatch):
+    """Three enhancements in each of the six orders, by factors uniform in 0.6 .. 1.4."""
+    drawn = []
+    for name in ("Brightness", "Contrast", "Color"):
+        enhancement = getattr(ImageEnhance, name)
+
+        def enhance(self, factor, name=name):
+            drawn.append((name, factor))
+            return self.image
+
+        monkeypatch.setattr(enhancement, "enhance", enhance)
+    image, rng = noise(4, 4), np.random.default_rng(0)
+    for _ in range(600):
+        color_jitter(image, rng, 0.4)
+    orders = [tuple(name for name, _ in drawn[i : i + 3]) for i in range(0, len(drawn), 3)]
+    counts = [orders.count(order) for order in set(orders)]
+    assert len(counts) == 6 and min(counts) > 70
+    for wanted in ("Brightness", "Contrast", "Color"):
+        factors = [factor for name, factor in drawn if name == wanted]
+        assert len(factors) == 600 and 0.6 <= min(factors) < 0.61 and 1.39 < max(factors) <= 1.4
+        np.testing.assert_allclose(np.quantile(factors, [0.25, 0.5, 0.75]), [0.8, 1, 1.2], atol=0.04)
+
+
+def test_color_jitter_pixels_are_pils():
+    image = noise(9, 7)
+    rng = np.random.default_rng(3)
+    order, factors = rng.permutation(3), []
+    expected = image
+    for place in order:
+        factors.append(rng.uniform(0.5, 1.5))
+        kind = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[place]
+        expected = kind(expected).enhance(factors[-1])
+    result = color_jitter(image, np.random.default_rng(3), 0.5)
+    np.testing.assert_array_equal(np.asarray(result), np.asarray(expected))
+    assert (np.asarray(result) != np.asarray(image)).mean() > 0.5
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (256, 256), (343, 256), (300, 1000), (224, 224)])

@@ -10,12 +10,13 @@ from typing import TypedDict
 import numpy as np
 from PIL import Image
 
-from top_jax.config import DataConfig
-from top_jax.data import transforms
+from top_jax.config import AugmentConfig, DataConfig
+from top_jax.data import rand_augment, transforms
 from top_jax.data.sources import Source
 from top_jax.errors import InputError
 
 PADDING_INDEX = -1
+DEFAULT_AUGMENT = AugmentConfig()
 
 
 class Example(TypedDict):
@@ -34,10 +35,12 @@ class ExampleReader:
     source: Source
     config: DataConfig
     size: transforms.Size
+    augment: AugmentConfig = DEFAULT_AUGMENT
 
     def __post_init__(self) -> None:
         """Raises InputError for a setting that cannot be."""
         config = self.config
+        self._rand_augment  # noqa: B018  parsed now, so that a mistake in it shows at once
         if config.train_transform not in TRAIN_TRANSFORMS:
             known = ", ".join(TRAIN_TRANSFORMS)
             raise InputError(f"unknown config.data.train_transform={config.train_transform!r}; use one of {known}.")
@@ -51,13 +54,26 @@ class ExampleReader:
                 raise InputError(f"config.data.{name}={getattr(config, name)} must not be negative.")
 
     def random(self, index: int, rng: np.random.Generator) -> Example:
-        """Image `index`, augmented for training."""
+        """Image `index`, cropped and augmented for training, but for what the device does: flip, erasing and mixing.
 
-        def augment(image: Image.Image) -> Image.Image:
+        timm flips before RandAugment, the device after it. It makes no difference to what can come out, as the signs
+        of rotations, shears and shifts are symmetric; only ShearY, which holds the image's left edge, then holds
+        the right one of the images that are flipped.
+        """
+
+        def change(image: Image.Image) -> Image.Image:
             image = TRAIN_TRANSFORMS[self.config.train_transform](image, self.size, rng, self.config)
-            return transforms.flip(image, rng) if False else image
+            if self._rand_augment is not None:
+                image = self._rand_augment(image, rng, rand_augment.fill_of(self.config.mean))
+            strength = self.augment.color_jitter
+            return transforms.color_jitter(image, rng, strength) if strength else image
 
-        return self._read(index, augment)
+        return self._read(index, change)
+
+    @functools.cached_property
+    def _rand_augment(self) -> rand_augment.RandAugment | None:
+        notation = self.augment.rand_augment
+        return None if notation is None else rand_augment.parse(notation)
 
     def fixed(self, index: int) -> Example:
         """Image `index` as evaluation sees it; past the end of the source, a padding row."""

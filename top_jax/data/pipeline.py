@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from top_jax.config import DataConfig
+from top_jax.config import AugmentConfig, DataConfig
 from top_jax.data import workers
-from top_jax.data.examples import PADDING_INDEX, ExampleReader
+from top_jax.data.examples import DEFAULT_AUGMENT, PADDING_INDEX, ExampleReader
 from top_jax.data.sources import Source
 from top_jax.data.transforms import as_size
 from top_jax.errors import InputError
@@ -93,20 +93,27 @@ def train_batches(
     source: Source,
     config: DataConfig,
     *,
+    augment: AugmentConfig = DEFAULT_AUGMENT,
     img_size: int | Sequence[int],
     batch_size: int,
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """Endless batches: each epoch shuffled anew, every image augmented anew, an epoch's remainder dropped.
+    """Endless batches of len(source) // batch_size an epoch, each epoch shuffled anew and every image augmented anew.
 
-    The augmentation of an example is a function of the seed and its place in the stream. With several hosts,
-    each gets an equal share of every global batch; all together see what a single host would see.
+    The augmentation of an example is a function of the seed and its place in the stream. With several hosts, host p
+    gets the rows p * B .. (p + 1) * B of every global batch, B = batch_size / process_count: one after another,
+    they are what a single host would see.
+
+    With `augment.repeats` = r the copies of an image stand in a row, and the images of an epoch are the first
+    1 / r of its shuffle. That is repeated augmentation as in DeiT (samplers.py: RASampler), which gives the copies
+    to different GPUs of a step, while here they meet in one global batch.
 
     Args:
         source: the training images.
-        config: the transforms, what to do with unreadable images, and how many threads and processes decode.
+        config: the crop, what to do with unreadable images, and how many threads and processes decode.
+        augment: RandAugment, colour jitter and repeats; the rest of it is the device's (`device_augment`).
         img_size: side or (height, width) of the model's input.
         batch_size: images in a batch, over all hosts.
         seed: 0 .. 2**32 - 1.
@@ -118,15 +125,20 @@ def train_batches(
     """
     import grain
 
+    from top_jax.data import index_map
+
     local_size = _local_batch_size(batch_size, process_count)
-    reader = ExampleReader(source, config, as_size(img_size))
+    reader = ExampleReader(source, config, as_size(img_size), augment)
     if len(source) < batch_size:
         raise InputError(
             f"{source.name} has {len(source)} images, fewer than batch_size={batch_size}; use a smaller batch."
         )
     kept = len(source) - len(source) % batch_size
-    examples = grain.MapDataset.range(len(source)).seed(seed).shuffle().random_map(reader.random)
-    return Batches(examples[:kept][process_index::process_count].batch(local_size).repeat(), reader)
+    shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
+    # The order counts: what an example's augmentation is drawn from is its place among all hosts' examples.
+    examples = index_map.repeat_each(shuffled, augment.repeats, kept).random_map(reader.random)
+    rows = index_map.host_share(examples, batch_size, process_index, process_count)
+    return Batches(rows.batch(local_size).repeat(), reader)
 
 
 def eval_batches(
@@ -138,7 +150,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """Every image exactly once, in order (with several hosts, dealt out in turn); arguments as `train_batches`.
+    """Every image exactly once, in order; arguments, and the rows of each host, as `train_batches`.
 
     All batches have the same shape: the last is filled up with rows of mask 0 and index -1.
 
@@ -147,11 +159,14 @@ def eval_batches(
     """
     import grain
 
+    from top_jax.data import index_map
+
     local_size = _local_batch_size(batch_size, process_count)
     reader = ExampleReader(source, config, as_size(img_size))
     padded = -(-len(source) // batch_size) * batch_size
     examples = grain.MapDataset.range(padded).map(reader.fixed)
-    return Batches(examples[process_index::process_count].batch(local_size), reader)
+    rows = index_map.host_share(examples, batch_size, process_index, process_count)
+    return Batches(rows.batch(local_size), reader)
 
 
 def _local_batch_size(batch_size: int, process_count: int) -> int:

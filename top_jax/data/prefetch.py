@@ -21,7 +21,8 @@ def prefetch_to_device(
     that stores it continues with the first batch that was not trained on.
 
     Args:
-        batches: what to move; on several hosts, this host's share of each batch.
+        batches: what to move; on several hosts, this host's rows of each batch, which must be those that
+            `sharding` gives to its devices (a mesh over `jax.devices()` in their order).
         sharding: of the batch axis, such as NamedSharding(mesh, PartitionSpec("data")).
         size: batches kept ready; 0 moves each when it is asked for.
 

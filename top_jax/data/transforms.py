@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from top_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from top_jax.errors import InputError
@@ -72,9 +72,15 @@ def shift_crop(image: Image.Image, size: Size, rng: np.random.Generator, *, shif
     return image.crop((left, top, left + size[1], top + size[0]))  # PIL fills what lies outside with zeros
 
 
-def flip(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Mirrored left to right, half of the time."""
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
+def color_jitter(image: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
+    """Brightness, contrast and saturation in random order, each by a factor uniform in 1 - strength .. 1 + strength.
+
+    torchvision's ColorJitter(strength, strength, strength), for a strength in [0, 1].
+    """
+    enhancements = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for place in rng.permutation(len(enhancements)):
+        image = enhancements[place](image).enhance(rng.uniform(1 - strength, 1 + strength))
+    return image
 
 
 def resize_center_crop(image: Image.Image, size: Size, *, eval_crop: float = 0.875) -> Image.Image:

@@ -6,6 +6,8 @@ TFDS would start to download and prepare one.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -57,6 +59,9 @@ class TfdsSource:
             raise InputError(f"TFDS cannot read split {split!r} of {directory}: {error}") from error
         # Only now: a dataset that was converted in place lists its older format until as_data_source chose.
         _check_files(directory, builder.info.splits[split_name].filepaths)
+        parts = builder.info.splits[split].file_instructions
+        self._shards = [Path(part.filename).name for part in parts]
+        self._ends = list(itertools.accumulate(part.take for part in parts))
         self.name = f"{builder.info.full_name}/{split}"
         self.num_classes: int = features["label"].num_classes
 
@@ -64,13 +69,25 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        record = self._records[index]
+        record = self._read(index)
         return Record(record["image"], int(record["label"]))
 
     def describe(self, index: int) -> str:
-        """Names record `index`, with its file's name where the dataset keeps one."""
-        file_name = self._records[index].get("file_name", b"").decode(errors="replace")
+        """Names record `index` by its file's name where the dataset keeps one, a damaged one by its shard."""
+        try:
+            file_name = self._read(index).get("file_name", b"").decode(errors="replace")
+        except OSError:
+            file_name = f"in {self._shard(index)}"
         return f"{self.name} record {index}" + (f" ({file_name})" if file_name else "")
+
+    def _read(self, index: int) -> dict[str, Any]:
+        try:
+            return self._records[index]
+        except RuntimeError as error:  # array_record's word for every damage; its files hold hashes of all they hold
+            raise OSError(str(error)) from error
+
+    def _shard(self, index: int) -> str:
+        return self._shards[bisect.bisect_right(self._ends, index)]
 
 
 def find_dataset(name: str, data_dir: str | Path) -> Path:
