@@ -7,11 +7,12 @@ this size, this one is ours.
 Expected top-1: unknown (the paper's row could not be verified). Measured: not run.
 
 Recipe: ToP's for ViM (8 x 64 images, 30 epochs, weight decay 1e-8; see vim_s_top for its learning rate), with this
-model's clipping; the paper says nothing of PlainMamba's.
+model's clipping and augmentation (top_jax.recipes); the paper says nothing of PlainMamba's.
 """
 
 from ml_collections import config_dict
 
+from top_jax import recipes
 from top_jax.config import make_config
 
 
@@ -25,6 +26,7 @@ def get_config() -> config_dict.ConfigDict:
         model=dict(name="plain_mamba_l2", num_classes=1000, drop_path=0.2, dtype="bfloat16"),
         pruning=dict(after_blocks=(5, 10, 15), keep_ratio=(0.7,)),
         data=dict(source="tfds", name="imagenet2012", eval_split="validation", num_workers=None),
+        augment=recipes.plain_mamba(),
         optimizer=dict(
             learning_rate=1e-5,
             warmup_learning_rate=1e-6,

@@ -12,6 +12,7 @@ Recipe: as vim_s_top.
 
 from ml_collections import config_dict
 
+from top_jax import recipes
 from top_jax.config import make_config
 
 
@@ -25,6 +26,7 @@ def get_config() -> config_dict.ConfigDict:
         model=dict(name="vim_small", num_classes=1000, drop_path=0.05, dtype="bfloat16"),
         pruning=dict(method="evit", after_blocks=(5, 10, 15), keep_ratio=(0.8,), score="clip", fuse=False),
         data=dict(source="tfds", name="imagenet2012", eval_split="validation", num_workers=None),
+        augment=recipes.deit(),
         optimizer=dict(
             learning_rate=1e-5,
             warmup_learning_rate=1e-6,

@@ -49,9 +49,7 @@ def test_outside_of_a_cluster(monkeypatch):
         raise ValueError("coordinator_address should be defined.")  # JAX's words, where it finds no cluster
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    with pytest.raises(
-        InputError, match="pass --coordinator_address=HOST:PORT, --num_processes and --process_id"
-    ):
+    with pytest.raises(InputError, match="pass --coordinator_address=HOST:PORT, --num_processes and --process_id"):
         distributed.initialize()
 
 

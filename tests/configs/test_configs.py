@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from top_jax.config import PruningConfig, RunConfig
+from top_jax import recipes
+from top_jax.config import AugmentConfig, PruningConfig, RunConfig
+from top_jax.data import rand_augment
 from top_jax.evaluation.flops import count_macs
 from top_jax.models import model_config
 from top_jax.models.registry import BACKBONES
@@ -70,10 +72,55 @@ def test_pruned_twin(name):
     pruned, dense = read(name), read(name.removesuffix("_top").removesuffix("_evit"))
     assert dense.pruning == PruningConfig()
     assert dataclasses.replace(pruned.model, drop_path=None) == dataclasses.replace(dense.model, drop_path=None)
-    recipe = ("train_transform", "min_area", "shift", "flip")
+    recipe = ("train_transform", "min_area", "shift")
     assert {k: v for k, v in dataclasses.asdict(pruned.data).items() if k not in recipe} == {
         k: v for k, v in dataclasses.asdict(dense.data).items() if k not in recipe
     }
+
+
+# The values of the official scripts, by the configs that follow them; `recipes` gives them to the configs.
+DEIT = AugmentConfig(
+    repeats=3, rand_augment="rand-m9-mstd0.5-inc1", color_jitter=0.0, erasing=0.25, mixup=0.8, cutmix=1.0
+)
+PLAIN_MAMBA = dataclasses.replace(DEIT, repeats=1)
+
+
+@pytest.mark.parametrize("name", [*TABLE, "vim_b", "vim_b_top"])
+def test_imagenet_is_augmented_by_the_recipe(name):
+    config, text = read(name), load(name).__doc__
+    family = config.model.name.rpartition("_")[0]
+    assert config.augment == {"deit": DEIT, "vim": DEIT, "plain_mamba": PLAIN_MAMBA}[family]
+    assert config.augment.flip and (config.augment.mix_probability, config.augment.switch_probability) == (1.0, 0.5)
+    assert config.data.train_transform == "random_resized_crop" and config.data.min_area == 0.08
+    assert config.optimizer.label_smoothing == 0.1
+    assert config.optimizer.clip_norm == {"plain_mamba_l1": 5.0, "plain_mamba_l2": 1.0, "plain_mamba_l3": 1.0}.get(
+        config.model.name
+    )
+    if family == "plain_mamba":
+        assert config.model.drop_path == (0.4 if config.model.name == "plain_mamba_l3" else 0.2)
+    assert "top_jax.recipes" in text or re.search(r"^Recipe: as vim_[ts]_top\.$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["vim_cifar10", "vim_cifar10_top"])
+def test_cifar10_has_every_augmentation_on(name):
+    augment = read(name).augment
+    off = {field for field, value in dataclasses.asdict(augment).items() if not value}
+    assert off == set() and augment.repeats > 1 and "top_jax.recipes" in load(name).__doc__
+
+
+@pytest.mark.parametrize("name", ["vim_digits", "vim_digits_top"])
+def test_digits_are_not_mirrored(name):
+    """Nor changed otherwise than by the crop."""
+    assert read(name).augment == AugmentConfig(flip=False)
+
+
+def test_recipes_are_fresh_and_complete():
+    """Every field is said, so that a change of a default changes no recipe; and one config's copy is its own."""
+    for recipe in (recipes.deit, recipes.plain_mamba, recipes.small_images):
+        values = recipe()
+        assert values.keys() == {field.name for field in dataclasses.fields(AugmentConfig)}
+        assert values is not recipe()
+        assert rand_augment.parse(AugmentConfig(**values).rand_augment).increasing
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -17,14 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from top_jax.config import DataConfig
-from top_jax.data import eval_batches, open_source, prefetch_to_device, train_batches
+from top_jax.config import AugmentConfig, DataConfig
+from top_jax.data import eval_batches, open_source, prefetch_to_device, rand_augment, train_batches, transforms
+from top_jax.data.examples import ExampleReader
 from top_jax.data.sources import DigitsSource
 from top_jax.data.transforms import decode
 from top_jax.errors import InputError
 
 CONFIG = DataConfig(source="image_folder", train_transform="shift_crop", shift=3, eval_crop=1.0, eval_split="train")
 TRAIN = {"img_size": 8, "batch_size": 20, "seed": 5}
+EVERYTHING = AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1", color_jitter=0.3, repeats=3)
 STEPS = 2  # batches in an epoch of the 47 digits
 
 
@@ -91,8 +93,7 @@ def test_every_image_is_used_over_the_epochs(digits):
 
 
 def test_augmentation_differs_between_epochs_and_seeds(digits):
-    config = dataclasses.replace(CONFIG, flip=False)
-    batches = take(train_batches(digits, config, **TRAIN), 2 * STEPS)
+    batches = take(train_batches(digits, CONFIG, **TRAIN), 2 * STEPS)
     images = {}
     for batch in batches:
         for index, image in zip(batch["index"].tolist(), batch["image"], strict=True):
@@ -100,15 +101,45 @@ def test_augmentation_differs_between_epochs_and_seeds(digits):
     twice = [pair for pair in images.values() if len(pair) == 2]
     assert len(twice) > 30
     assert np.mean([np.array_equal(*pair) for pair in twice]) < 0.15  # one of the 49 shifts twice
-    [other] = take(train_batches(digits, config, **TRAIN | {"seed": 6}), 1)
+    [other] = take(train_batches(digits, CONFIG, **TRAIN | {"seed": 6}), 1)
     assert (other["index"] != batches[0]["index"]).any()
 
 
 def test_without_augmentation_the_pixels_are_the_source(digits):
-    plain = dataclasses.replace(CONFIG, flip=False, shift=0)
+    plain = dataclasses.replace(CONFIG, shift=0)
     [batch] = take(train_batches(digits, plain, **TRAIN), 1)
     for index, image in zip(batch["index"], batch["image"], strict=True):
         np.testing.assert_array_equal(image, decode(digits[int(index)].image))
+
+
+def test_crop_then_rand_augment_then_colour_jitter(digits, monkeypatch):
+    """In this order, on the same generator, with the mean as what fills."""
+    calls, rng = [], np.random.default_rng(0)
+
+    def note(image, generator, *what):
+        if generator is rng:  # a thread of an earlier test may still be ending its last batch
+            calls.append(what)
+        return image
+
+    def rand(self, image, rng, fill):
+        return note(image, rng, "rand", self, fill)
+
+    monkeypatch.setattr(transforms, "shift_crop", lambda image, size, rng, shift: note(image, rng, "crop", size))
+    monkeypatch.setattr(transforms, "color_jitter", lambda image, rng, strength: note(image, rng, "jitter", strength))
+    monkeypatch.setattr(rand_augment.RandAugment, "__call__", rand)
+    config = dataclasses.replace(CONFIG, mean=(0.5, 0.25, 0.1))
+    augment = AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4)
+    ExampleReader(digits, config, (8, 8), augment).random(0, rng)
+    policy = rand_augment.parse("rand-m9-mstd0.5-inc1")
+    assert calls == [("crop", (8, 8)), ("rand", policy, (128, 64, 26)), ("jitter", 0.4)]
+    calls.clear()
+    ExampleReader(digits, config, (8, 8)).random(0, rng)
+    assert calls == [("crop", (8, 8))]
+
+
+def test_a_mistaken_policy_is_refused_before_anything_is_read(digits):
+    with pytest.raises(InputError, match="rand_augment='rand-m9-w0' has 'w0'"):
+        train_batches(digits, CONFIG, augment=AugmentConfig(rand_augment="rand-m9-w0"), **TRAIN)
 
 
 @pytest.mark.parametrize("num_threads", [0, 1, 4])
@@ -120,8 +151,9 @@ def test_threads_do_not_change_the_stream(digits, num_threads):
 
 
 def test_worker_processes_give_the_same_stream_and_resume_exactly(digits):
-    expected = take(train_batches(digits, CONFIG, **TRAIN), 10)
-    with train_batches(digits, dataclasses.replace(CONFIG, num_workers=2), **TRAIN) as batches:
+    expected = take(train_batches(digits, CONFIG, augment=EVERYTHING, **TRAIN), 10)
+    workers = dataclasses.replace(CONFIG, num_workers=2)
+    with train_batches(digits, workers, augment=EVERYTHING, **TRAIN) as batches:
         batches.set_state({"batches": 3})
         for batch in expected[3:]:
             assert_same(batch, next(batches))
@@ -131,11 +163,11 @@ def test_worker_processes_give_the_same_stream_and_resume_exactly(digits):
 
 
 def test_resume_is_exact_and_as_quick_late_as_early(digits):
-    batches = train_batches(digits, CONFIG, **TRAIN)
+    batches = train_batches(digits, CONFIG, augment=EVERYTHING, **TRAIN)
     head = list(itertools.islice(batches, 3))
     state = json.loads(json.dumps(batches.get_state()))
     tail = list(itertools.islice(batches, 5))
-    resumed = train_batches(digits, CONFIG, **TRAIN)
+    resumed = train_batches(digits, CONFIG, augment=EVERYTHING, **TRAIN)
     resumed.set_state(state)
     assert resumed.get_state() == state
     for batch in tail:
@@ -150,35 +182,14 @@ def test_resume_is_exact_and_as_quick_late_as_early(digits):
     resumed.close()
 
 
-def test_hosts_share_what_one_host_sees(digits):
-    whole = take(train_batches(digits, CONFIG, **TRAIN), 5)
-    hosts = [train_batches(digits, CONFIG, **TRAIN, process_index=i, process_count=2) for i in range(2)]
-    shares = [take(host, 5) for host in hosts]
-    for batch, left, right in zip(whole, *shares, strict=True):
-        assert len(left["index"]) == 10
-        assert_same(batch, {name: np.stack([left[name], right[name]], 1).reshape(x.shape) for name, x in batch.items()})
-
-
-@pytest.mark.parametrize("process_count", [1, 2])
-def test_evaluation_sees_every_image_once(digits, process_count):
-    index, images, shapes, padding = [], [], set(), 0
-    for host in range(process_count):
-        batches = eval_batches(
-            digits, CONFIG, img_size=8, batch_size=20, process_index=host, process_count=process_count
-        )
-        assert len(batches) == 3
-        for batch in take(batches, None):
-            shapes.add(batch["image"].shape)
-            real = batch["mask"] == 1
-            np.testing.assert_array_equal(batch["index"][~real], -1)
-            index += batch["index"][real].tolist()
-            images += list(batch["image"][real])
-            padding += int((~real).sum())
-    assert sorted(index) == list(range(47)) and padding == 13
-    assert shapes == {(20 // process_count, 8, 8, 3)}
-    if process_count == 1:
-        assert index == list(range(47))
-    for i, image in zip(index, images, strict=True):
+def test_evaluation_sees_every_image_once(digits):
+    batches = eval_batches(digits, CONFIG, img_size=8, batch_size=20)
+    assert len(batches) == 3
+    whole = take(batches, None)
+    assert {batch["image"].shape for batch in whole} == {(20, 8, 8, 3)}
+    index, mask = (np.concatenate([batch[name] for batch in whole]) for name in ("index", "mask"))
+    assert index.tolist() == [*range(47), *[-1] * 13] and mask.tolist() == [1] * 47 + [0] * 13
+    for i, image in enumerate(np.concatenate([batch["image"] for batch in whole])[:47]):
         np.testing.assert_array_equal(image, decode(digits[i].image))
 
 
@@ -287,7 +298,7 @@ def test_closing_ends_the_threads(digits):
 
 PROGRAM = """
 import os, sys, time
-from top_jax.config import DataConfig
+from top_jax.config import AugmentConfig, DataConfig
 from top_jax.data import open_source, train_batches
 
 if __name__ == "__main__":

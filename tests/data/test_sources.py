@@ -3,19 +3,25 @@
 import dataclasses
 import io
 import json
+import logging
 import pickle
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from top_jax.config import DataConfig
+from top_jax.data import eval_batches, train_batches
 from top_jax.data.sources import DigitsSource, ImageFolderSource, TfdsSource, open_source
 from top_jax.errors import InputError
 
 TFDS = DataConfig(source="tfds", name="toy")
+CIFAR10_TEST = "cifar10-test.array_record-00000-of-00001"
+SHARD = "toy-train.array_record-00000-of-00001"
 
 
 def jpeg(color, side=8):
@@ -50,9 +56,7 @@ def toy_tfds(tmp_path_factory):
         }
     )
     features.save_config(directory)
-    writer = array_record_module.ArrayRecordWriter(
-        str(directory / "toy-train.array_record-00000-of-00001"), "group_size:1"
-    )
+    writer = array_record_module.ArrayRecordWriter(str(directory / SHARD), "group_size:1,uncompressed")
     for i in range(5):
         record = {"image": jpeg((50 * i, 0, 0)), "label": i % 3, "file_name": f"n{i}.JPEG"}
         writer.write(features.serialize_example(record))
@@ -235,6 +239,62 @@ def test_missing_shards_are_named(toy_tfds, tmp_path):
         TfdsSource("toy", data_dir, "train")
 
 
+def damaged(toy_tfds, tmp_path, place):
+    """A source over toy_tfds with one bit of its file turned over, at `place` of the bytes of record 3's image."""
+    shard = Path(edited(toy_tfds, tmp_path)) / "toy" / "1.0.0" / SHARD
+    content = bytearray(shard.read_bytes())
+    content[content.index(jpeg((150, 0, 0))) + place] ^= 1
+    shard.write_bytes(content)
+    return TfdsSource("toy", tmp_path, "train")
+
+
+def test_a_damaged_record_is_told_from_its_neighbours(toy_tfds, tmp_path):
+    source = damaged(toy_tfds, tmp_path, place=100)
+    for index in (0, 1, 2, 4):
+        assert source[index].image == jpeg((50 * index, 0, 0))
+    with pytest.raises(OSError, match="data hash mismatch"):
+        source[3]
+    assert source.describe(3) == f"toy/1.0.0/train record 3 (in {SHARD})"
+    assert source.describe(4) == "toy/1.0.0/train record 4 (n4.JPEG)"
+    assert source[4].label == 1
+
+
+@pytest.mark.parametrize("place", [0, 250])
+def test_a_damaged_record_is_named_counted_and_weighs_nothing(toy_tfds, tmp_path, caplog, place):
+    source = damaged(toy_tfds, tmp_path, place)
+    with caplog.at_level(logging.WARNING, "top_jax"), eval_batches(source, TFDS, img_size=8, batch_size=5) as batches:
+        [batch] = batches
+    assert batch["mask"].tolist() == [1, 1, 1, 0, 1] and batch["index"].tolist() == [0, 1, 2, 3, 4]
+    assert not batch["image"][3].any() and batch["image"][4].any()
+    assert list(batches.corrupt) == [3]
+    [line] = [record.getMessage() for record in caplog.records]
+    assert f"skipped unreadable image 1: toy/1.0.0/train record 3 (in {SHARD}) (" in line and "mismatch" in line
+    assert "\n" not in line
+
+
+def test_a_damaged_record_can_stop_the_run(toy_tfds, tmp_path):
+    source, config = damaged(toy_tfds, tmp_path, place=100), dataclasses.replace(TFDS, on_corrupt="raise")
+    with (
+        pytest.raises(InputError, match=rf"unreadable image toy/1.0.0/train record 3 \(in {SHARD}\) \(.*mism") as error,
+        train_batches(source, config, img_size=8, batch_size=5, seed=0) as batches,
+    ):
+        next(batches)
+    assert "\n" not in str(error.value)
+
+
+def test_of_a_file_cut_short_every_record_is_named(toy_tfds, tmp_path):
+    shard = Path(edited(toy_tfds, tmp_path)) / "toy" / "1.0.0" / SHARD
+    shard.write_bytes(shard.read_bytes()[:70_000])
+    source = TfdsSource("toy", tmp_path, "train")
+    with eval_batches(source, TFDS, img_size=8, batch_size=5) as batches:
+        [batch] = batches
+    assert not batch["mask"].any() and list(batches.corrupt) == [0, 1, 2, 3, 4]
+
+
+def test_shards_of_a_slice_are_counted(toy_tfds):
+    assert TfdsSource("toy", toy_tfds, "train[40%:]").describe(0) == "toy/1.0.0/train[40%:] record 0 (n2.JPEG)"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -288,3 +348,26 @@ def test_real_cifar10(shared):
     assert len(source) == 10_000 and source.num_classes == 10
     labels = np.bincount([source[i].label for i in range(500)], minlength=10)
     assert labels.min() > 20
+
+
+def test_one_bit_of_cifar10(shared, tmp_path):
+    """Turned over in the middle of the test images, it costs one of them."""
+    original = shared / "data" / "tensorflow_datasets" / "cifar10" / "3.0.2"
+    copy = tmp_path / "cifar10" / "3.0.2"
+    copy.mkdir(parents=True)
+    for name in ("dataset_info.json", "features.json", "label.labels.txt", CIFAR10_TEST):
+        shutil.copyfile(original / name, copy / name)
+    size = (copy / CIFAR10_TEST).stat().st_size
+    with open(copy / CIFAR10_TEST, "r+b") as file:
+        file.seek(size // 2)
+        [byte] = file.read(1)
+        file.seek(size // 2)
+        file.write(bytes([byte ^ 1]))
+    source, unreadable = TfdsSource("cifar10", tmp_path, "test[45%:55%]"), []
+    for index in range(len(source)):
+        try:
+            source[index]
+        except OSError:
+            unreadable.append(index)
+    [index] = unreadable
+    assert source.describe(index).endswith(f"record {index} (in {CIFAR10_TEST})")

@@ -20,8 +20,9 @@ from top_jax.models import create_model
 from top_jax.models.batch_norm import BatchNorm
 from top_jax.models.layers import DropPath
 from top_jax.models.weights import split_weights, statistics_of, weights_of
-from top_jax.training.checkpoints import Checkpoints, load_checkpoint, read_weights, save_weights
+from top_jax.training.checkpoints import Checkpoints
 from top_jax.training.run_directory import RunDirectory
+from top_jax.training.saved_weights import load_checkpoint, read_weights, save_weights
 from top_jax.training.state import create_state
 from top_jax.training.weights import checkpoint_weights, initial_weights
 

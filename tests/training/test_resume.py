@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,8 +12,8 @@ import pytest
 from runs import assert_same_run, half_written, kill_at, latest_step, metrics, reached, summary, wait_for
 
 from top_jax.training import load_checkpoint
-from top_jax.training.checkpoints import read_weights
 from top_jax.training.run_directory import RunDirectory
+from top_jax.training.saved_weights import read_weights
 
 STEPS = 30
 
@@ -89,40 +87,6 @@ def test_terminated_before_the_first_step(launcher, finished_run, tmp_path):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0 and launcher.surprises(err) == ""
     assert "SIGTERM: " in out and latest_step(tmp_path) <= 1
-    launcher.finish(tmp_path)
-    assert_same_run(tmp_path, finished_run)
-
-
-TERMINATED_IN_ITS_FIRST_EVALUATION = """
-import os, runpy, signal, sys
-import top_jax.training.loop as loop
-evaluate = loop.evaluate
-def interrupted(*arguments, on_batch, **options):
-    def on_first_batch(images):
-        os.kill(os.getpid(), signal.SIGTERM)
-        on_batch(images)
-    return evaluate(*arguments, on_batch=on_first_batch, **options)
-loop.evaluate = interrupted
-sys.argv = ["train.py", *sys.argv[1:]]
-runpy.run_path("train.py", run_name="__main__")
-"""
-
-
-@pytest.mark.slow
-def test_terminated_in_an_evaluation(launcher, finished_run, tmp_path):
-    """It is given up, since nobody may wait for it, and made good by the next start."""
-    command = [sys.executable, "-c", TERMINATED_IN_ITS_FIRST_EVALUATION, f"--workdir={tmp_path}"]
-    done = subprocess.run(
-        [*command, "--config=tests/tiny_run.py"],
-        cwd=Path(__file__).parents[2],
-        env=launcher.environment,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, launcher.surprises(done.stderr)) == (0, "")
-    assert "SIGTERM: saved at step 10" in done.stdout
-    assert [line["step"] for line in metrics(tmp_path) if line["kind"] == "train"] == list(range(1, 11))
-    assert not [line for line in metrics(tmp_path) if line["kind"] == "eval"]
     launcher.finish(tmp_path)
     assert_same_run(tmp_path, finished_run)
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -18,33 +17,13 @@ from top_jax import sharding
 from top_jax.config import ModelConfig, PruningConfig
 from top_jax.errors import InputError, RunError
 from top_jax.ops.implementations import resolve
-from top_jax.training import load_checkpoint, loop
-from top_jax.training.checkpoints import read_weights
+from top_jax.training import loop
 from top_jax.training.plan import make_plan
-from top_jax.training.run_directory import RunDirectory
 
 
 def losses(workdir: Path) -> list[float]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if line["kind"] == "train"]
-
-
-@pytest.mark.slow
-def test_numbers_that_are_not_finite(launcher, tmp_path):
-    """The run stops at the step, in one line, before anything of it is saved; the last good checkpoint stays."""
-    flags = ("--config.optimizer.learning_rate=1e30", "--config.checkpoint_every=1")
-    process = launcher.start(tmp_path, *flags)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert launcher.surprises(err) == (
-        "error: the param_norm of step 2 is inf; the checkpoint of step 1 is kept. Lower optimizer.learning_rate, or "
-        "set optimizer.clip_norm.\n"
-    )
-    assert [path.name for path in (tmp_path / "checkpoints" / "latest").iterdir()] == ["1"]
-    params = read_weights(RunDirectory(tmp_path), "latest", ema=False)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
-    assert load_checkpoint(tmp_path, "latest").config.depth == 2
-    assert len(losses(tmp_path)) == 1 and not (tmp_path / "summary.json").exists()
 
 
 @pytest.mark.slow
@@ -85,31 +64,6 @@ def test_a_full_disk_is_named():
             raise error
     with pytest.raises(ValueError, match="something else"), loop._full_disk():
         raise ValueError("something else")
-
-
-@pytest.mark.slow
-def test_full_disk(launcher, finished_run, tmp_path):
-    """A disk with room for a few checkpoints: one line, status 1, and a later start goes on from the last of them."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)
-    if mount.returncode:
-        pytest.skip("needs to mount a small file system")
-    workdir = disk / "run"
-    try:
-        process = launcher.start(workdir)
-        err = launcher.surprises(process.communicate(timeout=300)[1])
-        assert process.returncode == 1
-        kept = max(int(path.name) for path in workdir.glob("checkpoints/latest/*"))
-        assert err.startswith(f"error: the disk is full: a checkpoint needs 2 MB and {workdir}/checkpoints has ")
-        assert err.endswith(f"the checkpoint of step {kept} is kept. Make room and start the same command again.\n")
-        assert err.count("\n") == 1 and not list(workdir.glob("checkpoints/*/*tmp*"))
-        shutil.copytree(workdir, tmp_path / "run")
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-    out, _ = launcher.finish(tmp_path / "run")
-    assert "going on after step " in out
-    assert losses(tmp_path / "run") == losses(finished_run)
 
 
 @pytest.mark.slow

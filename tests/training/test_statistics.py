@@ -19,7 +19,7 @@ import optax
 import pytest
 from flax import nnx
 
-from top_jax.config import DataConfig, OptimizerConfig
+from top_jax.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from top_jax.evaluation.accuracy import make_eval_step
 from top_jax.models import create_model
 from top_jax.models.batch_norm import BatchNorm
@@ -65,7 +65,8 @@ def pixels(batch: dict[str, jax.Array], data: DataConfig = DATA) -> np.ndarray:
 def start(model: nnx.Module, recipe: OptimizerConfig = RECIPE, data: DataConfig = DATA) -> tuple[Any, Any]:
     """The compiled step of a model that nobody put into train mode, and its first state."""
     optimizer = make_optimizer(recipe, optax.constant_schedule(0.01))
-    step = quick_jit(make_train_step(nnx.graphdef(model), optimizer, recipe, data))
+    config = RunConfig(model=ModelConfig(num_classes=5), optimizer=recipe, data=data, augment=AugmentConfig(flip=False))
+    step = quick_jit(make_train_step(nnx.graphdef(model), optimizer, config))
     params, stats = split_weights(weights_of(model), like=statistics_of(model))
     return step, create_state(params, stats, optimizer, seed=0, with_ema=recipe.ema_decay is not None)
 

@@ -46,7 +46,7 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path) -> dict[str, Any]:
     from top_jax.evaluation.flops import count_macs
     from top_jax.models import abstract_model
     from top_jax.pruning import make_reduction
-    from top_jax.training.checkpoints import fill
+    from top_jax.training.saved_weights import fill
     from top_jax.training.weights import checkpoint_weights
 
     source = open_source(config.data, train=False)

@@ -1,6 +1,6 @@
 """Training: a run from its config to its summary."""
 
-from top_jax.training.checkpoints import load_checkpoint
 from top_jax.training.loop import train
+from top_jax.training.saved_weights import load_checkpoint
 
 __all__ = ["load_checkpoint", "train"]

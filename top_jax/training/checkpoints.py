@@ -1,12 +1,12 @@
-"""Orbax checkpoints of a run, and models from them.
+"""Orbax checkpoints of a run: saved as it goes, and restored whatever has become of them.
 
 Each holds up to four items, so that weights can be read without an optimizer to hang them on:
 
     weights     {"params": ..., "ema": ...}, each with BatchNorm's statistics where there are any; all the arrays of a
-                best or a converted checkpoint
+                best or a converted checkpoint, and of a teacher that a run keeps
     progress    step, optimizer state and key
     data        JSON: where the run stood (`Position`)
-    seal        JSON: fingerprints of the two items of arrays, by which a damaged file is known
+    seal        JSON: fingerprints of all that, by which a damaged file is known
 """
 
 from __future__ import annotations
@@ -18,16 +18,12 @@ from typing import Any, Final
 
 import jax
 import orbax.checkpoint as ocp
-from flax import nnx
 
 from top_jax import distributed
-from top_jax.config import ModelConfig
-from top_jax.errors import InputError, RunError
-from top_jax.models import Backbone, abstract_model
-from top_jax.models.weights import Weights, split_weights, weights_of
-from top_jax.pruning import make_reduction
-from top_jax.training.fingerprint import fingerprint
-from top_jax.training.run_directory import RunDirectory
+from top_jax.errors import RunError
+from top_jax.models.weights import split_weights
+from top_jax.training.saved_weights import accuracy_of
+from top_jax.training.seals import check_metrics, reason, restore_sealed, sealed
 from top_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -49,9 +45,12 @@ class Checkpoints:
     def __init__(self, directory: Path):
         # What a kill left half-written is removed: a run has its directory to itself (RunDirectory.lock).
         keep_two = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
-        keep_best = ocp.CheckpointManagerOptions(max_to_keep=1, best_fn=_accuracy, cleanup_tmp_directories=True)
+        keep_best = ocp.CheckpointManagerOptions(max_to_keep=1, best_fn=accuracy_of, cleanup_tmp_directories=True)
         self._directory = directory
         self._latest = ocp.CheckpointManager(directory / "latest", options=keep_two)
+        with distributed.together():
+            if distributed.is_primary():
+                _set_best_aside(directory)
         self._best = ocp.CheckpointManager(directory / "best", options=keep_best)
 
     def save(self, state: TrainState, position: Position) -> None:
@@ -62,7 +61,7 @@ class Checkpoints:
         # First the best is whole: once this state is there, no later start evaluates the step again.
         self._make_sure_of_room(state)
         items = {"weights": state.weights(), "progress": _progress(state)}
-        self._latest.save(step, args=_sealed(items, data=ocp.args.JsonSave(position)))
+        self._latest.save(step, args=sealed(items, data=position))
 
     def save_if_best(self, state: TrainState, accuracy: float) -> None:
         """Saves the weights where they beat the best so far."""
@@ -72,9 +71,10 @@ class Checkpoints:
             if step in self._best.all_steps():  # of an earlier start on another machine, whose numbers differ a little
                 self._best.delete(step)
             self._make_sure_of_room(state.weights())
-            items = _sealed({"weights": state.weights()})
+            metrics = {"accuracy": accuracy}
+            items = sealed({"weights": state.weights()}, metrics=metrics)
             # Forced, because a killed start may have left a best checkpoint of a step that is yet to come.
-            self._best.save(step, args=items, metrics={"accuracy": accuracy}, force=True)
+            self._best.save(step, args=items, metrics=metrics, force=True)
 
     def latest_step(self) -> int | None:
         """Step of the newest whole checkpoint."""
@@ -85,7 +85,7 @@ class Checkpoints:
         self._best.wait_until_finished()  # its file is read
         best = self._best.best_step()
         metrics = None if best is None else self._best.metrics(best)
-        return None if metrics is None else _accuracy(metrics)
+        return None if metrics is None else accuracy_of(metrics)
 
     def restore(self, like: TrainState) -> tuple[TrainState, Position] | None:
         """The newest state that can be read, placed as `like` is, with its position; None where nothing was saved.
@@ -102,12 +102,12 @@ class Checkpoints:
                 with distributed.together():
                     restored = self._restore(step, like)
             except Exception as error:  # whatever a damaged file makes Orbax raise
-                damaged[step] = _first_line(error)
+                damaged[step] = reason(error)
                 continue
             self._set_aside(damaged, good=step)
             return restored
         if damaged:
-            reasons = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
+            reasons = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
             raise RunError(
                 f"no checkpoint in {self._directory / 'latest'} can be read ({reasons}). Restore one from a copy, or "
                 "delete the run directory and start again."
@@ -116,24 +116,21 @@ class Checkpoints:
 
     def _restore(self, step: int, like: TrainState) -> tuple[TrainState, Position]:
         items = {"weights": like.weights(), "progress": _progress(like)}
-        found = self._latest.restore(step, args=_to_restore(items, data=ocp.args.JsonRestore()))
-        _check_seal(self._latest, step, {name: found[name] for name in items})
+        found = restore_sealed(self._latest, step, items, with_data=True)
         weights, progress = found["weights"], found["progress"]
         params, stats = split_weights(weights["params"], like=like.stats)
         state = TrainState(params=params, stats=stats, ema=weights.get("ema"), **progress)
         return state, found["data"]
 
     def _set_aside(self, damaged: dict[int, str], good: int) -> None:
-        for step, reason in damaged.items():
+        for step, why in damaged.items():
             place = self._directory / "damaged" / f"{step}"
             logger.warning(
                 "the checkpoint of step %d is damaged (%s): moved to %s; going on from the one of step %d",
-                *(step, reason, place, good),
+                *(step, why, place, good),
             )
             if distributed.is_primary():
-                place.parent.mkdir(exist_ok=True)
-                shutil.rmtree(place, ignore_errors=True)
-                (self._directory / "latest" / str(step)).rename(place)
+                _move(self._directory / "latest" / str(step), place)
         if damaged:
             with distributed.together():  # nobody looks before they are gone
                 pass
@@ -174,106 +171,24 @@ class Checkpoints:
         self.close()
 
 
-def load_checkpoint(path: str | Path, which: str = "best", ema: bool | None = None) -> Backbone:
-    """The model of a run directory (of train.py or convert), with its weights and pruning, in eval mode.
-
-    Args:
-        path: the run directory.
-        which: `best` (by evaluation accuracy) or `latest`.
-        ema: the averaged weights; None takes them where the run kept them.
-
-    Raises:
-        InputError: no run directory, no such checkpoint, or no averaged weights in it.
-    """
-    run = RunDirectory(path)
-    config = run.read_config()
-    pruning = make_reduction(**config.pruning.settings())
-    model = abstract_model(config.model.name, pruning=pruning, **config.model.overrides())
-    return fill(model, read_weights(run, which, ema))
-
-
-def read_weights(run: RunDirectory, which: str = "best", ema: bool | None = None) -> Weights:
-    """Weights of a run directory's checkpoint; arguments and errors as of `load_checkpoint`."""
-    if which not in ("best", "latest"):
-        raise InputError(f"which={which!r} is unknown; choose best or latest.")
-    config = run.read_config()
-    kept_ema = config.optimizer.ema_decay is not None
-    if ema and not kept_ema:
-        raise InputError(
-            f"{run.path} kept no averaged weights (optimizer.ema_decay is not set); take the plain ones (ema=False, "
-            "--noema)."
-        )
-    options = ocp.CheckpointManagerOptions(create=False, read_only=True, best_fn=_accuracy if which == "best" else None)
-    with ocp.CheckpointManager(run.checkpoints / which, options=options) as manager:
-        step = manager.best_step()  # of `latest`, the latest
-        if step is None:
-            step = manager.latest_step()  # a converted checkpoint has no accuracy
-        if step is None:
-            raise InputError(
-                f"{run.path} has no {which!r} checkpoint yet; train on, or choose the other of best and latest."
-            )
-        weights = abstract_weights(config.model)
-        like = {"params": weights, "ema": weights} if kept_ema else {"params": weights}
-        try:
-            found = manager.restore(step, args=_to_restore({"weights": like}))["weights"]
-            _check_seal(manager, step, {"weights": found})
-        except Exception as error:  # whatever a damaged file makes Orbax raise
-            raise RunError(
-                f"the {which!r} checkpoint of {run.path}, of step {step}, cannot be read ({_first_line(error)}); "
-                "choose the other of best and latest, or restore it from a copy."
-            ) from error
-    return found["ema" if (kept_ema if ema is None else ema) else "params"]
-
-
-def save_weights(run: RunDirectory, weights: Weights) -> None:
-    """Writes a run directory's `best` and `latest` from weights alone, as a converted checkpoint has them."""
-    for which in ("best", "latest"):
-        with ocp.CheckpointManager(run.checkpoints / which) as manager:
-            manager.save(0, args=_sealed({"weights": {"params": weights}}))
-
-
-def abstract_weights(config: ModelConfig) -> Weights:
-    """Shapes of a model's weights, to restore into on the default device."""
-    shapes = weights_of(abstract_model(config.name, **config.overrides()))
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes)
-
-
-def fill(model: Backbone, weights: Weights) -> Backbone:
-    """The model with these weights."""
-    return nnx.merge(nnx.graphdef(model), weights)
-
-
-def _accuracy(metrics: Any) -> float:
-    return metrics["accuracy"]
-
-
 def _progress(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
 
 
-def _sealed(items: dict[str, Any], **more: Any) -> ocp.args.Composite:
-    """What is to be saved, with the fingerprint of each item of arrays."""
-    seal = ocp.args.JsonSave({name: fingerprint(item) for name, item in items.items()})
-    return ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()}, seal=seal, **more)
+def _set_best_aside(directory: Path) -> None:
+    """Moves a best checkpoint whose accuracy is not what was saved out of the way."""
+    for folder in (directory / "best").glob("*"):
+        if not folder.name.isdigit():
+            continue
+        try:
+            check_metrics(folder)
+        except (OSError, ValueError) as error:
+            place = directory / "damaged" / f"best-{folder.name}"
+            logger.warning("the best checkpoint is damaged (%s): moved to %s; the next one is kept", error, place)
+            _move(folder, place)
 
 
-def _to_restore(items: dict[str, Any], **more: Any) -> ocp.args.Composite:
-    abstract = {name: ocp.args.StandardRestore(_abstract(item)) for name, item in items.items()}
-    return ocp.args.Composite(**abstract, **more)
-
-
-def _check_seal(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> None:
-    """Raises ValueError where an item is not what was saved."""
-    seal = manager.restore(step, args=ocp.args.Composite(seal=ocp.args.JsonRestore()))["seal"]
-    if broken := [name for name, item in items.items() if fingerprint(item) != seal[name]]:
-        raise ValueError(f"{' and '.join(broken)} differ from what was saved")
-
-
-def _abstract(tree: Any) -> Any:
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines() or [type(error).__name__]
-    return text[0][:200]
+def _move(folder: Path, place: Path) -> None:
+    place.parent.mkdir(exist_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
+    folder.rename(place)

@@ -34,7 +34,7 @@ from top_jax.training.run_directory import RunDirectory
 from top_jax.training.start import start_or_resume
 from top_jax.training.state import TrainState
 from top_jax.training.steps import METRICS
-from top_jax.training.teacher import Teacher, keep_teacher, read_teacher
+from top_jax.training.teacher import Teacher, load_teacher, read_teacher
 from top_jax.training.weights import initial_weights
 
 Summary = dict[str, Any]
@@ -69,12 +69,11 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
             plan = make_plan(config)
             run = RunDirectory(workdir)
             weights = None if run.has_checkpoints() else initial_weights(config)  # before claiming: may be bad input
-            teacher = read_teacher(run, config)
+            taught_by = load_teacher(run, config)  # as well
             held.enter_context(_full_disk())
             held.enter_context(run.lock())
             run.claim(config)
-        if teacher is not None:
-            keep_teacher(run, teacher)
+        teacher = None if config.distillation.teacher is None else read_teacher(run, config, taught_by)
         checkpoints = held.enter_context(Checkpoints(run.checkpoints))
         return _train(plan, run, checkpoints, signals, teacher, weights)
 

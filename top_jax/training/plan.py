@@ -51,6 +51,7 @@ class Plan:
         return train_batches(
             self.train_source,
             config.data,
+            augment=config.augment,
             img_size=size,
             batch_size=config.batch_size,
             seed=config.seed,
@@ -103,7 +104,13 @@ def make_plan(config: RunConfig) -> Plan:
         eval_batch_size=eval_batch_size,
         total_steps=total_steps,
         eval_every=max(1, round(config.eval_every_epochs * steps_per_epoch)),
-        stages=stages(config.pruning, steps_per_epoch=steps_per_epoch, total_steps=total_steps),
+        stages=stages(
+            config.pruning,
+            num_patches=model.config.num_patches,
+            depth=model.config.depth,
+            steps_per_epoch=steps_per_epoch,
+            total_steps=total_steps,
+        ),
         schedule=schedule,
         optimizer=make_optimizer(config.optimizer, schedule),
         mesh=make_mesh(config.fsdp),

@@ -7,7 +7,6 @@ from flax import nnx
 
 from top_jax import distributed
 from top_jax.models import abstract_model
-from top_jax.models.weights import Weights
 from top_jax.sharding import in_parts
 from top_jax.training.keep_ratio import Stage, stage_at
 from top_jax.training.memory import step_memory
@@ -22,11 +21,9 @@ class TrainPrograms:
 
     def __init__(self, plan: Plan, teacher: Teacher | None):
         self._plan = plan
-        self._teacher = None if teacher is None else teacher.graphdef
-        self._teacher_weights: Weights | None = None
-        if teacher is not None:
-            shardings = in_parts(plan.mesh, teacher.weights)
-            self._teacher_weights = distributed.to_global(teacher.weights, shardings)
+        self._teacher, weights = (None, None) if teacher is None else teacher
+        # Laid out as the student's, so that with FSDP no device holds all of them either.
+        self._teacher_weights = distributed.to_global(weights, in_parts(plan.mesh, weights))
         self._compiled: dict[Stage, jax.stages.Compiled] = {}
 
     def stage(self, step: int) -> Stage:
@@ -50,13 +47,13 @@ class TrainPrograms:
 
     def memory(self) -> dict[str, int]:
         """What the largest of the programs so far takes on each device, in bytes; empty before the first step."""
-        return max((step_memory(program) for program in self._compiled.values()), key=lambda m: m["total"], default={})
+        plans = (step_memory(program) for program in self._compiled.values())
+        return max(plans, key=lambda plan: plan.get("total", 0), default={})
 
     def _compile(self, stage: Stage, state: TrainState, batch: DeviceBatch) -> jax.stages.Compiled:
         plan, config = self._plan, self._plan.config
         model = abstract_model(config.model.name, pruning=stage.reduction, **config.model.overrides())
-        step0 = make_train_step(nnx.graphdef(model), plan.optimizer, config.optimizer, config.data)
-        step = lambda s, b, t: step0(s, b)
+        step = make_train_step(nnx.graphdef(model), plan.optimizer, config, self._teacher)
         # Results lie as the state lies now: that is what makes donating it worth while.
         shardings = (jax.tree.map(lambda a: a.sharding, state), plan.replicated)
         program = jax.jit(step, donate_argnums=0, out_shardings=shardings)

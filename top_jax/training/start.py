@@ -6,8 +6,9 @@ import jax
 
 from top_jax.models.weights import Weights, split_weights, statistics_of
 from top_jax.sharding import in_parts
-from top_jax.training.checkpoints import Checkpoints, Position, abstract_weights
+from top_jax.training.checkpoints import Checkpoints, Position
 from top_jax.training.plan import Plan
+from top_jax.training.saved_weights import abstract_weights
 from top_jax.training.state import TrainState, create_state
 from top_jax.training.weights import initial_weights
 

@@ -13,8 +13,8 @@ from top_jax.convert import load_torch_checkpoint
 from top_jax.errors import InputError
 from top_jax.models import create_model
 from top_jax.models.weights import Weights, weights_of
-from top_jax.training.checkpoints import abstract_weights, read_weights
 from top_jax.training.run_directory import RunDirectory
+from top_jax.training.saved_weights import abstract_weights, read_weights
 
 
 def initial_weights(config: RunConfig) -> Weights:

@@ -1,0 +1,202 @@
+"""Checkpoints whose files are not what was written."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from faults.bench import Bench, Tally
+
+
+def checkpoint(workdir: Path, which: str = "latest", place: int = -1) -> Path:
+    """A checkpoint's folder: by default the newest."""
+    steps = sorted(int(path.name) for path in workdir.glob(f"checkpoints/{which}/*") if path.name.isdigit())
+    return workdir / "checkpoints" / which / str(steps[place])
+
+
+def index(folder: Path) -> Path:
+    """The file that says where the weights' arrays lie; of the others, some hold what was written over since."""
+    return next((folder / "weights" / "d").iterdir())
+
+
+def cut(file: Path) -> None:
+    """Leaves the first half, as a disk does that lost its power."""
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file: Path, offset: int, bit: int = 0) -> None:
+    """Changes one bit."""
+    content = bytearray(file.read_bytes())
+    content[offset] ^= 1 << bit
+    file.write_bytes(content)
+
+
+def newest_truncated(bench: Bench, tally: Tally) -> None:
+    """The run goes on from the one before, and says so."""
+    workdir = bench.copy_of_stopped("truncated")
+    file = index(checkpoint(workdir))
+    cut(file)
+    tally.done = f"{_name(file, workdir)} of the newest checkpoint cut in half"
+    _falls_back(bench, tally, workdir)
+
+
+def newest_empty(bench: Bench, tally: Tally) -> None:
+    """A folder with a number and nothing in it."""
+    workdir = bench.copy_of_stopped("emptied")
+    newest = checkpoint(workdir)
+    shutil.rmtree(newest)
+    newest.mkdir()
+    tally.done = f"the folder of the newest checkpoint ({_name(newest, workdir)}) emptied"
+    _falls_back(bench, tally, workdir)
+
+
+def _falls_back(bench: Bench, tally: Tally, workdir: Path) -> None:
+    newest, older = int(checkpoint(workdir).name), int(checkpoint(workdir, place=-2).name)
+    tally.tried += 1
+    started = bench.start(workdir).end()
+    assert f"the checkpoint of step {newest} is damaged (" in started.err
+    assert f"going on from the one of step {older}" in started.err and "Traceback" not in started.err
+    assert started.first_step() == older and (workdir / "checkpoints" / "damaged" / str(newest)).is_dir()
+    tally.steps_lost = newest - older
+    tally.same(workdir, bench.finished())
+
+
+def all_damaged(bench: Bench, tally: Tally) -> None:
+    """One clear line, and nothing is moved or written over: a copy may be put back."""
+    workdir = bench.copy_of_stopped("all-damaged")
+    for place in (-1, -2):
+        cut(index(checkpoint(workdir, place=place)))
+    before = _contents(workdir / "checkpoints")
+    tally.done, tally.tried = "a file of both checkpoints cut in half", 1
+    line = bench.start(workdir).one_line_error()
+    assert f"no checkpoint in {workdir}/checkpoints/latest can be read" in line and "Restore one from a copy" in line
+    assert _contents(workdir / "checkpoints") == before, "something was moved"
+    tally.notes.append("stops in one line, as it should")
+    tally.survive()
+
+
+def none_left(bench: Bench, tally: Tally) -> None:
+    """Empty folders of checkpoints are a run that starts."""
+    workdir = bench.copy_of_stopped("none-left")
+    tally.done, tally.tried = "all checkpoints removed, their folders left", 1
+    tally.steps_lost = int(checkpoint(workdir).name)
+    for which in ("latest", "best"):
+        for folder in (workdir / "checkpoints" / which).iterdir():
+            shutil.rmtree(folder)
+    started = bench.start(workdir).end()
+    assert started.first_step() == 0 and started.err == ""
+    tally.same(workdir, bench.finished())
+
+
+def best_damaged(bench: Bench, tally: Tally) -> None:
+    """An evaluation says so in one line; training goes on."""
+    ways = {
+        "the metrics of the best checkpoint cut in half": lambda best: cut(best / "metrics" / "metrics"),
+        "its accuracy changed": lambda best: lower_accuracy(best / "metrics" / "metrics"),
+        "an array file cut in half": lambda best: cut(index(best)),
+        "its folder emptied": lambda best: [shutil.rmtree(path) for path in best.iterdir() if path.is_dir()],
+    }
+    tally.done = "; ".join(ways)
+    for number, (what, harm) in enumerate(ways.items()):
+        workdir = bench.copy_of_stopped(f"best-damaged-{number}")
+        best = checkpoint(workdir, "best")
+        harm(best)
+        tally.tried += 1
+        if what != "its accuracy changed":  # by which no weight is chosen: there is only one
+            line = bench.evaluate(workdir).one_line_error()
+            assert "the 'best' checkpoint of" in line and "cannot be read" in line, line
+        started = bench.start(workdir).end()
+        assert "Traceback" not in started.err, f"{what}: {started.err[-1000:]}"
+        aside = (workdir / "checkpoints" / "damaged" / f"best-{best.name}").is_dir()
+        assert aside == ("the best checkpoint is damaged (" in started.err) == (what != "an array file cut in half")
+        tally.compare(workdir, bench.finished())
+        assert tally.identical, "the weights differ"
+        tally.survived += 1
+        bench.say(f"{what}: {started.err.strip() or 'nothing said'}")
+
+
+def lower_accuracy(file: Path) -> None:
+    """Changes one digit of it."""
+    text = file.read_text()
+    place = next(i for i, c in enumerate(text) if c in "123456789")
+    file.write_text(f"{text[:place]}{int(text[place]) - 1}{text[place + 1 :]}")
+
+
+def any_bit(bench: Bench, tally: Tally) -> None:
+    """Flips in every file of a checkpoint: each is known, or changes nothing that is restored.
+
+    In this process, one after the other: what is looked at is what a start of the run would restore.
+    """
+    source = bench.copy_of_stopped("any-bit")
+    restored, newest = restore(source), checkpoint(source)
+    files = [path for path in sorted(newest.rglob("*")) if path.is_file()]
+    rng, harmless, known = bench.random("any bit"), 0, None
+    places = [(path, place) for path in files for place in _places(rng, path)]
+    tally.done = f"one bit flipped at {len(places)} places of the {len(files)} files of the newest checkpoint"
+    for number, (path, (offset, bit)) in enumerate(places):
+        # Of a path that it has read before, TensorStore may not look at the file.
+        workdir = shutil.copytree(source, bench.workdir(f"any-bit-{number}"))
+        flip(workdir / path.relative_to(source), offset, bit)
+        tally.tried += 1
+        got = restore(workdir, like=restored)
+        if got["position"] == restored["position"] and same_bits(got, restored):
+            harmless += 1
+        else:
+            name = f"bit {bit} of byte {offset} of {_name(path, source)}"
+            assert int(got["state"].step) < int(restored["state"].step), f"not noticed: {name}"
+            known = (path, offset, bit) if path.parent.name == "d" else known
+        tally.survived += 1
+        shutil.rmtree(workdir)
+        if number % 25 == 24:
+            bench.say(f"{number + 1} of {len(places)} bits flipped, {harmless} of them without effect")
+    tally.notes.append(f"{tally.tried - harmless} detected, {harmless} changed nothing that is restored")
+    assert known is not None, "no bit of an array was flipped"
+    path, offset, bit = known
+    flip(path, offset, bit)
+    _falls_back(bench, tally, source)
+    tally.notes.append(f"a start after bit {bit} of byte {offset} of {_name(path, source)} went on from the one before")
+
+
+def restore(workdir: Path, like: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a start of the run would go on from: the state, and its position in the stream."""
+    from top_jax.training.checkpoints import Checkpoints
+    from top_jax.training.plan import make_plan
+    from top_jax.training.run_directory import RunDirectory
+    from top_jax.training.start import start_or_resume
+
+    run = RunDirectory(workdir)
+    with Checkpoints(run.checkpoints) as checkpoints:
+        if like is None:
+            state, position = start_or_resume(make_plan(run.read_config()), checkpoints, None)
+        else:
+            state, position = checkpoints.restore(like["state"])
+    return {"state": state, "position": position}
+
+
+def same_bits(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two restored states are the same."""
+    pairs = zip(jax.tree.leaves(a["state"]), jax.tree.leaves(b["state"]), strict=True)
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
+
+
+def _places(rng: random.Random, path: Path) -> list[tuple[int, int]]:
+    """Bytes and bits to flip: of short JSON every other, because each says something, and of the rest a few."""
+    size = path.stat().st_size
+    if size <= 128 and path.name == "metadata":
+        offsets = range(rng.randrange(2), size, 2)
+    else:
+        offsets = [rng.randrange(size) for _ in range(min(size, 3))]
+    return [(offset, rng.randrange(8)) for offset in offsets]
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*"))}
+
+
+def _name(path: Path, workdir: Path) -> str:
+    return str(path.relative_to(workdir / "checkpoints"))
