@@ -85,7 +85,7 @@ def test_data_loader_and_verdict(doctor, given_step):
     assert data["dataset"] is None and data["notes"] == data["problems"] == []
     assert list(loader["stages_in_one_thread"]) == ["read + decode", "read + decode + crop"]
     assert (loader["workers"], loader["threads"], loader["pipeline"]["configured_batch_size"]) == (0, 2, 16)
-    assert (step["configured_batch_size"], step["images_per_second"], step["without_teacher"]) == (16, 32.0, False)
+    assert (step["configured_batch_size"], step["images_per_second"], step["with_teacher"]) == (16, 32.0, False)
     assert verdict["busy"] == pytest.approx(32 / loader["pipeline"]["images_per_second"])
     assert verdict["text"] in result.out and "the step takes 32 img/s" in verdict["text"]
     for words in (
@@ -98,9 +98,9 @@ def test_data_loader_and_verdict(doctor, given_step):
         assert words in " ".join(result.out.split())
 
 
-def test_a_teacher_is_not_in_the_step(doctor, given_step):
+def test_a_teacher_is_said_to_be_in_the_step(doctor, given_step):
     result, report = doctor(*QUICK, "--config.distillation.teacher=/nowhere")
-    assert report["step"]["without_teacher"] and "without the teacher of distillation" in result.out
+    assert report["step"]["with_teacher"] and "vim_tiny with its teacher, float32" in result.out
 
 
 @pytest.mark.slow

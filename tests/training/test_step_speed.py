@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from top_jax.config import OptimizerConfig, RunConfig
+from top_jax.config import DistillationConfig, OptimizerConfig, RunConfig
 from top_jax.errors import InputError, RunError
 from top_jax.training import step_speed
 from top_jax.training.step_speed import measure_step, timed_batch_size
+from top_jax.training.weights import initial_weights
 
 
 @pytest.mark.parametrize(
@@ -67,9 +68,13 @@ def test_how_many_steps_are_timed(tiny_config, seconds, least, most):
 
 
 @pytest.mark.slow
-def test_nothing_of_init_from_is_read(tiny_config):
-    """The weights' values do not matter, and the file may not be here."""
+def test_no_checkpoint_is_read(tiny_config):
+    """The weights' values do not matter, and the files may not be here. A teacher takes memory and is timed too."""
     config = dataclasses.replace(tiny_config, init_from="/nowhere.pth")
     found = measure_step(config, batch_size=4, seconds=0.0)
     assert (found.batch_size, found.steps, found.devices) == (4, 3, len(jax.devices()))
     assert found.images_per_second == pytest.approx(4 / found.seconds) and found.compile_seconds > 0
+    taught = dataclasses.replace(config, distillation=DistillationConfig(teacher="/nowhere.pth"))
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(initial_weights(tiny_config)))
+    more = measure_step(taught, batch_size=4, seconds=0.0).memory["arguments"] - found.memory["arguments"]
+    assert 0.9 * weights < more <= weights  # what XLA finds unused (a last layer's) is no argument

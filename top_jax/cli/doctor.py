@@ -157,7 +157,7 @@ def time_step(config: RunConfig) -> dict[str, Any]:
         **dataclasses.asdict(timed),
         "images_per_second": timed.images_per_second,
         "configured_batch_size": config.batch_size,
-        "without_teacher": config.distillation.teacher is not None,
+        "with_teacher": config.distillation.teacher is not None,
     }
 
 

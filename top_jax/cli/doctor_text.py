@@ -78,7 +78,8 @@ def show_step(step: dict[str, Any]) -> None:
     """Time and memory of the training step."""
     from top_jax.data.speed import number
 
-    _heading(f"training step: {step['model']}, {step['dtype']}, on {step['devices']} x {step['device']}")
+    teacher = " with its teacher" if step["with_teacher"] else ""
+    _heading(f"training step: {step['model']}{teacher}, {step['dtype']}, on {step['devices']} x {step['device']}")
     smaller = step["batch_size"] != step["configured_batch_size"]
     instead = f" (the run's are of {step['configured_batch_size']:,})" if smaller else ""
     _say(
@@ -86,8 +87,6 @@ def show_step(step: dict[str, Any]) -> None:
         f"{step['batch_size']:,}{instead}, the median of {step['steps']} steps on random pixels; compiled in "
         f"{step['compile_seconds']:.0f} s"
     )
-    if step["without_teacher"]:
-        _say("without the teacher of distillation, whose forward pass comes on top")
     if memory := step["memory"]:
         parts = ", ".join(f"{_size(memory[name])} {name}" for name in ("arguments", "outputs", "temporaries"))
         _say(

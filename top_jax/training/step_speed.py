@@ -19,9 +19,9 @@ from top_jax.models import Backbone, abstract_model
 from top_jax.models.weights import Weights, split_weights, statistics_of
 from top_jax.pruning import make_reduction
 from top_jax.sharding import by_image, check_divisible, in_parts, make_mesh, replicated
-from top_jax.training.checkpoints import abstract_weights
 from top_jax.training.memory import step_memory
 from top_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from top_jax.training.saved_weights import abstract_weights
 from top_jax.training.state import TrainState, create_state
 from top_jax.training.steps import DeviceBatch, make_train_step
 from top_jax.training.weights import initial_weights
@@ -69,9 +69,10 @@ def timed_batch_size(config: RunConfig) -> int:
 
 
 def measure_step(config: RunConfig, *, batch_size: int | None = None, seconds: float = 3.0) -> StepSpeed:
-    """Compiles and times the config's training step, with all its pruning and random weights.
+    """Compiles and times the config's training step, with all its pruning and, where it has one, its teacher.
 
-    Nothing is read from a disk: the pixels and labels are random, and lie on the devices before the first step.
+    Nothing is read from a disk: weights (the teacher's too), pixels and labels are random, and lie on the devices
+    before the first step.
 
     Args:
         config: of the run.
@@ -105,13 +106,18 @@ def _measure(config: RunConfig, seconds: float) -> StepSpeed:
         config.optimizer, batch_size=config.batch_size, total_steps=2, steps_per_epoch=1.0
     )
     optimizer = make_optimizer(config.optimizer, schedule)
-    state, batch = _random_state(config, model, optimizer, mesh), _random_batch(config, model, mesh)
-    step = make_train_step(nnx.graphdef(model), optimizer, config.optimizer, config.data)
+    weights = jax.device_get(initial_weights(config))
+    state, batch = _first_state(config, model, optimizer, mesh, weights), _random_batch(config, model, mesh)
+    teacher, teacher_weights = None, None
+    if config.distillation.teacher is not None:  # the dense model; it has the same parameters
+        teacher = nnx.graphdef(abstract_model(config.model.name, **config.model.overrides()))
+        teacher_weights = jax.device_put(weights, in_parts(mesh, weights))
+    step = make_train_step(nnx.graphdef(model), optimizer, config, teacher)
     shardings = (jax.tree.map(lambda a: a.sharding, state), replicated(mesh))
     begun = time.perf_counter()
-    program = jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(state, batch).compile()
+    program = jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(state, batch, teacher_weights).compile()
     compile_seconds = time.perf_counter() - begun
-    times = _time(lambda state: program(state, batch), state, seconds)
+    times = _time(lambda state: program(state, batch, teacher_weights), state, seconds)
     return StepSpeed(
         batch_size=config.batch_size,
         devices=len(jax.devices()),
@@ -135,14 +141,13 @@ def _time(step: Callable[[Any], tuple[Any, Any]], state: Any, seconds: float) ->
     return times[1:]
 
 
-def _random_state(config: RunConfig, model: Backbone, optimizer: Any, mesh: Mesh) -> TrainState:
+def _first_state(config: RunConfig, model: Backbone, optimizer: Any, mesh: Mesh, weights: Weights) -> TrainState:
     def create(weights: Weights) -> TrainState:
         params, stats = split_weights(weights, like=statistics_of(model))
         with_ema = config.optimizer.ema_decay is not None
         return create_state(params, stats, optimizer, seed=config.seed, with_ema=with_ema)
 
     shapes = jax.eval_shape(create, abstract_weights(config.model))
-    weights = jax.device_get(initial_weights(config))
     return jax.jit(create, out_shardings=in_parts(mesh, shapes))(weights)
 
 
