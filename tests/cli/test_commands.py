@@ -1,10 +1,9 @@
-"""evaluate and doctor: what they print, write and refuse."""
+"""evaluate: what it prints, writes and refuses."""
 
 import json
 import shutil
 from pathlib import Path
 
-import jax
 import pytest
 
 TINY = f"--config={Path(__file__).parents[1] / 'tiny_run.py'}"
@@ -67,29 +66,3 @@ def test_evaluate_an_official_file(command, official_file, overrides, tmp_path):
     converted = json.loads(command("evaluate", TINY, f"--checkpoint={tmp_path}/converted").out)
     for name in ("accuracy", "accuracy_top5", "loss", "images"):
         assert converted[name] == json.loads(result.out)[name]
-
-
-def test_doctor(command, tmp_path):
-    result = command("doctor", "--data", TINY, f"--json={tmp_path}/doctor.json")
-    assert result.status == 0
-    report = json.loads(result.out)
-    assert report == json.loads((tmp_path / "doctor.json").read_text())
-    assert report["packages"]["jax"] == jax.__version__ and report["devices"]
-    scan = report["selective_scan"]
-    assert scan["implementations"][scan["auto"]] == "runs here" and scan["why"]
-    assert scan["implementations"]["triton"] == "runs here" or "NVIDIA GPU" in scan["implementations"]["triton"]
-    assert report["data"]["train"]["images"] == 1437 and report["data"]["eval"]["images"] == 360
-    assert report["data"]["eval"]["first_images"] == [8, 8, 8, 3]
-
-
-def test_doctor_refuses(refused):
-    message = refused("doctor", "--data", "--config=configs/vim_cifar10.py", "--config.data.data_dir=/nowhere")
-    assert message.startswith("data_dir /nowhere does not exist.")
-
-
-def test_doctor_cannot_write(command, tmp_path):
-    (tmp_path / "file").write_text("")
-    result = command("doctor", f"--json={tmp_path}/file/doctor.json")
-    assert result.status == 2 and json.loads(result.out)  # it has told, at least
-    assert result.err.endswith("cannot be written (Not a directory); choose another with --json.\n")
-    assert result.err.count("\n") == 1

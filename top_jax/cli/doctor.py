@@ -1,34 +1,64 @@
-"""Says what this installation would run, and on what; with --data, what data it finds.
+"""Says what this installation would run, and on what; with --data, whether a run's data is all there and fast enough.
 
-python -m top_jax.cli.doctor [--data --config configs/vim_s_top.py]
+python -m top_jax.cli.doctor [--json FILE]
+python -m top_jax.cli.doctor --data --config configs/vim_t.py --config.data.data_dir=DIR [--nostep] [--json FILE]
+
+--data counts images and classes, decodes a sample, measures the loader, and compares it with the run's own training
+step. The exit status is 0 where the run could start on this data.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib.util
-import json
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from top_jax.cli import config_flag, runner
+from top_jax.cli import config_flag, doctor_text, runner
 from top_jax.config import RunConfig
+from top_jax.errors import InputError
 
-_DATA = flags.DEFINE_boolean("data", False, "Open the config's data and decode a sample.")
+_DATA = flags.DEFINE_boolean("data", False, "Look at the config's data, its loader and its training step.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, f"{config_flag.HELP} Bundled digits if not given.")
-_JSON = flags.DEFINE_string("json", None, "Write the report here too.")
+_SAMPLE = flags.DEFINE_integer("sample", 64, "Images to decode of each split, evenly spread.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 2.0, "How long each measurement lasts; the pipeline's twice.", lower_bound=0.0)
+_STEP = flags.DEFINE_boolean("step", True, "Time the training step; a large model takes a minute to compile on a CPU.")
+_STEP_BATCH = flags.DEFINE_integer(
+    "step_batch_size",
+    None,
+    "Images of the timed step, over all devices; by default the run's, and on a CPU at most 8 a device.",
+    lower_bound=1,
+)
+_JSON = flags.DEFINE_string("json", None, "Write the report here as JSON.")
 
 
 def main(arguments: list[str]) -> None:
-    """Collects and prints the report."""
+    """Collects the report, prints each part as it is known, and writes all of it."""
     runner.no_more(arguments)
     config = RunConfig() if _CONFIG.value is None else config_flag.read(_CONFIG)
-    report = installation()
-    if _DATA.value:
-        report["data"] = {split: _look_at(config, train=split == "train") for split in ("train", "eval")}
-    print(json.dumps(report, indent=2))
+    sources = open_splits(config) if _DATA.value else {}  # what is not there at all ends here, before a word
+    report: dict[str, Any] = installation()
+    doctor_text.show_installation(report)
+    if sources:
+        report["data"] = inspect(config, sources)
+        doctor_text.show_data(report["data"])
+        if report["data"]["train"]["shorter_side"] is not None:
+            report["loader"] = measure_loader(config, sources["train"])
+            doctor_text.show_loader(report["loader"])
+        if _STEP.value:
+            report["step"] = time_step(config)
+            doctor_text.show_step(report["step"])
+        if "loader" in report:
+            report["verdict"] = compare(report)
+            doctor_text.show_verdict(report["verdict"])
     runner.write_json(_JSON.value, report)
+    if sources and (problems := report["data"]["problems"]):
+        more = f" ({len(problems) - 1} more above)" if len(problems) > 1 else ""
+        raise InputError(f"a run would not go through: {problems[0]}{more}")
 
 
 def installation() -> dict[str, Any]:
@@ -53,21 +83,144 @@ def installation() -> dict[str, Any]:
     }
 
 
-def _look_at(config: RunConfig, *, train: bool, sample: int = 8) -> dict[str, Any]:
-    from top_jax.data import eval_batches, open_source
+def open_splits(config: RunConfig) -> dict[str, Any]:
+    """The sources "train" and "eval".
+
+    Raises:
+        InputError: data that is not there, or a model that cannot be.
+    """
+    from top_jax.data import open_source
+
+    _img_size(config)
+    return {split: open_source(config.data, train=split == "train") for split in ("train", "eval")}
+
+
+def inspect(config: RunConfig, sources: dict[str, Any]) -> dict[str, Any]:
+    """What is there, what is missing of it (`notes`), and what a run would not go through (`problems`)."""
+    from top_jax.data.inspection import inspect_split, records_to_read
+    from top_jax.data.official import completeness, has_wnid_classes, official_dataset, official_images
+
+    dataset, notes, splits = official_dataset(config.data, sources["train"]), [], {}
+    for split, source in sources.items():
+        official = None if dataset is None else official_images(dataset, config.data, train=split == "train")
+        total = records_to_read(source, _SAMPLE.value)
+        with runner.progress(f"looking at {source.name}", total) as advance:
+            found = inspect_split(source, sample=_SAMPLE.value, on_image=advance)
+        splits[split] = {**dataclasses.asdict(found), "official_images": official}
+        if dataset is not None and official is not None:
+            notes.append(completeness(split, found.images, dataset, official))
+        if dataset is not None and found.classes != dataset.classes:
+            notes.append(f"{split} has {found.classes:,} classes, and {dataset.name} {dataset.classes:,}")
+    if dataset is None and has_wnid_classes(sources["train"]):
+        notes.append("its classes are called as ImageNet's, but are not 1,000: it was not compared with ImageNet-1K")
+    return {
+        "dataset": None if dataset is None else dataset.name,
+        **splits,
+        "notes": notes,
+        "problems": list(_problems(config, sources, splits)),
+    }
+
+
+def measure_loader(config: RunConfig, source: Any) -> dict[str, Any]:
+    """Rates of the stages in one thread, and of the whole pipeline as the run starts it."""
+    from top_jax.data import speed
+
+    size, at_work = _img_size(config), speed.lanes(config.data)
+    rates: dict[str, speed.Speed] = {}
+    for name, stage in speed.stages(source, config.data, config.augment, size).items():
+        with _status(f"measuring {name}"):
+            start = sum(rate.images for rate in rates.values())
+            rates[name] = speed.measure_stage(stage, len(source), seconds=_SECONDS.value, start=start)
+    slowest = min(rate.images_per_second for rate in rates.values())
+    batch_size = speed.measuring_batch_size(config.batch_size, images=len(source), images_per_second=slowest)
+    with _status("measuring the whole pipeline"):
+        pipeline = speed.measure_pipeline(
+            source, config.data, config.augment, size, batch_size=batch_size, seconds=2 * _SECONDS.value
+        )
+    told = lambda rate: {**rate._asdict(), "images_per_second": rate.images_per_second}  # noqa: E731
+    return {
+        **at_work._asdict(),
+        "stages_in_one_thread": {name: told(rate) for name, rate in rates.items()},
+        "pipeline": {**told(pipeline), "configured_batch_size": config.batch_size},
+    }
+
+
+def time_step(config: RunConfig) -> dict[str, Any]:
+    """The run's own training step, on random pixels."""
+    from top_jax.training.step_speed import measure_step
+
+    with _status(f"compiling and timing the training step of {config.model.name}"):
+        timed = measure_step(config, batch_size=_STEP_BATCH.value)
+    return {
+        "model": config.model.name,
+        "dtype": config.model.dtype,
+        **dataclasses.asdict(timed),
+        "images_per_second": timed.images_per_second,
+        "configured_batch_size": config.batch_size,
+        "with_teacher": config.distillation.teacher is not None,
+    }
+
+
+def compare(report: dict[str, Any]) -> dict[str, Any]:
+    """Whether the loader feeds the step; without a step, only what the loader gives."""
+    from top_jax.data import speed
+
+    loader = report["loader"]
+    at_work = speed.Lanes(*(loader[name] for name in speed.Lanes._fields))
+    given = loader["pipeline"]["images_per_second"]
+    if "step" not in report:
+        return {"text": f"{speed.loader_rate(given, at_work)}; the step was not timed"}
+    found = speed.verdict(given, report["step"]["images_per_second"], at_work)
+    shared = "; each was measured alone, and on a CPU they share the cores" if report["backend"] == "cpu" else ""
+    return {**found._asdict(), "text": found.text + shared}
+
+
+def _problems(config: RunConfig, sources: dict[str, Any], splits: dict[str, Any]) -> Iterator[str]:
+    """What would stop a run on this data."""
+    from top_jax.data import train_batches
+
+    for split, found in splits.items():
+        if found["shorter_side"] is None:
+            yield (
+                f"none of the {found['decoded']} images tried of {found['source']} can be read, such as "
+                f"{found['unreadable'][0]}"
+            )
+        elif found["unreadable"] and config.data.on_corrupt == "raise":
+            yield (
+                f"{split} has unreadable images, such as {found['unreadable'][0]}; replace them, or pass "
+                "--config.data.on_corrupt=skip"
+            )
+        if found["classes"] != config.model.num_classes:
+            yield (
+                f"{found['source']} has {found['classes']} classes and the model {config.model.num_classes}; "
+                f"set --config.model.num_classes={found['classes']}"
+            )
+    try:
+        train_batches(
+            sources["train"],
+            config.data,
+            augment=config.augment,
+            img_size=_img_size(config),
+            batch_size=config.batch_size,
+            seed=config.seed,
+        ).close()
+    except InputError as error:
+        yield str(error).rstrip(".")
+
+
+def _img_size(config: RunConfig) -> tuple[int, int]:
     from top_jax.models import model_config
 
-    source = open_source(config.data, train=train)
-    size = model_config(config.model.name, **config.model.overrides()).img_size
-    with eval_batches(source, config.data, img_size=size, batch_size=min(sample, len(source))) as batches:
-        first = next(batches)
-    return {
-        "source": source.name,
-        "images": len(source),
-        "classes": source.num_classes,
-        "first_images": list(first["image"].shape),
-        "unreadable_among_them": list(batches.corrupt.values()),
-    }
+    return model_config(config.model.name, **config.model.overrides()).img_size
+
+
+@contextlib.contextmanager
+def _status(what: str) -> Iterator[None]:
+    """Says on stderr what is going on, where someone may be watching, and that it goes on."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{what} ..."):
+        yield
 
 
 if __name__ == "__main__":

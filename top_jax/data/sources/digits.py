@@ -16,7 +16,11 @@ SPLITS = ("train", "test")
 
 
 class DigitsSource:
-    """Real 8x8 digits (UCI ML), grey repeated to RGB, in a stratified split of 1,437 and 360."""
+    """Real 8x8 digits (UCI ML), grey repeated to RGB, in a stratified split of 1,437 and 360.
+
+    Attributes:
+        labels: int [N], of all images.
+    """
 
     num_classes = 10
 
@@ -29,13 +33,13 @@ class DigitsSource:
         if split not in SPLITS:
             raise InputError(f"the digits have no split {split!r}; use one of {', '.join(SPLITS)}.")
         self.name = f"digits/{split}"
-        self._images, self._labels = _load_split(split)
+        self._images, self.labels = _load_split(split)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> Record:
-        return Record(self._images[index], int(self._labels[index]))
+        return Record(self._images[index], int(self.labels[index]))
 
     def describe(self, index: int) -> str:
         """Names record `index`."""

@@ -15,7 +15,12 @@ LAYOUT = "An image folder is laid out as <data_dir>/<split>/<class>/*.jpg."
 
 
 class ImageFolderSource:
-    """One split of an image folder; the label of a class is its place in the sorted class names."""
+    """One split of an image folder; the label of a class is its place in the sorted class names.
+
+    Attributes:
+        classes: the names of the class folders, sorted.
+        labels: int32 [N], of all images.
+    """
 
     def __init__(self, root: str | Path, split: str):
         """Lists the files; opens none of them.
@@ -38,7 +43,7 @@ class ImageFolderSource:
             labels += [label] * len(files)
         # Bytes in one array: a million Path or str objects would take seconds to send to each worker process.
         self._names = np.array(names)
-        self._labels = np.array(labels, np.int32)
+        self.labels = np.array(labels, np.int32)
 
     @property
     def num_classes(self) -> int:
@@ -46,10 +51,10 @@ class ImageFolderSource:
         return len(self.classes)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> Record:
-        return Record(self._path(index).read_bytes(), int(self._labels[index]))
+        return Record(self._path(index).read_bytes(), int(self.labels[index]))
 
     def describe(self, index: int) -> str:
         """The path of file `index`."""
