@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 from top_jax import distributed
 from top_jax.models import abstract_model
-from top_jax.sharding import in_parts
+from top_jax.models.weights import Weights
+from top_jax.sharding import in_parts, replicated
 from top_jax.training.keep_ratio import Stage, stage_at
 from top_jax.training.memory import step_memory
 from top_jax.training.plan import Plan
@@ -54,7 +58,18 @@ class TrainPrograms:
         plan, config = self._plan, self._plan.config
         model = abstract_model(config.model.name, pruning=stage.reduction, **config.model.overrides())
         step = make_train_step(nnx.graphdef(model), plan.optimizer, config, self._teacher)
-        # Results lie as the state lies now: that is what makes donating it worth while.
-        shardings = (jax.tree.map(lambda a: a.sharding, state), plan.replicated)
-        program = jax.jit(step, donate_argnums=0, out_shardings=shardings)
-        return program.lower(state, batch, self._teacher_weights).compile()
+        return compile_step(step, plan.mesh, state, batch, self._teacher_weights)
+
+
+def compile_step(
+    step: Callable[..., tuple[TrainState, Metrics]],
+    mesh: Mesh,
+    state: TrainState,
+    batch: DeviceBatch,
+    teacher_weights: Weights | None,
+) -> jax.stages.Compiled:
+    """`step(state, batch, teacher_weights)` of `make_train_step`, compiled for these; it takes the state's memory."""
+    # Results lie as the state lies now: that is what makes donating it worth while.
+    shardings = (jax.tree.map(lambda leaf: leaf.sharding, state), replicated(mesh))
+    program = jax.jit(step, donate_argnums=0, out_shardings=shardings)
+    return program.lower(state, batch, teacher_weights).compile()

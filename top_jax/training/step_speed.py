@@ -16,13 +16,12 @@ from jax.sharding import Mesh
 from top_jax.config import RunConfig
 from top_jax.errors import RunError
 from top_jax.models import Backbone, abstract_model
-from top_jax.models.weights import Weights, split_weights, statistics_of
 from top_jax.pruning import make_reduction
-from top_jax.sharding import by_image, check_divisible, in_parts, make_mesh, replicated
+from top_jax.sharding import by_image, check_divisible, in_parts, make_mesh
 from top_jax.training.memory import step_memory
 from top_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from top_jax.training.saved_weights import abstract_weights
-from top_jax.training.state import TrainState, create_state
+from top_jax.training.programs import compile_step
+from top_jax.training.start import first_state
 from top_jax.training.steps import DeviceBatch, make_train_step
 from top_jax.training.weights import initial_weights
 
@@ -107,15 +106,14 @@ def _measure(config: RunConfig, seconds: float) -> StepSpeed:
     )
     optimizer = make_optimizer(config.optimizer, schedule)
     weights = jax.device_get(initial_weights(config))
-    state, batch = _first_state(config, model, optimizer, mesh, weights), _random_batch(config, model, mesh)
+    state, batch = first_state(config, model, optimizer, mesh, weights), _random_batch(config, model, mesh)
     teacher, teacher_weights = None, None
     if config.distillation.teacher is not None:  # the dense model; it has the same parameters
         teacher = nnx.graphdef(abstract_model(config.model.name, **config.model.overrides()))
         teacher_weights = jax.device_put(weights, in_parts(mesh, weights))
     step = make_train_step(nnx.graphdef(model), optimizer, config, teacher)
-    shardings = (jax.tree.map(lambda a: a.sharding, state), replicated(mesh))
     begun = time.perf_counter()
-    program = jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(state, batch, teacher_weights).compile()
+    program = compile_step(step, mesh, state, batch, teacher_weights)
     compile_seconds = time.perf_counter() - begun
     times = _time(lambda state: program(state, batch, teacher_weights), state, seconds)
     return StepSpeed(
@@ -139,16 +137,6 @@ def _time(step: Callable[[Any], tuple[Any, Any]], state: Any, seconds: float) ->
         jax.block_until_ready((state, metrics))
         times.append(time.perf_counter() - start)
     return times[1:]
-
-
-def _first_state(config: RunConfig, model: Backbone, optimizer: Any, mesh: Mesh, weights: Weights) -> TrainState:
-    def create(weights: Weights) -> TrainState:
-        params, stats = split_weights(weights, like=statistics_of(model))
-        with_ema = config.optimizer.ema_decay is not None
-        return create_state(params, stats, optimizer, seed=config.seed, with_ema=with_ema)
-
-    shapes = jax.eval_shape(create, abstract_weights(config.model))
-    return jax.jit(create, out_shardings=in_parts(mesh, shapes))(weights)
 
 
 def _random_batch(config: RunConfig, model: Backbone, mesh: Mesh) -> DeviceBatch:
