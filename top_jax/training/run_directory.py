@@ -4,7 +4,7 @@ config.json        the run's config, by which a resumed run is recognised
 environment.json   versions, devices and git revision of the last start
 metrics.jsonl      one line per report
 tensorboard/       the same for TensorBoard
-checkpoints/       latest/ and best/ (`top_jax.training.checkpoints`)
+checkpoints/       latest/, best/, teacher/ and damaged/ (`top_jax.training.checkpoints`)
 summary.json       the result, once finished
 """
 
