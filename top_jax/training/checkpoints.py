@@ -333,23 +333,23 @@ def _quietly() -> Iterator[None]:
     It gives up at the first array that cannot be read. The threads that read the others then find no one waiting, which
     they tell Python's hook for errors that no one can catch, some of them later than this block ends.
     """
-    loggers, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
-    levels = [each.level for each in loggers]
+    absl, asyncio, hook = logging.getLogger("absl"), logging.getLogger("asyncio"), sys.unraisablehook
+    levels = absl.level, asyncio.level
 
     def without_late_reads(found: Any) -> None:
         of_orbax = inspect.iscoroutine(found.object) and "orbax" in found.object.cr_code.co_filename
         if not of_orbax and str(found.exc_value) != "Event loop is closed":
             hook(found)
 
-    for each in loggers:
-        each.setLevel(logging.CRITICAL + 1)
+    absl.setLevel(logging.CRITICAL + 1)
+    asyncio.setLevel(logging.CRITICAL + 1)
     sys.unraisablehook = without_late_reads
     try:
         yield
     finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
-    sys.unraisablehook = hook  # not where something was raised, because of those that come later
+        absl.setLevel(levels[0])
+    asyncio.setLevel(levels[1])  # these two not where something was raised, because of what comes later
+    sys.unraisablehook = hook
 
 
 def _abstract(tree: Any) -> Any:
