@@ -172,3 +172,23 @@ def test_what_a_config_leaves_unset_keeps_its_type():
     assert RunConfig.from_config_dict(config).data.num_workers == 2
     with pytest.raises(TypeError):
         config.data.num_workers = "two"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            dict(distillation=dict(token_weight=1.0)),
+            r"distillation.token_weight=1.0 does nothing without config.distill",
+        ),
+        (
+            dict(pruning=dict(warmup_stages=3)),
+            r"pruning.warmup_stages=3 does nothing without config.pruning.warmup_epoch",
+        ),
+        (dict(batch_size=16, augment=dict(repeats=17)), r"augment.repeats=17; it must be at most batch_size=16"),
+        (dict(augment=dict(mixup=float("nan"))), r"augment.mixup=nan; it must be a number from 0"),
+    ],
+)
+def test_what_would_do_nothing(settings, message):
+    with pytest.raises(InputError, match=message):
+        RunConfig.from_config_dict(settings)

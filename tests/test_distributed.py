@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import jax
 import numpy as np
 import pytest
@@ -49,8 +51,44 @@ def test_outside_of_a_cluster(monkeypatch):
         raise ValueError("coordinator_address should be defined.")  # JAX's words, where it finds no cluster
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    with pytest.raises(InputError, match="pass --coordinator_address=HOST:PORT, --num_processes and --process_id"):
-        distributed.initialize()
+    with pytest.raises(InputError, match=r"no cluster that JAX knows .*Pass --coordinator_address, --num_processes to"):
+        distributed.initialize(process_id=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(coordinator_address="10.0.0.1"), r"coordinator_address='10.0.0.1' must be HOST:PORT"),
+        (dict(coordinator_address=":9876"), r"coordinator_address=':9876' must be HOST:PORT"),
+        (dict(process_id=2, num_processes=2), r"process_id=2 must be 0 .. 1 \(num_processes - 1\)"),
+    ],
+)
+def test_what_cannot_be(given, message):
+    with pytest.raises(InputError, match=message):
+        distributed.initialize(**given)
+
+
+def test_nobody_listens(capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(RunError, match=f"nobody listens at the coordinator's address {address} after 0 s"):
+        distributed.initialize(coordinator_address=address, num_processes=2, process_id=1, start_timeout=0)
+
+
+def test_started_alike(monkeypatch):
+    """Digests of both processes, as each sees them."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    other = [True]
+
+    def process_allgather(digest):
+        return np.array([digest, digest if other[0] else digest ^ 1])
+
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", process_allgather)
+    distributed.check_same(config="{}", workdir="/runs/a")
+    other[0] = False
+    with pytest.raises(InputError, match=r"config differs between the processes: process 1 was .*\(here, .* 0: \{\}\)"):
+        distributed.check_same(config="{}", workdir="/runs/a")
 
 
 def test_to_global():

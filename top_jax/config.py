@@ -33,6 +33,14 @@ def _check(node: Any, section: str, names: tuple[str, ...], holds: Callable[[Any
             raise InputError(f"config.{section}{'.' if section else ''}{name}={value!r}; it must be {needed}.")
 
 
+def _check_unset(node: Any, section: str, names: tuple[str, ...], needed: str) -> None:
+    """Raises InputError for a setting that would do nothing without another one."""
+    defaults = {field.name: field.default for field in dataclasses.fields(node)}
+    for name in names:
+        if (value := getattr(node, name)) != defaults[name]:
+            raise InputError(f"config.{section}.{name}={value!r} does nothing without {needed}; set it, or drop this.")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Which model is built: `top_jax.create_model(name, num_classes=..., **overrides)`.
@@ -94,6 +102,8 @@ class PruningConfig:
     def __post_init__(self) -> None:
         _check(self, "pruning", ("warmup_epochs",), lambda epochs: epochs >= 0, "at least 0")
         _check(self, "pruning", ("warmup_stages",), lambda stages: stages >= 1, "at least 1")
+        if not self.warmup_epochs:
+            _check_unset(self, "pruning", ("warmup_stages",), "config.pruning.warmup_epochs")
 
     def settings(self) -> dict[str, Any]:
         """The keyword arguments for `make_reduction`; a single keep ratio stands for all prunes."""
@@ -151,7 +161,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         _check(self, "augment", ("repeats",), lambda count: count >= 1, "at least 1")
         _check(self, "augment", ("color_jitter",), lambda factor: 0 <= factor <= 1, "in [0, 1]")
-        _check(self, "augment", ("mixup", "cutmix"), lambda alpha: 0 <= alpha < math.inf, "at least 0")
+        _check(self, "augment", ("mixup", "cutmix"), lambda alpha: 0 <= alpha < math.inf, "a number from 0")
         shares = ("erasing", "mix_probability", "switch_probability")
         _check(self, "augment", shares, lambda share: 0 <= share <= 1, "in [0, 1]")
 
@@ -167,8 +177,11 @@ class DistillationConfig:
 
     def __post_init__(self) -> None:
         _check(self, "distillation", ("weight",), lambda share: 0 <= share <= 1, "in [0, 1]")
-        _check(self, "distillation", ("temperature",), lambda value: 0 < value < math.inf, "above 0")
-        _check(self, "distillation", ("token_weight",), lambda weight: 0 <= weight < math.inf, "at least 0")
+        _check(self, "distillation", ("temperature",), lambda value: 0 < value < math.inf, "a number above 0")
+        _check(self, "distillation", ("token_weight",), lambda weight: 0 <= weight < math.inf, "a number from 0")
+        if self.teacher is None:
+            settings = ("weight", "temperature", "token_weight")
+            _check_unset(self, "distillation", settings, "config.distillation.teacher")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,6 +236,8 @@ class RunConfig:
         counts = ("batch_size", "eval_batch_size", "total_steps", "log_every", "checkpoint_every", "fsdp")
         _check(self, "", counts, lambda count: count >= 1, "at least 1")
         _check(self, "", ("max_rollbacks",), lambda count: count >= 0, "at least 0")
+        fits = f"at most batch_size={self.batch_size}: the copies of an image stand in one batch"
+        _check(self.augment, "augment", ("repeats",), lambda count: count <= self.batch_size, fits)
         _check(self, "", ("epochs", "eval_every_epochs"), lambda epochs: epochs > 0, "above 0")
         _check(self, "", ("seed",), lambda seed: 0 <= seed < 2**32, "in 0 .. 2**32 - 1")
 

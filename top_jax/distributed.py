@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import socket
+import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from top_jax import sharding
 from top_jax.errors import InputError, RunError
@@ -25,6 +30,7 @@ def initialize(
     num_processes: int | None = None,
     process_id: int | None = None,
     heartbeat_timeout: int = 100,
+    start_timeout: int = 300,
 ) -> None:
     """Joins the other processes; to be called before anything asks JAX for a device.
 
@@ -35,24 +41,58 @@ def initialize(
         num_processes: how many there are.
         process_id: which this is, from 0.
         heartbeat_timeout: seconds after which a process that is not heard of counts as lost, and the others end.
+        start_timeout: seconds to wait for the others.
 
     Raises:
-        InputError: something is not given and cannot be found out.
+        InputError: something is not given and cannot be found out, or cannot be.
         RunError: the others cannot be reached.
     """
+    if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
+        raise InputError(f"process_id={process_id} must be 0 .. {num_processes - 1} (num_processes - 1).")
+    if coordinator_address is not None:
+        host, _, port = coordinator_address.rpartition(":")
+        if not host or not port.isdigit():
+            raise InputError(f"coordinator_address={coordinator_address!r} must be HOST:PORT, such as 10.0.0.1:9876.")
+        if process_id:
+            _wait_for(host.strip("[]"), int(port), start_timeout)
     try:
         jax.distributed.initialize(
-            coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_timeout
+            coordinator_address,
+            num_processes,
+            process_id,
+            initialization_timeout=start_timeout,
+            heartbeat_timeout_seconds=heartbeat_timeout,
         )
     except (ValueError, TypeError) as error:
+        given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
+        missing = [f"--{name}" for name, value in given.items() if value is None]
         raise InputError(
-            f"{str(error).rstrip('.')}: this is no cluster that JAX knows (SLURM, Cloud TPU, Open MPI, Kubernetes); "
-            "pass --coordinator_address=HOST:PORT, --num_processes and --process_id to every process."
+            f"this is no cluster that JAX knows (SLURM, Cloud TPU, Open MPI, Kubernetes): {str(error).rstrip('.')}. "
+            f"Pass {', '.join(missing) or 'other values'} to every process."
         ) from error
     except RuntimeError as error:
         raise RunError(
             f"the processes did not find each other ({error}); process 0 must listen at the coordinator's address."
         ) from error
+
+
+def _wait_for(host: str, port: int, seconds: float) -> None:
+    """Returns once somebody listens there. JAX, where it has waited in vain, aborts the process."""
+    deadline, told = time.monotonic() + seconds, False
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"nobody listens at the coordinator's address {host}:{port} after {seconds:.0f} s ({error}); start "
+                    "process 0 there, or pass its address with --coordinator_address."
+                ) from error
+        if not told:
+            print(f"waiting for process 0 at {host}:{port}, at most {seconds:.0f} s", file=sys.stderr)
+            told = True
+        time.sleep(0.5)
 
 
 def is_primary() -> bool:
@@ -95,6 +135,25 @@ def together() -> Iterator[None]:
         raise
     if any_process(False):
         raise RunError("another process could not go on; its message says why.")
+
+
+def check_same(**settings: str) -> None:
+    """Makes sure that all processes were started alike: each calls it with what must be equal in all.
+
+    Raises:
+        InputError: in every process, where one of the settings differs in any; it names the setting.
+    """
+    if jax.process_count() == 1:
+        return
+    for name, value in settings.items():
+        digest = int.from_bytes(hashlib.sha256(value.encode()).digest()[:4], "big") >> 1  # an int32
+        digests = multihost_utils.process_allgather(np.int32(digest)).ravel()
+        others = [process for process, other in enumerate(digests) if other != digests[0]]
+        if others:
+            raise InputError(
+                f"{name} differs between the processes: process {others[0]} was started with another one than process "
+                f"0 (here, in process {jax.process_index()}: {value}). Start all of them with the same command."
+            )
 
 
 def to_global(tree: Any, shardings: Any) -> Any:

@@ -25,7 +25,8 @@ def make_mesh(fsdp: int = 1) -> Mesh:
     """
     devices = in_order(jax.devices())
     if len(devices) % fsdp:
-        raise InputError(f"fsdp={fsdp} does not divide the {len(devices)} devices; use a divisor of {len(devices)}.")
+        count = f"{len(devices)} device{'s' * (len(devices) > 1)}"
+        raise InputError(f"fsdp={fsdp} does not divide the {count}; use a divisor of {len(devices)}.")
     return Mesh(np.array(devices).reshape(-1, fsdp), ("data", "fsdp"))
 
 
@@ -72,5 +73,6 @@ def check_divisible(name: str, size: int, parts: int = 1) -> None:
     if size < 1 or size % (devices * parts):
         micro = f" times {parts} micro-batches" if parts > 1 else ""
         raise InputError(
-            f"{name}={size} is not divisible by {devices} devices{micro}; use a multiple of {devices * parts}."
+            f"{name}={size} is not divisible by {devices} device{'s' * (devices > 1)}{micro}; use a multiple of "
+            f"{devices * parts}."
         )

@@ -281,7 +281,7 @@ def test_randomness_follows_the_step_and_the_seed(steps):
 def distilled():
     """Graphdefs and weights of a model that keeps two patches and of another, dense one; the config of their step."""
     student, dense = Patches(kept=(3, 1)), Patches(seed=1)
-    distillation = DistillationConfig(weight=0.3, temperature=2.0, token_weight=0.4)
+    distillation = DistillationConfig(teacher="given", weight=0.3, temperature=2.0, token_weight=0.4)
     return nnx.graphdef(student), weights_of(student), nnx.graphdef(dense), weights_of(dense), distillation
 
 
@@ -346,7 +346,7 @@ def check_devices():
     pruning = Pruning(after_blocks=(1,), keep_ratio=0.5)
     model = create_model("vim_tiny", pruning=pruning, drop_path=0.5, **sizes)
     dense = create_model("vim_tiny", rngs=nnx.Rngs(1), **sizes)
-    config = recipe(5, augment=ALL, distillation=DistillationConfig(token_weight=0.4), accumulate=2)
+    config = recipe(5, augment=ALL, distillation=DistillationConfig(teacher="given", token_weight=0.4), accumulate=2)
     optimizer = optax.sgd(1.0)
     step = make_train_step(nnx.graphdef(model), optimizer, config, nnx.graphdef(dense))
     state = create_state(weights_of(model), {}, optimizer, seed=3, with_ema=False)

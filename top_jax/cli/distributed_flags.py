@@ -18,6 +18,7 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from
 _HEARTBEAT = flags.DEFINE_integer(
     "heartbeat_timeout", 100, "Seconds without a sign of life after which the others end too.", lower_bound=1
 )
+_START = flags.DEFINE_integer("start_timeout", 300, "Seconds to wait for the others at the start.", lower_bound=1)
 
 
 def join() -> None:
@@ -39,4 +40,4 @@ def join() -> None:
 
     from top_jax import distributed
 
-    distributed.initialize(**by_hand, heartbeat_timeout=_HEARTBEAT.value)
+    distributed.initialize(**by_hand, heartbeat_timeout=_HEARTBEAT.value, start_timeout=_START.value)

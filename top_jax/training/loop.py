@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import errno
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,8 +67,9 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
     with contextlib.ExitStack() as held:
         signals = held.enter_context(Interruption())
         with distributed.together():
-            plan = make_plan(config)
             run = RunDirectory(workdir)
+            distributed.check_same(config=_shared(config), workdir=str(run.path))
+            plan = make_plan(config)
             weights = None if run.has_checkpoints() else initial_weights(config)  # before claiming: may be bad input
             taught_by = load_teacher(run, config)  # as well
             held.enter_context(_full_disk())
@@ -104,6 +106,14 @@ def _train(
                 run.write_json("summary.json", summary)
         conclude(summary, plan, run, reporter)
         return summary
+
+
+def _shared(config: RunConfig) -> str:
+    """What must be equal in all processes of a run: all but where a host keeps its data and how it reads it."""
+    content = config.to_dict()
+    for of_the_host in ("data_dir", "num_workers", "num_threads"):
+        del content["data"][of_the_host]
+    return json.dumps(content)
 
 
 @dataclasses.dataclass(frozen=True)

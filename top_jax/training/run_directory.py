@@ -69,6 +69,11 @@ class RunDirectory:
             InputError: it cannot be written, or it holds the checkpoints of a run with another config.
         """
         if self.has_checkpoints():
+            if not (self.path / "config.json").is_file():
+                raise InputError(
+                    f"workdir {self.path} holds checkpoints but no config.json to say of which run; restore it, or "
+                    "choose another --workdir."
+                )
             self._check_same_run(config)
         if not distributed.is_primary():
             return
@@ -147,7 +152,7 @@ class RunDirectory:
             differences = ", ".join(f"{key} {there.get(key)!r} there, {here[key]!r} here" for key in changed[:3])
             raise InputError(
                 f"workdir {self.path} holds a run with another config ({differences}"
-                f"{', ...' if len(changed) > 3 else ''}); choose another --workdir, or delete that one."
+                f"{', ...' if len(changed) > 3 else ''}); go on with the settings there, or choose another --workdir."
             )
 
 

@@ -15,7 +15,7 @@ from top_jax.models import Backbone, abstract_model
 from top_jax.models.weights import Weights, weights_of
 from top_jax.pruning import make_reduction
 from top_jax.training.run_directory import RunDirectory
-from top_jax.training.seals import reason, restore_sealed, sealed
+from top_jax.training.seals import quietly, reason, restore_sealed, sealed
 
 
 def load_checkpoint(path: str | Path, which: str = "best", ema: bool | None = None) -> Backbone:
@@ -76,7 +76,7 @@ def _read_newest(folder: Path, like: dict[str, Weights], *, by_accuracy: bool) -
     options = ocp.CheckpointManagerOptions(
         create=False, read_only=True, save_interval_steps=0, best_fn=accuracy_of if by_accuracy else None
     )
-    with ocp.CheckpointManager(folder, options=options) as manager:
+    with quietly(), ocp.CheckpointManager(folder, options=options) as manager:  # Orbax tells that it only reads
         step = manager.best_step()  # without accuracy, the latest
         if step is None:
             step = manager.latest_step()  # a converted checkpoint has no accuracy

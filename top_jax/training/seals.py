@@ -56,7 +56,7 @@ def restore_sealed(
     """
     abstract = {name: ocp.args.StandardRestore(_abstract(item)) for name, item in like.items()}
     more = {"data": ocp.args.JsonRestore()} if with_data else {}
-    with _quietly():
+    with quietly():
         items = manager.restore(step, args=ocp.args.Composite(**abstract, **more, seal=ocp.args.JsonRestore()))
     found = {name: fingerprint(items[name]) for name in like}
     if with_data:
@@ -90,7 +90,7 @@ def _checksum(content: dict[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keeps what Orbax says about a damaged file off the terminal: whoever reads it says it in one line.
 
     It gives up at the first array that cannot be read. The threads that read the others then find no one waiting, which

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from top_jax.config import RunConfig
+from top_jax.errors import InputError
 from top_jax.models import abstract_model
 from top_jax.models.weights import Weights
 from top_jax.training.run_directory import RunDirectory
@@ -34,7 +35,10 @@ def load_teacher(run: RunDirectory, config: RunConfig) -> Weights | None:
     """
     if config.distillation.teacher is None or has_weights(run, WHICH):
         return None
-    return checkpoint_weights(config.distillation.teacher, config.model)
+    try:
+        return checkpoint_weights(config.distillation.teacher, config.model)
+    except InputError as error:
+        raise InputError(f"config.distillation.teacher, the dense model of the run's own size: {error}") from error
 
 
 def read_teacher(run: RunDirectory, config: RunConfig, loaded: Weights | None = None) -> Teacher:
