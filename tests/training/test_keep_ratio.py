@@ -91,7 +91,7 @@ def test_what_is_refused():
         InputError, match=r"warmup_epochs=2\.0 warms up to a pruning that is not there; set pruning\.af"
     ):
         plan(PruningConfig(warmup_epochs=2.0))
-    with pytest.raises(InputError, match=r"warmup_epochs=2\.0 is 20 of the run's 20 steps and leaves none"):
+    with pytest.raises(InputError, match=r"warmup_epochs=2\.0 is 20 steps, and the run has 20, which leaves none"):
         plan(TOP, total_steps=20)
     assert plan(TOP, total_steps=21)[-1].first_step == 20
     with pytest.raises(InputError, match="after block 15 of 15"):
