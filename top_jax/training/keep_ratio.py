@@ -62,8 +62,8 @@ def stages(
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     if warmup_steps >= total_steps:
         raise InputError(
-            f"pruning.warmup_epochs={config.warmup_epochs} is {warmup_steps} steps, and the run has {total_steps}, which "
-            "leaves none to the pruning itself; use fewer epochs, or train longer."
+            f"pruning.warmup_epochs={config.warmup_epochs} is {warmup_steps} steps, and the run has {total_steps}, "
+            "which leaves none to the pruning itself; use fewer epochs, or train longer."
         )
     found = [(Stage(warmup_steps, target), counts)]
     for i in reversed(range(config.warmup_stages)):
