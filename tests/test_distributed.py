@@ -79,16 +79,14 @@ def test_nobody_listens(capsys):
 def test_started_alike(monkeypatch):
     """Digests of both processes, as each sees them."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    other = [True]
-
-    def process_allgather(digest):
-        return np.array([digest, digest if other[0] else digest ^ 1])
-
-    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", process_allgather)
-    distributed.check_same(config="{}", workdir="/runs/a")
-    other[0] = False
-    with pytest.raises(InputError, match=r"config differs between the processes: process 1 was .*\(here, .* 0: \{\}\)"):
-        distributed.check_same(config="{}", workdir="/runs/a")
+    changed = np.zeros(3, np.uint32)
+    gather = lambda digests: np.stack([digests, digests ^ changed])  # noqa: E731
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", gather)
+    settings = {"seed": 4, "batch_size": 16, "workdir": "/runs/a"}
+    distributed.check_same(settings)
+    changed[1:] = 1  # by name: batch_size, seed, workdir
+    with pytest.raises(InputError, match=r"different settings \(seed=4 in process 0, workdir='/runs/a' in process 0\)"):
+        distributed.check_same(settings)
 
 
 def test_to_global():

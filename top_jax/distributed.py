@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import socket
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -137,23 +137,22 @@ def together() -> Iterator[None]:
         raise RunError("another process could not go on; its message says why.")
 
 
-def check_same(**settings: str) -> None:
-    """Makes sure that all processes were started alike: each calls it with what must be equal in all.
+def check_same(settings: dict[str, Any]) -> None:
+    """Makes sure that all processes were started alike: each calls it with what must be equal in all, by name.
 
     Raises:
-        InputError: in every process, where one of the settings differs in any; it names the setting.
+        InputError: in every process, where a setting differs in any; it names the setting and this process's value.
     """
     if jax.process_count() == 1:
         return
-    for name, value in settings.items():
-        digest = int.from_bytes(hashlib.sha256(value.encode()).digest()[:4], "big") >> 1  # an int32
-        digests = multihost_utils.process_allgather(np.int32(digest)).ravel()
-        others = [process for process, other in enumerate(digests) if other != digests[0]]
-        if others:
-            raise InputError(
-                f"{name} differs between the processes: process {others[0]} was started with another one than process "
-                f"0 (here, in process {jax.process_index()}: {value}). Start all of them with the same command."
-            )
+    digests = np.array([zlib.crc32(repr(settings[name]).encode()) for name in sorted(settings)], np.uint32)
+    differs = np.any(multihost_utils.process_allgather(digests) != digests, axis=0)
+    if found := [name for name, other in zip(sorted(settings), differs, strict=True) if other]:
+        told = ", ".join(f"{name}={settings[name]!r} in process {jax.process_index()}" for name in found[:3])
+        raise InputError(
+            f"the processes were started with different settings ({told}{', ...' * (len(found) > 3)}); start all of "
+            "them with the same command."
+        )
 
 
 def to_global(tree: Any, shardings: Any) -> Any:

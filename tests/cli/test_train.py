@@ -44,7 +44,7 @@ CASES = {
     ),
     "batch over micro-batches": (
         [TINY, "--config.batch_size=15"],
-        "batch_size=15 is not divisible by 1 devices times 2 micro-batches; use a multiple of 2.",
+        "batch_size=15 is not divisible by 1 device times 2 micro-batches; use a multiple of 2.",
     ),
     "batch over images": ([TINY, "--config.batch_size=5000"], "fewer than batch_size=5000; use a smaller batch."),
     "no data_dir": (
@@ -78,7 +78,7 @@ def test_bad_input(refused, workdir, case):
         ("def get_config(:", "invalid syntax"),
         (
             "from top_jax.config import make_config\ndef get_config(): return make_config(batchsize=3)",
-            "unknown config key config.batchsize; the keys there are batch_size, ",
+            "unknown config key config.batchsize; the keys there are augment, batch_size, ",
         ),
     ],
 )
@@ -113,7 +113,7 @@ def test_workdir_of_another_run(refused, finished_run, workdir):
     message = refused("train.py", TINY, "--config.seed=1", "--config.model.d_state=8", f"--workdir={workdir}")
     assert message == (
         f"workdir {workdir} holds a run with another config (seed 0 there, 1 here, model.d_state 4 there, 8 here); "
-        "choose another --workdir, or delete that one."
+        "go on with the settings there, or choose another --workdir."
     )
     assert files() == before
 

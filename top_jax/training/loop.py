@@ -6,7 +6,6 @@ import collections
 import contextlib
 import dataclasses
 import errno
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +30,7 @@ from top_jax.training.messages import announce, conclude
 from top_jax.training.plan import Plan, make_plan
 from top_jax.training.programs import TrainPrograms
 from top_jax.training.reporting import Reporter, Silence, Throughput
-from top_jax.training.run_directory import RunDirectory
+from top_jax.training.run_directory import RunDirectory, flatten
 from top_jax.training.start import start_or_resume
 from top_jax.training.state import TrainState
 from top_jax.training.steps import METRICS
@@ -68,7 +67,7 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
         signals = held.enter_context(Interruption())
         with distributed.together():
             run = RunDirectory(workdir)
-            distributed.check_same(config=_shared(config), workdir=str(run.path))
+            distributed.check_same({"workdir": str(run.path), **_shared(config)})
             plan = make_plan(config)
             weights = None if run.has_checkpoints() else initial_weights(config)  # before claiming: may be bad input
             taught_by = load_teacher(run, config)  # as well
@@ -108,12 +107,10 @@ def _train(
         return summary
 
 
-def _shared(config: RunConfig) -> str:
+def _shared(config: RunConfig) -> dict[str, Any]:
     """What must be equal in all processes of a run: all but where a host keeps its data and how it reads it."""
-    content = config.to_dict()
-    for of_the_host in ("data_dir", "num_workers", "num_threads"):
-        del content["data"][of_the_host]
-    return json.dumps(content)
+    of_the_host = ("data.data_dir", "data.num_workers", "data.num_threads")
+    return {key: value for key, value in flatten(config.to_dict()).items() if key not in of_the_host}
 
 
 @dataclasses.dataclass(frozen=True)

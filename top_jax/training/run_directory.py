@@ -200,14 +200,15 @@ def _meaning(config: RunConfig) -> dict[str, Any]:
     content = config.to_dict()
     content["model"] |= dataclasses.asdict(model_config(config.model.name, **config.model.overrides()))
     content["pruning"] |= dataclasses.asdict(make_reduction(**config.pruning.settings()))
-    return _flatten(content)
+    return flatten(content)
 
 
-def _flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict as one, by dotted key."""
     flat = {}
     for key, value in node.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
