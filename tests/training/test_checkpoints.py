@@ -285,7 +285,7 @@ def test_claim_refuses_another_runs_directory(tmp_path):
     free = dataclasses.replace(config, log_every=7, data=dataclasses.replace(config.data, num_workers=3))
     RunDirectory(tmp_path).claim(free)
     before = (tmp_path / "config.json").read_text()
-    with pytest.raises(InputError, match=r"another config \(seed 0 there, 1 here\); choose another --workdir"):
+    with pytest.raises(InputError, match=r"another config \(seed 0 there, 1 here\); go on with the settings there"):
         RunDirectory(tmp_path).claim(dataclasses.replace(config, seed=1))
     assert (tmp_path / "config.json").read_text() == before
     assert json.loads(before)["log_every"] == 7
