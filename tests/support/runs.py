@@ -16,13 +16,14 @@ import numpy as np
 
 ROOT = Path(__file__).parents[2]
 TINY_CONFIG = ROOT / "tests" / "tiny_run.py"
-# What depends on the clock, and not on the weights.
+# What depends on the clock, or on which programs a start compiled, and not on the weights.
 TIMED = (
     "images_per_second",
     "ema_images_per_second",
     "train_images_per_second",
     "data_wait",
     "peak_memory",
+    "step_memory",
 )
 
 
