@@ -113,5 +113,5 @@ def test_refuses(model, source):
     other.num_classes, other.name = 7, "other"
     with pytest.raises(InputError, match=r"other has 7 classes and the model 10; evaluate it on the data"):
         evaluate_model(model, other, DATA, batch_size=8)
-    with pytest.raises(InputError, match=r"batch_size=0 is not divisible by 1 devices"):
+    with pytest.raises(InputError, match=r"batch_size=0 is not divisible by 1 device;"):
         evaluate_model(model, source, DATA, batch_size=0)
