@@ -1,0 +1,34 @@
+"""The study's ViM (docs/study.md), dense: CIFAR-10 with patches of 2 pixels, 256 tokens; width 48, depth 6, 4 states.
+
+python -m top_jax.cli.study --config configs/study_vim.py --config.data.data_dir=DIR
+
+As a run of its own (`train.py --config ...`) it is the second of the study's two dense stages, without the first one.
+"""
+
+from ml_collections import config_dict
+
+from top_jax.config import make_config
+
+
+def get_config() -> config_dict.ConfigDict:
+    """Small enough for a CPU; crops and flips only, because the runs are short."""
+    return make_config(
+        batch_size=64,
+        eval_batch_size=250,
+        total_steps=200,
+        log_every=20,
+        eval_every_epochs=1000.0,
+        checkpoint_every=100,
+        model=dict(name="vim_tiny", num_classes=10, img_size=(32,), patch_size=2, embed_dim=48, depth=6, d_state=4),
+        data=dict(
+            source="tfds",
+            name="cifar10",
+            train_transform="shift_crop",
+            eval_crop=1.0,
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2470, 0.2435, 0.2616),
+        ),
+        optimizer=dict(
+            learning_rate=1e-3, warmup_epochs=0.02, weight_decay=0.05, clip_norm=1.0, label_smoothing=0.0
+        ),
+    )
