@@ -1,4 +1,4 @@
-"""The study's PlainMamba (docs/study.md), dense: CIFAR-10 with patches of 2 pixels, 256 tokens; width 48, depth 6, 4 states.
+"""The study's PlainMamba (docs/study.md), dense: CIFAR-10 with patches of 2 pixels, 256 tokens; width 48, depth 6, N 4.
 
 python -m top_jax.cli.study --config configs/study_plain_mamba.py --config.data.data_dir=DIR
 
@@ -38,7 +38,5 @@ def get_config() -> config_dict.ConfigDict:
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
         ),
-        optimizer=dict(
-            learning_rate=1e-3, warmup_epochs=0.02, weight_decay=0.05, clip_norm=1.0, label_smoothing=0.0
-        ),
+        optimizer=dict(learning_rate=1e-3, warmup_epochs=0.02, weight_decay=0.05, clip_norm=1.0, label_smoothing=0.0),
     )

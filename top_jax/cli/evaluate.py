@@ -14,17 +14,12 @@ import jax
 from absl import flags
 
 from top_jax import distributed
-from top_jax.cli import config_flag, distributed_flags, runner
+from top_jax.cli import checkpoint_flag, config_flag, distributed_flags, runner
 from top_jax.config import RunConfig
 
-_CONFIG = config_flag.define()
-for _shared in (config_flag, distributed_flags):  # so that --help shows them
+_CONFIG, _CHECKPOINT = config_flag.define(), checkpoint_flag.define()
+for _shared in (config_flag, checkpoint_flag, distributed_flags):  # so that --help shows them
     flags.adopt_module_key_flags(_shared)
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Run directory, or an official .pth or .safetensors file.", required=True
-)
-_WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint of a run directory.")
-_EMA = flags.DEFINE_boolean("ema", None, "Averaged weights; by default where a run kept them, and not of a file.")
 _JSON = flags.DEFINE_string("json", None, "Where to write the result; by default beside the checkpoint.")
 
 
@@ -44,16 +39,9 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path) -> dict[str, Any]:
     from top_jax.data import open_source
     from top_jax.evaluation.accuracy import evaluate_model
     from top_jax.evaluation.flops import count_macs
-    from top_jax.models import abstract_model
-    from top_jax.pruning import make_reduction
-    from top_jax.training.saved_weights import fill
-    from top_jax.training.weights import checkpoint_weights
 
     source = open_source(config.data, train=False)
-    weights = checkpoint_weights(checkpoint, config.model, which=_WHICH.value, ema=_EMA.value)
-    pruning = make_reduction(**config.pruning.settings())
-    shapes = abstract_model(config.model.name, pruning=pruning, **config.model.overrides())
-    model = fill(shapes, weights)
+    model = checkpoint_flag.load_model(checkpoint, config)
     with runner.progress(f"evaluating on {source.name}", len(source)) as advance:
         result = evaluate_model(
             model, source, config.data, batch_size=config.eval_batch_size or config.batch_size, on_batch=advance

@@ -1,0 +1,49 @@
+"""The flags --checkpoint, --which and --ema of the commands that run a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from top_jax.config import RunConfig
+
+_WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint of a run directory.")
+_EMA = flags.DEFINE_boolean("ema", None, "Averaged weights; by default where a run kept them, and not of a file.")
+
+
+def define(help_text: str = "Run directory, or an official .pth or .safetensors file.") -> flags.FlagHolder[Any]:
+    """The flag --checkpoint, required."""
+    return flags.DEFINE_string("checkpoint", None, help_text, required=True)
+
+
+def define_several(help_text: str) -> flags.FlagHolder[Any]:
+    """The flag --checkpoint, required, which may be given more than once."""
+    return flags.DEFINE_multi_string("checkpoint", None, help_text, required=True)
+
+
+def load_weights(checkpoint: str | Path, config: RunConfig) -> Any:
+    """The weights that the flags choose, for the model of the config.
+
+    Raises:
+        InputError: nothing there, or weights of another model or class count.
+    """
+    from top_jax.training.weights import checkpoint_weights
+
+    return checkpoint_weights(checkpoint, config.model, which=_WHICH.value, ema=_EMA.value)
+
+
+def load_model(checkpoint: str | Path, config: RunConfig) -> Any:
+    """The config's model with its reduction of tokens, in eval mode, with those weights.
+
+    Raises:
+        InputError: as `load_weights`, or a reduction that the model cannot have.
+    """
+    from top_jax.models import abstract_model
+    from top_jax.pruning import make_reduction
+    from top_jax.training.saved_weights import fill
+
+    reduction = make_reduction(**config.pruning.settings())
+    shapes = abstract_model(config.model.name, pruning=reduction, **config.model.overrides())
+    return fill(shapes, load_weights(checkpoint, config))
