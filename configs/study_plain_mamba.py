@@ -1,8 +1,9 @@
 """The study's PlainMamba (docs/study.md), dense: CIFAR-10 with patches of 2 pixels, 256 tokens; width 48, depth 6, N 4.
 
-python -m top_jax.cli.study --config configs/study_plain_mamba.py --config.data.data_dir=DIR
+bash docs/study.sh plain_mamba runs/study_plain_mamba --config.data.data_dir=DIR
 
-As a run of its own (`train.py --config ...`) it is the second of the study's two dense stages, without the first one.
+The pruning that it is given is the study's, and the dense models are trained without it. As a run of its own
+(`train.py --config ...`) this is the second of two dense stages, without the first one on images of 16 pixels.
 """
 
 from ml_collections import config_dict
