@@ -1,21 +1,27 @@
 """Multiplications of a traced function, counted from its jaxpr: knows JAX's primitives, and nothing of our models.
 
 The walk goes into every function that is called, takes the branch of the platform asked for, and keeps, for each
-array, whether it is zero-padded or a window of such an array: a product with a window is a tap of a convolution that
-is written as shifted products.
+array, whether it is padded or a window of such an array: a product with a window is a tap of a convolution that is
+written as shifted products. Whether it is zero it keeps for `xla_flops.py`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+import numpy as np
+from jax.extend import core
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.interpreters import partial_eval
 
 _CALLED: Final = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # what jit, remat and the custom derivatives call
-_KEEPS: Final = ("convert_element_type", "copy", "squeeze", "reshape")  # of a window: still one
+_KEEPS: Final = ("broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze")  # what it was, it still is
+
+Kind = Literal["padded", "window", "zero", ""]
+"""What is known of an array: padded, a window of a padded one, all zeros, or nothing."""
 
 
 class Site(NamedTuple):
@@ -25,13 +31,18 @@ class Site(NamedTuple):
         equation: of the jaxpr.
         trips: how often it runs.
         in_loop: it stands in a loop that holds no other loop.
-        is_tap: it multiplies a window of a padded array.
+        operands: what is known of them.
     """
 
     equation: Any
     trips: int
     in_loop: bool
-    is_tap: bool
+    operands: tuple[Kind, ...]
+
+    @property
+    def is_tap(self) -> bool:
+        """Whether it multiplies a window of a padded array."""
+        return self.equation.primitive.name == "mul" and "window" in self.operands
 
 
 class Multiplications(NamedTuple):
@@ -79,34 +90,42 @@ def size_of_result(equation: Any) -> int:
 
 
 def sites(program: ClosedJaxpr, platform: str) -> Iterator[Site]:
-    """Every primitive that the program runs on the platform; loops whose trips are not known are taken once."""
+    """Every primitive that the program runs on the platform and whose result is used.
+
+    A loop whose trips only the data tell is taken once.
+    """
+    used, _ = partial_eval.dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars), instantiate=True)
     walk = _Walk(platform)
-    walk.through(program.jaxpr, [""] * len(program.jaxpr.invars), 1)
+    walk.through(used, [""] * len(used.invars), 1)
     yield from walk.found
 
 
 class _Walk:
-    """Goes through a program and notes its sites; what it knows of an array is "padded", "window" or ""."""
+    """Goes through a program and notes its sites."""
 
     def __init__(self, platform: str):
         self.platform = platform
         self.found: list[Site] = []
 
-    def through(self, jaxpr: Jaxpr, given: Sequence[str], trips: int, *, in_loop: bool = False) -> list[str]:
+    def through(self, jaxpr: Jaxpr, given: Sequence[Kind], trips: int, *, in_loop: bool = False) -> list[Kind]:
         """Notes what a function runs; takes and returns what is known of its arguments and results."""
-        known = dict(zip(jaxpr.invars, given, strict=True))
-        of = lambda atom: "" if isinstance(atom, Literal) else known.get(atom, "")  # noqa: E731
+        known: dict[Any, Kind] = dict(zip(jaxpr.invars, given, strict=True))
+
+        def of(atom: Any) -> Kind:
+            if isinstance(atom, core.Literal):
+                return "" if np.any(atom.val) else "zero"
+            return known.get(atom, "")
+
         for equation in jaxpr.eqns:
             arguments = [of(atom) for atom in equation.invars]
             results = self._inside(equation, arguments, trips, in_loop)
             if results is None:
-                is_tap = equation.primitive.name == "mul" and "window" in arguments
-                self.found.append(Site(equation, trips, in_loop, is_tap))
+                self.found.append(Site(equation, trips, in_loop, tuple(arguments)))
                 results = [_of_result(equation, arguments)] * len(equation.outvars)
             known.update(zip(equation.outvars, results, strict=True))
         return [of(atom) for atom in jaxpr.outvars]
 
-    def _inside(self, equation: Any, arguments: list[str], trips: int, in_loop: bool) -> list[str] | None:
+    def _inside(self, equation: Any, arguments: list[Kind], trips: int, in_loop: bool) -> list[Kind] | None:
         """As `through`, of what an equation calls; None if it calls nothing."""
         name, params = equation.primitive.name, equation.params
         if name in ("scan", "while"):
@@ -129,11 +148,11 @@ class _Walk:
         return fits[0] if fits else -1
 
 
-def _of_result(equation: Any, arguments: list[str]) -> str:
+def _of_result(equation: Any, arguments: list[Kind]) -> Kind:
     name = equation.primitive.name
     if name == "pad" and jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating):
         return "padded"
-    if name in ("slice", "dynamic_slice") and arguments[0]:
+    if name == "slice" and arguments[0] in ("padded", "window"):
         return "window"
     return arguments[0] if name in _KEEPS else ""
 
