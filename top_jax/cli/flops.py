@@ -8,12 +8,9 @@ and against XLA's cost analysis of it, with the difference explained.
 
 from __future__ import annotations
 
-from typing import Any
-
 from absl import flags
 
 from top_jax.cli import config_flag, flops_text, runner
-from top_jax.config import RunConfig
 from top_jax.errors import InputError
 
 _CONFIG = config_flag.define()
@@ -25,57 +22,19 @@ _COMPILE = flags.DEFINE_boolean("compile", False, "Compile the model, for the co
 
 def main(arguments: list[str]) -> None:
     """Counts, checks, prints and writes."""
+    from top_jax.evaluation.flops.report import CHECKS, check_config, count_config
+
     runner.no_more(arguments)
     if _COMPILE.value and not _XLA.value:
         raise InputError("--compile asks for XLA's cost analysis and --noxla for none; drop one of them.")
     config = config_flag.read(_CONFIG)
-    counts = count(config)
+    counts = count_config(config)
     flops_text.show_counts(counts)
-    counts |= check(config, xla=_XLA.value, compile=_COMPILE.value)
+    what = "tracing and compiling" if _COMPILE.value else "tracing"
+    with runner.progress(f"{what} {config.model.name}", CHECKS) as advance:
+        counts |= check_config(config, xla=_XLA.value, compile=_COMPILE.value, on_check=advance)
     flops_text.show_check(counts)
     runner.write_json(_JSON.value, counts)
-
-
-def count(config: RunConfig) -> dict[str, Any]:
-    """The analytic count of the config's model, reduced and dense.
-
-    Raises:
-        InputError: a model or a reduction that cannot be.
-    """
-    from top_jax.evaluation.flops import count_macs
-    from top_jax.models import model_config
-    from top_jax.pruning import make_reduction
-
-    sizes = model_config(config.model.name, **config.model.overrides())
-    cost, dense = count_macs(sizes, make_reduction(**config.pruning.settings())), count_macs(sizes)
-    return {
-        "model": config.model.name,
-        "pruning": config.pruning.settings(),
-        "class_token": sizes.CLASS_TOKEN is not None,
-        "tokens_per_block": list(cost.tokens_per_block),
-        "gmacs": {name: cost.gmacs(name) for name in cost.macs},
-        "dense_gmacs": {name: dense.gmacs(name) for name in dense.macs},
-        "parts": {name: cost.parts(name) for name in cost.macs},
-        "dense_parts": {name: dense.parts(name) for name in dense.macs},
-        "blocks": {name: list(blocks) for name, blocks in cost.blocks.items()},
-    }
-
-
-def check(config: RunConfig, *, xla: bool, compile: bool) -> dict[str, Any]:
-    """The parameters and the cross-check of the config's model.
-
-    Raises:
-        InputError: a reduction that the model cannot have.
-    """
-    from top_jax.evaluation.flops.cross_check import cross_check
-    from top_jax.models import model_config
-    from top_jax.pruning import make_reduction
-
-    sizes = model_config(config.model.name, **config.model.overrides())
-    reduction = make_reduction(**config.pruning.settings())
-    with runner.progress(f"tracing {config.model.name}{' and compiling it' * compile}", 3) as advance:
-        found = cross_check(sizes, reduction, xla=xla, compile=compile, on_check=advance)
-    return {"parameters": found.pop("parameters"), "cross_check": found}
 
 
 if __name__ == "__main__":

@@ -64,24 +64,26 @@ def _show_xla(xla: dict[str, Any], platform: str) -> None:
 
 def _parts_table(counts: dict[str, Any]) -> Table:
     """Multiply-accumulates by part and convention; beside them the dense model's, where tokens are reduced."""
-    gmacs, dense = counts["gmacs"], counts["dense_gmacs"]
-    reduced, unit = gmacs != dense, "G" if max(dense.values()) >= 0.1 else "M"
+    parts, dense = counts["parts"], counts["dense_parts"]
+    totals, dense_totals = ({name: sum(of[name].values()) for name in of} for of in (parts, dense))
+    reduced, unit = parts != dense, "G" if max(dense_totals.values()) >= 1e8 else "M"
 
-    def cell(macs: float, of: float) -> str:
+    def cell(macs: int, of: int) -> str:
+        if max(macs, of) == 0:
+            return "-"
         return f"{_amount(macs, unit)} of {_amount(of, unit)}" if reduced else _amount(macs, unit)
 
-    table = _table(f"{unit}MACs", *(name.replace("_", " ") for name in gmacs))
-    all_parts = (*counts["parts"].values(), *counts["dense_parts"].values())
-    for part in [name for name in PART_NAMES if any(name in parts for parts in all_parts)]:
-        row = [cell(counts["parts"][name].get(part, 0), counts["dense_parts"][name].get(part, 0)) for name in gmacs]
-        table.add_row(part, *row)
-    table.add_row("total", *(cell(1e9 * gmacs[name], 1e9 * dense[name]) for name in gmacs), style="bold")
+    table = _table(f"{unit}MACs", *(name.replace("_", " ") for name in parts))
+    for part in PART_NAMES:
+        if any(part in macs for macs in (*parts.values(), *dense.values())):
+            table.add_row(part, *(cell(parts[name].get(part, 0), dense[name].get(part, 0)) for name in parts))
+    table.add_row("total", *(cell(totals[name], dense_totals[name]) for name in parts), style="bold")
     if reduced:
-        table.add_row("of the dense", *(f"{gmacs[name] / dense[name]:.1%}" for name in gmacs))
+        table.add_row("of the dense", *(f"{totals[name] / dense_totals[name]:.1%}" for name in parts))
     return table
 
 
-def _amount(macs: float, unit: str) -> str:
+def _amount(macs: int, unit: str) -> str:
     amount = macs / {"G": 1e9, "M": 1e6}[unit]
     if 0 < amount < 0.001:
         return "<.001"

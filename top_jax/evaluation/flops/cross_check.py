@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from top_jax.evaluation.flops.count import Cost, count_macs
+from top_jax.evaluation.flops.count import Cost
 from top_jax.evaluation.flops.traced import Multiplications, count_multiplications
 from top_jax.evaluation.flops.xla_flops import expected_flops
 from top_jax.models import Backbone, BackboneConfig
@@ -60,6 +59,10 @@ class XlaCheck:
     def unexplained(self) -> int:
         """What XLA counts beside the steps."""
         return self.flops - sum(self.steps.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, with what is not explained."""
+        return {**dataclasses.asdict(self), "unexplained": self.unexplained}
 
 
 def trace_model(config: BackboneConfig, pruning: Reduction | None) -> TracedModel:
@@ -115,38 +118,3 @@ def _flops(program: Any) -> tuple[int, int] | None:
     costs = program.cost_analysis()
     costs = costs[0] if isinstance(costs, list) and costs else costs  # one a computation, as older JAX has it
     return (int(costs["flops"]), int(costs.get("transcendentals", 0))) if costs and "flops" in costs else None
-
-
-def cross_check(
-    config: BackboneConfig,
-    pruning: Reduction | None,
-    *,
-    xla: bool = True,
-    compile: bool = False,
-    on_check: Callable[[int], object] = lambda _: None,
-) -> dict[str, Any]:
-    """Both checks, for JSON; `parameters` beside them.
-
-    Args:
-        config: the model's sizes.
-        pruning: how it reduces tokens, if it does.
-        xla: ask XLA too.
-        compile: as of `check_xla`.
-        on_check: called with 1 when the model is traced, and after each check.
-
-    Raises:
-        InputError: a reduction that the model cannot have.
-    """
-    model, cost = trace_model(config, pruning), count_macs(config, pruning)
-    on_check(1)
-    counted, without_scans, scans = check_executed(model, cost)
-    on_check(1)
-    found = check_xla(model, compile=compile) if xla else None
-    on_check(1)
-    return {
-        "parameters": model.parameters,
-        "platform": model.platform,
-        "jaxpr": counted._asdict(),
-        "jaxpr_above_executed": {"without_scans": without_scans, "scans": scans},
-        "xla": None if found is None else {**dataclasses.asdict(found), "unexplained": found.unexplained},
-    }

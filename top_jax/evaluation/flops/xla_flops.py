@@ -4,7 +4,7 @@ XLA counts a multiplication and an addition as two operations; the body of a loo
 of a convolution that meet something, not those on its padding; one operation for each element of whatever works element
 by element (comparisons and conversions of type too), but exponentials, logarithms and roots apart, as transcendentals.
 
-Source: `HloCostAnalysis` (openxla/xla, xla/service/hlo_cost_analysis.cc), and what JAX 0.10.2 gave for single primitives.
+Source: `HloCostAnalysis` (openxla/xla, xla/service/hlo_cost_analysis.cc); single primitives, under JAX 0.10.2.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 from typing import Any, Final, NamedTuple
 
 from jax.extend.core import ClosedJaxpr
+from jax.lax import GatherScatterMode
 
 from top_jax.evaluation.flops.traced import Site, macs_of, sites, size_of_result
 
@@ -76,6 +77,8 @@ def _elementwise(site: Site) -> int:
     # x + 0 and x - 0 are gone before XLA sees them.
     if (name == "add" and "zero" in site.operands) or (name == "sub" and site.operands[1] == "zero"):
         return 0
+    if name == "gather" and site.equation.params["mode"] == GatherScatterMode.FILL_OR_DROP:
+        return size + 3 * math.prod(site.equation.invars[1].aval.shape)  # chosen by whether its index is a place
     return size if name in _ELEMENTWISE else size * _WRITTEN_OUT.get(name, 0)
 
 
