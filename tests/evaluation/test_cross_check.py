@@ -83,6 +83,12 @@ def shape(*sizes, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
+def costs_of(program):
+    costs = program.lower().cost_analysis()
+    assert costs is not None
+    return costs
+
+
 def looped(x, w):
     """A product outside and two in a loop of five, in a loop of three."""
 
@@ -108,19 +114,19 @@ def looped(x, w):
     ],
 )
 def test_multiplications(function, shapes, products, taps, loops):
-    traced = jax.jit(function).trace(*(shape(*sizes) for sizes in shapes))
-    assert count_multiplications(traced.jaxpr, "cpu") == (products, taps, loops)
+    program = jax.jit(function).trace(*(shape(*sizes) for sizes in shapes))
+    assert count_multiplications(program.jaxpr, "cpu") == (products, taps, loops)
 
 
 def test_a_convolution_of_groups():
     convolve = lambda x, w: lax.conv_general_dilated(  # noqa: E731
         x, w, (2, 1), [(3, 2), (0, 4)], dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
     )
-    traced = jax.jit(convolve).trace(shape(1, 9, 8, 4), shape(5, 3, 2, 6))
+    program = jax.jit(convolve).trace(shape(1, 9, 8, 4), shape(5, 3, 2, 6))
     rows, columns = (9 + 5 - 5) // 2 + 1, 8 + 4 - 3 + 1
-    assert count_multiplications(traced.jaxpr, "cpu").products == rows * columns * 6 * 5 * 3 * 2
-    expected = expected_flops(traced.jaxpr, "cpu")
-    assert expected.total == traced.lower().cost_analysis()["flops"] and expected.border > 0
+    assert count_multiplications(program.jaxpr, "cpu").products == rows * columns * 6 * 5 * 3 * 2
+    expected = expected_flops(program.jaxpr, "cpu")
+    assert expected.total == costs_of(program)["flops"] and expected.border > 0
 
 
 @pytest.mark.parametrize(
@@ -137,7 +143,7 @@ def test_a_convolution_of_groups():
 )
 def test_the_rules_of_xla(function, shapes, transcendentals):
     """Each against XLA itself."""
-    traced = jax.jit(function).trace(*(shape(*sizes) for sizes in shapes))
-    costs, expected = traced.lower().cost_analysis(), expected_flops(traced.jaxpr, "cpu")
+    program = jax.jit(function).trace(*(shape(*sizes) for sizes in shapes))
+    costs, expected = costs_of(program), expected_flops(program.jaxpr, "cpu")
     assert expected.total == costs["flops"]
     assert expected.transcendentals == costs.get("transcendentals", 0) == transcendentals

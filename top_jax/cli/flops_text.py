@@ -69,9 +69,7 @@ def _parts_table(counts: dict[str, Any]) -> Table:
     reduced, unit = parts != dense, "G" if max(dense_totals.values()) >= 1e8 else "M"
 
     def cell(macs: int, of: int) -> str:
-        if max(macs, of) == 0:
-            return "-"
-        return f"{_amount(macs, unit)} of {_amount(of, unit)}" if reduced else _amount(macs, unit)
+        return f"{_amount(macs, unit)} of {_amount(of, unit)}" if reduced and macs + of else _amount(macs, unit)
 
     table = _table(f"{unit}MACs", *(name.replace("_", " ") for name in parts))
     for part in PART_NAMES:
@@ -84,10 +82,12 @@ def _parts_table(counts: dict[str, Any]) -> Table:
 
 
 def _amount(macs: int, unit: str) -> str:
+    if macs == 0:
+        return "-"
     amount = macs / {"G": 1e9, "M": 1e6}[unit]
-    if 0 < amount < 0.001:
+    if amount < 0.001:
         return "<.001"
-    return f"{amount:.2f}" if amount >= 1 or amount == 0 else f"{amount:.3f}"
+    return f"{amount:.2f}" if amount >= 1 else f"{amount:.3f}"
 
 
 def _verdict(above: int) -> str:

@@ -60,12 +60,12 @@ def count_macs(config: BackboneConfig, pruning: Reduction | None = None) -> Cost
 
     parts = PARTS[type(config)]
 
-    def block(i: int, convention: str) -> Macs:
+    def block_macs(i: int, convention: str) -> Macs:
         macs = parts.block(config, Passage(i, tokens[i], tokens[i + 1], reduction.alignment, convention))
         if convention == "executed" and i + 1 in reducing:
             at = Reduced(patches[i], patches[i + 1], reducing[i + 1], class_tokens, config.embed_dim, parts.streams)
             macs["merging"] = reduction_macs(reduction, at)
         return macs
 
-    blocks = {convention: tuple(block(i, convention) for i in range(config.depth)) for convention in CONVENTIONS}
+    blocks = {convention: tuple(block_macs(i, convention) for i in range(config.depth)) for convention in CONVENTIONS}
     return Cost(tuple(tokens[:-1]), parts.stem_and_head(config), blocks)

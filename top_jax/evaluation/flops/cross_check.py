@@ -115,6 +115,5 @@ def check_xla(model: TracedModel, *, compile: bool = False) -> XlaCheck | None:
 
 def _flops(program: Any) -> tuple[int, int] | None:
     """XLA's flops and transcendentals of a lowered or compiled program."""
-    costs = program.cost_analysis()
-    costs = costs[0] if isinstance(costs, list) and costs else costs  # one a computation, as older JAX has it
+    costs: dict[str, float] | None = program.cost_analysis()
     return (int(costs["flops"]), int(costs.get("transcendentals", 0))) if costs and "flops" in costs else None

@@ -96,7 +96,7 @@ def sites(program: ClosedJaxpr, platform: str) -> Iterator[Site]:
     """
     used, _ = partial_eval.dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars), instantiate=True)
     walk = _Walk(platform)
-    walk.through(used, [""] * len(used.invars), 1)
+    walk.through(used, _nothing(used.invars), 1)
     yield from walk.found
 
 
@@ -117,12 +117,13 @@ class _Walk:
             return known.get(atom, "")
 
         for equation in jaxpr.eqns:
-            arguments = [of(atom) for atom in equation.invars]
-            results = self._inside(equation, arguments, trips, in_loop)
+            arguments: list[Kind] = [of(atom) for atom in equation.invars]
+            results: list[Kind] | None = self._inside(equation, arguments, trips, in_loop)
             if results is None:
                 self.found.append(Site(equation, trips, in_loop, tuple(arguments)))
-                results = [_of_result(equation, arguments)] * len(equation.outvars)
-            known.update(zip(equation.outvars, results, strict=True))
+                results = [_of_result(equation, arguments) for _ in equation.outvars]
+            for array, kind in zip(equation.outvars, results, strict=True):
+                known[array] = kind
         return [of(atom) for atom in jaxpr.outvars]
 
     def _inside(self, equation: Any, arguments: list[Kind], trips: int, in_loop: bool) -> list[Kind] | None:
@@ -131,8 +132,8 @@ class _Walk:
         if name in ("scan", "while"):
             body = _open(params["jaxpr"] if name == "scan" else params["body_jaxpr"])
             runs = trips * (params["length"] if name == "scan" else 1)
-            self.through(body, [""] * len(body.invars), runs, in_loop=not _has_loop(body))
-            return [""] * len(equation.outvars)
+            self.through(body, _nothing(body.invars), runs, in_loop=not _has_loop(body))
+            return _nothing(equation.outvars)
         if name == "cond":
             branch = params["branches"][self._branch(params)]
             return self.through(_open(branch), arguments[1:], trips, in_loop=in_loop)
@@ -146,6 +147,10 @@ class _Walk:
         platforms = params.get("branches_platforms") or ()
         fits = [i for i, names in enumerate(platforms) if names is None or self.platform in names]
         return fits[0] if fits else -1
+
+
+def _nothing(arrays: Sequence[Any]) -> list[Kind]:
+    return ["" for _ in arrays]
 
 
 def _of_result(equation: Any, arguments: list[Kind]) -> Kind:

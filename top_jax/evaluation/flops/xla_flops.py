@@ -3,6 +3,7 @@
 XLA counts a multiplication and an addition as two operations; the body of a loop once, however often it runs; the taps
 of a convolution that meet something, not those on its padding; one operation for each element of whatever works element
 by element (comparisons and conversions of type too), but exponentials, logarithms and roots apart, as transcendentals.
+It adds up in 32-bit floats, so that a sum of billions is off by some thousands.
 
 Source: `HloCostAnalysis` (openxla/xla, xla/service/hlo_cost_analysis.cc); single primitives, under JAX 0.10.2.
 """
