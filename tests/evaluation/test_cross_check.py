@@ -54,7 +54,8 @@ def test_the_jaxpr_agrees(config, pruning):
     for platform in ("cpu", "gpu"):
         counted, without_scans, scans = check_executed(model._replace(platform=platform), cost)
         assert (without_scans, scans) == (0, 0)
-        assert sum(counted) == cost.macs["executed"]
+        scan = cost.parts("executed").get("scan", 0)  # 9 operations, of which 4 are multiplications
+        assert sum(counted) == cost.macs["executed"] - scan + scan * 4 // 9
         shifted = isinstance(config, VimConfig) or (isinstance(config, PlainMambaConfig) and platform == "cpu")
         assert (counted.taps > 0) == shifted
 

@@ -39,7 +39,8 @@ def show_check(counts: dict[str, Any]) -> None:
     counted, above = found["jaxpr"], found["jaxpr_above_executed"]
     _say(
         f"in the jaxpr of the model: {counted['products'] + counted['taps']:,} multiply-accumulates of products and "
-        f"convolutions ({_verdict(above['without_scans'])}), {counted['loops']:,} of scans ({_verdict(above['scans'])})"
+        f"convolutions ({_verdict(above['without_scans'])}), {counted['loops']:,} of scans, 4 of their 9 "
+        f"operations ({_verdict(above['scans'])})"
     )
     if found["xla"] is not None:
         _show_xla(found["xla"], found["platform"])

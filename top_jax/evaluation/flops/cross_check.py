@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from top_jax.evaluation.flops.count import Cost
+from top_jax.evaluation.flops.parts import SCAN_MULTIPLICATIONS, SCAN_OPERATIONS
 from top_jax.evaluation.flops.traced import Multiplications, count_multiplications
 from top_jax.evaluation.flops.xla_flops import expected_flops
 from top_jax.models import Backbone, BackboneConfig
@@ -82,10 +83,11 @@ def trace_model(config: BackboneConfig, pruning: Reduction | None) -> TracedMode
 
 
 def check_executed(model: TracedModel, cost: Cost) -> tuple[Multiplications, int, int]:
-    """The jaxpr's own count, and by how much it is above `cost`: without the scans, and of the scans."""
+    """The jaxpr's own count, and by how much it is above `cost`: without the scans, and the scans' multiplications."""
     counted, parts = count_multiplications(model.traced.jaxpr, model.platform), cost.parts("executed")
     scan = parts.get("scan", 0)
-    return counted, counted.products + counted.taps - (sum(parts.values()) - scan), counted.loops - scan
+    multiplications = scan // SCAN_OPERATIONS * SCAN_MULTIPLICATIONS
+    return counted, counted.products + counted.taps - (sum(parts.values()) - scan), counted.loops - multiplications
 
 
 def check_xla(model: TracedModel, *, compile: bool = False) -> XlaCheck | None:

@@ -10,8 +10,10 @@ from top_jax.models import BackboneConfig
 CONVENTIONS: Final = ("published", "all_directions", "executed")
 PART_NAMES: Final = ("stem", "projections", "conv", "scan", "attention", "mlp", "merging", "head")
 
-# Operations of a scan for each token, channel and state: as the papers have it, and the multiplications among them.
-SCAN_OPERATIONS: Final = {"published": 9, "all_directions": 9, "executed": 4}
+# Operations of a scan for each token, channel and state, as the papers count them: with the exponential and the
+# additions. The multiplications among them are tau A, decay h, B x and C h.
+SCAN_OPERATIONS: Final = 9
+SCAN_MULTIPLICATIONS: Final = 4
 
 Macs = dict[str, int]
 """Multiply-accumulates of one image by part of the model, a key of `PART_NAMES`."""

@@ -30,7 +30,7 @@ def _block(config: PlainMambaConfig, tokens: Passage) -> Macs:
     return {
         "projections": tokens.entering * projections,
         "conv": places * taps,
-        "scan": tokens.entering * DIRECTIONS * SCAN_OPERATIONS[tokens.convention] * inner * states,
+        "scan": tokens.entering * DIRECTIONS * SCAN_OPERATIONS * inner * states,
     }
 
 

@@ -17,7 +17,7 @@ def _block(config: VimConfig, tokens: Passage) -> Macs:
     return {
         "projections": tokens.entering * (width * 2 * inner + inner * width + directions * of_direction),
         "conv": tokens.entering * directions * config.d_conv * inner,
-        "scan": tokens.entering * directions * SCAN_OPERATIONS[tokens.convention] * inner * states,
+        "scan": tokens.entering * directions * SCAN_OPERATIONS * inner * states,
     }
 
 
