@@ -60,8 +60,8 @@ def compare(
         about: what the report says of its config.
         sizes: batch sizes, in this order; None: 1, 8, 32 and doubled up to the largest that fits.
         train: time the train step too: forward in train mode, cross entropy, backward and AdamW.
-        seconds: budget; what does not fit is skipped by name. The first two contestants at the first batch size are
-            always measured, and the last batch size may overrun.
+        seconds: budget; what does not fit is skipped by name. At the first batch size the dense model
+            and the config's own are measured whatever they take, and the last may overrun.
         advance: told of the seconds of the budget as they pass.
 
     Returns:
@@ -75,7 +75,7 @@ def compare(
     memory = memory_limit()
     report = _report(name, field, about or {}, memory, seconds)
     write_whole(file, report)  # before minutes are spent
-    print(f"{len(field)} contestants: {', '.join(contestant.name for contestant in field)}", flush=True)
+    print(f"{len(field)} contestants: {'; '.join(contestant.name for contestant in field)}", flush=True)
 
     def tick() -> None:
         nonlocal shown

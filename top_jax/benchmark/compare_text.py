@@ -1,4 +1,4 @@
-"""The report of `compare` as Markdown: who was timed, a table for each pass, and in words where pruning does not pay."""
+"""The report of `compare` as Markdown: who was timed, a table for each pass, and where pruning does not pay."""
 
 from __future__ import annotations
 

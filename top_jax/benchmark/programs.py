@@ -22,16 +22,22 @@ LEARNING_RATE: Final = 1e-4
 
 
 class TrainSteps:
-    """A train step that carries its state from call to call, so that its buffers can be reused, as in training."""
+    """A train step that carries its state from call to call, so that its buffers can be reused, as in training.
+
+    Args:
+        step: compiled, of `make_train_step`.
+        weights: to begin with; copied.
+        state: of the optimizer, to begin with; copied.
+        sets: images and labels of one call after the other.
+    """
 
     def __init__(self, step: Callable[..., Any], weights: Weights, state: Any, sets: list[tuple[jax.Array, jax.Array]]):
         self.step = step
-        self.weights, self.state = jax.tree.map(
-            jnp.copy, (weights, state)
-        )  # they are donated: others need the originals
+        self.weights, self.state = jax.tree.map(jnp.copy, (weights, state))  # they are donated: others need them
         self.sets = sets
 
     def __call__(self, number: int) -> jax.Array:
+        """The loss of one step, on the set of that number."""
         self.weights, self.state, loss = self.step(self.weights, self.state, *self.sets[number % len(self.sets)])
         return loss
 

@@ -39,6 +39,7 @@ WARM_UP: Final = 2  # calls that `time_in_turn` makes before its rounds
 MOST_ROUNDS: Final = 100
 LEAST_ROUNDS: Final = 5  # fewer have no quartiles to speak of
 SHARE_OF_ROUNDS: Final = 0.15  # of the budget: what the rounds of one batch size may take beyond the least
+_TRAINING_TIMES_INFERENCE: Final = 5.0  # in compiling: ViM-S 18.2 s of 3.6 s (docs/models.md, section 5)
 SHARE_OF_FREE_MEMORY: Final = 0.5  # of a CPU's, which the system would end the process for; a GPU's allocator tells
 
 
@@ -95,33 +96,45 @@ class Race:
         workers: int,
         tick: Callable[[], None] = lambda: None,
     ):
-        self._begun, self._seconds, self._memory, self._workers, self._tick = (
-            time.perf_counter(), seconds, memory, workers, tick,
-        )  # fmt: skip
-        self._field = field
-        self._weights = {c.weights: random_weights(c.model) for c in reversed(field)}
+        self._begun, self._seconds, self._tick = time.perf_counter(), seconds, tick
+        self._field, self._memory, self._workers = field, memory, workers
+        self._weights = {kind: random_weights(model) for kind, model in {c.weights: c.model for c in field}.items()}
         self.results = Results([], [])
 
     def run(self, passes: tuple[str, ...], sizes: Callable[[], Iterable[int]], save: Callable[[], None]) -> Results:
         """Runs all passes, each with an equal share of the time that is left; calls `save` after each batch size."""
+        pace = _Pace(self._begun, group=0.0)
         for place, which in enumerate(passes):
-            now = time.perf_counter() - self._begun
-            end = self._begun + now + max(self._seconds - now, 0) / (len(passes) - place)
-            running, pace = list(self._field), _Pace(end)
+            now = time.perf_counter()
+            left = max(self._begun + self._seconds - now, 0) / (len(passes) - place)
+            pace = _Pace(now + left, group=_TRAINING_TIMES_INFERENCE * pace.group)
+            running = list(self._field)
             for batch in sizes():
-                if reason := self._obstacle(running, pace, batch):
+                sets = self._sets(batch)
+                if reason := self._obstacle(running, sets, pace, batch):
                     self._skip(running, which, batch, reason, and_larger=True)
                     save()
                     break
-                running = self._heat(running, which, batch, pace)
+                running = self._heat(running, which, batch, sets, pace)
                 save()
         return self.results
 
-    def _obstacle(self, running: list[Contestant], pace: _Pace, batch: int) -> str | None:
-        """Why there is no going on, or None."""
+    def _sets(self, batch: int) -> Any:
+        """What `make_batches` gives, or the exception where even that does not fit."""
+        try:
+            return jax.block_until_ready(make_batches(self._field[0].model.config, batch))
+        except Exception as problem:
+            if out_of_memory(problem):
+                return problem
+            raise
+
+    def _obstacle(self, running: list[Contestant], sets: Any, pace: _Pace, batch: int) -> str | None:
+        """Why there is no going on, or None. Of the first pass at its first size nothing is known: it runs."""
+        if isinstance(sets, Exception):
+            return "the images alone do not fit in memory"
         if DENSE not in [c.name for c in running]:
-            return "the dense model did not run at the size before"
-        return pace.too_long(batch, share=2 / len(running))
+            return "the dense model did not run before"
+        return pace.too_long(batch, share=self._workers / len(running)) if pace.group else None
 
     def _skip(
         self, contestants: list[Contestant], which: str, batch: int, reason: str, *, and_larger: bool = False
@@ -136,9 +149,10 @@ class Race:
             }
         )
 
-    def _heat(self, running: list[Contestant], which: str, batch: int, pace: _Pace) -> list[Contestant]:
+    def _heat(
+        self, running: list[Contestant], which: str, batch: int, sets: list[Any], pace: _Pace
+    ) -> list[Contestant]:
         """Measures one batch size; returns who can go on to a larger one."""
-        sets = make_batches(self._field[0].model.config, batch)
         begun = time.perf_counter()
         programs = self._compile(running, which, batch, sets[0], pace)
         compiled = time.perf_counter()
@@ -148,7 +162,7 @@ class Race:
         rounds = Rounds(MOST_ROUNDS, SHARE_OF_ROUNDS * self._seconds, measurement=0.0, least=LEAST_ROUNDS)
         timed = {**programs, **time_in_turn(runs, rounds, on_round=self._tick)}
         finished = time.perf_counter()
-        pace.note_rounds(sum(found.median for found in timed.values() if isinstance(found, Timing)), batch)
+        pace.note_rounds(sum((found.median for found in timed.values() if isinstance(found, Timing)), 0.0), batch)
         rows = [self._row(c, which, batch, programs[c.name], timed) for c in started]
         self.results.rows.extend(rows)
         count = max((row["rounds"] for row in rows if "rounds" in row), default=0)
@@ -166,7 +180,7 @@ class Race:
     def _compile(
         self, running: list[Contestant], which: str, batch: int, example: tuple[Any, Any], pace: _Pace
     ) -> dict[str, Any]:
-        """By name what `compile_all` gives, in groups as long as there is time; the first group always runs."""
+        """By name what `compile_all` gives, in groups as long as there is time; the first group runs."""
         found: dict[str, Any] = {}
         for place in range(0, len(running), self._workers):
             group = running[place : place + self._workers]
@@ -233,15 +247,16 @@ class _Pace:
 
     Args:
         end: `time.perf_counter()` at which it is over.
+        group: seconds that a group of programs may take to compile, as far as is known; 0 if nothing is.
     """
 
-    def __init__(self, end: float):
-        self._end = end
-        self._group, self._round, self._batch = 0.0, 0.0, 1
+    def __init__(self, end: float, group: float):
+        self._end, self.group = end, group
+        self._round, self._batch = 0.0, 1
 
     def note_group(self, seconds: float) -> None:
         """A group of programs took so long to compile."""
-        self._group = max(self._group, seconds)
+        self.group = max(self.group, seconds)
 
     def note_rounds(self, seconds: float, batch: int) -> None:
         """One round of all contestants took so long."""
@@ -250,7 +265,7 @@ class _Pace:
     def too_long(self, batch: int, share: float = 1.0) -> str | None:
         """Why not to compile another group and run the least rounds, of this share of the contestants; or None."""
         rounds = (WARM_UP + LEAST_ROUNDS) * self._round * share * batch / self._batch
-        needed, left = self._group + rounds, self._end - time.perf_counter()
+        needed, left = self.group + rounds, self._end - time.perf_counter()
         if needed <= left:
             return None
         return f"it would take about {needed:.0f} s, and {max(left, 0):.0f} s of the budget are left"
