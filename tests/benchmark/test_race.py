@@ -5,7 +5,6 @@ import json
 from types import SimpleNamespace
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from top_jax.benchmark import compare, race
@@ -49,7 +48,7 @@ def programs(monkeypatch):
         return {name: (Program(name), 0.5) for name in lower}
 
     monkeypatch.setattr(race, "compile_all", compile_all)
-    monkeypatch.setattr(race, "make_batches", lambda config, batch: [(np.zeros((batch, 1)), np.zeros(batch))])
+    monkeypatch.setattr(race, "make_batches", lambda config, batch: [(jnp.zeros((batch, 1)), jnp.zeros(batch))])
     monkeypatch.setattr(race, "MOST_ROUNDS", 6)
     return told
 
@@ -129,7 +128,8 @@ def test_time_is_foreseen(monkeypatch):
     assert pace.too_long(128, share=0.5) is None
 
 
-def test_report(programs, tmp_path, monkeypatch):
+def test_report(field, programs, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "field_of", lambda *_: (field, "reason"))
     monkeypatch.setattr(compare, "memory_limit", lambda: 2**30)
     programs.fits = {"deit": 1}
     seconds = []
@@ -139,20 +139,33 @@ def test_report(programs, tmp_path, monkeypatch):
     )  # fmt: skip
     assert json.loads((tmp_path / "a.json").read_text()) == report
     assert report["finished"] and report["config"] == "x" and report["dtype"] == "float32"
-    wanted = ("device", "driver", "versions", "date", "method", "budget_s", "memory_limit_mib", "judged_by", "seconds")
+    wanted = (
+        "load_average",
+        "device",
+        "driver",
+        "versions",
+        "date",
+        "method",
+        "budget_s",
+        "memory_limit_mib",
+        "judged_by",
+        "seconds",
+    )
     assert report.keys() >= set(wanted)
     hold = report["contestants"][1]
     assert hold["tokens_per_block"] == [5, 3] and hold["gmacs"].keys() >= {"published", "all_directions"}
     largest = {row["contestant"]: (row["batch"], row["out_of_memory_at"]) for row in report["largest_batch"]}
     assert largest["deit"] == (1, 8) and largest[DENSE] == (8, None)
     shown = text(report)
+    assert "Skipped: deit: reason." in shown
     assert "inference, deit: 1 fits, 8 does not." in shown and "Budget: 1000000 s and 1024 MiB for a program" in shown
     assert all(f"\n| {row['contestant']} " in shown for row in report["contestants"])
     assert shown.index("Where pruning does not pay:") > shown.index("times dense")
     assert sum(seconds) <= report["seconds"]
 
 
-def test_a_file_that_cannot_be_written_costs_no_time(programs, tmp_path):
+def test_a_file_that_cannot_be_written_costs_no_time(field, programs, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "field_of", lambda *_: (field, None))
     with pytest.raises(InputError, match="cannot be written"):
         compare.compare("vim_tiny", TOP, SIZES, file=tmp_path / "no" / "a.json", seconds=1.0)
     assert not programs.compiled

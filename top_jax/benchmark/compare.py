@@ -92,6 +92,7 @@ def compare(
         rows, skipped = race.results
         report.update(rows=rows, skipped=skipped, largest_batch=_largest(field, rows), conclusions=conclusions(rows))
         report["seconds"] = round(time.perf_counter() - begun, 1)
+        report["load_average"]["end"] = _load()
         write_whole(file, report)
 
     race.run(PASSES if train else PASSES[:1], growing if sizes is None else lambda: sizes, save)
@@ -119,6 +120,7 @@ def _report(
         **about,
         "model": name,
         **environment(),
+        "load_average": {"start": _load(), "end": None},
         "dtype": jnp.dtype(model.config.dtype).name,
         "img_size": list(model.config.img_size),
         "implementation": model.scan_implementation,
@@ -129,6 +131,11 @@ def _report(
         "finished": False,
         "contestants": [contestant.row() for contestant in field],
     }
+
+
+def _load() -> float | None:
+    """Processes that ran or waited over the last minute: against the cores, how much others took of the machine."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 
 def _largest(field: list[Contestant], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

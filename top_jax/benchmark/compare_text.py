@@ -88,6 +88,11 @@ def _limits(report: dict[str, Any]) -> str:
     memory = report["memory_limit_mib"]
     bounds = f"{report['budget_s']:.0f} s" + (f" and {memory} MiB for a program" if memory else "")
     lines = [f"Budget: {bounds}; used {report['seconds']:.0f} s."]
+    load = report["load_average"]
+    if load["start"] is not None:
+        lines.append(
+            f"Load average {load['start']} at the start, {load['end']} at the end, on {report['cores']} cores."
+        )
     peaks = [row["process_peak_mib"] for row in report["rows"] if "process_peak_mib" in row]
     if peaks:
         lines.append(f"Most memory that the process had on the device: {max(peaks):.0f} MiB.")

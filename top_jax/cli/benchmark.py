@@ -68,6 +68,7 @@ def _measure_config() -> None:
     if not _HAS_CONFIGS:
         raise InputError("--config needs ml_collections: pip install ml_collections (--suite and --tune do without).")
     from top_jax.benchmark import compare, compare_text
+    from top_jax.cli import config_flag
     from top_jax.pruning import make_reduction
 
     config = config_flag.read(_CONFIG)
