@@ -27,7 +27,7 @@ METHOD: Final = {
     "warm_up": f"compiling and {WARM_UP} calls of each program are not counted",
     "rounds": f"at least {LEAST_ROUNDS}; medians and quartiles over them",
     "speedup": "of each round dense time / own time; median and quartiles of these ratios",
-    "verdict": f"little: less than {LEAST_SHARE:g} of the time that the multiply-accumulates promise is saved",
+    "verdict": f"pays little: even the upper quartile saves less than {LEAST_SHARE:g} of what the MACs promise",
     "weights": "random, an argument of the program: speed depends neither on them nor on which tokens stay",
     "inputs": "random images; drop-path left out",
 }

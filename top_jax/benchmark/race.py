@@ -159,7 +159,8 @@ class Race:
         started = [c for c in running if c.name in programs]
         ready = [c for c in started if not isinstance(programs[c.name], Exception)]
         runs = {c.name: self._run_of(c, programs[c.name][0], which, sets) for c in ready}
-        rounds = Rounds(MOST_ROUNDS, SHARE_OF_ROUNDS * self._seconds, measurement=0.0, least=LEAST_ROUNDS)
+        seconds = min(SHARE_OF_ROUNDS * self._seconds, pace.left())
+        rounds = Rounds(MOST_ROUNDS, seconds, measurement=0.0, least=LEAST_ROUNDS)
         timed = {**programs, **time_in_turn(runs, rounds, on_round=self._tick)}
         finished = time.perf_counter()
         pace.note_rounds(sum((found.median for found in timed.values() if isinstance(found, Timing)), 0.0), batch)
@@ -262,13 +263,17 @@ class _Pace:
         """One round of all contestants took so long."""
         self._round, self._batch = seconds, batch
 
+    def left(self) -> float:
+        """Seconds until the end."""
+        return max(self._end - time.perf_counter(), 0.0)
+
     def too_long(self, batch: int, share: float = 1.0) -> str | None:
         """Why not to compile another group and run the least rounds, of this share of the contestants; or None."""
         rounds = (WARM_UP + LEAST_ROUNDS) * self._round * share * batch / self._batch
-        needed, left = self.group + rounds, self._end - time.perf_counter()
+        needed, left = self.group + rounds, self.left()
         if needed <= left:
             return None
-        return f"it would take about {needed:.0f} s, and {max(left, 0):.0f} s of the budget are left"
+        return f"it would take about {needed:.0f} s, and {left:.0f} s of the budget are left"
 
 
 def _optimizer() -> optax.GradientTransformation:

@@ -7,8 +7,8 @@ Of a pruned model the verdict is, in this order,
 
     SLOWER   the upper quartile of the speed-up is below 1
     NO GAIN  1 lies between the quartiles: no difference from the dense model can be told
-    LITTLE   the median saves less than half of the time that its multiply-accumulates promise: (1 - 1 / speed-up) is
-             less than half of (1 - 1 / ratio), ratio being dense / own multiply-accumulates
+    LITTLE   even the upper quartile saves less than half of the time that the multiply-accumulates promise:
+             (1 - 1 / speed-up) is less than half of (1 - 1 / ratio), ratio being dense / own multiply-accumulates
     PAYS     anything else
 
 and the first three are where pruning does not pay. The ratio is that of the `executed` convention where it is counted,
@@ -69,7 +69,7 @@ def verdict(speedup: Spread, macs_ratio: float) -> str:
         return SLOWER
     if speedup.low <= 1:
         return NO_GAIN
-    saved, promised = 1 - 1 / speedup.median, 1 - 1 / macs_ratio
+    saved, promised = 1 - 1 / speedup.high, 1 - 1 / macs_ratio
     return LITTLE if saved < LEAST_SHARE * promised else PAYS
 
 
