@@ -58,9 +58,7 @@ class Images:
         return iter(self._batches)
 
     def _read(self) -> Iterator[DeviceBatch]:
-        with eval_batches(
-            self._source, self._data, img_size=self._img_size, batch_size=self._batch_size
-        ) as batches:
+        with eval_batches(self._source, self._data, img_size=self._img_size, batch_size=self._batch_size) as batches:
             for batch, _ in prefetch_to_device(batches, by_image(make_mesh()), self._data.prefetch):
                 yield batch
 

@@ -47,9 +47,9 @@ def compare(rows: Iterable[Row], cell: Cell, reference: Cell) -> Comparison | No
     """
     these, others = [], []
     for row in rows:
-        if cell_of(row) == _key(cell):
+        if cell_of(row) == cell.key:
             these.append(row)
-        elif cell_of(row) == _key(reference):
+        elif cell_of(row) == reference.key:
             others.append(row)
     pairs = [(from_bits(a), from_bits(b)) for a in these for b in others if start_of(a) == start_of(b)]
     if not pairs:
@@ -75,7 +75,3 @@ def mcnemar(only_one: int, only_other: int) -> float:
     coins, fewer = only_one + only_other, min(only_one, only_other)
     ways = sum(math.comb(coins, heads) for heads in range(fewer + 1))
     return min(1.0, 2 * ways / 2**coins)
-
-
-def _key(cell: Cell) -> tuple[object, ...]:
-    return cell.after_blocks, cell.keep_ratio, cell.alignment, cell.order, cell.score, cell.finetuned

@@ -47,7 +47,8 @@ def _correctness(rows: list[Row]) -> dict[str, Any]:
 
 
 def _in_words(about: dict[str, Any], rows: list[Row], config: RunConfig) -> str:
-    checkpoints = ", ".join(dict.fromkeys(row["checkpoint"] for row in rows))
+    pruned = {row["checkpoint"]: " (pruned in its own training)" * row["trained_pruned"] for row in rows}
+    checkpoints = ", ".join(f"{name}{how}" for name, how in pruned.items())
     devices = about["environment"]["devices"]
     data = config.data.name or config.data.source
     return (

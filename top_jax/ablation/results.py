@@ -76,7 +76,10 @@ class Results:
             if self._file.is_file():
                 raise InputError(f"{self._file} has no settings.json beside it to say of what; choose another --out.")
             return
-        there, here = flatten(json.loads(file.read_text())), flatten(json.loads(json.dumps(self.settings)))
+        stored = json.loads(file.read_text())
+        if stored["training"] is None or self.settings["training"] is None:  # of one command of two that trained
+            stored["training"] = self.settings["training"] = stored["training"] or self.settings["training"]
+        there, here = flatten(stored), flatten(json.loads(json.dumps(self.settings)))
         changed = [key for key in dict.fromkeys((*here, *there)) if there.get(key) != here.get(key)]
         if changed:
             told = ", ".join(f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in changed[:3])
@@ -86,18 +89,20 @@ class Results:
             )
 
 
-def common_settings(config: RunConfig, base: Pruning, limit_images: int | None) -> dict[str, Any]:
-    """What every result of a directory has in common: all that may change a number, but for what rows say of themselves.
+def common_settings(config: RunConfig, base: Pruning, limit_images: int | None, trains: bool) -> dict[str, Any]:
+    """What all results of a directory have in common: what may change a number, and what rows do not say themselves.
 
-    How a fine-tuned model was trained, beside what its row says, is in its run directory.
+    Args:
+        config: of the models and the data.
+        base: the point at which the tables cross.
+        limit_images: None is all of them.
+        trains: whether the settings of training count too.
     """
-    content = flatten(config.to_dict())
-    of_numbers = {
-        key: content[key] for key in content if key.startswith(("model.", "data.")) and key not in FREE_TO_CHANGE
-    }
+    content = {key: value for key, value in flatten(config.to_dict()).items() if key not in FREE_TO_CHANGE}
+    of_training = ("batch_size", "augment.", "distillation.", "optimizer.")
     ratio = list(base.keep_ratio) if isinstance(base.keep_ratio, tuple) else base.keep_ratio
     return {
-        **of_numbers,
+        **{key: value for key, value in content.items() if key.startswith(("model.", "data."))},
         "limit_images": limit_images,
         "base": {
             "after_blocks": list(base.after_blocks),
@@ -106,6 +111,7 @@ def common_settings(config: RunConfig, base: Pruning, limit_images: int | None) 
             "order": base.order,
             "score": base.score,
         },
+        "training": {key: content[key] for key in content if key.startswith(of_training)} if trains else None,
     }
 
 

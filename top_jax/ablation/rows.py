@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from top_jax.pruning import Pruning
 
 Row = dict[str, Any]
-"""checkpoint, its weights (a fingerprint) and seed (of its training, null for a file); after_blocks, keep_ratio,
+"""checkpoint, its weights (a fingerprint), seed (of its training, null for a file) and trained_pruned; after_blocks, keep_ratio,
 alignment, order, score, random_seed (null where they mean nothing: the last five for the dense model, random_seed but
 for the score random); finetuned (null, or steps, learning_rate, seed and run); tokens_per_block, gmacs by convention;
 accuracy (share), correct and images (counts), loss (nats); left_out (indices of unreadable images); correct_bits
@@ -31,6 +32,20 @@ def describe(setting: Pruning) -> Row:
         "score": setting.score,
         "random_seed": setting.seed if setting.score == "random" else None,
     }
+
+
+def label(row: Row) -> str:
+    """The setting in words."""
+    if not row["after_blocks"]:
+        return "dense"
+    order = ", score order" if row["order"] == "score" else ""
+    return f"{row['alignment']}{order}, {row['score']}, keep {ratio_text(row['keep_ratio'])}"
+
+
+def ratio_text(keep_ratio: float | Sequence[float] | None) -> str:
+    """0.8, or 0.8/0.7 where each prune has its own."""
+    ratios = keep_ratio if isinstance(keep_ratio, Sequence) else [1.0 if keep_ratio is None else keep_ratio]
+    return "/".join(f"{ratio:g}" for ratio in ratios)
 
 
 def cell_of(row: Row) -> tuple[Any, ...]:

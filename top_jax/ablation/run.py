@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,7 +20,7 @@ from top_jax.ablation.grid import DENSE, check_settings, program
 from top_jax.ablation.images import Images, counted, left_out
 from top_jax.ablation.report import write_report
 from top_jax.ablation.results import Results, common_settings
-from top_jax.ablation.rows import Row, describe, to_bits
+from top_jax.ablation.rows import Row, describe, label, to_bits
 from top_jax.ablation.selectable import Program
 from top_jax.config import RunConfig
 from top_jax.data import open_source
@@ -46,12 +47,14 @@ class Checkpoint(NamedTuple):
         weights: all of the model's.
         fingerprint: of them.
         seed: of its training; None where it is not known (a file).
+        trained_pruned: whether it was pruned when it was trained, so that the dense model is not the one it was.
     """
 
     path: str
     weights: Weights
     fingerprint: int
     seed: int | None
+    trained_pruned: bool
 
 
 @contextlib.contextmanager
@@ -107,7 +110,7 @@ def run_ablation(
     images = _open_images(config, limit_images)
     loaded = [_load(path, config, which, ema) for path in checkpoints]
     _check_different(loaded)
-    results = Results(Path(out), common_settings(config, base, limit_images))
+    results = Results(Path(out), common_settings(config, base, limit_images, finetune is not None))
     for checkpoint in loaded:
         results.check_weights(checkpoint.path, checkpoint.fingerprint)
     enable_compilation_cache()
@@ -135,16 +138,18 @@ class _Ablation:
 
     def finetune_all(self, checkpoints: list[Checkpoint], settings: tuple[Pruning, ...], finetune: Finetune) -> None:
         """Every setting on every checkpoint, each trained for itself with every seed."""
-        todo, rows = [], {}
+        todo = []
         for setting, checkpoint, seed in itertools.product(settings, checkpoints, finetune.seeds):
             config = tuning.config_of(self._config, checkpoint.path, setting, finetune, seed)
             tuned = {"steps": finetune.steps, "learning_rate": config.optimizer.learning_rate, "seed": seed}
             row = self._blank(setting, checkpoint, tuned)
             if row not in self._results:
                 todo.append((setting, (config, row)))
-        for number, (run, setting, (config, row)) in enumerate(self._with_programs(todo), start=1):
+        start = time.monotonic()
+        for done, (run, setting, (config, row)) in enumerate(self._with_programs(todo)):
             name = tuning.run_name(row["weights"], row, config.seed)
-            self._say(f"fine-tuning {number} of {len(todo)}: {name}")
+            left = (len(todo) - done) * (time.monotonic() - start) / max(done, 1) / 60
+            self._say(f"fine-tuning {done + 1} of {len(todo)}: {name}" + f"; about {left:.0f} min left" * (done > 0))
             row["finetuned"]["run"] = f"runs/{name}"
             weights = tuning.tuned_weights(config, self._results.path / "runs" / name)
             self._add(run, setting, weights, row)
@@ -165,6 +170,7 @@ class _Ablation:
             "checkpoint": checkpoint.path,
             "weights": checkpoint.fingerprint,
             "seed": checkpoint.seed,
+            "trained_pruned": checkpoint.trained_pruned,
             **describe(setting),
             "finetuned": finetuned,
             "tokens_per_block": list(cost.tokens_per_block),
@@ -174,7 +180,8 @@ class _Ablation:
     def _add(self, run: Program, setting: Pruning, weights: Weights, row: Row) -> None:
         row = {**row, **_evaluate(run, setting, weights, self._images)}
         self._results.add(row)
-        self._say(f"{_label(row)}: {row['accuracy']:.2%} of {row['images']} images, {row['checkpoint']}")
+        seed = "" if row["random_seed"] is None else f", seed {row['random_seed']}"
+        self._say(f"{label(row)}{seed}: {row['accuracy']:.2%} of {row['images']} images, {row['checkpoint']}")
 
 
 def _evaluate(run: Program, setting: Pruning, weights: Weights, images: Images) -> dict[str, Any]:
@@ -207,8 +214,14 @@ def _open_images(config: RunConfig, limit: int | None) -> Images:
 
 def _load(path: str | Path, config: RunConfig, which: str, ema: bool | None) -> Checkpoint:
     weights = checkpoint_weights(path, config.model, which=which, ema=ema)
-    seed = RunDirectory(path).read_config().seed if Path(path).is_dir() else None
-    return Checkpoint(str(path), weights, fingerprint(weights), seed)
+    trained = RunDirectory(path).read_config() if Path(path).is_dir() else None
+    return Checkpoint(
+        path=str(path),
+        weights=weights,
+        fingerprint=fingerprint(weights),
+        seed=None if trained is None else trained.seed,
+        trained_pruned=trained is not None and bool(trained.pruning.after_blocks),
+    )
 
 
 def _check_different(checkpoints: list[Checkpoint]) -> None:
@@ -220,10 +233,3 @@ def _check_different(checkpoints: list[Checkpoint]) -> None:
                 "two seeds of a model; leave one out."
             )
         seen[checkpoint.fingerprint] = checkpoint.path
-
-
-def _label(row: Row) -> str:
-    if not row["after_blocks"]:
-        return "dense"
-    seed = "" if row["random_seed"] is None else f" {row['random_seed']}"
-    return f"{row['alignment']}, {row['order']} order, {row['score']}{seed}, keep {row['keep_ratio']}"

@@ -49,7 +49,7 @@ class Cell:
         accuracy: share of the images.
         drop: accuracy of the dense model less this one's, each run against the dense model of its own checkpoint
             (after the same fine-tuning), on the same images; None for the dense model, or where that is not there.
-        lost, gained: images that the dense model got right and this one did not, and the other way round, over all runs.
+        lost, gained: images that only the dense model got right, and only this one, over all runs.
     """
 
     after_blocks: tuple[int, ...]
@@ -67,6 +67,11 @@ class Cell:
     drop: Number | None
     lost: int
     gained: int
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """As `cell_of` gives it for each of its rows."""
+        return self.after_blocks, self.keep_ratio, self.alignment, self.order, self.score, self.finetuned
 
     @property
     def is_dense(self) -> bool:
@@ -112,7 +117,7 @@ def _cell(key: tuple[Any, ...], group: list[Row], dense: dict[Any, np.ndarray]) 
         alignment=alignment,
         order=order,
         score=score,
-        finetuned=finetuned or None,
+        finetuned=finetuned,
         tokens_per_block=tuple(group[0]["tokens_per_block"]),
         gmacs=group[0]["gmacs"],
         runs=len(group),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 from top_jax.ablation.paired import Comparison, compare
-from top_jax.ablation.rows import Row
+from top_jax.ablation.rows import Row, label, ratio_text
 from top_jax.ablation.statistics import Cell, Number
 
 CONVENTION: Final = "published"
@@ -67,7 +68,9 @@ def as_csv(tables: Iterable[Table]) -> str:
     """Every line of every table, numbers as shares."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["table", "finetune_steps", "learning_rate", *_SETTING, "after_blocks", "tokens_per_block"] + _NUMBERS)
+    writer.writerow(
+        ["table", "finetune_steps", "learning_rate", *_SETTING, "after_blocks", "tokens_per_block"] + _NUMBERS
+    )
     for table in tables:
         for cell in table.cells:
             writer.writerow([table.name, *(cell.finetuned or ("", "")), *_csv_cells(cell)])
@@ -76,10 +79,7 @@ def as_csv(tables: Iterable[Table]) -> str:
 
 def name_of(cell: Cell) -> str:
     """A setting in words."""
-    if cell.is_dense:
-        return "dense"
-    order = ", score order" if cell.order == "score" else ""
-    return f"{cell.alignment}{order}, {cell.score}, keep {_ratio(cell)}"
+    return label(dataclasses.asdict(cell))
 
 
 def _of_one_training(training: tuple[int, float] | None, cells: list[Cell], base: dict[str, Any]) -> list[Table]:
@@ -112,7 +112,7 @@ def _of_one_training(training: tuple[int, float] | None, cells: list[Cell], base
 def _varied(name: str, cell: Cell) -> Any:
     """What a table is about: one that varies nothing would be none."""
     varied = {"alignment": (cell.alignment, cell.order), "score": cell.score, "keep_ratio": cell.keep_ratio}
-    return varied.get(name, cell)
+    return varied.get(name, cell.key)
 
 
 def _by_way_and_cost(cell: Cell) -> Any:
@@ -139,11 +139,6 @@ def _percent(value: Number | None, *, signed: bool = False) -> str:
     return f"{100 * value.mean:{'+' if signed else ''}.2f}{spread} se {100 * value.sampling_error:.2f}"
 
 
-def _ratio(cell: Cell) -> str:
-    ratio = cell.keep_ratio
-    return "/".join(f"{r:g}" for r in ratio) if isinstance(ratio, tuple) else "1" if ratio is None else f"{ratio:g}"
-
-
 def _tokens(cell: Cell) -> str:
     return " > ".join(str(count) for count in dict.fromkeys(cell.tokens_per_block))
 
@@ -158,7 +153,7 @@ _COLUMNS: Final[dict[str, Callable[[Cell], str]]] = {
     "alignment": lambda cell: cell.alignment or "dense",
     "order": lambda cell: cell.order or "-",
     "score": lambda cell: cell.score or "-",
-    "keep": _ratio,
+    "keep": lambda cell: ratio_text(cell.keep_ratio),
     "tokens": _tokens,
     "GMACs": lambda cell: f"{cell.gmacs[CONVENTION]:.3g}",
     "accuracy": lambda cell: _percent(cell.accuracy),
@@ -193,7 +188,7 @@ _NUMBERS: Final = [
 
 
 def _csv_cells(cell: Cell) -> list[Any]:
-    setting = [cell.alignment or "dense", cell.order or "", cell.score or "", _ratio(cell)]
+    setting = [cell.alignment or "dense", cell.order or "", cell.score or "", ratio_text(cell.keep_ratio)]
     schedule = [" ".join(map(str, cell.after_blocks)), " ".join(map(str, cell.tokens_per_block))]
     accuracy, drop = (_csv_number(value) for value in (cell.accuracy, cell.drop))
     differing = ["", ""] if cell.drop is None else [cell.lost, cell.gained]

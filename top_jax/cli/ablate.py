@@ -30,7 +30,7 @@ _AFTER_BLOCKS = flags.DEFINE_list("after_blocks", [], "Blocks to prune after, fr
 _KEEP_RATIO = flags.DEFINE_float(
     "keep_ratio", None, "Of the first two tables; by default the config's, or 0.7 where it is dense.", 0.0, 1.0
 )
-_KEEP_RATIOS = flags.DEFINE_list("keep_ratios", ["0.9", "0.8", "0.7", "0.6", "0.5"], "Of the third.")
+_KEEP_RATIOS = flags.DEFINE_list("keep_ratios", ["0.9", "0.7", "0.5"], "Of the third, beside that one.")
 _ALIGNMENTS = flags.DEFINE_list(
     "alignments", None, "By default all: none:score (best tokens first, the naive ViT way), none, hold and decay."
 )
