@@ -3,14 +3,19 @@
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 TINY = f"--config={Path(__file__).parents[1] / 'tiny_run.py'}"
 
 
 @pytest.fixture(autouse=True)
-def no_compilation_cache(monkeypatch):
+def quick_programs(monkeypatch):
     monkeypatch.setattr("top_jax.ablation.run.enable_compilation_cache", lambda: None)
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of it
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def test_ablate(command, finished_run, tmp_path):
@@ -19,7 +24,9 @@ def test_ablate(command, finished_run, tmp_path):
     flags = (TINY, f"--checkpoint={finished_run}", f"--out={out}", "--tables=alignment", "--alignments=hold")
     result = command("ablate", *flags, "--limit_images=40")
     assert result.status == 0
-    assert result.out.startswith("2 settings on 1 checkpoint(s); prunes after blocks (1,)\ndense: ")
+    assert result.out.startswith(
+        "2 settings x 1 checkpoint, pruned after blocks 1; 40 images, read once; 0 results are there\ndense: "
+    )
     assert "hold, clip, keep 0.5: " in result.out and f" of 40 images, {finished_run}\n" in result.out
     assert f"checkpoints {finished_run} (pruned in its own training)" in result.out
     assert (out / "tables.md").read_text() in result.out

@@ -129,9 +129,9 @@ def program(setting: Pruning) -> tuple[Any, ...]:
     return setting.after_blocks, setting.keep_ratio, setting.alignment
 
 
-def _variant(name: str) -> dict[str, str]:
+def _variant(name: str) -> dict[str, Any]:
     alignment, _, order = name.partition(":")
-    variant = {"alignment": alignment, "order": order or "position"}
+    variant: dict[str, Any] = {"alignment": alignment, "order": order or "position"}
     Pruning(**variant)  # raises where the two do not fit
     return variant
 

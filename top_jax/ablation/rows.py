@@ -11,11 +11,11 @@ import numpy as np
 from top_jax.pruning import Pruning
 
 Row = dict[str, Any]
-"""checkpoint, its weights (a fingerprint), seed (of its training, null for a file) and trained_pruned; after_blocks, keep_ratio,
-alignment, order, score, random_seed (null where they mean nothing: the last five for the dense model, random_seed but
-for the score random); finetuned (null, or steps, learning_rate, seed and run); tokens_per_block, gmacs by convention;
-accuracy (share), correct and images (counts), loss (nats); left_out (indices of unreadable images); correct_bits
-(base64: one bit per image that counted, in their order)."""
+"""checkpoint, its weights (a fingerprint), seed (of its training, null for a file) and trained_pruned;
+after_blocks, keep_ratio, alignment, order, score, random_seed (null where they mean nothing: the last five for the
+dense model, random_seed but for the score random); finetuned (null, or steps, learning_rate, seed and run);
+tokens_per_block, gmacs by convention; accuracy (share), correct and images (counts), loss (nats); left_out (indices of
+unreadable images); correct_bits (base64: one bit per image that counted, in their order)."""
 
 UNCHOSEN = {"keep_ratio": None, "alignment": None, "order": None, "score": None, "random_seed": None}
 

@@ -93,7 +93,7 @@ def run_ablation(
         finetune: how; None does not train.
         which: `best` or `latest`, of a run directory.
         ema: averaged weights; None takes them where a run kept them.
-        say: takes one line for each result.
+        say: takes one line at the start and for each result.
         progress: makes a progress bar.
 
     Returns:
@@ -114,6 +114,11 @@ def run_ablation(
     for checkpoint in loaded:
         results.check_weights(checkpoint.path, checkpoint.fingerprint)
     enable_compilation_cache()
+    how = "read once" if images.held else "too many to hold, so that they are read anew for every result"
+    say(
+        f"{len(settings)} settings x {len(loaded)} checkpoint{'s' * (len(loaded) > 1)}, pruned after blocks "
+        f"{', '.join(map(str, base.after_blocks))}; {images.count} images, {how}; {len(results.rows)} results are there"
+    )
     ablation = _Ablation(config, images, results, say)
     ablation.evaluate_all(loaded, settings, progress)
     if finetune is not None:

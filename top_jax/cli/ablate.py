@@ -11,6 +11,7 @@ goes on where it stopped.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -60,7 +61,6 @@ def main(arguments: list[str]) -> None:
         keep_ratios=[_number("keep_ratios", ratio, float) for ratio in _KEEP_RATIOS.value],
         random_seeds=_RANDOM_SEEDS.value,
     )
-    print(f"{len(grid)} settings on {len(_CHECKPOINTS.value)} checkpoint(s); prunes after blocks {base.after_blocks}")
     ablation.run_ablation(
         config,
         _CHECKPOINTS.value,
@@ -77,7 +77,8 @@ def main(arguments: list[str]) -> None:
     print(f"\n{(out / 'tables.md').read_text()}\n{out}: tables.md, tables.csv, accuracy_vs_gflops.png, results.json")
 
 
-def _finetune():
+def _finetune() -> Any:
+    """What the flags of fine-tuning ask for; None where it is not asked for."""
     from top_jax.ablation import Finetune
 
     if _STEPS.value is None:
@@ -88,7 +89,7 @@ def _finetune():
     return Finetune(_STEPS.value, _RATE.value, seeds)
 
 
-def _number(flag: str, text: str, kind: type[int] | type[float]):
+def _number(flag: str, text: str, kind: type[Any]) -> Any:
     try:
         return kind(text)
     except ValueError as error:
