@@ -1,6 +1,6 @@
 """Imports point one way (DESIGN.md, 4).
 
-cli -> training, benchmark -> evaluation -> models -> pruning, ops -> kernels -> jax
+cli -> ablation -> training, benchmark -> evaluation -> models -> pruning, ops -> kernels -> jax
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ ALLOWED = {
     "data": {"config"},
     "evaluation": {"config", "data", "models", "pruning", "sharding", "distributed"},
     "training": {"config", "convert", "data", "evaluation", "models", "ops", "pruning", "sharding", "distributed"},
+    "ablation": {"config", "data", "evaluation", "models", "pruning", "sharding", "training"},
     "benchmark": {"evaluation", "kernels", "models", "ops", "pruning"},
     "cli": {
+        "ablation",
         "benchmark",
         "config",
         "convert",
