@@ -8,9 +8,8 @@ Writes a PNG and a .npz of all arrays per image, and index.json, which says what
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from absl import flags
@@ -37,8 +36,14 @@ _BLOCKS = flags.DEFINE_list(
     "the last one of all."
 )  # fmt: skip
 
-Picture = tuple[str, "Image.Image", int | None]
-"""Its name, the image, and its label where that is known."""
+
+class Picture(NamedTuple):
+    """An image to draw: what it is called on paper and as a file, and its label where that is known."""
+
+    name: str
+    stem: str
+    image: Image.Image
+    label: int | None = None
 
 
 def main(arguments: list[str]) -> None:
@@ -65,7 +70,7 @@ def visualize(
 ) -> dict[str, Any]:
     """Draws the pictures into a folder and returns their index."""
     from top_jax.data import preprocess
-    from top_jax.figures.examine import examiner, variants_of
+    from top_jax.figures.examine import examiner, name_of, variants_of
     from top_jax.figures.photo import crop_for_display
     from top_jax.figures.record import ARRAYS
     from top_jax.figures.sheet import Subject, describe, draw_sheet
@@ -77,15 +82,16 @@ def visualize(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out={out} cannot be made a folder ({error.strerror}); choose another.") from error
-    variants, images = variants_of(model), []
+    compared = {"paths", "attention"} & set(_DRAW.value)
+    variants = variants_of(model) if compared else {name_of(model.pruning): model.pruning}
+    images = []
     with runner.progress("running and drawing", len(pictures) * len(variants)) as advance:
-        examine = examiner(model, blocks, on_pass=advance)
-        for stem, (name, image, label) in zip(_stems(pictures), pictures, strict=True):
-            pixels = preprocess(
-                image, model.config.img_size, eval_crop=data.eval_crop, mean=data.mean, std=data.std
-            )
+        examine = examiner(model, variants, blocks, on_pass=advance)
+        for stem, picture in zip(_stems(pictures), pictures, strict=True):
+            image = picture.image
+            pixels = preprocess(image, model.config.img_size, eval_crop=data.eval_crop, mean=data.mean, std=data.std)
             photo = crop_for_display(image, model.config, eval_crop=data.eval_crop)
-            subject = Subject(name, photo, label)
+            subject = Subject(picture.name, photo, picture.label)
             sheet = draw_sheet(
                 out / stem,
                 subject,
@@ -119,7 +125,7 @@ def _pictures(files: list[str], config: RunConfig) -> tuple[list[Picture], tuple
     if not files:
         source = open_source(config.data, train=False)
         return _examples(source, _EXAMPLES.value), source.class_names
-    pictures: list[Picture] = [(Path(file).name, read_image(file), None) for file in files]
+    pictures = [Picture(Path(file).name, Path(file).stem, read_image(file)) for file in files]
     try:
         names = open_source(config.data, train=False).class_names
     except InputError:  # photos need no data: without it, classes have numbers and no names
@@ -134,20 +140,21 @@ def _examples(source: Any, count: int) -> list[Picture]:
 
     if count > len(source):
         raise InputError(f"--examples={count}, but {source.name} has {len(source)} images; ask for fewer.")
-    pictures: list[Picture] = []
+    pictures = []
     for i in range(count):
         index = i * len(source) // count
         try:
             record = source[index]
-            pictures.append((f"{source.name} image {index}", transforms.decode(record.image), record.label))
+            image = transforms.decode(record.image)
+            pictures.append(Picture(f"{source.name}, image {index}", f"image_{index}", image, record.label))
         except transforms.DECODE_ERRORS as error:
             raise InputError(f"unreadable image {source.describe(index)} ({error}); ask for other ones.") from error
     return pictures
 
 
 def _stems(pictures: list[Picture]) -> list[str]:
-    """Names of files: those of the images, numbered where two would have the same."""
-    stems = [Path(name.replace("/", "_").replace(" ", "_")).stem for name, _, _ in pictures]
+    """Names of the files, numbered where two would have the same."""
+    stems = [picture.stem for picture in pictures]
     if len(set(stems)) == len(stems):
         return stems
     return [f"{number}_{stem}" for number, stem in enumerate(stems, start=1)]

@@ -92,9 +92,7 @@ def _channels(directions: list[_Direction]) -> tuple[tuple[jax.Array, jax.Array]
     return tuple((direction.delta, direction.A) for direction in directions)
 
 
-def _summed(
-    directions: list[_Direction], channel: tuple[tuple[jax.Array, jax.Array], ...]
-) -> Float[Array, "B L L"]:
+def _summed(directions: list[_Direction], channel: tuple[tuple[jax.Array, jax.Array], ...]) -> Float[Array, "B L L"]:
     matrices = [_alpha(direction, *own) for direction, own in zip(directions, channel, strict=True)]
     return jnp.sum(jnp.stack(matrices), axis=0)
 

@@ -15,6 +15,9 @@ from top_jax.figures.examine import DENSE, Examination
 from top_jax.figures.page import Panel, Section
 from top_jax.figures.photo import Photo
 
+DECADES = 1000
+"""Ratio of the brightest to the darkest colour, at most: weights far from the class token go to nothing."""
+
 
 class AttentionMaps(NamedTuple):
     """Of one image, by (variant, number of the block from 1).
@@ -56,14 +59,16 @@ def section(maps: AttentionMaps, photo: Photo, *, scans: bool) -> Section:
     for block in dict.fromkeys(block for _, block in maps.weights):
         row = {name: weights for (name, number), weights in maps.weights.items() if number == block}
         same = all(np.array_equal(weights, row[DENSE]) for weights in row.values())
-        if same:
-            row = {" = ".join(row) if len(row) > 1 else DENSE: row[DENSE]}
-        high = float(np.nanpercentile(np.concatenate(list(row.values())), 99.5))
+        if same and len(row) > 1:
+            row = {"any variant, nothing dropped": row[DENSE]}
+        everything = np.concatenate(list(row.values()))
+        high = float(np.nanmax(everything))
+        low = max(float(np.nanmin(everything)), high / DECADES)
         rows.append(
             [
                 Panel(
                     f"block {block}, {name}: {np.isfinite(weights).sum()} tokens",
-                    functools.partial(_draw, photo, weights, high),
+                    functools.partial(_draw, photo, weights, low, high),
                     "x mean",
                 )
                 for name, weights in row.items()
@@ -76,7 +81,9 @@ def section(maps: AttentionMaps, photo: Photo, *, scans: bool) -> Section:
         if scans
         else "Attention of {who} to each patch, averaged over the heads"
     )
-    note = f"{what.format(who=who)}; 1 is the mean over the patches that are left. Hatched: dropped."
+    note = (
+        f"{what.format(who=who)}; 1 is the mean over the patches that are left (logarithmic scale). Hatched: dropped."
+    )
     return Section("Hidden attention" if scans else "Attention", note, rows)
 
 
@@ -89,5 +96,5 @@ def _weights(view: BlockView, num_patches: int) -> np.ndarray:
     return weights
 
 
-def _draw(photo: Photo, weights: np.ndarray, high: float, axes: Axes) -> ScalarMappable:
-    return draw_map(axes, photo, weights, 0.0, high)
+def _draw(photo: Photo, weights: np.ndarray, low: float, high: float, axes: Axes) -> ScalarMappable:
+    return draw_map(axes, photo, weights, low, high, log=True)

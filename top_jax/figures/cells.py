@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
+from matplotlib.collections import LineCollection, PatchCollection
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import Rectangle
 
-from top_jax.figures.page import INK
 from top_jax.figures.photo import Photo
 
 GREY = np.array([225, 225, 225])
@@ -43,7 +43,7 @@ def draw_grid(axes: Axes, photo: Photo) -> None:
     axes.add_collection(LineCollection(across + down, colors="white", linewidths=0.4, alpha=0.7))
 
 
-def draw_borders(axes: Axes, photo: Photo, source: np.ndarray, *, colour: str = INK, width: float = 1.0) -> None:
+def draw_borders(axes: Axes, photo: Photo, source: np.ndarray, *, colour: str, width: float = 1.1) -> None:
     """A line wherever two neighbouring cells belong to different tokens: `source` int `[M]`, any number for each."""
     left, _, _, top = photo.area
     cells, step = source.reshape(photo.grid), photo.stride
@@ -58,7 +58,9 @@ def draw_borders(axes: Axes, photo: Photo, source: np.ndarray, *, colour: str = 
     axes.add_collection(LineCollection(lines, colors=colour, linewidths=width, capstyle="round"))
 
 
-def draw_map(axes: Axes, photo: Photo, values: np.ndarray, low: float, high: float) -> ScalarMappable:
+def draw_map(
+    axes: Axes, photo: Photo, values: np.ndarray, low: float, high: float, *, log: bool = False
+) -> ScalarMappable:
     """Numbers as colours; hatched grey where there is none.
 
     Args:
@@ -67,14 +69,22 @@ def draw_map(axes: Axes, photo: Photo, values: np.ndarray, low: float, high: flo
         values: float `[M]`, NaN where there is no token.
         low: what has the darkest colour.
         high: what has the brightest.
+        log: the same ratio is the same step in colour, wherever.
     """
-    left, right, bottom, top = photo.area
-    axes.add_patch(
-        Rectangle(
-            (left, top), right - left, bottom - top, facecolor="#E6E6E6", edgecolor="#B0B0B0", hatch="////", linewidth=0
-        )
-    )
+    draw_hatched(axes, photo, np.isnan(values))
     cells = np.ma.masked_invalid(values.reshape(photo.grid))
-    return axes.imshow(
-        cells, extent=photo.area, interpolation="nearest", cmap=MAP, vmin=low, vmax=high, zorder=2
+    norm = LogNorm(low, high, clip=True) if log else Normalize(low, high)
+    return axes.imshow(cells, extent=photo.area, interpolation="nearest", cmap=MAP, norm=norm, zorder=2)
+
+
+def draw_hatched(axes: Axes, photo: Photo, chosen: np.ndarray) -> None:
+    """Hatched grey over the cells of `chosen`, bool `[M]`."""
+    left, _, _, top = photo.area
+    side = photo.stride
+    cells = [
+        Rectangle((left + column * side, top + row * side), side, side)
+        for row, column in np.argwhere(chosen.reshape(photo.grid))
+    ]
+    axes.add_collection(
+        PatchCollection(cells, facecolor="#E6E6E6", edgecolor="#A6A6A6", hatch="/////", linewidth=0, zorder=1.5)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -75,17 +75,22 @@ def blocks_to_see(model: Backbone) -> tuple[int, ...]:
 
 
 def examiner(
-    model: Backbone, blocks: tuple[int, ...], *, on_pass: Callable[[int], None] = lambda count: None
+    model: Backbone,
+    variants: Mapping[str, Reduction],
+    blocks: tuple[int, ...],
+    *,
+    on_pass: Callable[[int], None] = lambda count: None,
 ) -> Callable[[jax.Array], Examination]:
     """A function that examines one image, float32 `[H, W, 3]`; each variant is compiled once, at the first image.
 
     Args:
         model: in eval mode.
+        variants: of its reduction, its own among them.
         blocks: numbers, from 1, of the blocks whose attention is wanted.
         on_pass: called with 1 after each variant's pass, for a progress bar.
     """
     run = jax.jit(trace, static_argnames="attention_of")
-    models = {name: with_reduction(model, reduction) for name, reduction in variants_of(model).items()}
+    models = {name: with_reduction(model, reduction) for name, reduction in variants.items()}
 
     def examine(image: jax.Array) -> Examination:
         traces = {}

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from top_jax.evaluation.trace import CLASS, FUSED, Trace
 from top_jax.figures.cells import draw_borders, draw_grid, draw_photo
-from top_jax.figures.page import INK, Panel, Section
+from top_jax.figures.page import VERMILLION, Panel, Section
 from top_jax.figures.photo import Photo
 
 
@@ -46,14 +46,16 @@ def kept_tokens(trace: Trace, num_patches: int) -> KeptTokens:
 def section(kept: KeptTokens, photo: Photo, *, merges: bool) -> Section:
     """The photo as the model sees it, then what is left of it."""
     num_patches = kept.source.shape[1] if kept.source.size else photo.grid[0] * photo.grid[1]
-    panels = [Panel(f"input: {photo.grid[0]} x {photo.grid[1]} = {num_patches} tokens", functools.partial(_input, photo))]
+    panels = [
+        Panel(f"input: {photo.grid[0]} x {photo.grid[1]} = {num_patches} tokens", functools.partial(_input, photo))
+    ]
     for stage in range(len(kept.after_blocks)):
         draw = functools.partial(_stage, photo, kept.source[stage])
         panels.append(Panel(_caption(kept, stage, num_patches, merges), draw))
     if not len(kept.after_blocks):
         note = "This model is dense: every token goes through every block."
     elif merges:
-        note = "Patches that became one token have its mean colour and no line between them; a token may have several parts."
+        note = "Patches of one token have its mean colour and no line between them; a token may be in several pieces."
     else:
         note = "Patches in colour go on to the next blocks; grey ones were dropped. A line parts the two."
     return Section("Tokens that are left", note, [panels])
@@ -76,7 +78,7 @@ def _stage(photo: Photo, source: np.ndarray, axes: Axes) -> None:
     draw_photo(axes, _merged(photo, source), dropped=source < 0)
     draw_grid(axes, photo)
     alone = np.bincount(source[source >= 0]).max(initial=0) <= 1
-    draw_borders(axes, photo, source >= 0 if alone else source, colour=INK)
+    draw_borders(axes, photo, source >= 0 if alone else source, colour=VERMILLION)
 
 
 def _merged(photo: Photo, source: np.ndarray) -> Photo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from top_jax.figures.photo import Photo
 
@@ -133,11 +136,21 @@ class _Page:
             axes.spines[:].set(linewidth=0.5, color=FAINT)
             if shown is not None:
                 bar = figure.colorbar(shown, cax=figure.add_axes(box(left + width + 0.05, BAR)))
-                bar.ax.tick_params(labelsize=6.5, length=2, pad=1.5)
+                if isinstance(shown.norm, LogNorm):  # its own labels, 6 x 10^-1, would reach the next panel
+                    bar.set_ticks(_round_numbers(*shown.get_clim()), format=FuncFormatter("{:g}".format), minor=False)
+                    bar.minorticks_off()
+                bar.ax.tick_params(which="both", labelsize=6.5, length=2, pad=1.5)
                 bar.outline.set_linewidth(0.4)  # pyright: ignore[reportCallIssue]  typed as what it is not
                 bar.ax.set_title(panel.bar, size=6.5, pad=3, loc="left")
 
         return place
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten between two numbers; of more than three powers, these alone."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if math.log10(high / low) < 1.5 else (1,)
+    return [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
 
 
 def _wrapped(text: str, width: int) -> list[str]:

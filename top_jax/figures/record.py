@@ -22,9 +22,9 @@ ARRAYS: Final = {
     "kept": "bool [S, M]: source >= 0",
     "tokens": "int32 [S]: tokens left, class token left out",
     "fused": "int32 [S]: how many of them are fused ones, which stand for no one patch",
-    "scores": "float32 [S, M]: what the tokens were ranked by, NaN where a token was gone; absent where none are ranked",
-    "path/VARIANT": "int32 [G, L]: place of the token of each step of each scan in the block after the first reduction; "
-    "-1 class token, -2 fused token",
+    "scores": "float32 [S, M]: what tokens were ranked by, NaN where one was gone; absent where none is ranked",
+    "path/VARIANT": "int32 [G, L]: place of the token of each step of each scan in the block after the first "
+    "reduction; -1 class token, -2 fused token",
     "gaps/VARIANT": "int32 [G, L]: dropped tokens that an aligned scan passes before each step",
     "attention/VARIANT/BLOCK": "float32 [L, L]: weight of each token's input (second axis) in each token's output: "
     "|alpha| averaged over channels, directions added up (a DeiT: attention averaged over heads)",

@@ -62,5 +62,5 @@ def section(maps: ScoreMaps, photo: Photo, *, score: str) -> Section:
 
 def _draw(photo: Photo, scores: np.ndarray, kept: np.ndarray, axes: Axes) -> ScalarMappable:
     shown = draw_map(axes, photo, scores, float(np.nanmin(scores)), float(np.nanmax(scores)))
-    draw_borders(axes, photo, kept, colour="white", width=1.1)
+    draw_borders(axes, photo, kept, colour="white")
     return shown

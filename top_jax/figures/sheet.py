@@ -71,9 +71,7 @@ def draw_sheet(
     if paths is not None:
         sections["paths"] = traversals.section(paths, subject.photo)
     if attention.weights:
-        sections["attention"] = attention_maps.section(
-            attention, subject.photo, scans=not isinstance(model, Deit)
-        )
+        sections["attention"] = attention_maps.section(attention, subject.photo, scans=not isinstance(model, Deit))
     logits = trace.logits[0]
     said = _said(logits, subject.label, class_names)
     title = f"{subject.name}: predicted {said['prediction']} ({100 * said['probability']:.0f} %)"
@@ -101,7 +99,9 @@ def describe(reduction: Reduction) -> str:
     verb = {Merging: "merged", Evit: "pruned by EViT"}.get(type(reduction), "pruned")
     ratios = reduction.ratios[:1] if len(set(reduction.ratios)) == 1 else reduction.ratios
     shares = ", ".join(f"{100 * ratio:g}" for ratio in ratios)
-    text = f"{verb} after blocks {', '.join(map(str, reduction.after_blocks))} to {shares} % of their tokens"
+    several = len(reduction.after_blocks) > 1
+    blocks = f"{'blocks' if several else 'block'} {', '.join(map(str, reduction.after_blocks))}"
+    text = f"{verb} after {blocks} to {shares} %{' each time' if several and len(ratios) == 1 else ''}"
     if reduction.evidence is not None:
         text += f", score '{reduction.evidence}'"
     if isinstance(reduction, Pruning | Evit) and reduction.order != "position":

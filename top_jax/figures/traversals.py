@@ -14,7 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 
 from top_jax.evaluation.trace import CLASS
-from top_jax.figures.cells import draw_grid, draw_photo
+from top_jax.figures.cells import draw_grid, draw_hatched, draw_photo
 from top_jax.figures.examine import DENSE, Examination
 from top_jax.figures.page import GREEN, PURPLE, VERMILLION, Panel, Section
 from top_jax.figures.photo import Photo
@@ -44,7 +44,12 @@ class Traversals(NamedTuple):
 
 
 def traversals(examination: Examination) -> Traversals | None:
-    """Of the first image; None for a model without scans. A dense model has the paths of its first block."""
+    """Of the first image; None for a model without scans, or where the dense variant was not examined.
+
+    A dense model has the paths of its first block.
+    """
+    if DENSE not in examination.traces:
+        return None
     block = min(examination.own.stages, default=0) + 1
     steps: dict[str, np.ndarray] = {}
     for name, trace in examination.traces.items():
@@ -67,9 +72,10 @@ def section(paths: Traversals, photo: Photo) -> Section:
             draw = functools.partial(_draw, photo, paths.steps[names[0]][g], paths.gaps[names[0]][g])
             panels.append(Panel(f"{' = '.join(names)}: {direction}", draw))
     note = (
-        f"Order in which block {paths.block} reads its tokens, from dark to bright; green dot: first, red square: last. "
-        "Dotted: past dropped tokens, whose places an aligned scan (hold, decay) remembers. Thin: jumps between tokens "
-        "that are no neighbours, as if they were ('none')."
+        f"Order in which block {paths.block} reads its tokens, from dark to bright; green dot: first, red square: "
+        "last. "
+        "Hatched: dropped. Dotted: past dropped tokens, whose places an aligned scan (hold, decay) keeps. Thin: from a "
+        "token to one that is no neighbour on the image: to a new row and, without alignment ('none'), anywhere."
     )
     if any((steps == CLASS).any() for steps in paths.steps.values()):
         note += " Star: the class token, which has no place on the image and is drawn between its two neighbours."
@@ -91,7 +97,8 @@ def _gaps(whole: np.ndarray, steps: np.ndarray) -> np.ndarray:
 
 def _draw(photo: Photo, steps: np.ndarray, gaps: np.ndarray, axes: Axes) -> ScalarMappable | None:
     there = np.isin(np.arange(photo.grid[0] * photo.grid[1]), steps)
-    draw_photo(axes, photo, dropped=~there, pale=0.72)
+    draw_photo(axes, photo, pale=0.72)
+    draw_hatched(axes, photo, ~there)
     draw_grid(axes, photo)
     points = photo.centres(np.maximum(steps, 0))
     placeless = np.flatnonzero(steps < 0)
@@ -106,16 +113,29 @@ def _draw(photo: Photo, steps: np.ndarray, gaps: np.ndarray, axes: Axes) -> Scal
     passed, jump = gaps[1:] > 0, (gaps[1:] == 0) & (moves > 1.5)
     for chosen, style, share in ((~passed & ~jump, "-", 1.0), (passed, (0, (1, 1)), 0.9), (jump, "-", 0.45)):
         lines = LineCollection(
-            list(segments[chosen]), linewidths=width * share, linestyles=[style], array=along[chosen], cmap=ALONG, zorder=3
+            list(segments[chosen]),
+            linewidths=width * share,
+            linestyles=[style],
+            array=along[chosen],
+            cmap=ALONG,
+            zorder=3,
         )
         lines.set_clim(0, 1)
         axes.add_collection(lines)
     size = min(max(unit * 0.55, 4.0), 9.0)
     axes.plot(*points[0], "o", color=GREEN, markersize=size, markeredgecolor="white", markeredgewidth=0.6, zorder=5)
-    axes.plot(*points[-1], "s", color=VERMILLION, markersize=size, markeredgecolor="white", markeredgewidth=0.6, zorder=5)
+    axes.plot(
+        *points[-1], "s", color=VERMILLION, markersize=size, markeredgecolor="white", markeredgewidth=0.6, zorder=5
+    )
     for step in placeless:
         marker = "*" if steps[step] == CLASS else "D"
         axes.plot(
-            *points[step], marker, color=PURPLE, markersize=size * 1.6, markeredgecolor="white", markeredgewidth=0.6, zorder=6
+            *points[step],
+            marker,
+            color=PURPLE,
+            markersize=size * 1.6,
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+            zorder=6,
         )
     return None
