@@ -92,7 +92,7 @@ def test_sheet(examination, photo, tmp_path):
         patch_size=8,
         depth=2,
         num_classes=2,
-        pruning=Pruning(after_blocks=1, keep_ratio=0.5),
+        pruning=Pruning(after_blocks=(1,), keep_ratio=0.5),
     )
     subject = Subject("a.jpg", photo, 0)
     said = draw_sheet(tmp_path / "a.b", subject, examination, model, about="a model", class_names=("cat", "dog"))
@@ -116,9 +116,9 @@ def test_sheet(examination, photo, tmp_path):
 
 def test_variants():
     """ToP is compared with itself under other alignments; what has no scan only with the dense model."""
-    sizes = dict(img_size=16, patch_size=4, depth=2, embed_dim=16)
+    sizes = dict(img_size=16, patch_size=4, depth=2, embed_dim=24)
     build = lambda name, pruning: abstract_model(name, pruning=pruning, **sizes)  # noqa: E731
-    once = dict(after_blocks=1, keep_ratio=0.5)
+    once = dict(after_blocks=(1,), keep_ratio=0.5)
     top = build("vim_tiny", Pruning(**once, alignment="none"))
     assert list(variants_of(top)) == ["dense", "none, score order", "hold", "decay", "none, position order"]
     assert name_of(top.pruning) == "none, position order"
@@ -138,7 +138,7 @@ def test_variants():
             "pruned after blocks 2, 4 to 70 % each time, score 'clip', alignment 'hold'",
         ),
         (
-            Evit(after_blocks=4, keep_ratio=0.55),
+            Evit(after_blocks=(4,), keep_ratio=0.55),
             "pruned by EViT after block 4 to 55 %, score 'attention', in score order, alignment 'none'",
         ),
         (

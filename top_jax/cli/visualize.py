@@ -9,7 +9,7 @@ Writes a PNG and a .npz of all arrays per image, and index.json, which says what
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 from absl import flags
@@ -19,8 +19,6 @@ from top_jax.config import RunConfig
 from top_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from top_jax.models import Backbone
 
 _CONFIG, _CHECKPOINT = config_flag.define(), checkpoint_flag.define()
@@ -35,15 +33,6 @@ _BLOCKS = flags.DEFINE_list(
     "blocks", None, "Blocks (from 1) whose attention is drawn; by default the last one before the first reduction and "
     "the last one of all."
 )  # fmt: skip
-
-
-class Picture(NamedTuple):
-    """An image to draw: what it is called on paper and as a file, and its label where that is known."""
-
-    name: str
-    stem: str
-    image: Image.Image
-    label: int | None = None
 
 
 def main(arguments: list[str]) -> None:
@@ -62,7 +51,7 @@ def main(arguments: list[str]) -> None:
 def visualize(
     model: Backbone,
     config: RunConfig,
-    pictures: list[Picture],
+    pictures: list[Any],
     class_names: tuple[str, ...],
     *,
     checkpoint: Path,
@@ -72,6 +61,7 @@ def visualize(
     from top_jax.data import preprocess
     from top_jax.figures.examine import examiner, name_of, variants_of
     from top_jax.figures.photo import crop_for_display
+    from top_jax.figures.pictures import stems_of
     from top_jax.figures.record import ARRAYS
     from top_jax.figures.sheet import Subject, describe, draw_sheet
 
@@ -87,7 +77,7 @@ def visualize(
     images = []
     with runner.progress("running and drawing", len(pictures) * len(variants)) as advance:
         examine = examiner(model, variants, blocks, on_pass=advance)
-        for stem, picture in zip(_stems(pictures), pictures, strict=True):
+        for stem, picture in zip(stems_of(pictures), pictures, strict=True):
             image = picture.image
             pixels = preprocess(image, model.config.img_size, eval_crop=data.eval_crop, mean=data.mean, std=data.std)
             photo = crop_for_display(image, model.config, eval_crop=data.eval_crop)
@@ -114,18 +104,18 @@ def visualize(
     }
 
 
-def _pictures(files: list[str], config: RunConfig) -> tuple[list[Picture], tuple[str, ...]]:
-    """The images to draw, and what their classes are called."""
+def _pictures(files: list[str], config: RunConfig) -> tuple[list[Any], tuple[str, ...]]:
+    """The `Picture`s to draw, and what their classes are called."""
     from top_jax.data import open_source
-    from top_jax.data.transforms import read_image
+    from top_jax.figures.pictures import of_files, of_source
 
     if bool(files) == bool(_EXAMPLES.value):
         came = f"{len(files)} images and --examples={_EXAMPLES.value}"
         raise InputError(f"got {came}; needed: either image files, or --examples=N of the evaluation split.")
     if not files:
         source = open_source(config.data, train=False)
-        return _examples(source, _EXAMPLES.value), source.class_names
-    pictures = [Picture(Path(file).name, Path(file).stem, read_image(file)) for file in files]
+        return of_source(source, _EXAMPLES.value), source.class_names
+    pictures = of_files(files)
     try:
         names = open_source(config.data, train=False).class_names
     except InputError:  # photos need no data: without it, classes have numbers and no names
@@ -133,31 +123,6 @@ def _pictures(files: list[str], config: RunConfig) -> tuple[list[Picture], tuple
     if len(names) != config.model.num_classes:
         names = tuple(f"class {label}" for label in range(config.model.num_classes))
     return pictures, names
-
-
-def _examples(source: Any, count: int) -> list[Picture]:
-    from top_jax.data import transforms
-
-    if count > len(source):
-        raise InputError(f"--examples={count}, but {source.name} has {len(source)} images; ask for fewer.")
-    pictures = []
-    for i in range(count):
-        index = i * len(source) // count
-        try:
-            record = source[index]
-            image = transforms.decode(record.image)
-            pictures.append(Picture(f"{source.name}, image {index}", f"image_{index}", image, record.label))
-        except transforms.DECODE_ERRORS as error:
-            raise InputError(f"unreadable image {source.describe(index)} ({error}); ask for other ones.") from error
-    return pictures
-
-
-def _stems(pictures: list[Picture]) -> list[str]:
-    """Names of the files, numbered where two would have the same."""
-    stems = [picture.stem for picture in pictures]
-    if len(set(stems)) == len(stems):
-        return stems
-    return [f"{number}_{stem}" for number, stem in enumerate(stems, start=1)]
 
 
 def _check_drawn() -> None:

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from top_jax.figures.photo import Photo
 
@@ -137,7 +136,8 @@ class _Page:
             if shown is not None:
                 bar = figure.colorbar(shown, cax=figure.add_axes(box(left + width + 0.05, BAR)))
                 if isinstance(shown.norm, LogNorm):  # its own labels, 6 x 10^-1, would reach the next panel
-                    bar.set_ticks(_round_numbers(*shown.get_clim()), format=FuncFormatter("{:g}".format), minor=False)
+                    ticks = _round_numbers(*shown.get_clim())
+                    bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
                     bar.minorticks_off()
                 bar.ax.tick_params(which="both", labelsize=6.5, length=2, pad=1.5)
                 bar.outline.set_linewidth(0.4)  # pyright: ignore[reportCallIssue]  typed as what it is not
