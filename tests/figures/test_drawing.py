@@ -98,7 +98,7 @@ def test_sheet(examination, photo, tmp_path):
     said = draw_sheet(tmp_path / "a.b", subject, examination, model, about="a model", class_names=("cat", "dog"))
     assert said["png"] == "a.b.png" and said["prediction"] == "dog" and said["label"] == "cat"
     assert said["probability"] == pytest.approx(1 / (1 + np.exp(-2))) and said["tokens"] == {"1": 3}
-    json.dumps(said)
+    assert json.loads(json.dumps(said))["predictions"] == dict.fromkeys(examination.traces, "dog")
     with Image.open(tmp_path / "a.b.png") as png:
         assert png.width == round((2 * MARGIN + 4 * PITCH) * DPI)
         assert png.height > png.width * 0.7

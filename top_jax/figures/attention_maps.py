@@ -42,7 +42,7 @@ def attention_maps(examination: Examination, num_patches: int) -> AttentionMaps:
             view = trace.blocks[block]
             assert view.attention is not None
             key = (name, block)
-            maps.matrix[key], maps.places[key] = view.attention[0], view.places[0]
+            maps.matrix[key], maps.places[key] = np.asarray(view.attention[0]), np.asarray(view.places[0])
             maps.weights[key] = _weights(view, num_patches)
     return maps
 

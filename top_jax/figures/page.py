@@ -104,7 +104,7 @@ class _Page:
             left = MARGIN + i * PITCH
             self._write(title, left, top - 0.03 - len(title) * LINE[8], 8, INK, "normal")
             self._placed.append(self._panel(panel, left, top, size))
-        self.height = top + size[1] + 0.06
+        self.height = top + size[1] + (0.18 if any(panel.bar for panel in panels) else 0.06)
 
     def save(self, file: Path) -> None:
         self.height += MARGIN
@@ -141,7 +141,7 @@ class _Page:
                     bar.minorticks_off()
                 bar.ax.tick_params(which="both", labelsize=6.5, length=2, pad=1.5)
                 bar.outline.set_linewidth(0.4)  # pyright: ignore[reportCallIssue]  typed as what it is not
-                bar.ax.set_title(panel.bar, size=6.5, pad=3, loc="left")
+                bar.ax.set_xlabel(panel.bar, size=6.5, labelpad=2, loc="left")
 
         return place
 

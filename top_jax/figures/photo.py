@@ -71,14 +71,13 @@ def crop_for_display(image: Image.Image, config: BackboneConfig, *, eval_crop: f
     """
     height, width = config.img_size
     resized, box = center_crop_box(image.size, config.img_size, eval_crop=eval_crop)
-    scale = image.width / resized[0], image.height / resized[1]
-    part = tuple(side * scale[i % 2] for i, side in enumerate(box))
-    times = math.ceil(LONG_SIDE / max(height, width))
-    shown = width * times, height * times
-    enlarged = part[2] - part[0] < shown[0] / 2
-    method = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
+    across, down = image.width / resized[0], image.height / resized[1]
     # Rounding may leave the box a hair outside the image, which PIL refuses.
-    part = tuple(min(max(side, 0.0), float(image.size[i % 2])) for i, side in enumerate(part))
-    drawn = image.resize(shown, method, box=part)
+    left, right = (min(max(side * across, 0.0), float(image.width)) for side in box[::2])
+    top, bottom = (min(max(side * down, 0.0), float(image.height)) for side in box[1::2])
+    times = math.ceil(LONG_SIDE / max(height, width))
+    enlarged = right - left < width * times / 2
+    method = Image.Resampling.NEAREST if enlarged else Image.Resampling.LANCZOS
+    drawn = image.resize((width * times, height * times), method, box=(left, top, right, bottom))
     stride = config.stride if isinstance(config, MambaConfig) else config.patch_size
     return Photo(np.asarray(drawn), config.img_size, config.grid, config.patch_size, stride)

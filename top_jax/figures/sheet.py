@@ -72,7 +72,7 @@ def draw_sheet(
         sections["paths"] = traversals.section(paths, subject.photo)
     if attention.weights:
         sections["attention"] = attention_maps.section(attention, subject.photo, scans=not isinstance(model, Deit))
-    logits = trace.logits[0]
+    logits = np.asarray(trace.logits[0])
     said = _said(logits, subject.label, class_names)
     title = f"{subject.name}: predicted {said['prediction']} ({100 * said['probability']:.0f} %)"
     if said["label"] is not None:
@@ -81,12 +81,14 @@ def draw_sheet(
     png, npz = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "npz"))
     draw_page(png, title, f"{about}; {describe(model.pruning)}.", subject.photo, chosen)
     with npz.open("wb") as file:  # by name, np.savez would take a dot in it for a suffix
-        np.savez_compressed(file, **arrays_of(subject.photo, logits, kept, scores, paths, attention))
+        arrays = arrays_of(subject.photo, logits, kept, scores, paths, attention)
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]  none is named allow_pickle
     return {
         "image": subject.name,
         "png": png.name,
         "npz": npz.name,
         **said,
+        "predictions": {name: class_names[one.logits[0].argmax()] for name, one in examination.traces.items()},
         "tokens": {str(block): int(count) for block, count in zip(kept.after_blocks, kept.tokens, strict=True)},
         "class_token": bool((trace.blocks[1].places == CLASS).any()),
     }

@@ -56,7 +56,7 @@ def traversals(examination: Examination) -> Traversals | None:
         view = trace.blocks[block]
         if view.orders is None:
             return None
-        steps[name] = view.places[0][view.orders[:, 0]]
+        steps[name] = np.asarray(view.places[0])[np.asarray(view.orders)[:, 0]]
     whole = steps[DENSE]
     gaps = {name: _gaps(whole, path) if _aligned(name) else np.zeros_like(path) for name, path in steps.items()}
     return Traversals(block, steps, gaps)
