@@ -22,7 +22,7 @@ INK, FAINT = "#222222", "#555555"
 DPI = 120
 COLUMNS = 4
 PANEL = 2.45  # width of a panel, inches
-PITCH = 3.0  # from panel to panel
+PITCH = 3.2  # from panel to panel: the numbers of a colour bar are between them
 MARGIN = 0.3
 BAR = 0.09  # width of a colour bar
 LINE = {8: 0.15, 9: 0.165, 11: 0.21, 14: 0.28}  # height of a line of text, by its size in points
@@ -147,10 +147,11 @@ class _Page:
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten between two numbers; of more than three powers, these alone."""
+    """1, 2 and 5 times the powers of ten between two numbers; of many powers, these alone; of none, the two numbers."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if math.log10(high / low) < 1.5 else (1,)
-    return [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+    found = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+    return found if len(found) > 1 else [float(f"{value:.3g}") for value in (low, high)]
 
 
 def _wrapped(text: str, width: int) -> list[str]:
