@@ -6,12 +6,14 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from top_jax.data.transforms import resize_center_crop
 from top_jax.figures import kept_tokens, record, score_maps, traversals
+from top_jax.figures.cells import draw_map
 from top_jax.figures.examine import name_of, variants_of, with_reduction
-from top_jax.figures.page import DPI, MARGIN, PITCH
+from top_jax.figures.page import DPI, MARGIN, PITCH, Panel, Section, draw_page
 from top_jax.figures.photo import crop_for_display
 from top_jax.figures.sheet import Subject, describe, draw_sheet
 from top_jax.models import abstract_model, model_config
@@ -149,3 +151,18 @@ def test_variants():
 )
 def test_describe(reduction, text):
     assert describe(reduction) == text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [(0.35, 2.5, ["0.5", "1", "2"]), (0.004, 30, ["0.01", "0.1", "1", "10"]), (0.982, 1.018, ["0.986", "1.01"])],
+)
+def test_labels_of_a_logarithmic_bar(photo, tmp_path, monkeypatch, low, high, labels):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    values = np.geomspace(low, high, 6)
+    panel = Panel("map", lambda axes: draw_map(axes, photo, values, low, high, log=True), "x mean")
+    draw_page(tmp_path / "a.png", "title", "", photo, [Section("heading", "note", [[panel]])])
+    bar = drawn[0].axes[1]
+    assert [label.get_text() for label in bar.get_yticklabels()] == labels
+    np.testing.assert_allclose(bar.get_ylim(), (low, high))

@@ -81,7 +81,8 @@ def section(maps: AttentionMaps, photo: Photo, *, scans: bool) -> Section:
         if scans
         else "Attention of {who} to each patch, averaged over the heads"
     )
-    note = f"{what.format(who=who)}; 1 is the mean over the patches that are left (logarithmic scale). Hatched: no token is left there."
+    scale = "1 is the mean over the patches that are left (logarithmic scale)"
+    note = f"{what.format(who=who)}; {scale}. Hatched: no token is left there."
     return Section("Hidden attention" if scans else "Attention", note, rows)
 
 

@@ -137,7 +137,7 @@ class _Page:
                 bar = figure.colorbar(shown, cax=figure.add_axes(box(left + width + 0.05, BAR)))
                 if isinstance(shown.norm, LogNorm):  # its own labels, 6 x 10^-1, would reach the next panel
                     ticks = _round_numbers(*shown.get_clim())
-                    bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+                    bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
                     bar.minorticks_off()
                 bar.ax.tick_params(which="both", labelsize=6.5, length=2, pad=1.5)
                 bar.outline.set_linewidth(0.4)  # pyright: ignore[reportCallIssue]  typed as what it is not
@@ -147,11 +147,11 @@ class _Page:
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten between two numbers; of many powers, these alone; of none, the two numbers."""
+    """1, 2 and 5 times the powers of ten between two numbers; of many powers, these alone; of none, any two numbers."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if math.log10(high / low) < 1.5 else (1,)
     found = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
-    return found if len(found) > 1 else [float(f"{value:.3g}") for value in (low, high)]
+    return found if len(found) > 1 else [low * (high / low) ** share for share in (0.1, 0.9)]
 
 
 def _wrapped(text: str, width: int) -> list[str]:
