@@ -155,7 +155,7 @@ def test_describe(reduction, text):
 
 @pytest.mark.parametrize(
     ("low", "high", "labels"),
-    [(0.35, 2.5, ["0.5", "1", "2"]), (0.004, 30, ["0.01", "0.1", "1", "10"]), (0.982, 1.018, ["0.986", "1.01"])],
+    [(0.35, 2.5, ["0.5", "1", "2"]), (0.004, 30.0, ["0.01", "0.1", "1", "10"]), (0.982, 1.018, ["0.986", "1.01"])],
 )
 def test_labels_of_a_logarithmic_bar(photo, tmp_path, monkeypatch, low, high, labels):
     drawn = []
