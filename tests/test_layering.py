@@ -1,6 +1,6 @@
 """Imports point one way (DESIGN.md, 4).
 
-cli -> ablation -> training, benchmark -> evaluation -> models -> pruning, ops -> kernels -> jax
+cli -> ablation -> training, benchmark, figures -> evaluation -> models -> pruning, ops -> kernels -> jax
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ ALLOWED = {
     "models": {"ops", "pruning"},
     "convert": {"models", "pruning"},
     "data": {"config"},
-    "evaluation": {"config", "data", "models", "pruning", "sharding", "distributed"},
+    "evaluation": {"config", "data", "models", "ops", "pruning", "sharding", "distributed"},
+    "figures": {"data", "evaluation", "models", "pruning"},
     "training": {"config", "convert", "data", "evaluation", "models", "ops", "pruning", "sharding", "distributed"},
     "ablation": {"config", "data", "evaluation", "models", "pruning", "sharding", "training"},
     "benchmark": {"evaluation", "kernels", "models", "ops", "pruning"},
@@ -33,6 +34,7 @@ ALLOWED = {
         "data",
         "distributed",
         "evaluation",
+        "figures",
         "models",
         "ops",
         "pruning",
@@ -93,6 +95,13 @@ def test_light_parts_need_little(root, part):
         if path.name == "triton_kernels.py":  # which nobody imports at load
             tops -= {"triton"}
         assert tops - set(sys.stdlib_module_names) <= LIGHT[part] | {"top_jax"}, path
+
+
+def test_only_figures_load_matplotlib(root):
+    """It takes a second, which no other command should pay for."""
+    for path in (root / "top_jax").rglob("*.py"):
+        tops = {name.split(".")[0] for name in imported(path, at_load=True)}
+        assert "matplotlib" not in tops or path.parent.name == "figures", path
 
 
 def test_light_parts_load_without_the_rest(root, tmp_path):
