@@ -201,7 +201,9 @@ def _print(report: dict[str, Any]) -> None:
     print(f"platforms   {', '.join(report['platforms'])}")
     for one in report["parity"]:
         where = f"{one['platform']}, batch {one['batch_size']}"
-        print(f"parity      {where}: largest difference {one['max_abs']:.1e}, {one['max_rel']:.1e} of the largest logit")
+        print(
+            f"parity      {where}: largest difference {one['max_abs']:.1e}, {one['max_rel']:.1e} of the largest logit"
+        )
     if report["not_checked"]:
         print(f"not checked {', '.join(report['not_checked'])}: this machine has no such device")
 

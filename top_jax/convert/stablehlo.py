@@ -108,7 +108,7 @@ def largest_difference(
         For each platform of the exported model of which this machine has a device, and for each batch size.
     """
     size = exported.in_avals[0].shape[0]
-    batch_sizes = (size,) if isinstance(size, int) else (1, len(images))
+    batch_sizes = (size,) if isinstance(size, int) else sorted({1, len(images)})
     graphdef = nnx.graphdef(model)
     original = jax.jit(lambda weights, images: _classify(graphdef, weights, images, normalize))
     result = []
