@@ -161,7 +161,7 @@ def _classify(graphdef: Any, weights: Any, images: Any, normalize: Normalize | N
     return model(images if normalize is None else normalize(images))
 
 
-def _devices(platforms: Sequence[str]) -> Iterator[tuple[str, jax.Device]]:
+def _devices(platforms: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Those of the platforms of which this machine has a device, with the first of each."""
     for platform in platforms:
         with contextlib.suppress(RuntimeError):  # JAX's word for none
