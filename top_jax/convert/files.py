@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -62,9 +63,21 @@ def write_state_dict(
     """
     path = Path(path)
     check_target(path, overwrite=overwrite)
+    with new_file(path) as temporary:
+        FORMATS[path.suffix.lower()].write(temporary, state_dict, entry)
+
+
+@contextlib.contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """A name beside `path` to write to; what was written there becomes `path` if nothing is raised, else it goes.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    path = Path(path)
     temporary = path.with_name(f".{os.getpid()}.tmp")  # short: the name may be as long as a name can be
     try:
-        FORMATS[path.suffix.lower()].write(temporary, state_dict, entry)
+        yield temporary
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); choose another place.") from error

@@ -31,11 +31,11 @@ def check_arrays(names_without: tuple[str, ...], arrays: dict[str, Any]) -> None
             raise InputError(f"{name} is {array.dtype}; the scan takes {', '.join(DTYPES)}: cast it first.")
 
 
-def check_shapes(sizes: dict[str, int], arrays: dict[str, tuple[Any, str]]) -> None:
+def check_shapes(sizes: dict[str, Any], arrays: dict[str, tuple[Any, str]]) -> None:
     """Checks shapes against letters.
 
     Args:
-        sizes: what each letter stands for.
+        sizes: what each letter stands for; an int, or a symbolic dimension of `jax.export`.
         arrays: name -> (array or None, its axes, such as `B L E`); `G?` may also be 1.
 
     Raises:
@@ -74,7 +74,7 @@ def check_alignment(alignment: str) -> None:
         raise InputError(f"alignment={alignment!r} is unknown; choose one of {', '.join(ALIGNMENTS)}.")
 
 
-def check_positions(positions: Any, shape: tuple[int, ...], alignment: str) -> None:
+def check_positions(positions: Any, shape: tuple[Any, ...], alignment: str) -> None:
     """Positions must be there for `decay`, and be int32 of `shape`.
 
     Raises:
@@ -90,7 +90,7 @@ def check_positions(positions: Any, shape: tuple[int, ...], alignment: str) -> N
     check_places("positions", positions, shape)
 
 
-def check_places(name: str, places: Any, shape: tuple[int, ...]) -> None:
+def check_places(name: str, places: Any, shape: tuple[Any, ...]) -> None:
     """InputError unless `places` are int32 of `shape`."""
     if getattr(places, "shape", None) != shape or places.dtype != jnp.int32:
         came = f"{places.dtype}{list(places.shape)}" if hasattr(places, "dtype") else f"a {type(places).__name__}"
@@ -141,5 +141,5 @@ def check_permutations(order: jax.Array) -> None:
         )
 
 
-def _told(sizes: dict[str, int]) -> str:
+def _told(sizes: dict[str, Any]) -> str:
     return ", ".join(f"{letter}={size}" for letter, size in sizes.items())

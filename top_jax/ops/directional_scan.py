@@ -204,6 +204,6 @@ def _check(
         raise InputError(f"blocks is a {type(blocks).__name__}; needed: top_jax.kernels.blocks.Blocks, or None.")
 
 
-def _as_given(places: Any, steps: tuple[int, int, int]) -> tuple[int, ...]:
+def _as_given(places: Any, steps: tuple[Any, Any, Any]) -> tuple[Any, ...]:
     """The shape that places of steps must have: for each direction, or once for all."""
     return (1, *steps[1:]) if getattr(places, "shape", ())[:1] == (1,) else steps

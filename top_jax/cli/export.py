@@ -1,0 +1,212 @@
+"""Exports a checkpoint, weights and token reduction included, as StableHLO: one file that JAX alone runs.
+
+python -m top_jax.cli.export --config configs/vim_s_top.py --checkpoint runs/a vim_s.stablehlo
+python -m top_jax.cli.export --config configs/vim_s_top.py --checkpoint vim_s.pth vim_s.stablehlo --batch=8 --normalize
+python -m top_jax.cli.export ... vim_s.stablehlo --batch=1 --platforms=cpu --stablehlo=vim_s.mlirbc
+
+The file is read back and its logits are compared with the model's before it takes its name. To use it:
+
+    with open("vim_s.stablehlo", "rb") as file:
+        classify = jax.export.deserialize(file.read()).call
+    logits = classify(images)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jax import export
+
+from top_jax.cli import checkpoint_flag, config_flag, runner
+from top_jax.config import DataConfig, RunConfig
+from top_jax.errors import InputError, RunError
+
+_CONFIG, _CHECKPOINT = config_flag.define(), checkpoint_flag.define()
+for _shared in (config_flag, checkpoint_flag):  # so that --help shows them
+    flags.adopt_module_key_flags(_shared)
+_BATCH = flags.DEFINE_string("batch", "symbolic", "Images per call; `symbolic` for any number.")
+_PLATFORMS = flags.DEFINE_list("platforms", ["cpu", "cuda"], "Where it is to run: some of cpu, cuda, rocm, tpu.")
+_NORMALIZE = flags.DEFINE_boolean(
+    "normalize", False, "Take uint8 pixels: config.data.mean and std become part of it. By default normalised floats."
+)
+_STABLEHLO = flags.DEFINE_string(
+    "stablehlo",
+    None,
+    "Where to write the bare StableHLO too, for tools other than JAX: .mlirbc (portable bytecode) or .mlir (text); "
+    "needs one platform and one batch size.",
+)
+_IMAGES = flags.DEFINE_enum(
+    "images", "random", ["random", "data"], "What it is checked on: random pixels, or the config's evaluation split."
+)
+_TOLERANCE = flags.DEFINE_float(
+    "tolerance", 1e-5, "Largest difference of two logits, as a share of the largest; a file beyond it is not written."
+)
+_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace files that are there.")
+_JSON = flags.DEFINE_string("json", None, "Where to write the report; by default OUT.json.")
+
+CHECKED = 3  # images of a check, where any number will do
+STEPS = ("lowering", "writing", "comparing")
+
+
+def main(arguments: list[str]) -> None:
+    """Loads, lowers, writes, reads back, compares, reports."""
+    target = _target(arguments)
+    batch_size, platforms = _batch_size(_BATCH.value), _PLATFORMS.value
+    config = _portable(config_flag.read(_CONFIG))
+    json_file = Path(_JSON.value or target.with_name(f"{target.name}.json"))
+    _check_files(target, json_file)
+    images = _images(config, batch_size or CHECKED)
+    model = checkpoint_flag.load_model(_CHECKPOINT.value, config)
+    normalize = _normalize(config.data)
+    inside = normalize if _NORMALIZE.value else None
+
+    from top_jax.convert import stablehlo
+    from top_jax.convert.files import new_file
+
+    with runner.progress(f"exporting {config.model.name}", len(STEPS)) as advance:
+        exported = stablehlo.export_model(model, batch_size=batch_size, platforms=platforms, normalize=inside)
+        advance(1)
+        with new_file(target) as temporary:
+            temporary.write_bytes(exported.serialize())
+            advance(1)
+            again = export.deserialize(bytearray(temporary.read_bytes()))
+            inputs = images if inside else np.asarray(normalize(images))
+            parity = stablehlo.largest_difference(model, again, inputs, normalize=inside)
+            _check(parity, target)
+            advance(1)
+        if _STABLEHLO.value:
+            stablehlo.write_module(again, _STABLEHLO.value)
+    report = _report(config, again, target, parity)
+    _print(report)
+    runner.write_json(json_file, report)
+
+
+def _target(arguments: list[str]) -> Path:
+    if len(arguments) != 1:
+        raise InputError(f"got {len(arguments)} arguments; needed: OUT, the file to write (--help).")
+    return Path(arguments[0])
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "symbolic":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--batch={text}; needed: how many images per call, at least 1, or `symbolic` for any number.")
+    return int(text)
+
+
+def _portable(config: RunConfig) -> RunConfig:
+    """The config with the one implementation of the scan that is StableHLO alone; DeiT has no scan."""
+    from top_jax.convert.stablehlo import IMPLEMENTATION
+    from top_jax.models import model_config
+    from top_jax.models.sizes import MambaConfig
+
+    if not isinstance(model_config(config.model.name, **config.model.overrides()), MambaConfig):
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, implementation=IMPLEMENTATION))
+
+
+def _check_files(target: Path, json_file: Path) -> None:
+    """Raises InputError for a place that nothing can be written to, before the work that would be lost."""
+    from top_jax.convert.stablehlo import check_module
+
+    files = [target, json_file]
+    if _STABLEHLO.value:
+        check_module(_STABLEHLO.value, _PLATFORMS.value, _batch_size(_BATCH.value))
+        files.append(Path(_STABLEHLO.value))
+    if len({file.absolute() for file in files}) < len(files):
+        raise InputError(f"{', '.join(map(str, files))} are to be files of their own; name each differently.")
+    for file in files:
+        if file.is_dir() or not file.parent.is_dir():
+            problem = "is a directory" if file.is_dir() else "has no directory to be written in"
+            raise InputError(f"{file} {problem}; make {file.parent} first, or choose another place.")
+        if file.exists() and not _OVERWRITE.value:
+            raise InputError(f"{file} exists; choose another name, or pass --overwrite.")
+
+
+def _images(config: RunConfig, count: int) -> np.ndarray:
+    """uint8 `[count, H, W, 3]` on which the exported model is compared with the model."""
+    from top_jax.models import model_config
+
+    size = model_config(config.model.name, **config.model.overrides()).img_size
+    if _IMAGES.value == "random":
+        return np.random.default_rng(0).integers(0, 256, (count, *size, 3), np.uint8)
+
+    from top_jax.data import open_source
+    from top_jax.data.examples import ExampleReader
+
+    reader = ExampleReader(open_source(config.data, train=False), config.data, size)
+    return np.stack([reader.fixed(index)["image"] for index in range(count)])
+
+
+def _normalize(data: DataConfig) -> Callable[[Any], jax.Array]:
+    from top_jax.data import normalize
+
+    return functools.partial(normalize, mean=data.mean, std=data.std)
+
+
+def _check(parity: list[Any], target: Path) -> None:
+    """Raises RunError where the exported model is not the model."""
+    for result in parity:
+        if not result.max_rel <= _TOLERANCE.value:  # nan is no agreement
+            raise RunError(
+                f"{target} is not written: on {result.platform}, its logits for {result.batch_size} images differ from "
+                f"the model's by {result.max_rel:.1e} of the largest, more than --tolerance={_TOLERANCE.value:g}; on a "
+                "GPU, whose float32 products are rounded, try JAX_DEFAULT_MATMUL_PRECISION=highest."
+            )
+
+
+def _report(config: RunConfig, exported: Any, target: Path, parity: list[Any]) -> dict[str, Any]:
+    """What was exported, as the JSON file has it."""
+    argument, result = exported.in_avals[0], exported.out_avals[0]
+    return {
+        "file": str(target),
+        "bytes": target.stat().st_size,
+        "stablehlo": _STABLEHLO.value,
+        "model": config.model.name,
+        "checkpoint": _CHECKPOINT.value,
+        "config": dataclasses.asdict(config.model),
+        "pruning": config.pruning.settings(),
+        "input": {
+            "shape": [size if isinstance(size, int) else str(size) for size in argument.shape],
+            "dtype": argument.dtype.name,
+            "mean": list(config.data.mean),
+            "std": list(config.data.std),
+            "normalization_inside": _NORMALIZE.value,
+        },
+        "output": {"shape": [str(result.shape[0]), result.shape[1]], "dtype": result.dtype.name},
+        "platforms": list(exported.platforms),
+        "parity": [one._asdict() for one in parity],
+        "parity_images": _IMAGES.value,
+        "tolerance": _TOLERANCE.value,
+        "not_checked": sorted(set(exported.platforms) - {one.platform for one in parity}),
+        "calling_convention_version": exported.calling_convention_version,
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
+    }
+
+
+def _print(report: dict[str, Any]) -> None:
+    shape = ", ".join(map(str, report["input"]["shape"]))
+    pixels = "pixels" if report["input"]["normalization_inside"] else "normalised"
+    print(f"{report['checkpoint']} ({report['model']}) -> {report['file']}, {report['bytes'] / 1e6:.2f} MB")
+    print(f"input       {report['input']['dtype']} [{shape}], {pixels}")
+    print(f"platforms   {', '.join(report['platforms'])}")
+    for one in report["parity"]:
+        where = f"{one['platform']}, batch {one['batch_size']}"
+        print(
+            f"parity      {where}: largest difference {one['max_abs']:.1e}, {one['max_rel']:.1e} of the largest logit"
+        )
+    if report["not_checked"]:
+        print(f"not checked {', '.join(report['not_checked'])}: this machine has no such device")
+
+
+if __name__ == "__main__":
+    runner.run(main)
