@@ -1,6 +1,6 @@
 """Imports point one way (DESIGN.md, 4).
 
-cli -> training, benchmark -> evaluation -> models -> pruning, ops -> kernels -> jax
+cli -> ablation -> training, benchmark, figures -> evaluation -> models -> pruning, ops -> kernels -> jax
 """
 
 from __future__ import annotations
@@ -21,16 +21,20 @@ ALLOWED = {
     "models": {"ops", "pruning"},
     "convert": {"models", "pruning"},
     "data": {"config"},
-    "evaluation": {"config", "data", "models", "pruning", "sharding", "distributed"},
+    "evaluation": {"config", "data", "models", "ops", "pruning", "sharding", "distributed"},
+    "figures": {"data", "evaluation", "models", "pruning"},
     "training": {"config", "convert", "data", "evaluation", "models", "ops", "pruning", "sharding", "distributed"},
+    "ablation": {"config", "data", "evaluation", "models", "pruning", "sharding", "training"},
     "benchmark": {"evaluation", "kernels", "models", "ops", "pruning"},
     "cli": {
+        "ablation",
         "benchmark",
         "config",
         "convert",
         "data",
         "distributed",
         "evaluation",
+        "figures",
         "models",
         "ops",
         "pruning",
@@ -93,6 +97,13 @@ def test_light_parts_need_little(root, part):
         assert tops - set(sys.stdlib_module_names) <= LIGHT[part] | {"top_jax"}, path
 
 
+def test_only_figures_load_matplotlib(root):
+    """It takes a second, which no other command should pay for."""
+    for path in (root / "top_jax").rglob("*.py"):
+        tops = {name.split(".")[0] for name in imported(path, at_load=True)}
+        assert "matplotlib" not in tops or path.parent.name == "figures", path
+
+
 def test_light_parts_load_without_the_rest(root, tmp_path):
     program = f"""
 import sys
@@ -100,6 +111,7 @@ for name in {HEAVY}:
     sys.modules[name] = None  # importing it now fails
 import top_jax.models, top_jax.ops, top_jax.pruning, top_jax.kernels.chunked_scan
 import top_jax.cli.benchmark, top_jax.benchmark.suite, top_jax.benchmark.tuning  # on a borrowed GPU
+import top_jax.benchmark.compare, top_jax.benchmark.compare_text
 import top_jax
 top_jax.create_model, top_jax.Pruning, top_jax.ops.selective_scan
 try:

@@ -118,9 +118,9 @@ class PruningConfig:
 class DataConfig:
     """Where images come from and how they become model input."""
 
-    source: str = "digits"  # "digits" (bundled), "tfds" (name, data_dir) or "image_folder" (data_dir)
+    source: str = "digits"  # "digits" (bundled), "tfds" (name, data_dir), "image_folder" or "packed" (data_dir)
     name: str | None = None  # TFDS name, e.g. "imagenet2012" or "imagenet2012:5.1.0"
-    data_dir: str | None = None
+    data_dir: str | None = None  # of "packed", the .npz file
     train_split: str = "train"
     eval_split: str = "test"
     train_transform: str = "random_resized_crop"  # or "shift_crop"

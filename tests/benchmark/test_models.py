@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from top_jax.benchmark.models import ModelCase, make_train_step, time_model
+from top_jax.benchmark.models import ModelCase, time_model
+from top_jax.benchmark.programs import make_train_step
 from top_jax.benchmark.timing import Rounds
 from top_jax.models import create_model
 from top_jax.models.weights import split_weights, statistics_of, weights_of

@@ -15,12 +15,16 @@ def test_functions_take_turns():
     assert seen == list("aabb" + "ab" * 3)  # a warm-up and a sizing call each, then the rounds
     assert list(results) == ["a", "b"]
     assert all(isinstance(result, Timing) and (result.rounds, result.calls) == (3, 1) for result in results.values())
+    assert all(isinstance(result, Timing) and len(result.each) == 3 for result in results.values())
     low, high = results["a"].row()["quartiles_ms"]
     assert low <= results["a"].row()["median_ms"] <= high
 
 
-def test_one_round_counts_even_without_time():
+def test_the_least_rounds_count_even_without_time():
+    told = []
     assert time_in_turn({"a": lambda number: None}, Rounds(5, 0.0, 0.0))["a"].rounds == 1
+    found = time_in_turn({"a": lambda number: None}, Rounds(5, 0.0, 0.0, least=3), lambda: told.append(1))
+    assert found["a"].rounds == len(told) == 3
 
 
 def test_short_calls_are_queued():

@@ -4,24 +4,41 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+TINY = f"--config={Path(__file__).parents[1] / 'tiny_run.py'}"
 
 
 def test_help(command):
     result = command("benchmark", "--help")
     assert result.status == 0
-    assert all(flag in result.out for flag in ("--suite", "--[no]tune", "--out", "--budget"))
+    flags = ("--suite", "--[no]tune", "--out", "--budget", "--config", "--batch_sizes", "--[no]train")
+    assert all(flag in result.out for flag in flags)
 
 
 def test_refuses(refused):
-    needed = "--suite=gpu, --suite=cpu or --tune is needed, and only one of them (--help)."
+    needed = "--config=FILE, --suite=gpu, --suite=cpu or --tune is needed, and only one of them (--help)."
     assert refused("benchmark") == needed
     assert refused("benchmark", "--suite=cpu", "--tune") == needed
+    assert refused("benchmark", TINY, "--suite=cpu") == refused("benchmark", TINY, "--tune") == needed
     assert "value should be one of" in refused("benchmark", "--suite=tpu")
     assert "Unknown command line flag 'sweet'" in refused("benchmark", "--sweet=gpu")
     assert "unexpected argument 'gpu'" in refused("benchmark", "gpu")
     assert "--budget=0: 0.0 is not number >= 1.0" in refused("benchmark", "--suite=cpu", "--budget=0")
+
+
+def test_refuses_what_is_of_a_config(refused, tmp_path):
+    file = f"--out={tmp_path}/a.json"
+    message = "is of a config's benchmark; pass --config=FILE instead, or drop it."
+    assert refused("benchmark", "--suite=cpu", "--batch_sizes=8", file) == f"--batch_sizes {message}"
+    assert refused("benchmark", "--suite=cpu", "--train", file) == f"--train {message}"
+    assert refused("benchmark", TINY, "--batch_sizes=0", file).startswith("--batch_sizes=0; needed: whole numbers")
+    assert "no key 'sweet'" in refused("benchmark", TINY, "--config.sweet=1", file)
+    assert "prunes after block 9 of 2" in refused("benchmark", TINY, "--config.pruning.after_blocks=(9,)", file)
+    assert refused("benchmark", TINY, "--out=/nowhere/a.json").startswith("/nowhere/a.json cannot be written")
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_refuses_a_file_that_cannot_be_written(refused):
@@ -43,6 +60,27 @@ def test_what_failed_is_in_the_exit_status(command, tmp_path, monkeypatch):
     result = command("benchmark", "--suite=gpu", f"--out={tmp_path}/a.json")
     assert result.status == 1 and result.err.count("\n") == 1
     assert result.err.startswith(f"error: 1 parts failed (bad); {tmp_path}/a.json has their errors")
+
+
+@pytest.mark.slow
+def test_config(command, tmp_path):
+    file = tmp_path / "a.json"
+    evit = (
+        "--config.pruning.method=evit",
+        "--config.pruning.score=clip",
+        "--config.pruning.fuse=False",
+    )  # few programs
+    result = command("benchmark", TINY, *evit, f"--out={file}", "--batch_sizes=2", "--train", "--budget=600")
+    assert result.status == 0, result.err
+    report = json.loads(file.read_text())
+    assert report["finished"] and report["config"] == "tiny_run" and not report["skipped"]
+    names = [row["contestant"] for row in report["contestants"]]
+    assert [(row["pass"], row["contestant"]) for row in report["rows"]] == [
+        (which, name) for which in ("inference", "train step") for name in names
+    ]
+    assert names == ["dense", "evit none (config)", "deit"] and not [row for row in report["rows"] if "error" in row]
+    assert all(row["program_mib"] > 0 and row["compile_s"] > 0 for row in report["rows"])
+    assert f"{file} has every time." in result.out and "| train step" in result.out
 
 
 @pytest.mark.slow

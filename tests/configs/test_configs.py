@@ -39,7 +39,8 @@ def read(name):
 
 def test_all_are_there():
     dense = {"vim_t", "vim_s", "vim_b", "vim_cifar10", "vim_digits"}
-    assert set(NAMES) == dense | {f"{name}_top" for name in dense} | set(TABLE)
+    study = {f"study_{model}{where}" for model in ("vim", "plain_mamba") for where in ("", "_gpu")}
+    assert set(NAMES) == dense | {f"{name}_top" for name in dense} | set(TABLE) | study
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -217,6 +217,9 @@ def test_preprocess_takes_a_path_or_an_image(tmp_path):
 
 
 def test_preprocess_names_a_missing_or_broken_file(tmp_path):
+    (tmp_path / "note.jpg").write_bytes(b"not an image")
+    with pytest.raises(InputError, match="cannot read .*note.jpg as an image: no image format that Pillow knows$"):
+        preprocess(tmp_path / "note.jpg")
     with pytest.raises(InputError, match="no image file .*gone.jpg"):
         preprocess(tmp_path / "gone.jpg")
     (tmp_path / "broken.jpg").write_bytes(encoded(noise(50, 50), "JPEG")[:300])

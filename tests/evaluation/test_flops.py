@@ -5,8 +5,9 @@ import pytest
 from flax import nnx
 
 from top_jax.evaluation.flops import count_macs
+from top_jax.evaluation.flops.parts import PART_NAMES
 from top_jax.models import abstract_model, model_config
-from top_jax.pruning import Evit, Pruning
+from top_jax.pruning import Evit, Merging, Pruning
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_independent_count_of_plain_mamba(overrides, pruning):
         else:
             tokens = cost.tokens_per_block[int(name.split(".")[1])]
             total += tokens * size * (4 * 9 if name.endswith("A_log") else 1)
-    assert set(cost.macs.values()) == {total}
+    assert (cost.macs["published"], cost.macs["all_directions"]) == (total, total)
 
 
 def test_independent_count_of_deit():
@@ -146,4 +147,27 @@ def test_independent_count_of_deit():
             block = int(name.split(".")[1])
             total += size * (leaving if ".mlp." in name else entering)[block]
     total += sum(2 * length * length * 24 for length in entering)
-    assert set(count_macs(model.config, pruning).macs.values()) == {total}
+    macs = count_macs(model.config, pruning).macs
+    assert set(macs.values()) == {total}  # without a fused token, `executed` is the same
+
+
+def test_parts_and_blocks_add_up():
+    cost = count_macs(model_config("vim_small"), Merging(after_blocks=(5, 10), keep_ratio=0.8))
+    for convention, macs in cost.macs.items():
+        assert sum(cost.parts(convention).values()) == macs
+        of_blocks = sum(sum(parts.values()) for parts in cost.blocks[convention])
+        assert of_blocks + sum(cost.stem_and_head.values()) == macs
+        assert set(cost.parts(convention)) <= set(PART_NAMES) and len(cost.blocks[convention]) == 24
+    published, executed = cost.parts("published"), cost.parts("executed")
+    assert "merging" not in published and executed["scan"] == published["scan"] * 2
+    # 196 -> 157: 98 sources by 98 targets; 39 into 158 slots, in x and in the residual. Then 157 -> 126.
+    assert executed["merging"] == (98 * 98 + 2 * 39 * 158 + 79 * 78 + 2 * 31 * 127) * 384
+
+
+def test_executed_convolutions_cover_the_grid():
+    """PlainMamba's: the image's 14 x 14 cells, or the condensed grid of `none`: 138 tokens in 12 rows of 12."""
+    config, schedule = model_config("plain_mamba_l1", depth=2), {"after_blocks": (1,), "keep_ratio": 0.7}
+    hold, none = (count_macs(config, Pruning(alignment=name, **schedule)) for name in ("hold", "none"))
+    taps = 7 * 7 * 384
+    assert [cost.blocks["executed"][1]["conv"] for cost in (hold, none)] == [196 * taps, 144 * taps]
+    assert [cost.blocks["published"][1]["conv"] for cost in (hold, none)] == [138 * taps, 138 * taps]

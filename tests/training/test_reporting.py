@@ -97,7 +97,7 @@ def test_what_a_run_prints(finished_run):
     assert f"accuracy {summary['accuracy']:.2%}, averaged weights {summary['ema_accuracy']:.2%}, best " in accuracy
     assert "360 images" in accuracy
     assert cost.startswith("tokens per stage 5 -> 3 (class token included); GMACs ")
-    assert "(81.9%, published)" in cost and "all_directions)" in cost
+    assert "(81.9%, published)" in cost and "all_directions)" in cost and "executed)" in cost
     assert (
         "img/s training (" in speed
         and "waiting for data)" in speed

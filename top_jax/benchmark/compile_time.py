@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from top_jax.benchmark.models import make_inference, make_train_step
+from top_jax.benchmark.programs import make_inference, make_train_step
 from top_jax.benchmark.report import publish
 from top_jax.models import abstract_model
 from top_jax.models.weights import split_weights, statistics_of, weights_of

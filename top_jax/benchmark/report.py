@@ -89,6 +89,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    """Rows of texts as a Markdown table that is aligned to be read as it is; all but the first column to the right."""
+    widths = [max(3, *(len(line[place]) for line in (columns, *rows))) for place in range(len(columns))]
+    rule = ["-" * widths[0], *(f"{'-' * (width - 1)}:" for width in widths[1:])]
+    lines = []
+    for line in (columns, rule, *rows):
+        first, *rest = (text.rjust(width) for text, width in zip(line, widths, strict=True))
+        lines.append(f"| {' | '.join((first.strip().ljust(widths[0]), *rest))} |")
+    return "\n".join(lines)
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return "-"

@@ -21,24 +21,30 @@ class Rounds(NamedTuple):
 
     Attributes:
         most: rounds that count; in each, every function is measured once.
-        seconds: no new round is begun after them, but one is always counted.
+        seconds: no new round is begun after them, but `least` are always counted.
         measurement: seconds that one measurement should last: so many calls are queued before the clock is read that
             the cost of a dispatch is hidden behind the work. 0 is one call.
+        least: rounds that count whatever they take.
     """
 
     most: int
     seconds: float
     measurement: float
+    least: int = 1
 
 
 class Timing(NamedTuple):
-    """Seconds per call: median and quartiles over the rounds, each of `calls` calls."""
+    """Seconds per call: median and quartiles over the rounds, each of `calls` calls, and what each round gave.
+
+    Functions timed together have as many rounds: those of the same place in `each` were measured one after the other.
+    """
 
     median: float
     low: float
     high: float
     rounds: int
     calls: int
+    each: tuple[float, ...] = ()
 
     def row(self) -> Row:
         """In milliseconds, for a report."""
@@ -46,10 +52,17 @@ class Timing(NamedTuple):
         return {"median_ms": median, "quartiles_ms": [low, high], "rounds": self.rounds, "calls": self.calls}
 
 
-def time_in_turn(runs: dict[str, Run], rounds: Rounds) -> dict[str, Timing | Exception]:
+def time_in_turn(
+    runs: dict[str, Run], rounds: Rounds, on_round: Callable[[], None] = lambda: None
+) -> dict[str, Timing | Exception]:
     """Times all functions in turn, round after round, after one call that warms up and one that sizes a measurement.
 
     On one device calls run in the order in which they are queued, so that waiting for the last waits for all.
+
+    Args:
+        runs: functions by name.
+        rounds: how often.
+        on_round: called after each round.
 
     Returns:
         For each name its timing, or what it raised, after which it was left out.
@@ -65,7 +78,9 @@ def time_in_turn(runs: dict[str, Run], rounds: Rounds) -> dict[str, Timing | Exc
             results[name] = error
     times: dict[str, list[float]] = {name: [] for name in calls}
     begun, counted = time.perf_counter(), 0
-    while times and (not counted or (counted < rounds.most and time.perf_counter() - begun < rounds.seconds)):
+    while times and (
+        counted < rounds.least or (counted < rounds.most and time.perf_counter() - begun < rounds.seconds)
+    ):
         for name in list(times):
             try:
                 times[name].append(_seconds(runs[name], calls[name]) / calls[name])
@@ -73,9 +88,10 @@ def time_in_turn(runs: dict[str, Run], rounds: Rounds) -> dict[str, Timing | Exc
                 results[name] = error
                 del times[name]
         counted += 1
+        on_round()
     for name, seconds in times.items():
         low, median, high = (float(q) for q in np.percentile(seconds, (25, 50, 75)))
-        results[name] = Timing(median, low, high, counted, calls[name])
+        results[name] = Timing(median, low, high, counted, calls[name], tuple(seconds))
     return {name: results[name] for name in runs}
 
 

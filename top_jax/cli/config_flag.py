@@ -14,10 +14,11 @@ from top_jax.errors import InputError
 HELP = "Run config: a Python file with get_config(), such as configs/vim_digits_top.py."
 
 
-def define() -> flags.FlagHolder[Any]:
+def define(*, required: bool = True) -> flags.FlagHolder[Any]:
     """The flag --config, and --config.key=value for each of its keys."""
     holder = config_flags.DEFINE_config_file("config", None, HELP, lock_config=True)
-    flags.mark_flag_as_required("config")
+    if required:
+        flags.mark_flag_as_required("config")
     return holder
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -75,14 +74,7 @@ class Lanes(NamedTuple):
 
 def lanes(config: DataConfig) -> Lanes:
     """What a run with this config decodes with, on this machine."""
-    return Lanes(available_cores(), workers.count(config.num_workers), config.num_threads)
-
-
-def available_cores() -> int:
-    """Cores that this process may run on, which a cluster often makes fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return Lanes(workers.available_cores(), workers.count(config.num_workers), config.num_threads)
 
 
 def stages(

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, UnidentifiedImageError
 
 from top_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from top_jax.errors import InputError
@@ -35,8 +35,25 @@ def decode(image: bytes | np.ndarray) -> Image.Image:
     """
     if isinstance(image, np.ndarray):
         return Image.fromarray(image)
-    with Image.open(io.BytesIO(image)) as encoded:
-        return encoded.convert("RGB")
+    try:
+        with Image.open(io.BytesIO(image)) as encoded:
+            return encoded.convert("RGB")
+    except UnidentifiedImageError:  # whose message names the BytesIO; callers name the file
+        raise UnidentifiedImageError("no image format that Pillow knows") from None
+
+
+def read_image(file: str | Path) -> Image.Image:
+    """`decode` of a file.
+
+    Raises:
+        InputError: there is no such file, or it is no complete image.
+    """
+    try:
+        return decode(Path(file).read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"no image file {file}.") from None
+    except DECODE_ERRORS as error:
+        raise InputError(f"cannot read {file} as an image: {error}") from error
 
 
 def random_resized_crop(
@@ -88,15 +105,26 @@ def resize_center_crop(image: Image.Image, size: Size, *, eval_crop: float = 0.8
 
     An image that has that size already keeps its pixels.
     """
-    height, width = size
+    resized, box = center_crop_box(image.size, size, eval_crop=eval_crop)
+    return image.resize(resized, Image.Resampling.BICUBIC).crop(box)
+
+
+def center_crop_box(
+    image_size: tuple[int, int], size: Size, *, eval_crop: float = 0.875
+) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """The two steps of `resize_center_crop`, for an image of (width, height) `image_size`.
+
+    Returns:
+        (width, height) to resize to, and the box (left, top, right, bottom) to cut out of that, in pixels.
+    """
+    (image_width, image_height), (height, width) = image_size, size
     cover_height, cover_width = round(height / eval_crop), round(width / eval_crop)
-    if image.width * cover_height <= image.height * cover_width:
-        resized = cover_width, cover_width * image.height // image.width
+    if image_width * cover_height <= image_height * cover_width:
+        resized = cover_width, cover_width * image_height // image_width
     else:
-        resized = cover_height * image.width // image.height, cover_height
-    image = image.resize(resized, Image.Resampling.BICUBIC)
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))
+        resized = cover_height * image_width // image_height, cover_height
+    left, top = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
+    return resized, (left, top, left + width, top + height)
 
 
 def normalize(images: np.ndarray | jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
@@ -129,15 +157,7 @@ def preprocess(
     Raises:
         InputError: there is no such file, or it is no complete image.
     """
-    if isinstance(image, (str, Path)):
-        try:
-            rgb = decode(Path(image).read_bytes())
-        except FileNotFoundError:
-            raise InputError(f"no image file {image}.") from None
-        except DECODE_ERRORS as error:
-            raise InputError(f"cannot read {image} as an image: {error}") from error
-    else:
-        rgb = image.convert("RGB")
+    rgb = read_image(image) if isinstance(image, (str, Path)) else image.convert("RGB")
     return normalize(np.asarray(resize_center_crop(rgb, as_size(img_size), eval_crop=eval_crop)), mean, std)
 
 

@@ -12,7 +12,14 @@ from absl import flags
 
 def count(num_workers: int | None) -> int:
     """Worker processes to start; None is one per core, at most 16."""
-    return min(os.cpu_count() or 1, 16) if num_workers is None else num_workers
+    return min(available_cores(), 16) if num_workers is None else num_workers
+
+
+def available_cores() -> int:
+    """Cores that this process may run on, which a cluster often makes fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def mark_flags_parsed() -> None:

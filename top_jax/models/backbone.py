@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,34 @@ from flax import nnx
 from top_jax.errors import InputError
 from top_jax.models.batch_norm import moves_statistics
 from top_jax.models.features import Features, make_features
+from top_jax.models.scan_inputs import ScanInputs
 from top_jax.models.sizes import BackboneConfig, MambaConfig
 from top_jax.models.weights import Weights, statistics_of
 from top_jax.ops.implementations import resolve
 from top_jax.pruning import Evidence, Pruning, Reduction, Tokens
 from top_jax.typing import Array, Embedded, Float, Images, Logits
+
+
+class BlockRun(NamedTuple):
+    """One block of a forward pass, for those who look inside (`Backbone.features`, `watch`).
+
+    Attributes:
+        number: 1-based.
+        block: itself.
+        entering: its tokens.
+        paths: what `Backbone.paths` gave for them.
+        mixed: the tokens after its mixing half, the candidates of the reduction where there is one.
+        evidence: what it tells about them.
+        leaving: the tokens after it, reduced where there is a reduction.
+    """
+
+    number: int
+    block: Block
+    entering: Tokens
+    paths: Any
+    mixed: Tokens
+    evidence: Evidence
+    leaving: Tokens
 
 
 class Block(nnx.Module, abc.ABC):
@@ -37,6 +60,10 @@ class Block(nnx.Module, abc.ABC):
     def transform(self, tokens: Tokens, keys: jax.Array | None) -> Tokens:
         """The half that acts on each token by itself (DeiT's MLP); a Mamba block has none."""
         return tokens
+
+    def scan_inputs(self, tokens: Tokens, paths: Any) -> ScanInputs | None:
+        """What its scans read where `mix` gets the same, in eval mode; None for a block without a scan."""
+        return None
 
 
 class Backbone(nnx.Module, abc.ABC):
@@ -93,7 +120,14 @@ class Backbone(nnx.Module, abc.ABC):
         """Logits of `features`."""
         return self.head(self.pool(features).astype(self.config.dtype)).astype(jnp.float32)
 
-    def features(self, images: Images, keys: jax.Array | None = None, *, stages: tuple[int, ...] = ()) -> Features:
+    def features(
+        self,
+        images: Images,
+        keys: jax.Array | None = None,
+        *,
+        stages: tuple[int, ...] = (),
+        watch: Callable[[BlockRun], None] | None = None,
+    ) -> Features:
         """Final tokens of images, after the final norm.
 
         Args:
@@ -101,6 +135,7 @@ class Backbone(nnx.Module, abc.ABC):
             keys: as of `__call__`.
             stages: 1-based blocks after which the tokens are wanted too: `Features.stages` holds the stream that
                 leaves each (after its reduction, where there is one), without a norm.
+            watch: called with what happened in each block, once it ran (under jit, with tracers).
 
         Raises:
             InputError: images of another size than the model's, or a block that is not there.
@@ -110,11 +145,15 @@ class Backbone(nnx.Module, abc.ABC):
         paths = self.paths(tokens)
         wanted = {}
         for number, block in enumerate(self.blocks, start=1):
+            entering, its_paths = tokens, paths
             tokens, evidence = self._run(_mix, block, tokens, paths, keys)
+            mixed = tokens
             if number in self.keep_counts:
                 tokens = self.pruning(tokens, evidence, block=number, keep=self.keep_counts[number])
                 paths = self.paths(tokens)
             tokens = self._run(_transform, block, tokens, keys)
+            if watch is not None:
+                watch(BlockRun(number, block, entering, its_paths, mixed, evidence, tokens))
             if number in stages:
                 wanted[number] = self._as_features(tokens, self.stream(tokens))
         features = self._as_features(tokens, self.normalised(tokens, keys))

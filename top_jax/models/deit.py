@@ -47,13 +47,17 @@ class Attention(nnx.Module):
         Returns:
             `[B, L, D]`, and float32 `[B, L]`: the class token's attention to each token, averaged over the heads.
         """
+        weights, v = self.weights(x, size)
+        mixed = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v)
+        return self.proj(rearrange(mixed, "b h l d -> b l (h d)")), jnp.mean(weights[:, :, 0], axis=1)
+
+    def weights(self, x: Embedded, size: PerToken | None) -> tuple[Float[Array, "B h L L"], Float[Array, "B h L d"]]:
+        """float32 `[B, heads, L, L]` attention of each token (third axis) to each, and the values that it weighs."""
         q, k, v = rearrange(self.qkv(x), "b l (qkv h d) -> qkv b h l d", qkv=3, h=self.config.num_heads)
         logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) * self.config.head_dim**-0.5
         if size is not None:
             logits = logits + jnp.log(size)[:, None, None, :]
-        weights = jax.nn.softmax(logits, axis=-1)
-        mixed = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v)
-        return self.proj(rearrange(mixed, "b h l d -> b l (h d)")), jnp.mean(weights[:, :, 0], axis=1)
+        return jax.nn.softmax(logits, axis=-1), v
 
 
 class Mlp(nnx.Module):
@@ -83,9 +87,16 @@ class DeitBlock(Block):
 
     def mix(self, tokens: Tokens, paths: None, keys: jax.Array | None) -> tuple[Tokens, Evidence]:
         """The attention; attention needs no paths."""
-        mixed, attention = self.attn(self.norm1(tokens.x).astype(self.config.dtype), tokens.size)
+        mixed, attention = self.attn(self._normed(tokens), tokens.size)
         x = tokens.x + self.drop_path1(mixed, keys).astype(jnp.float32)
         return dataclasses.replace(tokens, x=x), {"attention": attention}
+
+    def attention(self, tokens: Tokens) -> Float[Array, "B L L"]:
+        """float32 `[B, L, L]` attention of each token (second axis) to each, averaged over the heads."""
+        return jnp.mean(self.attn.weights(self._normed(tokens), tokens.size)[0], axis=1)
+
+    def _normed(self, tokens: Tokens) -> Embedded:
+        return self.norm1(tokens.x).astype(self.config.dtype)
 
     def transform(self, tokens: Tokens, keys: jax.Array | None) -> Tokens:
         """The MLP."""

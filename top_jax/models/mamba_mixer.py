@@ -8,10 +8,11 @@ from flax import nnx
 
 from top_jax.models import initializers as init
 from top_jax.models.layers import causal_conv1d
+from top_jax.models.scan_inputs import ScanInputs
 from top_jax.models.vim_config import VimConfig
 from top_jax.ops import selective_scan
 from top_jax.pruning import Evidence, mean_time_step, scan_evidence
-from top_jax.typing import Embedded, Inner, PerToken, Positions
+from top_jax.typing import Embedded, Inner, PerToken, Positions, Selective, StateMatrix
 
 
 class ScanDirection(nnx.Module):
@@ -38,15 +39,11 @@ class ScanDirection(nnx.Module):
         Returns:
             y `[B, L, E]` in image order, and each token's mean time step, float32 `[B, L]`.
         """
-        x = causal_conv1d(x, self.conv_kernel[...], self.conv_bias[...], reverse=self.reverse)
-        x = jax.nn.silu(x)
-        rank = self.config.dt_rank
-        dt, B, C = jnp.split(self.x_proj(x), (rank, rank + self.config.d_state), axis=-1)
-        delta = self.dt_proj(dt)
+        u, delta, B, C = self.project(x)
         y = selective_scan(
-            x,
+            u,
             delta,
-            -jnp.exp(self.A_log[...]),
+            self.A,
             B,
             C,
             self.D[...],
@@ -58,6 +55,19 @@ class ScanDirection(nnx.Module):
             check_order=False,  # the model's own positions
         )
         return y, mean_time_step(delta, self.dt_bias[...])
+
+    @property
+    def A(self) -> StateMatrix:
+        """float32 `[E, N]` decay rates."""
+        return -jnp.exp(self.A_log[...])
+
+    def project(self, x: Inner) -> tuple[Inner, Inner, Selective, Selective]:
+        """u and delta `[B, L, E]`, B and C `[B, L, N]` of the in-projected tokens."""
+        x = causal_conv1d(x, self.conv_kernel[...], self.conv_bias[...], reverse=self.reverse)
+        x = jax.nn.silu(x)
+        rank = self.config.dt_rank
+        dt, B, C = jnp.split(self.x_proj(x), (rank, rank + self.config.d_state), axis=-1)
+        return x, self.dt_proj(dt), B, C
 
 
 class MambaMixer(nnx.Module):
@@ -85,6 +95,23 @@ class MambaMixer(nnx.Module):
         (forward, forward_step), (backward, backward_step) = self.forward(x, positions), self.backward(x, positions)
         y = (forward + backward) * jax.nn.silu(z)
         return self.out_proj(y / 2), scan_evidence(y, forward_step + backward_step)
+
+    def scan_inputs(self, x: Embedded, positions: Positions | None) -> ScanInputs:
+        """What the two scans of `__call__` read, for the same arguments."""
+        x, _ = jnp.split(self.in_proj(x), 2, axis=-1)
+        directions = (self.forward, self.backward)
+        u, delta, B, C = (jnp.stack(both) for both in zip(*(one.project(x) for one in directions), strict=True))
+        return ScanInputs(
+            u,
+            delta,
+            jnp.stack([one.A for one in directions]),
+            B,
+            C,
+            jnp.stack([one.D[...] for one in directions]),
+            jnp.stack([one.dt_bias[...] for one in directions]),
+            reverse=tuple(one.reverse for one in directions),
+            positions=None if positions is None else positions[None],
+        )
 
 
 def _linear(inputs: int, outputs: int, kernel_init: init.Initializer, config: VimConfig, rngs: nnx.Rngs) -> nnx.Linear:

@@ -23,6 +23,7 @@ from top_jax.models.features import Features
 from top_jax.models.layers import DropPath, layer_norm
 from top_jax.models.plain_mamba_config import PlainMambaConfig
 from top_jax.models.plain_mamba_mixer import PlainMambaMixer
+from top_jax.models.scan_inputs import ScanInputs
 from top_jax.models.traversals import Traversals, from_cells, to_cells, traverse
 from top_jax.pruning import SCAN_EVIDENCE, Evidence, Reduction, Tokens
 from top_jax.typing import Array, Embedded, Float, Images
@@ -117,11 +118,18 @@ class PlainMambaLayer(Block):
 
     def mix(self, tokens: Tokens, paths: Traversals, keys: jax.Array | None) -> tuple[Tokens, Evidence]:
         """The whole layer."""
-        mixed, evidence = self.mixer(self.norm(tokens.x).astype(self.config.dtype), paths)
+        mixed, evidence = self.mixer(self._normed(tokens), paths)
         x = tokens.x + self.drop_path(mixed, keys).astype(jnp.float32)
         if self.tail is not None:
             x = self.tail(x, paths)
         return dataclasses.replace(tokens, x=x), evidence
+
+    def scan_inputs(self, tokens: Tokens, paths: Traversals) -> ScanInputs:
+        """Of the four scans."""
+        return self.mixer.scan_inputs(self._normed(tokens), paths)
+
+    def _normed(self, tokens: Tokens) -> Embedded:
+        return self.norm(tokens.x).astype(self.config.dtype)
 
 
 class PlainMamba(Backbone):

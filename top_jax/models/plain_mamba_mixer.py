@@ -9,6 +9,7 @@ from flax import nnx
 from top_jax.models import initializers as init
 from top_jax.models.depthwise_conv import depthwise_conv2d
 from top_jax.models.plain_mamba_config import PlainMambaConfig
+from top_jax.models.scan_inputs import ScanInputs
 from top_jax.models.traversals import DIRECTIONS, Traversals, from_cells, to_cells
 from top_jax.ops import directional_scan
 from top_jax.pruning import Evidence, mean_time_step, scan_evidence
@@ -45,29 +46,49 @@ class PlainMambaMixer(nnx.Module):
     def __call__(self, x: Embedded, paths: Traversals) -> tuple[Embedded, Evidence]:
         """Mixes `[B, L, D]`; also returns what the token scores need (`top_jax.pruning.scan_evidence`)."""
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)
+        scan = self._project(x, paths)
+        y, _ = directional_scan(
+            scan.u,
+            scan.delta,
+            scan.A,
+            scan.B,
+            scan.C,
+            scan.D,
+            z,
+            scan.delta_bias,
+            reverse=scan.reverse,
+            order=scan.order,
+            reorder_parameters=scan.reorder_parameters,
+            positions=scan.positions,
+            alignment=scan.alignment,
+            implementation=self.config.implementation,
+            check_order=False,  # the model's own
+        )
+        time_step = mean_time_step(scan.delta[0], scan.delta_bias[0])
+        return self.out_proj(y), scan_evidence(y, self._time_step(time_step, paths))
+
+    def scan_inputs(self, x: Embedded, paths: Traversals) -> ScanInputs:
+        """What the four scans of `__call__` read, for the same arguments."""
+        return self._project(jnp.split(self.in_proj(x), 2, axis=-1)[0], paths)
+
+    def _project(self, x: Inner, paths: Traversals) -> ScanInputs:
         x = jax.nn.silu(self._convolved(x, paths))
         rank = self.config.dt_rank
         dt, B, C = jnp.split(self.x_proj(x), (rank, rank + self.config.d_state), axis=-1)
         assert self.dt_proj.bias is not None
-        delta, bias = self.dt_proj(dt), self.dt_proj.bias[...]
-        y, _ = directional_scan(
+        return ScanInputs(
             x[None],
-            delta[None],
+            self.dt_proj(dt)[None],
             -jnp.exp(self.A_log[...])[None],
             B[None].astype(jnp.float32) + self._direction_B(paths),  # 0.02 beside 1 is little in bfloat16
             C[None],
             self.D[...][None],
-            z,
-            bias[None],
+            self.dt_proj.bias[...][None],
             reverse=(False,) * DIRECTIONS,
             order=paths.order,
             reorder_parameters=self.config.reorder_parameters,
             positions=paths.positions,
-            alignment="none" if paths.positions is None else "decay",
-            implementation=self.config.implementation,
-            check_order=False,  # the model's own
         )
-        return self.out_proj(y), scan_evidence(y, self._time_step(mean_time_step(delta, bias), paths))
 
     def _convolved(self, x: Inner, paths: Traversals) -> Inner:
         grid = depthwise_conv2d(to_cells(x, paths), self.conv_kernel[...].astype(x.dtype))

@@ -20,6 +20,7 @@ from top_jax.models.backbone import Backbone, Block
 from top_jax.models.features import Features
 from top_jax.models.layers import DropPath, PatchEmbed
 from top_jax.models.mamba_mixer import MambaMixer
+from top_jax.models.scan_inputs import ScanInputs
 from top_jax.models.vim_config import VimConfig
 from top_jax.pruning import SCAN_EVIDENCE, Evidence, Reduction, Tokens
 from top_jax.typing import Array, Embedded, Float, Images, Positions
@@ -35,10 +36,18 @@ class VimBlock(Block):
 
     def mix(self, tokens: Tokens, paths: Positions | None, keys: jax.Array | None) -> tuple[Tokens, Evidence]:
         """The whole block; `paths` are the tokens' positions where gaps are to be felt."""
+        residual, x = self._add_and_norm(tokens, keys)
+        x, evidence = self.mixer(x, paths)
+        return dataclasses.replace(tokens, x=x, residual=residual), evidence
+
+    def scan_inputs(self, tokens: Tokens, paths: Positions | None) -> ScanInputs:
+        """Of the two scans."""
+        return self.mixer.scan_inputs(self._add_and_norm(tokens, None)[1], paths)
+
+    def _add_and_norm(self, tokens: Tokens, keys: jax.Array | None) -> tuple[Embedded, Embedded]:
         assert tokens.residual is not None
         residual = tokens.residual + self.drop_path(tokens.x, keys).astype(jnp.float32)
-        x, evidence = self.mixer(self.norm(residual).astype(tokens.x.dtype), paths)
-        return dataclasses.replace(tokens, x=x, residual=residual), evidence
+        return residual, self.norm(residual).astype(tokens.x.dtype)
 
 
 class Vim(Backbone):

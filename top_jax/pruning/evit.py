@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from top_jax.pruning.reduction import Reduction
 from top_jax.pruning.score import Evidence, best_patches, check_ranking, token_scores
 from top_jax.pruning.tokens import Tokens
-from top_jax.typing import Array, Embedded, Float, PerToken, Slots
+from top_jax.typing import Array, Embedded, Float, PerToken, Slots, SlotScores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,15 +61,18 @@ class Evit(Reduction):
         best = super().kept(num_patches, ratio)
         return best + 1 if self.fuse and 0 < best < num_patches else best
 
+    def scores(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> SlotScores:
+        """`score` of the patch tokens, an earlier fused one among them."""
+        slots, best = tokens.patch_slots(), keep - 1 if self.fuse else keep
+        return token_scores(self.score, evidence, tokens.positions, slots, keep=best, seed=self.seed, block=block)
+
     def __call__(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> Tokens:
         """Keeps the best patch tokens of each image and fuses the others: `keep` in all."""
         ratio = self.ratios[self.after_blocks.index(block)]
         if super().kept(tokens.num_patches, ratio) == tokens.num_patches:
             return tokens  # `keep` does not tell: all but one, and the fused one, are as many
         best = keep - 1 if self.fuse else keep
-        slots = tokens.patch_slots()
-        scores = token_scores(self.score, evidence, tokens.positions, slots, keep=best, seed=self.seed, block=block)
-        ranked = best_patches(scores, slots)
+        ranked = best_patches(self.scores(tokens, evidence, block=block, keep=keep), tokens.patch_slots())
         kept, dropped = ranked[:, :best], ranked[:, best:]
         if self.order == "position":
             kept = jnp.sort(kept, axis=1)

@@ -11,6 +11,7 @@ from top_jax.errors import InputError
 from top_jax.ops import check_alignment
 from top_jax.pruning.score import CONTROLS, Evidence
 from top_jax.pruning.tokens import Tokens
+from top_jax.typing import SlotScores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,14 @@ class Reduction(abc.ABC):
         Returns:
             `keep` patch tokens, and the class token of a model that has one.
         """
+
+    def scores(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> SlotScores | None:
+        """What `__call__` ranks the patch tokens by, for the same arguments.
+
+        Returns:
+            float32 `[B, K]`, in the order of `Tokens.patch_slots`; the largest stay. None for a method that ranks none.
+        """
+        return None
 
     @property
     def ratios(self) -> tuple[float, ...]:

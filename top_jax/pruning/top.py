@@ -10,6 +10,7 @@ from top_jax.errors import InputError
 from top_jax.pruning.reduction import Reduction
 from top_jax.pruning.score import Evidence, best_patches, check_ranking, token_scores
 from top_jax.pruning.tokens import Tokens
+from top_jax.typing import SlotScores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,13 +50,17 @@ class Pruning(Reduction):
         """The score's name."""
         return self.score
 
+    def scores(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> SlotScores:
+        """`score` of the patch tokens."""
+        slots = tokens.patch_slots()
+        return token_scores(self.score, evidence, tokens.positions, slots, keep=keep, seed=self.seed, block=block)
+
     def __call__(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> Tokens:
         """Keeps the `keep` best patch tokens of each image; `none` re-indexes them as in a smaller image."""
         if keep == tokens.num_patches:
             return tokens  # whatever the order: nothing was pruned
-        slots = tokens.patch_slots()
-        scores = token_scores(self.score, evidence, tokens.positions, slots, keep=keep, seed=self.seed, block=block)
-        kept = best_patches(scores, slots)[:, :keep]
+        scores = self.scores(tokens, evidence, block=block, keep=keep)
+        kept = best_patches(scores, tokens.patch_slots())[:, :keep]
         if self.order == "position":
             kept = jnp.sort(kept, axis=1)
         return tokens.keep(kept, condensed=self.alignment == "none")

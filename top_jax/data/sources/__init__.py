@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, a TFDS directory or an image folder."""
+"""Where images come from: scikit-learn's digits, a TFDS directory, an image folder or one packed file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from top_jax.config import DataConfig
 from top_jax.data.sources.base import Record, Source
 from top_jax.data.sources.digits import DigitsSource
 from top_jax.data.sources.image_folder import ImageFolderSource, check_same_classes
+from top_jax.data.sources.packed import PackedSource
 from top_jax.data.sources.tfds import TfdsSource, how_to_prepare
 from top_jax.errors import InputError
 
-__all__ = ["DigitsSource", "ImageFolderSource", "Record", "Source", "TfdsSource", "open_source"]
+__all__ = ["DigitsSource", "ImageFolderSource", "PackedSource", "Record", "Source", "TfdsSource", "open_source"]
 
 
 def open_source(config: DataConfig, *, train: bool) -> Source:
@@ -20,7 +21,7 @@ def open_source(config: DataConfig, *, train: bool) -> Source:
     Raises:
         InputError: an unknown source, or data that is not there; the message says what to do.
     """
-    openers = {"digits": _open_digits, "tfds": _open_tfds, "image_folder": _open_image_folder}
+    openers = {"digits": _open_digits, "tfds": _open_tfds, "image_folder": _open_image_folder, "packed": _open_packed}
     if config.source not in openers:
         raise InputError(f"unknown config.data.source={config.source!r}; use one of {', '.join(openers)}.")
     return openers[config.source](config, config.train_split if train else config.eval_split)
@@ -55,3 +56,11 @@ def _open_image_folder(config: DataConfig, split: str) -> Source:
     if other != split and (Path(root) / other).is_dir():
         check_same_classes(root, config.train_split, config.eval_split)
     return source
+
+
+def _open_packed(config: DataConfig, split: str) -> Source:
+    if config.data_dir is None:
+        raise InputError(
+            "where is the file? Pass --config.data.data_dir=FILE.npz, as python -m top_jax.cli.pack writes."
+        )
+    return PackedSource(config.data_dir, split)

@@ -28,6 +28,11 @@ class Source(Protocol):
         """Labels are 0 .. num_classes - 1."""
         ...
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What to call each label."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Record:

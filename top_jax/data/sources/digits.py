@@ -23,6 +23,7 @@ class DigitsSource:
     """
 
     num_classes = 10
+    class_names = tuple("0123456789")
 
     def __init__(self, split: str):
         """Reads the bundled file.

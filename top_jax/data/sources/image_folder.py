@@ -50,6 +50,11 @@ class ImageFolderSource:
         """The number of class folders."""
         return len(self.classes)
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the class folders."""
+        return self.classes
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -64,6 +64,7 @@ class TfdsSource:
         self._ends = list(itertools.accumulate(part.take for part in parts))
         self.name = f"{builder.info.full_name}/{split}"
         self.num_classes: int = features["label"].num_classes
+        self.class_names: tuple[str, ...] = tuple(features["label"].names)
 
     def __len__(self) -> int:
         return len(self._records)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import Final
 
 from top_jax.evaluation.flops.deit import DEIT
-from top_jax.evaluation.flops.parts import Parts, Passage
+from top_jax.evaluation.flops.parts import CONVENTIONS, PART_NAMES, Macs, Parts, Passage
 from top_jax.evaluation.flops.plain_mamba import PLAIN_MAMBA
+from top_jax.evaluation.flops.reductions import Reduced, reduction_macs
 from top_jax.evaluation.flops.vim import VIM
 from top_jax.models import BackboneConfig, DeitConfig, PlainMambaConfig, VimConfig
 from top_jax.pruning import Pruning, Reduction
 
-CONVENTIONS: Final = ("published", "all_directions")
 PARTS: Final[dict[type[BackboneConfig], Parts]] = {VimConfig: VIM, PlainMambaConfig: PLAIN_MAMBA, DeitConfig: DEIT}
 
 
@@ -22,11 +23,25 @@ class Cost:
 
     Attributes:
         tokens_per_block: tokens that enter each block, class token included.
-        macs: multiply-accumulates by convention.
+        stem_and_head: their multiply-accumulates by part, the same in every convention.
+        blocks: by convention, each block's by part; what reduces tokens after a block is its part `merging`.
     """
 
     tokens_per_block: tuple[int, ...]
-    macs: dict[str, int]
+    stem_and_head: Macs
+    blocks: dict[str, tuple[Macs, ...]]
+
+    @property
+    def macs(self) -> dict[str, int]:
+        """Multiply-accumulates by convention."""
+        return {convention: sum(self.parts(convention).values()) for convention in self.blocks}
+
+    def parts(self, convention: str) -> Macs:
+        """Multiply-accumulates by part, over all blocks; the parts that there are, in the order of `PART_NAMES`."""
+        total: Counter[str] = Counter()
+        for macs in (self.stem_and_head, *self.blocks[convention]):
+            total.update(macs)
+        return {part: total[part] for part in PART_NAMES if total[part]}
 
     def gmacs(self, convention: str) -> float:
         """Billions of multiply-accumulates."""
@@ -35,13 +50,22 @@ class Cost:
 
 def count_macs(config: BackboneConfig, pruning: Reduction | None = None) -> Cost:
     """Counts one image's multiply-accumulates; `pruning=None` is the dense model."""
-    parts, extra = PARTS[type(config)], 0 if config.CLASS_TOKEN is None else 1
-    counts = (pruning or Pruning()).keep_counts(config.num_patches, config.depth)
-    tokens = [config.num_patches + extra]
+    reduction, class_tokens = pruning or Pruning(), 0 if config.CLASS_TOKEN is None else 1
+    counts = reduction.keep_counts(config.num_patches, config.depth)
+    patches = [config.num_patches]
     for block in range(1, config.depth + 1):
-        tokens.append(counts[block] + extra if block in counts else tokens[-1])
-    macs = {}
-    for convention in CONVENTIONS:
-        passages = (Passage(i, tokens[i], tokens[i + 1], convention) for i in range(config.depth))
-        macs[convention] = parts.stem_and_head(config) + sum(parts.block(config, passage) for passage in passages)
-    return Cost(tuple(tokens[:-1]), macs)
+        patches.append(counts.get(block, patches[-1]))
+    tokens = [count + class_tokens for count in patches]
+    reducing = dict(zip(reduction.after_blocks, reduction.ratios, strict=True))
+
+    parts = PARTS[type(config)]
+
+    def block_macs(i: int, convention: str) -> Macs:
+        macs = parts.block(config, Passage(i, tokens[i], tokens[i + 1], reduction.alignment, convention))
+        if convention == "executed" and i + 1 in reducing:
+            at = Reduced(patches[i], patches[i + 1], reducing[i + 1], class_tokens, config.embed_dim, parts.streams)
+            macs["merging"] = reduction_macs(reduction, at)
+        return macs
+
+    blocks = {convention: tuple(block_macs(i, convention) for i in range(config.depth)) for convention in CONVENTIONS}
+    return Cost(tuple(tokens[:-1]), parts.stem_and_head(config), blocks)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from top_jax.evaluation.flops.parts import Parts, Passage, patches_and_head
+from top_jax.evaluation.flops.parts import Macs, Parts, Passage, patches_and_head
 from top_jax.models import DeitConfig
 
 
-def _block(config: DeitConfig, tokens: Passage) -> int:
+def _block(config: DeitConfig, tokens: Passage) -> Macs:
     width, entering = config.embed_dim, tokens.entering
-    attention = entering * 4 * width * width + 2 * entering * entering * width  # qkv and proj; q k and attention v
-    return attention + tokens.leaving * 2 * width * config.mlp_dim
+    return {
+        "projections": entering * 4 * width * width,  # qkv and proj
+        "attention": 2 * entering * entering * width,  # q k and attention v
+        "mlp": tokens.leaving * 2 * width * config.mlp_dim,
+    }
 
 
 DEIT: Final = Parts(patches_and_head, _block)

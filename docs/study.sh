@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# The study of docs/study.md: dense models from three seeds, then pruned without training and after a fine-tune.
+#
+#   bash docs/study.sh MODEL OUT [FLAG...]    MODEL: vim, plain_mamba, or another configs/study_MODEL.py
+#
+# FLAGs go to every command, such as --config.data.data_dir=DIR. Every step goes on where an earlier call of the same
+# command stopped, so it may be given any amount of time: timeout -s TERM 570 bash docs/study.sh ...
+#
+# From the environment: SEEDS ("0 1 2"), SMALL_STEPS (1200; 0: no small images first), FINETUNE_STEPS (100), and flags
+# of cli.ablate for both ablations (PRUNED: "--after_blocks=2,4"), for the first (TABLES) and for the second (TUNED).
+set -euo pipefail
+model=$1 out=$2
+shift 2
+config=configs/study_$model.py
+checkpoints=()
+mkdir -p "$out"
+
+for seed in ${SEEDS:-0 1 2}; do
+  run=$out/seed$seed start=()
+  if [ "${SMALL_STEPS:-1200}" != 0 ]; then
+    # Images of half the side have a quarter of the tokens; the whole ones resize the position embedding.
+    python train.py --config "$config" --workdir "${run}_small" "$@" --config.seed="$seed" \
+      --config.total_steps="${SMALL_STEPS:-1200}" --config.model.img_size=16 --config.data.shift=2 \
+      --config.optimizer.learning_rate=3e-3
+    [ -f "${run}_small/summary.json" ] || exit 0 # a signal ended it; the next call goes on
+    [ -f "${run}_small.safetensors" ] ||
+      python -m top_jax.cli.convert "${run}_small" "${run}_small.safetensors" --which latest
+    start=(--config.init_from="${run}_small.safetensors")
+  fi
+  python train.py --config "$config" --workdir "$run" "$@" --config.seed="$seed" "${start[@]}"
+  [ -f "$run/summary.json" ] || exit 0
+  checkpoints+=(--checkpoint "$run")
+done
+
+ablate() {
+  # shellcheck disable=SC2086  # several flags in one variable
+  python -m top_jax.cli.ablate --config "$config" "${checkpoints[@]}" ${PRUNED:---after_blocks=2,4} "$@"
+}
+# shellcheck disable=SC2086
+ablate --out "$out/pruned" ${TABLES:-} "$@"
+# shellcheck disable=SC2086
+ablate --out "$out/tuned" --tables=alignment --finetune_steps="${FINETUNE_STEPS:-100}" ${TUNED:-} "$@"

@@ -1,0 +1,55 @@
+"""ablate: what it prints, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+TINY = f"--config={Path(__file__).parents[1] / 'tiny_run.py'}"
+
+
+@pytest.fixture(autouse=True)
+def quick_programs(monkeypatch):
+    monkeypatch.setattr("top_jax.ablation.run.enable_compilation_cache", lambda: None)
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of it
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def test_ablate(command, finished_run, tmp_path):
+    """A dense and a pruned model on few images; started again, nothing is left to do."""
+    out = tmp_path / "out"
+    flags = (TINY, f"--checkpoint={finished_run}", f"--out={out}", "--tables=alignment", "--alignments=hold")
+    result = command("ablate", *flags, "--limit_images=40")
+    assert result.status == 0
+    assert result.out.startswith(
+        "2 settings x 1 checkpoint, pruned after blocks 1; 40 images, read once; 0 results are there\ndense: "
+    )
+    assert "hold, clip, keep 0.5: " in result.out and f" of 40 images, {finished_run}\n" in result.out
+    assert f"checkpoints {finished_run} (pruned in its own training)" in result.out
+    assert (out / "tables.md").read_text() in result.out
+    content = json.loads((out / "results.json").read_text())
+    assert [row["tokens_per_block"] for row in content["rows"]] == [[5, 5], [5, 3]]
+    assert content["settings"]["limit_images"] == 40 and content["rows"][0]["images"] == 40
+    again = command("ablate", *flags, "--limit_images=40")
+    assert again.status == 0 and " of 40 images, /" not in again.out
+    assert json.loads((out / "results.json").read_text())["rows"] == content["rows"]
+
+
+def test_refuses(refused, finished_run, tmp_path):
+    out = f"--out={tmp_path}/out"
+    checkpoint = f"--checkpoint={finished_run}"
+    assert "Flag --checkpoint must have a value" in refused("ablate", TINY, out)
+    assert "Flag --out must have a value" in refused("ablate", TINY, checkpoint)
+    assert "no_such does not exist; pass a run directory" in refused("ablate", TINY, out, "--checkpoint=no_such")
+    dense = "--config.pruning.after_blocks=()"
+    assert "pass --after_blocks, such as" in refused("ablate", TINY, checkpoint, out, dense)
+    assert "prunes after block 5 of 2" in refused("ablate", TINY, checkpoint, out, "--after_blocks=5")
+    assert refused("ablate", TINY, checkpoint, out, "--after_blocks=one") == (
+        "--after_blocks: 'one' is none of the whole numbers that it needs, with commas between."
+    )
+    assert "order='score' with alignment='hold'" in refused("ablate", TINY, checkpoint, out, "--alignments=hold:score")
+    assert "do nothing without --finetune_steps" in refused("ablate", TINY, checkpoint, out, "--finetune_seeds=1,2")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,125 @@
+"""Accuracy against cost: the alignments as curves, the scores side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from top_jax.ablation.rows import ratio_text
+from top_jax.ablation.statistics import Cell
+from top_jax.ablation.tables import CONVENTION
+from top_jax.pruning.score import CONTROLS
+
+# Okabe and Ito's colours, told apart by people with any kind of colour vision.
+BLACK, ORANGE, GREEN, BLUE, VERMILION = "#000000", "#E69F00", "#009E73", "#0072B2", "#D55E00"
+GREY: Final = "#666666"
+# The curve of `hold` is broad, because that of `decay` often lies on it.
+WAYS: Final[dict[tuple[str, str], dict[str, Any]]] = {
+    ("none", "score"): {
+        "label": "none, score order (naive)",
+        "color": VERMILION,
+        "marker": "s",
+        "linestyle": ":",
+    },
+    ("none", "position"): {"label": "none", "color": ORANGE, "marker": "D", "linestyle": "-."},
+    ("hold", "position"): {"label": "hold", "color": BLUE, "marker": "o", "linewidth": 3.5, "markersize": 10},
+    ("decay", "position"): {"label": "decay", "color": GREEN, "marker": "^", "linestyle": "--", "markersize": 6},
+}
+
+
+class Unit(NamedTuple):
+    """Of multiply-accumulates: its name, and how many there are in 1e9."""
+
+    name: str
+    per_giga: float
+
+
+def draw(cells: Sequence[Cell], base: dict[str, Any], file: Path) -> None:
+    """Draws one row of panels for each training (none first).
+
+    On the left accuracy against multiply-accumulates for each alignment at the base score, with the dense model; on the
+    right the scores at the base keep ratio and alignment. Bars are the standard deviation over runs where there are
+    several, and the standard error over images otherwise; each panel says which.
+
+    Args:
+        cells: of `summarise`.
+        base: the point at which the tables cross.
+        file: PNG, overwritten.
+    """
+    trainings = list(dict.fromkeys(cell.finetuned for cell in cells))
+    small = max(cell.gmacs[CONVENTION] for cell in cells) < 0.1
+    unit = Unit("MMACs", 1e3) if small else Unit("GMACs", 1.0)
+    figure = Figure(figsize=(11, 0.5 + 4.6 * len(trainings)), layout="constrained")
+    panels = figure.subplots(len(trainings), 2, squeeze=False, width_ratios=(3, 2))
+    for training, (left, right) in zip(trainings, panels, strict=True):
+        some = [cell for cell in cells if cell.finetuned == training]
+        title = "without training" if training is None else f"after {training[0]} steps at {training[1]:g}"
+        _curves(left, some, base["score"], unit)
+        left.set_title(f"Alignment (score {base['score']}), {title}", fontsize=11)
+        _scores(right, some, base)
+        right.set_title(f"Score ({base['alignment']}, keep {ratio_text(base['keep_ratio'])}), {title}", fontsize=11)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=10, frameon=False)
+    figure.savefig(file, dpi=150)
+
+
+def _curves(axes: Axes, cells: Sequence[Cell], score: str, unit: Unit) -> None:
+    shown = []
+    for way, style in WAYS.items():
+        some = [cell for cell in cells if (cell.alignment, cell.order) == way and cell.score == score]
+        if some:
+            some.sort(key=lambda cell: cell.gmacs[CONVENTION])
+            _curve(axes, some, unit, **style)
+            shown += some
+    dense = [cell for cell in cells if cell.is_dense]
+    _curve(axes, dense, unit, label="dense", color=BLACK, marker="*", linestyle="none", markersize=14)
+    axes.set_xlabel(f"{unit.name} per image ({CONVENTION} convention)\n{_meaning(shown + dense)}")
+    axes.set_ylabel("accuracy, %")
+    axes.grid(alpha=0.3)
+
+
+def _curve(axes: Axes, cells: list[Cell], unit: Unit, **style: Any) -> None:
+    x = [cell.gmacs[CONVENTION] * unit.per_giga for cell in cells]
+    y = [100 * cell.accuracy.mean for cell in cells]
+    usual = {"capsize": 3, "linewidth": 1.6, "elinewidth": 1.1, "markersize": 7}
+    axes.errorbar(x, y, yerr=[100 * _error(cell) for cell in cells], **{**usual, **style})
+
+
+def _scores(axes: Axes, cells: Sequence[Cell], base: dict[str, Any]) -> None:
+    """One line per score, best on top; controls hollow."""
+    ratio = tuple(base["keep_ratio"]) if isinstance(base["keep_ratio"], list) else base["keep_ratio"]
+    point = (base["alignment"], base["order"], ratio)
+    some = [cell for cell in cells if (cell.alignment, cell.order, cell.keep_ratio) == point]
+    some.sort(key=lambda cell: cell.accuracy.mean)
+    for place, cell in enumerate(some):
+        control = cell.score in CONTROLS
+        colour, fill = (GREY, "white") if control else (BLUE, BLUE)
+        style = {"color": colour, "marker": "o", "markerfacecolor": fill, "markersize": 7, "capsize": 3}
+        axes.errorbar(100 * cell.accuracy.mean, place, xerr=100 * _error(cell), **style)
+    for dense in (cell for cell in cells if cell.is_dense):
+        x = 100 * dense.accuracy.mean
+        axes.axvline(x, color=BLACK, linestyle=":", linewidth=1.2)
+        side = "right" if x > sum(axes.get_xlim()) / 2 else "left"  # where there is room
+        axes.annotate(" dense ", (x, -0.55), ha=side, fontsize=9)
+    labels = [f"{cell.score}\n(control)" if cell.score in CONTROLS else f"{cell.score}" for cell in some]
+    axes.set_yticks(range(len(some)), labels)
+    axes.set_ylim(-0.7, max(len(some), 1) - 0.3)
+    axes.set_xlabel(f"accuracy, %\n{_meaning(some)}")
+    axes.grid(alpha=0.3, axis="x")
+
+
+def _error(cell: Cell) -> float:
+    return cell.accuracy.sampling_error if cell.accuracy.spread is None else cell.accuracy.spread
+
+
+def _meaning(cells: Sequence[Cell]) -> str:
+    """What the bars are."""
+    kinds = {cell.accuracy.spread is None for cell in cells}
+    over_images, over_runs = "s.e. over images", "s.d. over runs"
+    if kinds == {True, False}:
+        return f"bars: {over_runs}; of a single run {over_images}"
+    return f"bars: {over_images if kinds == {True} else over_runs}"

@@ -1,0 +1,202 @@
+"""Cells as the tables of a paper: markdown to read, CSV to compute with."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple
+
+from top_jax.ablation.paired import Comparison, compare
+from top_jax.ablation.rows import Row, label, ratio_text
+from top_jax.ablation.statistics import Cell, Number
+
+CONVENTION: Final = "published"
+
+HOW_TO_READ: Final = """\
+Accuracy and drop in per cent, mean over runs. Behind `sd`, the standard deviation over runs (checkpoints, seeds of
+`random`, seeds of fine-tuning); behind `se`, the standard error over images. The drop is that from the dense model of
+the same checkpoint on the same images; lost and gained are the images on which the two differ, over all runs. GMACs are
+of one image, {convention} convention. Order `score` leaves the survivors best first: with alignment none it is the
+naive ViT way. `random` and `uniform` are controls."""
+
+
+class Table(NamedTuple):
+    """A part of the cells, in the order in which they are read.
+
+    Attributes:
+        name: of `top_jax.ablation.TABLES`, or `all`.
+        title: of its section.
+        cells: the dense model first.
+        reference: what the others are compared with; None where pairs are not told.
+    """
+
+    name: str
+    title: str
+    cells: list[Cell]
+    reference: Cell | None
+
+
+def arrange(cells: Iterable[Cell], base: dict[str, Any]) -> list[Table]:
+    """The tables that the cells suffice for; what no other has room for is in the table `all`.
+
+    Args:
+        cells: of `summarise`.
+        base: after_blocks, keep_ratio, alignment, order and score at which the tables cross.
+    """
+    by_training: dict[Any, list[Cell]] = {}
+    for cell in cells:
+        by_training.setdefault(cell.finetuned, []).append(cell)
+    return [table for training, some in by_training.items() for table in _of_one_training(training, some, base)]
+
+
+def markdown(tables: Iterable[Table], rows: list[Row], about: str) -> str:
+    """All of it, with what the numbers mean and how they were made."""
+    parts = [f"# Ablation of token pruning\n\n{about}\n\n{HOW_TO_READ.format(convention=CONVENTION)}\n"]
+    for table in tables:
+        parts.append(f"## {table.title}\n\n{_grid(_COLUMNS, table.cells)}\n")
+        if table.reference is not None and (pairs := _pairs(table, rows)):
+            parts.append(
+                f"Against {name_of(table.reference)}, on the same images (p: McNemar's exact test, of a single pair of "
+                f"runs):\n\n{_grid(_PAIR_COLUMNS, pairs)}\n"
+            )
+    return "\n".join(parts)
+
+
+def as_csv(tables: Iterable[Table]) -> str:
+    """Every line of every table, numbers as shares."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["table", "finetune_steps", "learning_rate", *_SETTING, "after_blocks", "tokens_per_block"] + _NUMBERS
+    )
+    for table in tables:
+        for cell in table.cells:
+            writer.writerow([table.name, *(cell.finetuned or ("", "")), *_csv_cells(cell)])
+    return text.getvalue()
+
+
+def name_of(cell: Cell) -> str:
+    """A setting in words."""
+    return label(dataclasses.asdict(cell))
+
+
+def _of_one_training(training: tuple[int, float] | None, cells: list[Cell], base: dict[str, Any]) -> list[Table]:
+    dense = [cell for cell in cells if cell.is_dense]
+    pruned = [cell for cell in cells if not cell.is_dense]
+    ratio = tuple(base["keep_ratio"]) if isinstance(base["keep_ratio"], list) else base["keep_ratio"]
+
+    def at(**fixed: Any) -> list[Cell]:
+        return [cell for cell in pruned if all(getattr(cell, name) == value for name, value in fixed.items())]
+
+    way = {"alignment": base["alignment"], "order": base["order"]}
+    crossing = at(keep_ratio=ratio, score=base["score"], **way)
+    reference = crossing[0] if crossing else None
+    found = {
+        "alignment": ("Alignment", at(keep_ratio=ratio, score=base["score"])),
+        "score": ("Score", at(keep_ratio=ratio, **way)),
+        "keep_ratio": ("Keep ratio", sorted(at(score=base["score"]), key=_by_way_and_cost)),
+    }
+    covered = [cell for _, some in found.values() for cell in some]
+    if len(pruned) > len({id(cell) for cell in covered}):
+        found["all"] = ("All settings", sorted(pruned, key=_by_way_and_cost))
+    suffix = "without training" if training is None else f"after {training[0]} steps at {training[1]:g}"
+    return [
+        Table(name, f"{title}, {suffix}", dense + some, reference if name in ("alignment", "score") else None)
+        for name, (title, some) in found.items()
+        if len({_varied(name, cell) for cell in some}) > 1
+    ] or [Table("all", f"All settings, {suffix}", cells, None)]
+
+
+def _varied(name: str, cell: Cell) -> Any:
+    """What a table is about: one that varies nothing would be none."""
+    varied = {"alignment": (cell.alignment, cell.order), "score": cell.score, "keep_ratio": cell.keep_ratio}
+    return varied.get(name, cell.key)
+
+
+def _by_way_and_cost(cell: Cell) -> Any:
+    ways = (("none", "score"), ("none", "position"), ("hold", "position"), ("decay", "position"))
+    return ways.index((cell.alignment or "", cell.order or "")), cell.score, -cell.gmacs[CONVENTION]
+
+
+def _pairs(table: Table, rows: list[Row]) -> list[Comparison]:
+    reference = table.reference
+    assert reference is not None
+    others = (cell for cell in table.cells if cell is not reference and not cell.is_dense)
+    return [pair for cell in others if (pair := compare(rows, cell, reference)) is not None]
+
+
+def _grid(columns: dict[str, Callable[[Any], str]], lines: list[Any]) -> str:
+    head = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    return "\n".join([*head, *(f"| {' | '.join(show(line) for show in columns.values())} |" for line in lines)])
+
+
+def _percent(value: Number | None, *, signed: bool = False) -> str:
+    if value is None:
+        return "-"
+    spread = "" if value.spread is None else f" sd {100 * value.spread:.2f}"
+    return f"{100 * value.mean:{'+' if signed else ''}.2f}{spread} se {100 * value.sampling_error:.2f}"
+
+
+def _tokens(cell: Cell) -> str:
+    return " > ".join(str(count) for count in dict.fromkeys(cell.tokens_per_block))
+
+
+def _p_value(pair: Comparison) -> str:
+    if pair.p_value is None:
+        return "-"
+    return "< 0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
+
+
+_COLUMNS: Final[dict[str, Callable[[Cell], str]]] = {
+    "alignment": lambda cell: cell.alignment or "dense",
+    "order": lambda cell: cell.order or "-",
+    "score": lambda cell: cell.score or "-",
+    "keep": lambda cell: ratio_text(cell.keep_ratio),
+    "tokens": _tokens,
+    "GMACs": lambda cell: f"{cell.gmacs[CONVENTION]:.3g}",
+    "accuracy": lambda cell: _percent(cell.accuracy),
+    "drop": lambda cell: _percent(cell.drop),
+    "lost / gained": lambda cell: "-" if cell.drop is None else f"{cell.lost} / {cell.gained}",
+    "runs (checkpoints)": lambda cell: f"{cell.runs} ({cell.checkpoints})",
+    "images": lambda cell: f"{cell.images}",
+}
+_PAIR_COLUMNS: Final[dict[str, Callable[[Comparison], str]]] = {
+    "setting": lambda pair: name_of(pair.cell),
+    "difference": lambda pair: _percent(pair.difference, signed=True),
+    "only this right": lambda pair: f"{pair.only_this}",
+    "only the other right": lambda pair: f"{pair.only_reference}",
+    "pairs of runs": lambda pair: f"{pair.pairs}",
+    "p": _p_value,
+}
+_SETTING: Final = ["alignment", "order", "score", "keep_ratio"]
+_NUMBERS: Final = [
+    "gmacs_published",
+    "accuracy",
+    "accuracy_sd",
+    "accuracy_se",
+    "drop",
+    "drop_sd",
+    "drop_se",
+    "lost",
+    "gained",
+    "runs",
+    "checkpoints",
+    "images",
+]
+
+
+def _csv_cells(cell: Cell) -> list[Any]:
+    setting = [cell.alignment or "dense", cell.order or "", cell.score or "", ratio_text(cell.keep_ratio)]
+    schedule = [" ".join(map(str, cell.after_blocks)), " ".join(map(str, cell.tokens_per_block))]
+    accuracy, drop = (_csv_number(value) for value in (cell.accuracy, cell.drop))
+    differing = ["", ""] if cell.drop is None else [cell.lost, cell.gained]
+    counts = [*differing, cell.runs, cell.checkpoints, cell.images]
+    return [*setting, *schedule, cell.gmacs[CONVENTION], *accuracy, *drop, *counts]
+
+
+def _csv_number(value: Number | None) -> list[Any]:
+    if value is None:
+        return ["", "", ""]
+    return [value.mean, "" if value.spread is None else value.spread, value.sampling_error]

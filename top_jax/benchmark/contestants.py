@@ -1,0 +1,152 @@
+"""Who is timed with a config's model: itself dense and pruned, the other alignments, and a DeiT as the yardstick."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Final, NamedTuple
+
+import jax
+from flax import nnx
+
+from top_jax.errors import InputError
+from top_jax.evaluation.flops import Cost, count_macs
+from top_jax.models import MODELS, Backbone, BackboneConfig, DeitConfig, abstract_model
+from top_jax.models.sizes import MambaConfig
+from top_jax.pruning import METHODS, Pruning, Reduction
+
+DENSE: Final = "dense"
+# What the papers compare a model of this name with.
+_YARDSTICKS: Final = {
+    "vim_tiny": "deit_tiny",
+    "vim_small": "deit_small",
+    "vim_base": "deit_base",
+    "plain_mamba_l1": "deit_tiny",
+    "plain_mamba_l2": "deit_small",
+}
+_ALIGNED: Final = (("none", "score"), ("none", "position"), ("hold", "position"), ("decay", "position"))
+_WIDEST_HEAD: Final = 64  # DeiT's
+
+
+class Contestant(NamedTuple):
+    """A model that is timed.
+
+    Attributes:
+        name: unique, as in the tables.
+        what: in words.
+        weights: contestants with the same word here have weights of the same shapes, and share them.
+        prunes: whether it is the config's model with fewer tokens.
+        model: shapes only.
+        cost: of one image.
+        parameters: how many.
+    """
+
+    name: str
+    what: str
+    weights: str
+    prunes: bool
+    model: Backbone
+    cost: Cost
+    parameters: int
+
+    def row(self) -> dict[str, Any]:
+        """For a report."""
+        return {
+            "contestant": self.name,
+            "what": self.what,
+            "parameters": self.parameters,
+            "tokens_per_block": list(self.cost.tokens_per_block),
+            "gmacs": {convention: self.cost.gmacs(convention) for convention in self.cost.macs},
+        }
+
+
+def field_of(name: str, reduction: Reduction, overrides: dict[str, Any]) -> tuple[list[Contestant], str | None]:
+    """The contestants of a config: the dense model first, then the config's own, the yardstick, the alignments.
+
+    Drop-path is left out, in a train step too. The yardstick is the DeiT that the papers compare with, at the config's
+    image, patch and classes; where the config changes the model's width or depth, or the papers name none, the DeiT of
+    the same width with as many blocks as bring it closest to the model's parameters.
+
+    Args:
+        name: of `create_model`.
+        reduction: the config's; where it reduces nothing, only the dense model and the yardstick are timed.
+        overrides: the config's, for `create_model`.
+
+    Returns:
+        The contestants, and why there is no yardstick, or None.
+
+    Raises:
+        InputError: sizes or a reduction that the model cannot have.
+    """
+    overrides = {**overrides, "drop_path": 0.0}
+    dense = _contestant(DENSE, f"{name}, all tokens", name, None, overrides)
+    field = [dense]
+    if reduction.after_blocks:
+        what = f"{name}, the config's {reduction}"
+        field.append(_contestant(f"{_label(reduction)} (config)", what, name, reduction, overrides))
+    yardstick, problem = _yardstick(name, dense, overrides)
+    field += [] if yardstick is None else [yardstick]
+    for other in _alignments(reduction) if isinstance(dense.model.config, MambaConfig) else ():
+        field.append(_contestant(_label(other), f"{name}, {other}", name, other, overrides))
+    return field, problem
+
+
+def _alignments(reduction: Reduction) -> list[Reduction]:
+    """ToP's other alignments, with the schedule and the score of this one."""
+    if not isinstance(reduction, Pruning) or not reduction.after_blocks:
+        return []
+    others = [dataclasses.replace(reduction, alignment=alignment, order=order) for alignment, order in _ALIGNED]
+    return [other for other in others if other != reduction]
+
+
+def _label(reduction: Reduction) -> str:
+    method = next(name for name, kind in METHODS.items() if type(reduction) is kind)
+    by_score = isinstance(reduction, Pruning) and reduction.order == "score"
+    return f"{method} {reduction.alignment}{', score order' if by_score else ''}"
+
+
+def _contestant(
+    label: str, what: str, name: str, reduction: Reduction | None, overrides: dict[str, Any], weights: str = DENSE
+) -> Contestant:
+    model = abstract_model(name, pruning=reduction, **overrides)
+    return Contestant(
+        label, what, weights, reduction is not None, model, count_macs(model.config, reduction), _parameters(model)
+    )
+
+
+def _yardstick(name: str, dense: Contestant, overrides: dict[str, Any]) -> tuple[Contestant | None, str | None]:
+    config = dense.model.config
+    if isinstance(config, DeitConfig):
+        return None, "the model is a DeiT itself"
+    # A scan's patches may overlap and DeiT's do not: what makes as many tokens is the stride.
+    sizes = {
+        "img_size": config.img_size, "patch_size": config.stride, "num_classes": config.num_classes,
+        "dtype": config.dtype, "remat": config.remat,
+    }  # fmt: skip
+    named = _YARDSTICKS.get(name) if _as_named(name, config) else None
+    try:
+        if named is None:
+            sizes |= _same_size(dense, sizes)
+        found = _contestant(named or "deit", "", named or "deit_tiny", None, sizes, weights="deit")
+    except InputError as problem:
+        return None, f"there is no DeiT of this size: {problem}"
+    made = found.model.config
+    how = f"{named}, which the papers compare with" if named else "the DeiT of this width and about these parameters"
+    return found._replace(what=f"{how}: {made.embed_dim} wide, {made.depth} blocks, {made.num_heads} heads"), None
+
+
+def _as_named(name: str, config: BackboneConfig) -> bool:
+    """Whether width and depth are those that the name stands for."""
+    return (config.embed_dim, config.depth) == (MODELS[name].embed_dim, MODELS[name].depth)
+
+
+def _same_size(dense: Contestant, sizes: dict[str, Any]) -> dict[str, int]:
+    """Width, heads and blocks of the DeiT with the model's width and about its parameters."""
+    width = dense.model.config.embed_dim
+    head = max(size for size in range(1, _WIDEST_HEAD + 1) if width % size == 0)
+    same = {"embed_dim": width, "num_heads": width // head}
+    one, two = (_parameters(abstract_model("deit_tiny", **sizes, **same, depth=depth)) for depth in (1, 2))
+    return {**same, "depth": max(1, 1 + round((dense.parameters - one) / (two - one)))}
+
+
+def _parameters(model: Backbone) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -1,0 +1,49 @@
+"""Packs the training and evaluation split of a config into one small file, which --config.data.source=packed reads.
+
+python -m top_jax.cli.pack cifar10.npz --config configs/vim_cifar10.py --config.data.data_dir=DIR
+python train.py --config configs/vim_cifar10.py --config.data.source=packed --config.data.data_dir=cifar10.npz
+
+For a machine that has neither the dataset nor a way to fetch it. The images stay as they were encoded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from top_jax.cli import config_flag, runner
+from top_jax.errors import InputError
+
+_CONFIG = config_flag.define()
+flags.adopt_module_key_flags(config_flag)
+_JSON = flags.DEFINE_string("json", None, "Where to write what was packed; by default beside the file.")
+
+
+def main(arguments: list[str]) -> None:
+    """Reads two splits and writes one file."""
+    from top_jax.data import open_source
+    from top_jax.data.sources.packed import pack
+
+    if len(arguments) != 1 or not arguments[0].endswith(".npz"):
+        raise InputError(
+            f"needed: the name of one .npz file to write; given: {' '.join(arguments) or 'none'} (--help)."
+        )
+    path, data = Path(arguments[0]), config_flag.read(_CONFIG).data
+    if path.exists():
+        raise InputError(f"{path} is there already; choose another name, or delete it.")
+    splits = {data.train_split: open_source(data, train=True), data.eval_split: open_source(data, train=False)}
+    with runner.progress("packing", sum(map(len, splits.values()))) as advance:
+        pack(path, data.name or data.source, splits, on_images=advance)
+    report = {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "images": {split: len(source) for split, source in splits.items()},
+    }
+    print(f"{path}: {report['images']} images in {report['bytes'] / 2**20:.1f} MiB")
+    print(f"use it with --config.data.source=packed --config.data.data_dir={path}")
+    runner.write_json(_JSON.value or path.with_suffix(".json"), report)
+
+
+if __name__ == "__main__":
+    runner.run(main)

@@ -1,0 +1,151 @@
+"""Draws what pruning does to images: tokens left, scores, paths of the scans, hidden attention.
+
+python -m top_jax.cli.visualize --config configs/vim_s_top.py --checkpoint runs/a photo.jpg --out pictures
+python -m top_jax.cli.visualize --config configs/vim_digits_top.py --checkpoint runs/a --examples=2 --out pictures
+
+Writes a PNG and a .npz of all arrays per image, and index.json, which says what each array is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+from absl import flags
+
+from top_jax.cli import checkpoint_flag, config_flag, runner
+from top_jax.config import RunConfig
+from top_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from top_jax.models import Backbone
+
+_CONFIG, _CHECKPOINT = config_flag.define(), checkpoint_flag.define()
+for _shared in (config_flag, checkpoint_flag):  # so that --help shows them
+    flags.adopt_module_key_flags(_shared)
+_OUT = flags.DEFINE_string("out", None, "Folder for the pictures; made where it is not there.", required=True)
+_EXAMPLES = flags.DEFINE_integer(
+    "examples", 0, "Instead of IMAGE...: so many images of the config's evaluation split, evenly spread.", lower_bound=0
+)
+_DRAW = flags.DEFINE_list("draw", ["tokens", "scores", "paths", "attention"], "What to draw, of these four.")
+_BLOCKS = flags.DEFINE_list(
+    "blocks", None, "Blocks (from 1) whose attention is drawn; by default the last one before the first reduction and "
+    "the last one of all."
+)  # fmt: skip
+
+
+def main(arguments: list[str]) -> None:
+    """Loads, runs the model once per variant and image, draws, and writes the index."""
+    config, checkpoint, out = config_flag.read(_CONFIG), Path(_CHECKPOINT.value), Path(_OUT.value)
+    _check_drawn()
+    pictures, class_names = _pictures(arguments, config)  # before the model, which takes longer
+    model = checkpoint_flag.load_model(checkpoint, config)
+    index = visualize(model, config, pictures, class_names, checkpoint=checkpoint, out=out)
+    for image in index["images"]:
+        print(f"{out / image['png']}: {image['prediction']} ({100 * image['probability']:.0f} %)")
+    runner.write_json(out / "index.json", index)
+    print(f"{out / 'index.json'} says what the arrays in the .npz files are.")
+
+
+def visualize(
+    model: Backbone,
+    config: RunConfig,
+    pictures: list[Any],
+    class_names: tuple[str, ...],
+    *,
+    checkpoint: Path,
+    out: Path,
+) -> dict[str, Any]:
+    """Draws the pictures into a folder and returns their index."""
+    from top_jax.data import preprocess
+    from top_jax.figures.examine import examiner, name_of, variants_of
+    from top_jax.figures.photo import crop_for_display
+    from top_jax.figures.pictures import stems_of
+    from top_jax.figures.record import ARRAYS
+    from top_jax.figures.sheet import Subject, describe, draw_sheet
+
+    data, blocks = config.data, _blocks(model)
+    (height, width), patch = model.config.img_size, model.config.patch_size
+    about = f"{config.model.name} at {height} x {width} pixels, patches of {patch}, from {checkpoint}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out={out} cannot be made a folder ({error.strerror}); choose another.") from error
+    compared = {"paths", "attention"} & set(_DRAW.value)
+    variants = variants_of(model) if compared else {name_of(model.pruning): model.pruning}
+    images = []
+    with runner.progress("running and drawing", len(pictures) * len(variants)) as advance:
+        examine = examiner(model, variants, blocks, on_pass=advance)
+        for stem, picture in zip(stems_of(pictures), pictures, strict=True):
+            image = picture.image
+            pixels = preprocess(image, model.config.img_size, eval_crop=data.eval_crop, mean=data.mean, std=data.std)
+            photo = crop_for_display(image, model.config, eval_crop=data.eval_crop)
+            subject = Subject(picture.name, photo, picture.label)
+            sheet = draw_sheet(
+                out / stem,
+                subject,
+                examine(pixels),
+                model,
+                about=about,
+                class_names=class_names,
+                kinds=tuple(_DRAW.value),
+            )
+            images.append(sheet)
+    return {
+        "checkpoint": str(checkpoint),
+        "model": config.model.name,
+        "pruning": describe(model.pruning),
+        "variants": {name: describe(reduction) for name, reduction in variants.items()},
+        "attention_of_blocks": list(blocks),
+        "device": jax.devices()[0].device_kind,
+        "images": images,
+        "arrays": ARRAYS,
+    }
+
+
+def _pictures(files: list[str], config: RunConfig) -> tuple[list[Any], tuple[str, ...]]:
+    """The `Picture`s to draw, and what their classes are called."""
+    from top_jax.data import open_source
+    from top_jax.figures.pictures import of_files, of_source
+
+    if bool(files) == bool(_EXAMPLES.value):
+        came = f"{len(files)} images and --examples={_EXAMPLES.value}"
+        raise InputError(f"got {came}; needed: either image files, or --examples=N of the evaluation split.")
+    if not files:
+        source = open_source(config.data, train=False)
+        return of_source(source, _EXAMPLES.value), source.class_names
+    pictures = of_files(files)
+    try:
+        names = open_source(config.data, train=False).class_names
+    except InputError:  # photos need no data: without it, classes have numbers and no names
+        names = ()
+    if len(names) != config.model.num_classes:
+        names = tuple(f"class {label}" for label in range(config.model.num_classes))
+    return pictures, names
+
+
+def _check_drawn() -> None:
+    from top_jax.figures.sheet import KINDS
+
+    unknown = [kind for kind in _DRAW.value if kind not in KINDS]
+    if unknown or not _DRAW.value:
+        raise InputError(f"--draw={','.join(_DRAW.value)}; choose of {', '.join(KINDS)}.")
+
+
+def _blocks(model: Backbone) -> tuple[int, ...]:
+    """The blocks whose attention is wanted."""
+    from top_jax.figures.examine import blocks_to_see
+
+    if "attention" not in _DRAW.value:
+        return ()
+    if _BLOCKS.value is None:
+        return blocks_to_see(model)
+    known = {str(number): number for number in range(1, model.config.depth + 1)}
+    if unknown := [block for block in _BLOCKS.value if block not in known]:
+        raise InputError(f"--blocks={unknown[0]}; this model has the blocks 1 to {model.config.depth}.")
+    return tuple(sorted({known[block] for block in _BLOCKS.value}))
+
+
+if __name__ == "__main__":
+    runner.run(main)

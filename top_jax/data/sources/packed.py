@@ -1,0 +1,105 @@
+"""A whole dataset in one .npz file: for a machine to which only a small file can be brought.
+
+The file is written by `pack` (python -m top_jax.cli.pack) from any other source. For each split it holds the encoded
+images one after the other, where each of them ends, and the labels:
+
+    name         the dataset's
+    num_classes  int
+    SPLIT/images uint8 [bytes of all images]
+    SPLIT/ends   int64 [N]
+    SPLIT/labels int32 [N]
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from top_jax.data.sources.base import Record, Source
+from top_jax.errors import InputError
+
+
+class PackedSource:
+    """One split of such a file, held in memory."""
+
+    def __init__(self, path: str | Path, split: str):
+        """Reads the split.
+
+        Raises:
+            InputError: no such file, no such split, or a file of something else.
+        """
+        try:
+            with np.load(path) as file:
+                splits = sorted(key.removesuffix("/images") for key in file if key.endswith("/images"))
+                if split not in splits:
+                    raise InputError(f"{path} has no split {split!r}; use one of {', '.join(splits)}.")
+                self.name = f"{file['name']}/{split}"
+                self.num_classes = int(file["num_classes"])
+                self._images, self._ends = file[f"{split}/images"], file[f"{split}/ends"]
+                self.labels = file[f"{split}/labels"]
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{path} is no packed dataset ({error}); write one with python -m top_jax.cli.pack."
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Record:
+        start = self._ends[index - 1] if index else 0
+        return Record(self._images[start : self._ends[index]].tobytes(), int(self.labels[index]))
+
+    def describe(self, index: int) -> str:
+        """Names record `index`."""
+        return f"{self.name} record {index}"
+
+
+def pack(
+    path: str | Path,
+    name: str,
+    splits: Mapping[str, Source],
+    *,
+    on_images: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Writes splits of other sources into one file, as PackedSource reads it.
+
+    Args:
+        path: ends in .npz; must not be there.
+        name: of the dataset.
+        splits: by name; encoded images stay as they are, pixels become PNG, which loses nothing.
+        on_images: called with the number of images read since, for a progress bar.
+
+    Raises:
+        InputError: the file is there already, or cannot be written.
+    """
+    arrays: dict[str, Any] = {"name": np.array(name)}
+    for split, source in splits.items():
+        images, labels = [], np.empty(len(source), np.int32)
+        for index in range(len(source)):
+            image, labels[index] = source[index]
+            images.append(image if isinstance(image, bytes) else _png(image))
+            on_images(1)
+        arrays["num_classes"] = np.array(source.num_classes)
+        arrays[f"{split}/images"] = np.frombuffer(b"".join(images), np.uint8)
+        arrays[f"{split}/ends"] = np.cumsum([len(image) for image in images], dtype=np.int64)
+        arrays[f"{split}/labels"] = labels
+    try:
+        with open(path, "xb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+    except FileExistsError as error:
+        raise InputError(f"{path} is there already; choose another name, or delete it.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose another place.") from error
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()

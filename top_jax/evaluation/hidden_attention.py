@@ -1,0 +1,116 @@
+"""How much each token's input weighs in each token's output: the attention matrix that a selective scan hides.
+
+A scan is linear in its input u. Unrolled, with the state's decay over the steps between (tau as in
+`top_jax.ops.selective_scan`: delta, and under `decay` the gap's share of the delta before)::
+
+    y_i = sum_j alpha_ij u_j + D u_i        alpha_ij = sum_n C_i[n] exp(A[n] sum_{k=j+1..i} tau_k) delta_j B_j[n]
+
+for j <= i in the scan's own order, one matrix per channel. Of a block's G directions, each put back into the tokens'
+order, the matrices are added up as their outputs are. D and the gate SiLU(z), which mix no tokens, are left out.
+
+Source: arXiv 2403.01590 (The Hidden Attention of Mamba Models), section 3.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from top_jax.models.scan_inputs import ScanInputs
+from top_jax.ops.gaps import gaps
+from top_jax.typing import Array, Float, Int, PerToken, Selective
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class _Direction(NamedTuple):
+    """One direction, its arrays in the order of its steps."""
+
+    delta: Float[Array, "E B L"]  # after softplus
+    A: Float[Array, "E N"]
+    B: Selective
+    C: Selective
+    gap: PerToken
+    steps: Int[Array, "B L"] | None  # of each token; None where they are the tokens' own order
+    reverse: bool
+
+
+def channel_attention(scan: ScanInputs) -> Float[Array, "B E L L"]:
+    """alpha of every channel, summed over the directions: float32 `[B, E, L, L]`, y's token before u's.
+
+    As many numbers as that: for small models. `hidden_attention` averages channels as it goes.
+    """
+    directions = _directions(scan)
+    return jnp.moveaxis(jax.lax.map(lambda channel: _summed(directions, channel), _channels(directions)), 0, 1)
+
+
+def hidden_attention(scan: ScanInputs, *, absolute: bool = True) -> Float[Array, "B L L"]:
+    """alpha averaged over the channels: float32 `[B, L, L]`, y's token before u's.
+
+    Args:
+        scan: of one block, `Block.scan_inputs`.
+        absolute: average |alpha|, after the sum over directions, so that channels of opposite sign do not cancel.
+    """
+    directions = _directions(scan)
+    batch, length, width = scan.u.shape[1:]
+
+    def add(total: jax.Array, channel: tuple[tuple[jax.Array, jax.Array], ...]) -> tuple[jax.Array, None]:
+        alpha = _summed(directions, channel)
+        return total + (jnp.abs(alpha) if absolute else alpha), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros((batch, length, length), jnp.float32), _channels(directions))
+    return total / width
+
+
+def _directions(scan: ScanInputs) -> list[_Direction]:
+    return [_direction(scan, g, reverse) for g, reverse in enumerate(scan.reverse)]
+
+
+def _direction(scan: ScanInputs, g: int, reverse: bool) -> _Direction:
+    def own(array: jax.Array) -> jax.Array:
+        return array[0 if len(array) == 1 else g]
+
+    bias = own(scan.delta_bias).astype(jnp.float32)
+    delta = jax.nn.softplus(own(scan.delta).astype(jnp.float32) + bias[None, None, :])
+    B, C = own(scan.B).astype(jnp.float32), own(scan.C).astype(jnp.float32)
+    steps = None
+    if scan.order is not None:
+        order = own(scan.order)
+        steps = jnp.argsort(order, axis=-1)
+        if scan.reorder_parameters:
+            delta, B, C = (jnp.take_along_axis(array, order[:, :, None], axis=1) for array in (delta, B, C))
+    gap = jnp.zeros(delta.shape[:2], jnp.float32) if scan.positions is None else gaps(own(scan.positions), reverse)
+    if reverse:
+        delta, B, C, gap = (jnp.flip(array, axis=1) for array in (delta, B, C, gap))
+    return _Direction(jnp.moveaxis(delta, -1, 0), own(scan.A), B, C, gap, steps, reverse)
+
+
+def _channels(directions: list[_Direction]) -> tuple[tuple[jax.Array, jax.Array], ...]:
+    """What differs from channel to channel, along the first axis."""
+    return tuple((direction.delta, direction.A) for direction in directions)
+
+
+def _summed(directions: list[_Direction], channel: tuple[tuple[jax.Array, jax.Array], ...]) -> Float[Array, "B L L"]:
+    matrices = [_alpha(direction, *own) for direction, own in zip(directions, channel, strict=True)]
+    return jnp.sum(jnp.stack(matrices), axis=0)
+
+
+def _alpha(direction: _Direction, delta: PerToken, A: Float[Array, " N"]) -> Float[Array, "B L L"]:
+    """alpha of one channel and direction, in the tokens' order."""
+    before = jnp.pad(delta, ((0, 0), (1, 0)))[:, :-1]
+    tau = delta + direction.gap * before
+    later = jnp.tri(delta.shape[1], k=-1, dtype=jnp.float32)  # 1 where k > j
+    # For each j the sum from j + 1 on; a difference of two sums from the start would lose what decays slowly.
+    elapsed = jnp.cumsum(tau[:, :, None] * later[None], axis=1)
+    decay = jnp.exp(elapsed[:, :, :, None] * A[None, None, None, :])
+    taken = delta[:, :, None] * direction.B
+    alpha = jnp.einsum("bin,bijn,bjn->bij", direction.C, decay, taken, precision=HIGHEST)
+    alpha = jnp.tril(alpha)
+    if direction.reverse:
+        alpha = jnp.flip(alpha, axis=(1, 2))
+    if direction.steps is not None:
+        rows = jnp.take_along_axis(alpha, direction.steps[:, :, None], axis=1)
+        alpha = jnp.take_along_axis(rows, direction.steps[:, None, :], axis=2)
+    return alpha

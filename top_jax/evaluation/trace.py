@@ -1,0 +1,122 @@
+"""One forward pass with what pruning did in it: which tokens stayed, by which scores, in which order, and who saw whom.
+
+Shapes are static, so all of it runs inside one jitted program: `jax.jit(trace, static_argnames="attention_of")`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from top_jax.evaluation.hidden_attention import hidden_attention
+from top_jax.models import Backbone
+from top_jax.models.backbone import BlockRun
+from top_jax.models.deit import DeitBlock
+from top_jax.models.features import make_features
+from top_jax.pruning import Reduction, Tokens
+from top_jax.typing import Array, Float, Images, Int, Logits
+
+CLASS = -1
+"""The place of the class token, which stands for no patch."""
+FUSED = -2
+"""The place of a fused token (EViT), which stands for no one patch."""
+
+
+class Stage(NamedTuple):
+    """One reduction.
+
+    Attributes:
+        candidates: int32 `[B, K]` raster place of each patch token before it, `FUSED` for a fused one.
+        scores: float32 `[B, K]` by which they were ranked, larger stays; None for a method that ranks none (merging).
+        survivors: int32 `[B, L]` place of each token after it, in the order of the blocks; `CLASS` and `FUSED` among
+            them.
+        source: int32 `[B, M]` which patch token (0..K'-1, class token left out) stands for each patch of the image, -1
+            where none does.
+    """
+
+    candidates: Int[Array, "B K"]
+    scores: Float[Array, "B K"] | None
+    survivors: Int[Array, "B L"]
+    source: Int[Array, "B M"]
+
+
+class BlockView(NamedTuple):
+    """How the tokens of one block see each other.
+
+    Attributes:
+        places: int32 `[B, L]` place of each token, in the order of the block; `CLASS` and `FUSED` among them.
+        orders: int32 `[G, B, L]` the token that each step of each of its scans visits; None without a scan.
+        attention: float32 `[B, L, L]` weight of each token's input (third axis) in each token's output: the scan's
+            hidden attention, |alpha| averaged over the channels, or the mean over the heads of a DeiT's attention.
+            None where it was not asked for.
+    """
+
+    places: Int[Array, "B L"]
+    orders: Int[Array, "G B L"] | None
+    attention: Float[Array, "B L L"] | None
+
+
+class Trace(NamedTuple):
+    """Of a batch: float32 logits `[B, classes]`, and by their number from 1 the reductions and all blocks."""
+
+    logits: Logits
+    stages: dict[int, Stage]
+    blocks: dict[int, BlockView]
+
+
+def trace(model: Backbone, images: Images, *, attention_of: tuple[int, ...] = ()) -> Trace:
+    """Runs the model and keeps what happened.
+
+    Args:
+        model: in eval mode.
+        images: float32 `[B, H, W, 3]`, normalised.
+        attention_of: numbers, from 1, of the blocks whose attention is wanted: `[B, L, L]` numbers and a loop over
+            the channels each.
+
+    Raises:
+        InputError: images of another size than the model's.
+    """
+    stages: dict[int, Stage] = {}
+    views: dict[int, BlockView] = {}
+
+    def watch(run: BlockRun) -> None:
+        if run.number in model.keep_counts:
+            stages[run.number] = _stage(model.pruning, run, model.keep_counts[run.number], model.config.grid)
+        views[run.number] = _view(run, attend=run.number in attention_of)
+
+    logits = model.classify(model.features(images, watch=watch))
+    return Trace(logits, stages, views)
+
+
+def places_of(tokens: Tokens) -> Int[Array, "B L"]:
+    """int32 `[B, L]` raster place of each token; `CLASS` for the class token, `FUSED` for a fused one."""
+    positions = tokens.positions
+    fused = positions < 0
+    if tokens.cls_index is not None:
+        own = jnp.take_along_axis(positions, tokens.cls_index[:, None], axis=1)
+        is_class = jnp.arange(positions.shape[1], dtype=jnp.int32)[None, :] == tokens.cls_index[:, None]
+        positions = jnp.where(is_class, CLASS, positions - (positions > own).astype(positions.dtype))
+    return jnp.where(fused, FUSED, positions)
+
+
+def _stage(pruning: Reduction, run: BlockRun, keep: int, grid: tuple[int, int]) -> Stage:
+    return Stage(
+        candidates=jnp.take_along_axis(places_of(run.mixed), run.mixed.patch_slots(), axis=1),
+        scores=pruning.scores(run.mixed, run.evidence, block=run.number, keep=keep),
+        survivors=places_of(run.leaving),
+        source=make_features(run.leaving, grid).source,
+    )
+
+
+def _view(run: BlockRun, *, attend: bool) -> BlockView:
+    places = places_of(run.entering)
+    if isinstance(run.block, DeitBlock):
+        return BlockView(places, None, run.block.attention(run.entering) if attend else None)
+    scan = run.block.scan_inputs(run.entering, run.paths)
+    assert scan is not None  # every block but a DeiT's has one
+    order = jnp.arange(places.shape[1], dtype=jnp.int32)[None, None, :] if scan.order is None else scan.order
+    orders = jnp.broadcast_to(order, (len(scan.reverse), *places.shape))
+    backwards = jnp.asarray(scan.reverse)[:, None, None]
+    orders = jnp.where(backwards, jnp.flip(orders, axis=-1), orders)
+    return BlockView(places, orders, hidden_attention(scan) if attend else None)

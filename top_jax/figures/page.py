@@ -1,0 +1,158 @@
+"""One page of pictures: a heading, then sections of panels, placed in inches so that nothing can overlap."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from top_jax.figures.photo import Photo
+
+# Okabe and Ito's colours, which people who see red and green alike can tell apart.
+BLUE, ORANGE, GREEN, VERMILLION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
+INK, FAINT = "#222222", "#555555"
+
+DPI = 120
+COLUMNS = 4
+PANEL = 2.45  # width of a panel, inches
+PITCH = 3.2  # from panel to panel: the numbers of a colour bar are between them
+MARGIN = 0.3
+BAR = 0.09  # width of a colour bar
+LINE = {8: 0.15, 9: 0.165, 11: 0.21, 14: 0.28}  # height of a line of text, by its size in points
+CHARACTERS = {8: 17.5, 9: 15.5, 11: 12.5, 14: 9.8}  # that fit into an inch of width, at least
+
+
+class Panel(NamedTuple):
+    """One picture.
+
+    Attributes:
+        title: above it; a line may be as wide as the panel.
+        draw: draws on axes in pixels of the model's input, y down; returns what a colour bar is to explain, if
+            anything.
+        bar: label of that colour bar.
+    """
+
+    title: str
+    draw: Callable[[Axes], ScalarMappable | None]
+    bar: str = ""
+
+
+class Section(NamedTuple):
+    """Rows of panels, wrapped where they are too long, under a heading and a note that says how to read them."""
+
+    heading: str
+    note: str
+    rows: Sequence[Sequence[Panel]]
+
+
+def draw_page(file: Path, title: str, subtitle: str, photo: Photo, sections: Sequence[Section]) -> None:
+    """Writes a PNG.
+
+    Args:
+        file: where.
+        title: the image and what the model says of it.
+        subtitle: the model.
+        photo: gives the panels their aspect.
+        sections: from the top down.
+    """
+    page = _Page(photo, columns=min(COLUMNS, max(len(row) for section in sections for row in section.rows)))
+    page.text(title, 14, INK, weight="bold")
+    page.text(subtitle, 9, FAINT)
+    for section in sections:
+        page.space(0.22)
+        page.text(section.heading, 11, INK, weight="bold")
+        page.text(section.note, 9, FAINT)
+        for row in section.rows:
+            for first in range(0, len(row), page.columns):
+                page.row(row[first : first + page.columns])
+    page.save(file)
+
+
+class _Page:
+    """Collects what is to be drawn from the top down, because the height of a figure must be known to place it."""
+
+    def __init__(self, photo: Photo, columns: int):
+        self.photo = photo
+        self.columns = columns
+        self.width = 2 * MARGIN + columns * PITCH
+        self.height = MARGIN
+        self._placed: list[Callable[[Figure], None]] = []
+
+    def space(self, inches: float) -> None:
+        self.height += inches
+
+    def text(self, text: str, points: int, colour: str, *, weight: str = "normal") -> None:
+        """Wrapped to the page."""
+        lines = _wrapped(text, int((self.width - 2 * MARGIN) * CHARACTERS[points]))
+        self._write(lines, MARGIN, self.height, points, colour, weight)
+        self.height += len(lines) * LINE[points] + 0.04
+
+    def row(self, panels: Sequence[Panel]) -> None:
+        titles = [_wrapped(panel.title, int(PITCH * 0.95 * CHARACTERS[8])) for panel in panels]
+        lines = max(len(title) for title in titles)
+        top = self.height + 0.08 + lines * LINE[8] + 0.03
+        rows, columns = self.photo.size
+        size = PANEL, PANEL * rows / columns
+        for i, (panel, title) in enumerate(zip(panels, titles, strict=True)):
+            left = MARGIN + i * PITCH
+            self._write(title, left, top - 0.03 - len(title) * LINE[8], 8, INK, "normal")
+            self._placed.append(self._panel(panel, left, top, size))
+        self.height = top + size[1] + (0.18 if any(panel.bar for panel in panels) else 0.06)
+
+    def save(self, file: Path) -> None:
+        self.height += MARGIN
+        figure = Figure(figsize=(self.width, self.height), dpi=DPI, facecolor="white")
+        for place in self._placed:
+            place(figure)
+        figure.savefig(file, format="png")
+
+    def _write(self, lines: list[str], left: float, top: float, points: int, colour: str, weight: str) -> None:
+        def place(figure: Figure) -> None:
+            for i, line in enumerate(lines):
+                y = 1 - (top + i * LINE[points]) / self.height
+                figure.text(left / self.width, y, line, va="top", size=points, color=colour, weight=weight)
+
+        self._placed.append(place)
+
+    def _panel(self, panel: Panel, left: float, top: float, size: tuple[float, float]) -> Callable[[Figure], None]:
+        width, height = size
+
+        def box(left: float, width: float) -> tuple[float, float, float, float]:
+            bottom = self.height - top - height
+            return left / self.width, bottom / self.height, width / self.width, height / self.height
+
+        def place(figure: Figure) -> None:
+            axes = figure.add_axes(box(left, width))
+            shown = panel.draw(axes)
+            axes.set(xlim=(0, self.photo.size[1]), ylim=(self.photo.size[0], 0), xticks=[], yticks=[], aspect="auto")
+            axes.spines[:].set(linewidth=0.5, color=FAINT)
+            if shown is not None:
+                bar = figure.colorbar(shown, cax=figure.add_axes(box(left + width + 0.05, BAR)))
+                if isinstance(shown.norm, LogNorm):  # its own labels, 6 x 10^-1, would reach the next panel
+                    ticks = _round_numbers(*shown.get_clim())
+                    bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
+                    bar.minorticks_off()
+                bar.ax.tick_params(which="both", labelsize=6.5, length=2, pad=1.5)
+                bar.outline.set_linewidth(0.4)  # pyright: ignore[reportCallIssue]  typed as what it is not
+                bar.ax.set_xlabel(panel.bar, size=6.5, labelpad=2, loc="left")
+
+        return place
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten between two numbers; of many powers, these alone; of none, any two numbers."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if math.log10(high / low) < 1.5 else (1,)
+    found = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+    return found if len(found) > 1 else [low * (high / low) ** share for share in (0.1, 0.9)]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return [line for part in text.splitlines() for line in textwrap.wrap(part, width) or [""]]
