@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparison import relative_error
+from compilation import OPTIMISED
 from flax import nnx
 
 from top_jax.convert.load import official_keys
@@ -79,7 +80,7 @@ def test_residual_after_each_block_and_class_feature(official, quick_jit):
 
 def test_optimised_program(micro):
     model = micro.build()
-    logits = jax.jit(lambda m, x: m(x))(model, jnp.asarray(micro.image))
+    logits = jax.jit(lambda m, x: m(x), compiler_options=OPTIMISED)(model, jnp.asarray(micro.image))
     assert relative_error(logits, micro["logits"]) < FORWARD
 
 

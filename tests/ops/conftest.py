@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import OPTIMISED
 
 from top_jax.kernels import triton_scan
 from top_jax.ops import implementations, selective_scan
@@ -98,8 +99,8 @@ def _compiled(optimise: bool, name: str, options: tuple[tuple[str, Any], ...]) -
         return jnp.sum(out.astype(jnp.float32) * cotangent), out
 
     # Unoptimised machine code is made several times faster, and compiling is most of what these tests do.
-    fast = None if optimise else {"xla_backend_optimization_level": 0}
-    return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=fast)
+    level = OPTIMISED if optimise else {"xla_backend_optimization_level": 0}
+    return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=level)
 
 
 @pytest.fixture(scope="session")
