@@ -198,8 +198,10 @@ def test_refuses(refused, tmp_path):
     needed = "needed: SOURCE and TARGET (--help)."
     assert refused("convert", "--model=vim_tiny") == f"got 0 arguments; {needed}"
     assert refused("convert", "a.pth", "b", "c", "--model=vim_tiny") == f"got 3 arguments; {needed}"
+    assert "a.pth does not exist; pass a run directory, or a " in refused("convert", "a.pth", target)
+    (tmp_path / "a.pth").touch()
     assert "a.pth does not say which model it is of; pass --model, one of vim_tiny, " in refused(
-        "convert", "a.pth", target
+        "convert", f"{tmp_path}/a.pth", target
     )
     assert "needed: key=value" in refused("convert", "a.pth", target, "--model=vim_tiny", "--override=depth")
     assert "unknown config key config.model.depht" in refused(

@@ -88,7 +88,7 @@ def test_of_a_large_tfds_split_some_labels_are_read(tfds, monkeypatch):
 class Damaged:
     """A source whose records cannot all be read, which array_record says by OSError."""
 
-    name, num_classes = "damaged/train", 2
+    name, num_classes, class_names = "damaged/train", 2, ("a", "b")
 
     def __len__(self):
         return 5

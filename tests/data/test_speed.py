@@ -94,7 +94,7 @@ def test_stages_are_those_of_the_config(augment, last):
 class Counted:
     """Four images, the third of them unreadable; it notes what is read."""
 
-    name, num_classes = "counted", 2
+    name, num_classes, class_names = "counted", 2, ("a", "b")
 
     def __init__(self):
         self.read = []

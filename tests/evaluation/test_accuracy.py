@@ -87,6 +87,7 @@ class Broken:
     """The digits with some images that cannot be read."""
 
     num_classes = 10
+    class_names = tuple("0123456789")
     name = "broken"
 
     def __init__(self, source, indices):

@@ -9,17 +9,16 @@ from absl import flags
 
 from top_jax.config import RunConfig
 
-_WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint of a run directory.")
-_EMA = flags.DEFINE_boolean("ema", None, "Averaged weights; by default where a run kept them, and not of a file.")
-
 
 def define(help_text: str = "Run directory, or an official .pth or .safetensors file.") -> flags.FlagHolder[Any]:
-    """The flag --checkpoint, required."""
+    """The flag --checkpoint, required, and the two that choose among its weights."""
+    _define_choice()
     return flags.DEFINE_string("checkpoint", None, help_text, required=True)
 
 
 def define_several(help_text: str) -> flags.FlagHolder[Any]:
-    """The flag --checkpoint, required, which may be given more than once."""
+    """The same, where --checkpoint may be given more than once."""
+    _define_choice()
     return flags.DEFINE_multi_string("checkpoint", None, help_text, required=True)
 
 
@@ -31,7 +30,7 @@ def load_weights(checkpoint: str | Path, config: RunConfig) -> Any:
     """
     from top_jax.training.weights import checkpoint_weights
 
-    return checkpoint_weights(checkpoint, config.model, which=_WHICH.value, ema=_EMA.value)
+    return checkpoint_weights(checkpoint, config.model, which=flags.FLAGS.which, ema=flags.FLAGS.ema)
 
 
 def load_model(checkpoint: str | Path, config: RunConfig) -> Any:
@@ -47,3 +46,8 @@ def load_model(checkpoint: str | Path, config: RunConfig) -> Any:
     reduction = make_reduction(**config.pruning.settings())
     shapes = abstract_model(config.model.name, pruning=reduction, **config.model.overrides())
     return fill(shapes, load_weights(checkpoint, config))
+
+
+def _define_choice() -> None:
+    flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint of a run directory.")
+    flags.DEFINE_boolean("ema", None, "Averaged weights; by default where a run kept them, and not of a file.")

@@ -73,8 +73,8 @@ def section(paths: Traversals, photo: Photo) -> Section:
             panels.append(Panel(f"{' = '.join(names)}: {direction}", draw))
     note = (
         f"Order in which block {paths.block} reads its tokens, from dark to bright; green dot: first, orange square: "
-        "last. Hatched: no token is left there. Dotted: past such places, which an aligned scan (hold, decay) keeps. Thin: "
-        "to a token that is no neighbour on the image: to a new row and, without alignment ('none'), anywhere."
+        "last. Hatched: no token is left there. Dotted: past such places, which an aligned scan (hold, decay) keeps. "
+        "Thin: to a token that is no neighbour on the image: to a new row and, without alignment ('none'), anywhere."
     )
     if any((steps == CLASS).any() for steps in paths.steps.values()):
         note += " Star: the class token, which has no place on the image and is drawn between its two neighbours."
