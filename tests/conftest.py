@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# Before JAX reads it. Compiling is nearly all that the tests do, and takes half as long unoptimised. What tests optimised
-# code asks for it (tests/support/compilation.py), and XLA_FLAGS="" in the environment optimises everything. Where there is
-# a GPU the flag would be about its code too, and is left alone.
+# Before JAX reads it. Compiling is nearly all that the tests do, and takes half as long unoptimised. What tests
+# optimised code asks for it (tests/support/compilation.py), and XLA_FLAGS="" in the environment optimises everything.
+# Where there is a GPU the flag would be about its code too, and is left alone.
 if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
