@@ -37,6 +37,6 @@ ablate() {
   python -m top_jax.cli.ablate --config "$config" "${checkpoints[@]}" ${PRUNED:---after_blocks=2,4} "$@"
 }
 # shellcheck disable=SC2086
-ablate --out "$out/pruned" ${TABLES:-} "$@"
+ablate --out "$out/ablation" ${TABLES:-} "$@"
 # shellcheck disable=SC2086
-ablate --out "$out/tuned" --tables=alignment --finetune_steps="${FINETUNE_STEPS:-100}" ${TUNED:-} "$@"
+ablate --out "$out/ablation" --tables=alignment --finetune_steps="${FINETUNE_STEPS:-100}" ${TUNED:-} "$@"

@@ -97,11 +97,11 @@ def test_light_parts_need_little(root, part):
         assert tops - set(sys.stdlib_module_names) <= LIGHT[part] | {"top_jax"}, path
 
 
-def test_only_figures_load_matplotlib(root):
+def test_only_what_draws_loads_matplotlib(root):
     """It takes a second, which no other command should pay for."""
     for path in (root / "top_jax").rglob("*.py"):
         tops = {name.split(".")[0] for name in imported(path, at_load=True)}
-        assert "matplotlib" not in tops or path.parent.name == "figures", path
+        assert "matplotlib" not in tops or path.parent.name in ("figures", "ablation"), path
 
 
 def test_light_parts_load_without_the_rest(root, tmp_path):

@@ -61,7 +61,9 @@ def test_evaluate_refuses(refused, run, tmp_path):
 def test_evaluate_an_official_file(command, official_file, overrides, tmp_path):
     """And its conversion: the same numbers."""
     result = command("evaluate", TINY, f"--checkpoint={official_file}")
-    assert result.status == 0 and json.loads(result.out) == json.loads((tmp_path / "vim.evaluation.json").read_text())
+    assert result.status == 0 and json.loads(result.out) == json.loads(
+        (tmp_path / "vim.pth.evaluation.json").read_text()
+    )
     command("convert", str(official_file), str(tmp_path / "converted"), "--model=vim_tiny", *overrides)
     converted = json.loads(command("evaluate", TINY, f"--checkpoint={tmp_path}/converted").out)
     for name in ("accuracy", "accuracy_top5", "loss", "images"):

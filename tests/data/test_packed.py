@@ -15,7 +15,7 @@ from top_jax.errors import InputError
 class Encoded:
     """Two images of different length, as bytes that need not be images."""
 
-    name, num_classes = "toy/train", 3
+    name, num_classes, class_names = "toy/train", 3, ("a", "b", "c")
     records = (Record(b"\x00ab", 2), Record(b"\xff", 0))
 
     def __len__(self):
@@ -45,7 +45,7 @@ def test_bytes_stay_as_they_were(file):
 
 def test_pixels_become_png_and_lose_nothing(file):
     source, digits = open_source(DataConfig(source="packed", data_dir=str(file)), train=False), DigitsSource("test")
-    assert (len(source), source.num_classes) == (360, 10)
+    assert (len(source), source.num_classes, source.class_names) == (360, 10, digits.class_names)
     for index in (0, 359):
         image, label = source[index]
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(image))), digits[index].image)

@@ -87,8 +87,10 @@ def make_grid(
         random_seeds: of the control `random`.
 
     Raises:
-        InputError: an unknown table, or a setting that cannot be, such as `hold:score`.
+        InputError: no table or an unknown one, or a setting that cannot be, such as `hold:score`.
     """
+    if not (tables or full):
+        raise InputError(f"no table is chosen; choose from {', '.join(TABLES)}.")
     if unknown := [table for table in tables if table not in TABLES]:
         raise InputError(f"table {unknown[0]!r} is unknown; choose from {', '.join(TABLES)}.")
     if random_seeds < 1:

@@ -68,7 +68,7 @@ class _First:
 
     def __init__(self, source: Source, count: int):
         self._source, self._count = source, count
-        self.name, self.num_classes = source.name, source.num_classes
+        self.name, self.num_classes, self.class_names = source.name, source.num_classes, source.class_names
 
     def __len__(self) -> int:
         return self._count

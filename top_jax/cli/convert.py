@@ -84,6 +84,8 @@ def _read_file(source: Path) -> tuple[RunConfig, Backbone, KeyReport, bool]:
     from top_jax.convert.load import load_with_report
     from top_jax.models import MODELS
 
+    if not source.exists():
+        raise InputError(f"{source} does not exist; pass a run directory, or a .pth or .safetensors file.")
     if _MODEL.value is None:
         raise InputError(f"{source} does not say which model it is of; pass --model, one of {', '.join(MODELS)}.")
     config = _run_config(_MODEL.value, _OVERRIDE.value)

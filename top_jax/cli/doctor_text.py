@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 UNREADABLE_SHOWN = 10
@@ -24,7 +25,7 @@ def show_installation(report: dict[str, Any]) -> None:
     _say(f"selective scan: auto is {scan['auto']} ({scan['why']})" + (f"; {scan['fix']}" if scan["fix"] else ""))
     table = _table()
     for name, state in scan["implementations"].items():
-        table.add_row(name, state)
+        table.add_row(name, escape(state))  # [cuda] is no markup
     _console().print(table)
     for need in report["missing"]:
         _say(f"missing for {need}")

@@ -27,6 +27,7 @@ def main(arguments: list[str]) -> None:
     """Loads, evaluates, prints and writes JSON."""
     runner.no_more(arguments)
     config = config_flag.read(_CONFIG)
+    runner.check_json(_JSON.value)
     distributed_flags.join()
     result = evaluate_checkpoint(config, Path(_CHECKPOINT.value))
     if distributed.is_primary():
@@ -59,8 +60,8 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path) -> dict[str, Any]:
 
 
 def _beside(checkpoint: Path) -> Path:
-    """runs/a/evaluation.json, or vim_s.evaluation.json beside vim_s.pth."""
-    return checkpoint / "evaluation.json" if checkpoint.is_dir() else checkpoint.with_suffix(".evaluation.json")
+    """runs/a/evaluation.json, or vim_s.pth.evaluation.json beside vim_s.pth."""
+    return checkpoint / "evaluation.json" if checkpoint.is_dir() else Path(f"{checkpoint}.evaluation.json")
 
 
 if __name__ == "__main__":

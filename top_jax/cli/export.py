@@ -47,7 +47,10 @@ _IMAGES = flags.DEFINE_enum(
     "images", "random", ["random", "data"], "What it is checked on: random pixels, or the config's evaluation split."
 )
 _TOLERANCE = flags.DEFINE_float(
-    "tolerance", 1e-5, "Largest difference of two logits, as a share of the largest; a file beyond it is not written."
+    "tolerance",
+    1e-5,
+    "Largest difference of two logits, as a share of the largest; a file beyond it is not written.",
+    0.0,
 )
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace files that are there.")
 _JSON = flags.DEFINE_string("json", None, "Where to write the report; by default OUT.json.")
@@ -127,7 +130,7 @@ def _check_files(target: Path, json_file: Path) -> None:
     for file in files:
         if file.is_dir() or not file.parent.is_dir():
             problem = "is a directory" if file.is_dir() else "has no directory to be written in"
-            raise InputError(f"{file} {problem}; make {file.parent} first, or choose another place.")
+            raise InputError(f"{file} {problem}; choose another place.")
         if file.exists() and not _OVERWRITE.value:
             raise InputError(f"{file} exists; choose another name, or pass --overwrite.")
 

@@ -27,6 +27,7 @@ def main(arguments: list[str]) -> None:
     runner.no_more(arguments)
     if _COMPILE.value and not _XLA.value:
         raise InputError("--compile asks for XLA's cost analysis and --noxla for none; drop one of them.")
+    runner.check_json(_JSON.value)
     config = config_flag.read(_CONFIG)
     counts = count_config(config)
     flops_text.show_counts(counts)

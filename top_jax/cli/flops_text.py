@@ -37,10 +37,10 @@ def show_check(counts: dict[str, Any]) -> None:
     found = counts["cross_check"]
     _say(f"{counts['parameters']:,} parameters")
     counted, above = found["jaxpr"], found["jaxpr_above_executed"]
+    of_scans = f", {counted['loops']:,} of scans, 4 of their 9 operations ({_verdict(above['scans'])})"
     _say(
         f"in the jaxpr of the model: {counted['products'] + counted['taps']:,} multiply-accumulates of products and "
-        f"convolutions ({_verdict(above['without_scans'])}), {counted['loops']:,} of scans, 4 of their 9 "
-        f"operations ({_verdict(above['scans'])})"
+        f"convolutions ({_verdict(above['without_scans'])}){of_scans if counted['loops'] or above['scans'] else ''}"
     )
     if found["xla"] is not None:
         _show_xla(found["xla"], found["platform"])

@@ -41,6 +41,12 @@ def no_more(arguments: list[str]) -> None:
         raise InputError(f"unexpected argument {arguments[0]!r}; this command takes only flags (--help).")
 
 
+def check_json(file: str | Path | None) -> None:
+    """Refuses, before the work, a file that could not be written after it."""
+    if file is not None and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
+        raise InputError(f"--json={file} has no directory to be written in, or is one; choose another place.")
+
+
 def write_json(file: str | Path | None, content: Any) -> None:
     """Writes a command's result where it was asked for, if it was."""
     if file is None:

@@ -72,9 +72,8 @@ def section(paths: Traversals, photo: Photo) -> Section:
             draw = functools.partial(_draw, photo, paths.steps[names[0]][g], paths.gaps[names[0]][g])
             panels.append(Panel(f"{' = '.join(names)}: {direction}", draw))
     note = (
-        f"Order in which block {paths.block} reads its tokens, from dark to bright; green dot: first, red square: "
-        "last. "
-        "Hatched: no token is left there. Dotted: past such places, which an aligned scan (hold, decay) keeps. Thin: "
+        f"Order in which block {paths.block} reads its tokens, from dark to bright; green dot: first, orange square: "
+        "last. Hatched: no token is left there. Dotted: past such places, which an aligned scan (hold, decay) keeps. Thin: "
         "to a token that is no neighbour on the image: to a new row and, without alignment ('none'), anywhere."
     )
     if any((steps == CLASS).any() for steps in paths.steps.values()):

@@ -4,7 +4,7 @@ The file is written by `pack` (python -m top_jax.cli.pack) from any other source
 images one after the other, where each of them ends, and the labels:
 
     name         the dataset's
-    num_classes  int
+    classes      [C] their names
     SPLIT/images uint8 [bytes of all images]
     SPLIT/ends   int64 [N]
     SPLIT/labels int32 [N]
@@ -39,7 +39,8 @@ class PackedSource:
                 if split not in splits:
                     raise InputError(f"{path} has no split {split!r}; use one of {', '.join(splits)}.")
                 self.name = f"{file['name']}/{split}"
-                self.num_classes = int(file["num_classes"])
+                self.class_names: tuple[str, ...] = tuple(file["classes"].tolist())
+                self.num_classes = len(self.class_names)
                 self._images, self._ends = file[f"{split}/images"], file[f"{split}/ends"]
                 self.labels = file[f"{split}/labels"]
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
@@ -84,7 +85,7 @@ def pack(
             image, labels[index] = source[index]
             images.append(image if isinstance(image, bytes) else _png(image))
             on_images(1)
-        arrays["num_classes"] = np.array(source.num_classes)
+        arrays["classes"] = np.array(source.class_names)
         arrays[f"{split}/images"] = np.frombuffer(b"".join(images), np.uint8)
         arrays[f"{split}/ends"] = np.cumsum([len(image) for image in images], dtype=np.int64)
         arrays[f"{split}/labels"] = labels
