@@ -78,10 +78,13 @@ def test_residual_after_each_block_and_class_feature(official, quick_jit):
     assert relative_error(normed[np.arange(2), cls_index], official["cls_feature"]) < FORWARD
 
 
-def test_optimised_program(micro):
-    model = micro.build()
-    logits = jax.jit(lambda m, x: m(x), compiler_options=OPTIMISED)(model, jnp.asarray(micro.image))
-    assert relative_error(logits, micro["logits"]) < FORWARD
+@pytest.mark.parametrize(
+    "name", ["vim_micro", *(pytest.param(name, marks=pytest.mark.slow) for name in ("plain_mamba_micro", "deit_micro"))]
+)
+def test_optimised_program(name, official_case):
+    case = official_case(name)
+    logits = jax.jit(lambda m, x: m(x), compiler_options=OPTIMISED)(case.build(), jnp.asarray(case.image))
+    assert relative_error(logits, case["logits"]) < FORWARD
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +92,13 @@ def official_models(fixtures):
     return json.loads(gzip.decompress((fixtures / "official_models.json.gz").read_bytes()))
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+# Each of the others differs from one of these in sizes alone.
+QUICK = ("vim_tiny", "plain_mamba_l1", "plain_mamba_l2")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PARAMETERS]
+)
 def test_every_official_parameter(name, official_models):
     model = nnx.eval_shape(lambda: create_model(name))
     trained = nnx.to_flat_state(nnx.state(model, nnx.Param))
