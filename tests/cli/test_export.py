@@ -80,7 +80,7 @@ def test_refuses(refused, tmp_path):
     for batch in ("0", "-1", "many"):
         assert f"--batch={batch}; needed: how many images" in refused("export", *flags, out, f"--batch={batch}")
     assert f"{taken} exists; choose another name, or pass --overwrite." in refused("export", *flags, str(taken))
-    assert "has no directory to be written in; make" in refused("export", *flags, f"{tmp_path}/no/a")
+    assert "has no directory to be written in; choose another place" in refused("export", *flags, f"{tmp_path}/no/a")
     assert f"{tmp_path} is a directory" in refused("export", *flags, str(tmp_path))
     assert "has the suffix '.bin'" in refused("export", *flags, out, "--stablehlo=a.bin")
     assert "needed: one platform and a number" in refused("export", *flags, out, f"--stablehlo={out}.mlir")
