@@ -9,6 +9,7 @@ Expected: ours, there is no published number. Measured: docs/study.md.
 
 from ml_collections import config_dict
 
+from top_jax import recipes
 from top_jax.config import make_config
 
 
@@ -32,13 +33,6 @@ def get_config() -> config_dict.ConfigDict:
             num_convs_patch_embed=0,
             layers_with_dwconv=(0,),
         ),
-        data=dict(
-            source="tfds",
-            name="cifar10",
-            train_transform="shift_crop",
-            eval_crop=1.0,
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-        ),
+        data=recipes.cifar10(),
         optimizer=dict(learning_rate=1e-3, warmup_epochs=0.02, weight_decay=0.05, clip_norm=1.0, label_smoothing=0.0),
     )

@@ -9,6 +9,7 @@ Expected: ours, there is no published number. Measured: docs/study.md.
 
 from ml_collections import config_dict
 
+from top_jax import recipes
 from top_jax.config import make_config
 
 
@@ -22,13 +23,6 @@ def get_config() -> config_dict.ConfigDict:
         eval_every_epochs=1000.0,
         checkpoint_every=100,
         model=dict(name="vim_tiny", num_classes=10, img_size=(32,), patch_size=2, embed_dim=48, depth=6, d_state=4),
-        data=dict(
-            source="tfds",
-            name="cifar10",
-            train_transform="shift_crop",
-            eval_crop=1.0,
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-        ),
+        data=recipes.cifar10(),
         optimizer=dict(learning_rate=1e-3, warmup_epochs=0.02, weight_decay=0.05, clip_norm=1.0, label_smoothing=0.0),
     )

@@ -30,15 +30,7 @@ def get_config() -> config_dict.ConfigDict:
             drop_path=0.05,
             dtype="bfloat16",
         ),
-        data=dict(
-            source="tfds",
-            name="cifar10",
-            train_transform="shift_crop",
-            eval_crop=1.0,
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-            num_workers=None,
-        ),
+        data=recipes.cifar10() | dict(num_workers=None),
         augment=recipes.small_images(),
         optimizer=dict(learning_rate=1e-3, warmup_epochs=2.0, weight_decay=0.05, clip_norm=1.0),
     )

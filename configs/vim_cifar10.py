@@ -23,14 +23,7 @@ def get_config() -> config_dict.ConfigDict:
         model=dict(
             name="vim_tiny", num_classes=10, img_size=(32,), patch_size=4, embed_dim=96, depth=12, drop_path=0.05
         ),
-        data=dict(
-            source="tfds",
-            name="cifar10",
-            train_transform="shift_crop",
-            eval_crop=1.0,
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-        ),
+        data=recipes.cifar10(),
         augment=recipes.small_images(),
         optimizer=dict(learning_rate=1e-3, warmup_epochs=5.0, weight_decay=0.05, clip_norm=1.0),
     )

@@ -24,7 +24,7 @@ ALLOWED = {
     "evaluation": {"config", "data", "models", "ops", "pruning", "sharding", "distributed"},
     "figures": {"data", "evaluation", "models", "pruning"},
     "training": {"config", "convert", "data", "evaluation", "models", "ops", "pruning", "sharding", "distributed"},
-    "ablation": {"config", "data", "evaluation", "models", "pruning", "sharding", "training"},
+    "ablation": {"config", "data", "evaluation", "figures", "models", "pruning", "sharding", "training"},
     "benchmark": {"evaluation", "kernels", "models", "ops", "pruning"},
     "cli": {
         "ablation",

@@ -1,4 +1,4 @@
-"""Augmentation as the papers' authors train with it, and ours for small images: values of `config.augment`.
+"""Sections that configs share: augmentation as the papers' authors train with it, ours for small images, and CIFAR-10.
 
     augment=recipes.deit()
 
@@ -71,4 +71,16 @@ def small_images() -> dict[str, Any]:
         "cutmix": 1.0,
         "mix_probability": 0.5,
         "switch_probability": 0.5,
+    }
+
+
+def cifar10() -> dict[str, Any]:
+    """`config.data` of CIFAR-10 in a TFDS directory, its 32 pixels kept, with the usual mean and deviation."""
+    return {
+        "source": "tfds",
+        "name": "cifar10",
+        "train_transform": "shift_crop",
+        "eval_crop": 1.0,
+        "mean": (0.4914, 0.4822, 0.4465),
+        "std": (0.2470, 0.2435, 0.2616),
     }

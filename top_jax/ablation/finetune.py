@@ -90,7 +90,7 @@ def _pruning_config(setting: Pruning) -> PruningConfig:
         return PruningConfig()
     return PruningConfig(
         after_blocks=setting.after_blocks,
-        keep_ratio=tuple(dict.fromkeys(setting.ratios)) if isinstance(setting.keep_ratio, float) else setting.ratios,
+        keep_ratio=setting.keep_ratio if isinstance(setting.keep_ratio, tuple) else (setting.keep_ratio,),
         score=setting.score,
         alignment=setting.alignment,
         order=setting.order,

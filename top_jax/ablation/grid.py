@@ -11,12 +11,12 @@ from top_jax.config import RunConfig
 from top_jax.errors import InputError
 from top_jax.models import abstract_model, model_config
 from top_jax.models.registry import BACKBONES
-from top_jax.pruning import SCAN_EVIDENCE, Pruning
+from top_jax.pruning import SCAN_EVIDENCE, WAYS, Pruning
 from top_jax.pruning.score import CONTROLS
 
 TABLES: Final = ("alignment", "score", "keep_ratio")
-ALIGNMENTS: Final = ("none:score", "none", "hold", "decay")
-"""The paper's failing baseline (the naive ViT way: best tokens first), and the three alignments in scan order."""
+ALIGNMENTS: Final = tuple(way if order == "position" else f"{way}:{order}" for way, order in WAYS)
+"""none:score (the naive ViT way: best tokens first), and none, hold and decay in scan order."""
 KEEP_RATIOS: Final = (0.9, 0.7, 0.5)  # each is a program to compile for each alignment
 KEEP_RATIO: Final = 0.7  # of a dense config that is given after_blocks alone
 DENSE: Final = Pruning()
@@ -118,9 +118,9 @@ def check_settings(config: RunConfig, settings: Sequence[Pruning]) -> None:
     Raises:
         InputError: as the model would raise it.
     """
-    sizes = model_config(config.model.name, **config.model.overrides())
+    sizes, evidence = model_config(config.model.name, **config.model.overrides()), _evidence(config)
     for setting in settings:
-        setting.check_evidence(_evidence(config))
+        setting.check_evidence(evidence)
         setting.keep_counts(sizes.num_patches, sizes.depth)
     for setting in {setting.alignment: setting for setting in settings}.values():
         abstract_model(config.model.name, pruning=setting, **config.model.overrides())

@@ -9,19 +9,18 @@ from typing import Any, Final, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from top_jax.ablation.rows import ratio_text
+from top_jax.ablation.rows import ratio_of, ratio_text
 from top_jax.ablation.statistics import Cell
 from top_jax.ablation.tables import CONVENTION
+from top_jax.figures.colours import BLACK, BLUE, GREEN, ORANGE, VERMILLION
 from top_jax.pruning.score import CONTROLS
 
-# Okabe and Ito's colours, told apart by people with any kind of colour vision.
-BLACK, ORANGE, GREEN, BLUE, VERMILION = "#000000", "#E69F00", "#009E73", "#0072B2", "#D55E00"
 GREY: Final = "#666666"
 # The curve of `hold` is broad, because that of `decay` often lies on it.
-WAYS: Final[dict[tuple[str, str], dict[str, Any]]] = {
+STYLES: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("none", "score"): {
         "label": "none, score order (naive)",
-        "color": VERMILION,
+        "color": VERMILLION,
         "marker": "s",
         "linestyle": ":",
     },
@@ -69,7 +68,7 @@ def draw(cells: Sequence[Cell], base: dict[str, Any], file: Path) -> None:
 
 def _curves(axes: Axes, cells: Sequence[Cell], score: str, unit: Unit) -> None:
     shown = []
-    for way, style in WAYS.items():
+    for way, style in STYLES.items():
         some = [cell for cell in cells if (cell.alignment, cell.order) == way and cell.score == score]
         if some:
             some.sort(key=lambda cell: cell.gmacs[CONVENTION])
@@ -91,8 +90,7 @@ def _curve(axes: Axes, cells: list[Cell], unit: Unit, **style: Any) -> None:
 
 def _scores(axes: Axes, cells: Sequence[Cell], base: dict[str, Any]) -> None:
     """One line per score, best on top; controls hollow."""
-    ratio = tuple(base["keep_ratio"]) if isinstance(base["keep_ratio"], list) else base["keep_ratio"]
-    point = (base["alignment"], base["order"], ratio)
+    point = (base["alignment"], base["order"], ratio_of(base))
     some = [cell for cell in cells if (cell.alignment, cell.order, cell.keep_ratio) == point]
     some.sort(key=lambda cell: cell.accuracy.mean)
     for place, cell in enumerate(some):

@@ -13,11 +13,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from top_jax.ablation.rows import Row, identity
+from top_jax.ablation.rows import Row, describe, identity
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
 from top_jax.pruning import Pruning
-from top_jax.training.run_directory import FREE_TO_CHANGE, flatten, write_text
+from top_jax.training.run_directory import FREE_TO_CHANGE, flatten, told_differences, write_text
 
 
 class Results:
@@ -82,9 +82,8 @@ class Results:
         there, here = flatten(stored), flatten(json.loads(json.dumps(self.settings)))
         changed = [key for key in dict.fromkeys((*here, *there)) if there.get(key) != here.get(key)]
         if changed:
-            told = ", ".join(f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in changed[:3])
             raise InputError(
-                f"{self.path} holds results of other settings ({told}{', ...' * (len(changed) > 3)}); go on with "
+                f"{self.path} holds results of other settings ({told_differences(changed, there, here)}); go on with "
                 "those, or choose another --out."
             )
 
@@ -100,17 +99,10 @@ def common_settings(config: RunConfig, base: Pruning, limit_images: int | None, 
     """
     content = {key: value for key, value in flatten(config.to_dict()).items() if key not in FREE_TO_CHANGE}
     of_training = ("batch_size", "augment.", "distillation.", "optimizer.")
-    ratio = list(base.keep_ratio) if isinstance(base.keep_ratio, tuple) else base.keep_ratio
     return {
         **{key: value for key, value in content.items() if key.startswith(("model.", "data."))},
         "limit_images": limit_images,
-        "base": {
-            "after_blocks": list(base.after_blocks),
-            "keep_ratio": ratio,
-            "alignment": base.alignment,
-            "order": base.order,
-            "score": base.score,
-        },
+        "base": {name: value for name, value in describe(base).items() if name != "random_seed"},
         "training": {key: content[key] for key in content if key.startswith(of_training)} if trains else None,
     }
 

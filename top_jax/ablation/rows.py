@@ -42,6 +42,12 @@ def label(row: Row) -> str:
     return f"{row['alignment']}{order}, {row['score']}, keep {ratio_text(row['keep_ratio'])}"
 
 
+def ratio_of(setting: Row) -> Any:
+    """keep_ratio as a `Pruning` has it: in JSON a tuple became a list."""
+    ratio = setting["keep_ratio"]
+    return tuple(ratio) if isinstance(ratio, list) else ratio
+
+
 def ratio_text(keep_ratio: float | Sequence[float] | None) -> str:
     """0.8, or 0.8/0.7 where each prune has its own."""
     ratios = keep_ratio if isinstance(keep_ratio, Sequence) else [1.0 if keep_ratio is None else keep_ratio]
@@ -51,8 +57,7 @@ def ratio_text(keep_ratio: float | Sequence[float] | None) -> str:
 def cell_of(row: Row) -> tuple[Any, ...]:
     """What rows have in common that are averaged: the setting but for the seed of `random`, and the training."""
     finetuned = row["finetuned"] and (row["finetuned"]["steps"], row["finetuned"]["learning_rate"])
-    ratio = tuple(row["keep_ratio"]) if isinstance(row["keep_ratio"], list) else row["keep_ratio"]
-    return tuple(row["after_blocks"]), ratio, row["alignment"], row["order"], row["score"], finetuned
+    return tuple(row["after_blocks"]), ratio_of(row), row["alignment"], row["order"], row["score"], finetuned
 
 
 def start_of(row: Row) -> tuple[Any, ...]:

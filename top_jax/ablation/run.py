@@ -23,7 +23,7 @@ from top_jax.ablation.results import Results, common_settings
 from top_jax.ablation.rows import Row, describe, label, to_bits
 from top_jax.ablation.selectable import Program
 from top_jax.config import RunConfig
-from top_jax.data import open_source
+from top_jax.data import check_classes, open_source
 from top_jax.errors import InputError
 from top_jax.evaluation.flops import count_macs
 from top_jax.models import abstract_model, model_config
@@ -207,11 +207,7 @@ def _evaluate(run: Program, setting: Pruning, weights: Weights, images: Images) 
 
 def _open_images(config: RunConfig, limit: int | None) -> Images:
     source = open_source(config.data, train=False)
-    if source.num_classes != config.model.num_classes:
-        raise InputError(
-            f"{source.name} has {source.num_classes} classes and the model {config.model.num_classes}; "
-            "ablate it on the data it was trained for."
-        )
+    check_classes(source, config.model.num_classes, "ablate it on the data it was trained for")
     size = model_config(config.model.name, **config.model.overrides()).img_size
     batch_size = config.eval_batch_size or config.batch_size
     return Images(source, config.data, img_size=size, batch_size=batch_size, limit=limit)

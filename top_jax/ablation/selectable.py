@@ -15,8 +15,8 @@ from top_jax.config import DataConfig
 from top_jax.data import normalize
 from top_jax.models.weights import Weights
 from top_jax.pruning import Evidence, Pruning, Tokens
-from top_jax.pruning.score import best_patches, token_scores
-from top_jax.typing import Array, Float, Int
+from top_jax.pruning.score import token_scores
+from top_jax.typing import Array, Float, Int, Slots, SlotScores
 
 
 class Choice(NamedTuple):
@@ -50,19 +50,18 @@ class Selectable(Pruning):
     rankings: tuple[tuple[str, int], ...]
     choice: Choice
 
-    def __call__(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> Tokens:
-        """As `Pruning`, by the chosen ranking."""
-        if keep == tokens.num_patches:
-            return tokens
+    def scores(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> SlotScores:
+        """Those of the chosen ranking; all are computed."""
         slots = tokens.patch_slots()
         of_each = [
             token_scores(score, evidence, tokens.positions, slots, keep=keep, seed=seed, block=block)
             for score, seed in self.rankings
         ]
-        scores = jnp.take(jnp.stack(of_each), self.choice.ranking, axis=0)
-        best = best_patches(scores, slots)[:, :keep]
-        kept = jnp.where(self.choice.best_first, best, jnp.sort(best, axis=1))
-        return tokens.keep(kept, condensed=self.alignment == "none")
+        return jnp.take(jnp.stack(of_each), self.choice.ranking, axis=0)
+
+    def arranged(self, best: Slots) -> Slots:
+        """As the choice says."""
+        return jnp.where(self.choice.best_first, best, jnp.sort(best, axis=1))
 
 
 class Program:

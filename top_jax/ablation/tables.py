@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 from top_jax.ablation.paired import Comparison, compare
-from top_jax.ablation.rows import Row, label, ratio_text
+from top_jax.ablation.rows import Row, label, ratio_of, ratio_text
 from top_jax.ablation.statistics import Cell, Number
+from top_jax.pruning import WAYS
 
 CONVENTION: Final = "published"
 
@@ -85,7 +86,7 @@ def name_of(cell: Cell) -> str:
 def _of_one_training(training: tuple[int, float] | None, cells: list[Cell], base: dict[str, Any]) -> list[Table]:
     dense = [cell for cell in cells if cell.is_dense]
     pruned = [cell for cell in cells if not cell.is_dense]
-    ratio = tuple(base["keep_ratio"]) if isinstance(base["keep_ratio"], list) else base["keep_ratio"]
+    ratio = ratio_of(base)
 
     def at(**fixed: Any) -> list[Cell]:
         return [cell for cell in pruned if all(getattr(cell, name) == value for name, value in fixed.items())]
@@ -116,8 +117,7 @@ def _varied(name: str, cell: Cell) -> Any:
 
 
 def _by_way_and_cost(cell: Cell) -> Any:
-    ways = (("none", "score"), ("none", "position"), ("hold", "position"), ("decay", "position"))
-    return ways.index((cell.alignment or "", cell.order or "")), cell.score, -cell.gmacs[CONVENTION]
+    return WAYS.index((cell.alignment or "", cell.order or "")), cell.score, -cell.gmacs[CONVENTION]
 
 
 def _pairs(table: Table, rows: list[Row]) -> list[Comparison]:

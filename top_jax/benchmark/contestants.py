@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Final, NamedTuple
 
-import jax
-from flax import nnx
-
 from top_jax.errors import InputError
 from top_jax.evaluation.flops import Cost, count_macs
 from top_jax.models import MODELS, Backbone, BackboneConfig, DeitConfig, abstract_model
 from top_jax.models.sizes import MambaConfig
-from top_jax.pruning import METHODS, Pruning, Reduction
+from top_jax.models.weights import parameter_count
+from top_jax.pruning import METHODS, WAYS, Pruning, Reduction
 
 DENSE: Final = "dense"
 # What the papers compare a model of this name with.
@@ -23,7 +21,6 @@ _YARDSTICKS: Final = {
     "plain_mamba_l1": "deit_tiny",
     "plain_mamba_l2": "deit_small",
 }
-_ALIGNED: Final = (("none", "score"), ("none", "position"), ("hold", "position"), ("decay", "position"))
 _WIDEST_HEAD: Final = 64  # DeiT's
 
 
@@ -94,7 +91,7 @@ def _alignments(reduction: Reduction) -> list[Reduction]:
     """ToP's other alignments, with the schedule and the score of this one."""
     if not isinstance(reduction, Pruning) or not reduction.after_blocks:
         return []
-    others = [dataclasses.replace(reduction, alignment=alignment, order=order) for alignment, order in _ALIGNED]
+    others = [dataclasses.replace(reduction, alignment=alignment, order=order) for alignment, order in WAYS]
     return [other for other in others if other != reduction]
 
 
@@ -109,7 +106,7 @@ def _contestant(
 ) -> Contestant:
     model = abstract_model(name, pruning=reduction, **overrides)
     return Contestant(
-        label, what, weights, reduction is not None, model, count_macs(model.config, reduction), _parameters(model)
+        label, what, weights, reduction is not None, model, count_macs(model.config, reduction), parameter_count(model)
     )
 
 
@@ -144,9 +141,5 @@ def _same_size(dense: Contestant, sizes: dict[str, Any]) -> dict[str, int]:
     width = dense.model.config.embed_dim
     head = max(size for size in range(1, _WIDEST_HEAD + 1) if width % size == 0)
     same = {"embed_dim": width, "num_heads": width // head}
-    one, two = (_parameters(abstract_model("deit_tiny", **sizes, **same, depth=depth)) for depth in (1, 2))
+    one, two = (parameter_count(abstract_model("deit_tiny", **sizes, **same, depth=depth)) for depth in (1, 2))
     return {**same, "depth": max(1, 1 + round((dense.parameters - one) / (two - one)))}
-
-
-def _parameters(model: Backbone) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -113,8 +113,7 @@ def _time_pass(
         if isinstance(result, Exception):
             rows.append({**row, "error": told(result)})
             continue
-        quartiles = [round(case.batch / result.high, 2), round(case.batch / result.low, 2)]
-        speed = {"images_per_s": round(case.batch / result.median, 2), "images_per_s_quartiles": quartiles}
+        speed = result.rates(case.batch)
         rows.append(
             {**row, **speed, **result.row(), "compile_s": round(programs[name][1], 1), **memory_row(programs[name][0])}
         )

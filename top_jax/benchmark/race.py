@@ -226,9 +226,7 @@ class Race:
         result, dense = timed[contestant.name], timed[DENSE]
         if isinstance(result, Exception):
             return {**row, "error": told(result), "out_of_memory": out_of_memory(result)}
-        row |= result.row()
-        row["images_per_s"] = round(batch / result.median, 2)
-        row["images_per_s_quartiles"] = [round(batch / result.high, 2), round(batch / result.low, 2)]
+        row |= {**result.row(), **result.rates(batch)}
         row["times_ms"] = [round(seconds * 1e3, 4) for seconds in result.each]
         row |= {"compile_s": round(program[1], 1), **memory_row(program[0])}
         row["macs_ratio"] = {

@@ -18,29 +18,15 @@ else of `published`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-import numpy as np
+from top_jax.benchmark.timing import Spread, spread
 
 SLOWER: Final = "slower than dense"
 NO_GAIN: Final = "no faster than dense"
 LITTLE: Final = "pays little"
 PAYS: Final = "pays"
 LEAST_SHARE: Final = 0.5  # of the time that the multiply-accumulates promise
-
-
-class Spread(NamedTuple):
-    """Median and quartiles."""
-
-    median: float
-    low: float
-    high: float
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Of at least one value."""
-    low, median, high = (float(q) for q in np.percentile(values, (25, 50, 75)))
-    return Spread(median, low, high)
 
 
 def paired_speedup(dense: Sequence[float], own: Sequence[float]) -> Spread:

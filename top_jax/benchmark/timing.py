@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
@@ -33,6 +33,20 @@ class Rounds(NamedTuple):
     least: int = 1
 
 
+class Spread(NamedTuple):
+    """Median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Of at least one value."""
+    low, median, high = (float(q) for q in np.percentile(values, (25, 50, 75)))
+    return Spread(median, low, high)
+
+
 class Timing(NamedTuple):
     """Seconds per call: median and quartiles over the rounds, each of `calls` calls, and what each round gave.
 
@@ -50,6 +64,11 @@ class Timing(NamedTuple):
         """In milliseconds, for a report."""
         median, low, high = (round(seconds * 1e3, 4) for seconds in self[:3])
         return {"median_ms": median, "quartiles_ms": [low, high], "rounds": self.rounds, "calls": self.calls}
+
+    def rates(self, images: int) -> Row:
+        """Images per second where a call takes so many of them, for a report."""
+        quartiles = [round(images / self.high, 2), round(images / self.low, 2)]
+        return {"images_per_s": round(images / self.median, 2), "images_per_s_quartiles": quartiles}
 
 
 def time_in_turn(
@@ -90,8 +109,7 @@ def time_in_turn(
         counted += 1
         on_round()
     for name, seconds in times.items():
-        low, median, high = (float(q) for q in np.percentile(seconds, (25, 50, 75)))
-        results[name] = Timing(median, low, high, counted, calls[name], tuple(seconds))
+        results[name] = Timing(*spread(seconds), counted, calls[name], tuple(seconds))
     return {name: results[name] for name in runs}
 
 

@@ -22,30 +22,21 @@ def define_several(help_text: str) -> flags.FlagHolder[Any]:
     return flags.DEFINE_multi_string("checkpoint", None, help_text, required=True)
 
 
-def load_weights(checkpoint: str | Path, config: RunConfig) -> Any:
-    """The weights that the flags choose, for the model of the config.
-
-    Raises:
-        InputError: nothing there, or weights of another model or class count.
-    """
-    from top_jax.training.weights import checkpoint_weights
-
-    return checkpoint_weights(checkpoint, config.model, which=flags.FLAGS.which, ema=flags.FLAGS.ema)
-
-
 def load_model(checkpoint: str | Path, config: RunConfig) -> Any:
-    """The config's model with its reduction of tokens, in eval mode, with those weights.
+    """The config's model with its reduction of tokens, in eval mode, with the weights that the flags choose.
 
     Raises:
-        InputError: as `load_weights`, or a reduction that the model cannot have.
+        InputError: nothing there, weights of another model or class count, or a reduction that the model cannot have.
     """
     from top_jax.models import abstract_model
     from top_jax.pruning import make_reduction
     from top_jax.training.saved_weights import fill
+    from top_jax.training.weights import checkpoint_weights
 
     reduction = make_reduction(**config.pruning.settings())
     shapes = abstract_model(config.model.name, pruning=reduction, **config.model.overrides())
-    return fill(shapes, load_weights(checkpoint, config))
+    weights = checkpoint_weights(checkpoint, config.model, which=flags.FLAGS.which, ema=flags.FLAGS.ema)
+    return fill(shapes, weights)
 
 
 def _define_choice() -> None:

@@ -64,8 +64,7 @@ def _check_target(source: Path, target: Path) -> bool:
     from top_jax.convert.files import check_target, is_file_name
     from top_jax.training.run_directory import RunDirectory
 
-    if _JSON.value and not Path(_JSON.value).parent.is_dir():
-        raise InputError(f"--json={_JSON.value} has no directory to be written in; make it, or choose another place.")
+    runner.check_json(_JSON.value)
     if is_file_name(target):
         check_target(target, overwrite=_OVERWRITE.value)
         return True

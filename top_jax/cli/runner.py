@@ -43,7 +43,7 @@ def no_more(arguments: list[str]) -> None:
 
 def check_json(file: str | Path | None) -> None:
     """Refuses, before the work, a file that could not be written after it."""
-    if file is not None and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
+    if file and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
         raise InputError(f"--json={file} has no directory to be written in, or is one; choose another place.")
 
 

@@ -3,7 +3,7 @@
 from top_jax.data.examples import PADDING_INDEX
 from top_jax.data.pipeline import Batch, Batches, eval_batches, train_batches
 from top_jax.data.prefetch import prefetch_to_device
-from top_jax.data.sources import Record, Source, open_source
+from top_jax.data.sources import Record, Source, check_classes, open_source
 from top_jax.data.transforms import normalize, preprocess
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Batches",
     "Record",
     "Source",
+    "check_classes",
     "eval_batches",
     "normalize",
     "open_source",

@@ -13,8 +13,7 @@ from flax import nnx
 
 from top_jax import distributed
 from top_jax.config import DataConfig
-from top_jax.data import PADDING_INDEX, Batches, Source, eval_batches, normalize, prefetch_to_device
-from top_jax.errors import InputError
+from top_jax.data import PADDING_INDEX, Batches, Source, check_classes, eval_batches, normalize, prefetch_to_device
 from top_jax.models import Backbone
 from top_jax.models.weights import Weights, weights_of
 from top_jax.sharding import by_image, check_divisible, make_mesh, replicated
@@ -115,11 +114,7 @@ def evaluate_model(
     Raises:
         InputError: the source has another number of classes, or the batch does not split over the devices.
     """
-    if source.num_classes != model.config.num_classes:
-        raise InputError(
-            f"{source.name} has {source.num_classes} classes and the model {model.config.num_classes}; "
-            "evaluate it on the data it was trained for."
-        )
+    check_classes(source, model.config.num_classes, "evaluate it on the data it was trained for")
     check_divisible("batch_size", batch_size)
     mesh = make_mesh()
     batches = eval_batches(

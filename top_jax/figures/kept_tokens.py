@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 
 from top_jax.evaluation.trace import CLASS, FUSED, Trace
 from top_jax.figures.cells import draw_borders, draw_grid, draw_photo
-from top_jax.figures.page import VERMILLION, Panel, Section
+from top_jax.figures.colours import VERMILLION
+from top_jax.figures.page import Panel, Section
 from top_jax.figures.photo import Photo
 
 

@@ -15,8 +15,6 @@ from matplotlib.figure import Figure
 
 from top_jax.figures.photo import Photo
 
-# Okabe and Ito's colours, which people who see red and green alike can tell apart.
-BLUE, ORANGE, GREEN, VERMILLION, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 INK, FAINT = "#222222", "#555555"
 
 DPI = 120

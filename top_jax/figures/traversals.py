@@ -15,8 +15,9 @@ from matplotlib.collections import LineCollection
 
 from top_jax.evaluation.trace import CLASS
 from top_jax.figures.cells import draw_grid, draw_hatched, draw_photo
+from top_jax.figures.colours import GREEN, PURPLE, VERMILLION
 from top_jax.figures.examine import DENSE, Examination
-from top_jax.figures.page import GREEN, PURPLE, VERMILLION, Panel, Section
+from top_jax.figures.page import PANEL, Panel, Section
 from top_jax.figures.photo import Photo
 
 PATHS = {
@@ -107,7 +108,7 @@ def _draw(photo: Photo, steps: np.ndarray, gaps: np.ndarray, axes: Axes) -> Scal
     segments = np.stack([points[:-1], points[1:]], axis=1)
     along = np.linspace(0, BRIGHTEST, len(segments))
     moves = np.abs(segments[:, 1] - segments[:, 0]).max(axis=-1) / photo.stride
-    unit = 72 * 2.45 / photo.size[1] * photo.stride  # points of a cell's side
+    unit = 72 * PANEL / photo.size[1] * photo.stride  # points of a cell's side
     width = min(max(unit / 7, 0.9), 2.5)
     passed, jump = gaps[1:] > 0, (gaps[1:] == 0) & (moves > 1.5)
     for chosen, style, share in ((~passed & ~jump, "-", 1.0), (passed, (0, (1, 1)), 0.9), (jump, "-", 0.45)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -16,6 +17,11 @@ KINDS = (nnx.Param, nnx.BatchStat)
 def weights_of(model: nnx.Module) -> Weights:
     """All of a model's weights; for a model without BatchNorm its parameters."""
     return nnx.to_pure_dict(nnx.state(model, KINDS))
+
+
+def parameter_count(model: nnx.Module) -> int:
+    """How many numbers it learns; shapes are enough."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def variables_by_path(model: nnx.Module) -> dict[tuple[Any, ...], Any]:

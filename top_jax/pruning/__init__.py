@@ -22,7 +22,7 @@ from top_jax.pruning.methods import METHODS, make_reduction
 from top_jax.pruning.reduction import Reduction
 from top_jax.pruning.score import SCAN_EVIDENCE, Evidence, mean_time_step, scan_evidence
 from top_jax.pruning.tokens import ClassHome, Tokens
-from top_jax.pruning.top import Pruning
+from top_jax.pruning.top import WAYS, Pruning
 
 __all__ = [
     "ClassHome",
@@ -34,6 +34,7 @@ __all__ = [
     "Pruning",
     "Reduction",
     "Tokens",
+    "WAYS",
     "make_reduction",
     "mean_time_step",
     "scan_evidence",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Final
 
 import jax.numpy as jnp
 
@@ -10,7 +11,10 @@ from top_jax.errors import InputError
 from top_jax.pruning.reduction import Reduction
 from top_jax.pruning.score import Evidence, best_patches, check_ranking, token_scores
 from top_jax.pruning.tokens import Tokens
-from top_jax.typing import SlotScores
+from top_jax.typing import Slots, SlotScores
+
+WAYS: Final = (("none", "score"), ("none", "position"), ("hold", "position"), ("decay", "position"))
+"""(alignment, order) as ablations compare them: the paper's failing baseline, then each alignment in scan order."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,9 @@ class Pruning(Reduction):
         if keep == tokens.num_patches:
             return tokens  # whatever the order: nothing was pruned
         scores = self.scores(tokens, evidence, block=block, keep=keep)
-        kept = best_patches(scores, tokens.patch_slots())[:, :keep]
-        if self.order == "position":
-            kept = jnp.sort(kept, axis=1)
-        return tokens.keep(kept, condensed=self.alignment == "none")
+        best = best_patches(scores, tokens.patch_slots())[:, :keep]
+        return tokens.keep(self.arranged(best), condensed=self.alignment == "none")
+
+    def arranged(self, best: Slots) -> Slots:
+        """The slots of the survivors, int32 `[B, K]` best first, in the order in which they go on."""
+        return jnp.sort(best, axis=1) if self.order == "position" else best

@@ -9,8 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from top_jax.config import RunConfig
-from top_jax.data import Batches, Source, eval_batches, open_source, train_batches
-from top_jax.errors import InputError
+from top_jax.data import Batches, Source, check_classes, eval_batches, open_source, train_batches
 from top_jax.models import Backbone, abstract_model
 from top_jax.pruning import make_reduction
 from top_jax.sharding import by_image, check_divisible, make_mesh, replicated
@@ -82,11 +81,7 @@ def make_plan(config: RunConfig) -> Plan:
     model = abstract_model(config.model.name, pruning=pruning, **config.model.overrides())
     train_source, eval_source = (open_source(config.data, train=train) for train in (True, False))
     for source in (train_source, eval_source):
-        if source.num_classes != config.model.num_classes:
-            raise InputError(
-                f"{source.name} has {source.num_classes} classes and the model {config.model.num_classes}; "
-                f"set --config.model.num_classes={source.num_classes}."
-            )
+        check_classes(source, config.model.num_classes, f"set --config.model.num_classes={source.num_classes}")
     eval_batch_size = config.eval_batch_size or config.batch_size
     check_divisible("batch_size", config.batch_size, config.optimizer.accumulate)
     check_divisible("eval_batch_size", eval_batch_size)

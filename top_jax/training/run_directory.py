@@ -149,10 +149,9 @@ class RunDirectory:
         there, here = _meaning(self.read_config()), _meaning(config)
         changed = [key for key in here if key not in FREE_TO_CHANGE and here[key] != there.get(key)]
         if changed:
-            differences = ", ".join(f"{key} {there.get(key)!r} there, {here[key]!r} here" for key in changed[:3])
             raise InputError(
-                f"workdir {self.path} holds a run with another config ({differences}"
-                f"{', ...' if len(changed) > 3 else ''}); go on with the settings there, or choose another --workdir."
+                f"workdir {self.path} holds a run with another config ({told_differences(changed, there, here)}); go "
+                "on with the settings there, or choose another --workdir."
             )
 
 
@@ -201,6 +200,12 @@ def _meaning(config: RunConfig) -> dict[str, Any]:
     content["model"] |= dataclasses.asdict(model_config(config.model.name, **config.model.overrides()))
     content["pruning"] |= dataclasses.asdict(make_reduction(**config.pruning.settings()))
     return flatten(content)
+
+
+def told_differences(changed: list[str], there: dict[str, Any], here: dict[str, Any]) -> str:
+    """The first three of the settings that changed, with both values."""
+    told = ", ".join(f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in changed[:3])
+    return f"{told}{', ...' * (len(changed) > 3)}"
 
 
 def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:

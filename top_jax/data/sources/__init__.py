@@ -5,14 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from top_jax.config import DataConfig
-from top_jax.data.sources.base import Record, Source
+from top_jax.data.sources.base import Record, Source, check_classes
 from top_jax.data.sources.digits import DigitsSource
 from top_jax.data.sources.image_folder import ImageFolderSource, check_same_classes
 from top_jax.data.sources.packed import PackedSource
 from top_jax.data.sources.tfds import TfdsSource, how_to_prepare
 from top_jax.errors import InputError
 
-__all__ = ["DigitsSource", "ImageFolderSource", "PackedSource", "Record", "Source", "TfdsSource", "open_source"]
+__all__ = [
+    "DigitsSource",
+    "ImageFolderSource",
+    "PackedSource",
+    "Record",
+    "Source",
+    "TfdsSource",
+    "check_classes",
+    "open_source",
+]
 
 
 def open_source(config: DataConfig, *, train: bool) -> Source:

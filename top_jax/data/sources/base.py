@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from top_jax.errors import InputError
+
 
 class Record(NamedTuple):
     """One labelled image: an encoded file, or pixels uint8 [H, W, 3]."""
@@ -42,3 +44,9 @@ class Source(Protocol):
     def describe(self, index: int) -> str:
         """Where image `index` lies, for a message that names it, whether or not it can be read."""
         ...
+
+
+def check_classes(source: Source, num_classes: int, advice: str) -> None:
+    """Raises InputError, ending in `advice`, unless the source has as many classes as a model of `num_classes`."""
+    if source.num_classes != num_classes:
+        raise InputError(f"{source.name} has {source.num_classes} classes and the model {num_classes}; {advice}.")

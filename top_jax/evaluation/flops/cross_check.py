@@ -7,7 +7,6 @@ the jaxpr by XLA's rules (`xla_flops.py`), and what that does not explain is giv
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ from top_jax.evaluation.flops.xla_flops import expected_flops
 from top_jax.models import Backbone, BackboneConfig
 from top_jax.models.registry import BACKBONES
 from top_jax.models.sizes import MambaConfig
+from top_jax.models.weights import parameter_count
 from top_jax.pruning import Reduction
 
 
@@ -78,8 +78,7 @@ def trace_model(config: BackboneConfig, pruning: Reduction | None) -> TracedMode
     model.eval()
     image = jax.ShapeDtypeStruct((1, *config.img_size, 3), jnp.float32)
     traced = jax.jit(lambda model, image: model(image)).trace(model, image)
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    return TracedModel(traced, parameters, jax.default_backend())
+    return TracedModel(traced, parameter_count(model), jax.default_backend())
 
 
 def check_executed(model: TracedModel, cost: Cost) -> tuple[Multiplications, int, int]:
