@@ -139,7 +139,7 @@ def _try(name: str, bench: Bench) -> Result:
 
 
 def _report(arguments: argparse.Namespace, flags: list[str], results: list[Result]) -> dict[str, Any]:
-    from top_jax.training.run_directory import environment
+    from top_jax.environment import environment
 
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

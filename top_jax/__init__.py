@@ -8,8 +8,6 @@ Names load when they are first used, so that the operations and models need noth
 
 import importlib
 import importlib.util
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,25 +53,17 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _find_kernels() -> None:
-    """Makes `top_jax.kernels` importable in a checkout that is not installed.
+def _check_kernels() -> None:
+    """Reports a checkout whose link `top_jax/kernels -> ../kernels` is missing or was written out as a text file.
 
-    An installation maps the folder `kernels/` into the package (pyproject.toml, `package-dir`): the plain name
-    `kernels` belongs to another project on the package index.
+    The plain name `kernels` belongs to another project on the package index: an installation maps the folder into the
+    package (pyproject.toml, `package-dir`), and a checkout has the link.
     """
-    package = Path(__file__).parent
-    beside = package.parent / "kernels"
-    if (package / "kernels").is_dir() or not (beside / "__init__.py").is_file():
-        return
-    name = f"{__name__}.kernels"
-    spec = importlib.util.spec_from_file_location(
-        name, beside / "__init__.py", submodule_search_locations=[str(beside)]
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    globals()["kernels"] = module  # as an import would
+    if importlib.util.find_spec(f"{__name__}.kernels") is None:
+        raise ImportError(
+            "top_jax.kernels is missing: this checkout has no link top_jax/kernels -> ../kernels (git needs "
+            "core.symlinks=true to make it). Install the package instead: pip install -e ."
+        )
 
 
-_find_kernels()
+_check_kernels()

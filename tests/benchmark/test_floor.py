@@ -8,8 +8,9 @@ import pytest
 
 from top_jax.benchmark import floor
 from top_jax.benchmark.cases import VIM_SMALL, ScanCase, make_arrays, model_case
-from top_jax.benchmark.floor import Ceilings, Work, floor_of, measure_ceilings, nvidia_smi, scan_work
+from top_jax.benchmark.floor import Ceilings, Work, floor_of, measure_ceilings, scan_work
 from top_jax.benchmark.timing import Rounds
+from top_jax.environment import nvidia_smi
 
 # About an H200's copy bandwidth and clock: round numbers to calculate with, not measured by this code.
 H200_LIKE = Ceilings(4.3e12, 132, 1.98e9, "by hand")

@@ -143,7 +143,7 @@ def test_report(field, programs, tmp_path, monkeypatch):
         "load_average",
         "device",
         "driver",
-        "versions",
+        "packages",
         "date",
         "method",
         "budget_s",

@@ -5,13 +5,14 @@ import json
 import jax
 import pytest
 
-from top_jax.benchmark.report import environment, table, write_whole
+from top_jax.benchmark.report import table, write_whole
+from top_jax.environment import environment
 from top_jax.errors import InputError
 
 
 def test_environment():
     found = json.loads(json.dumps(environment()))
-    assert found["device"] == jax.devices()[0].device_kind and found["versions"]["jax"] == jax.__version__
+    assert found["device"] == jax.devices()[0].device_kind and found["packages"]["jax"] == jax.__version__
     assert found["date"].startswith("20") and found["driver"] == found["nvidia_smi"].get("driver_version")
 
 

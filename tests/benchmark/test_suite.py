@@ -63,7 +63,7 @@ def test_report(tmp_path, monkeypatch, capsys):
     report = json.loads(file.read_text())
     assert report["suite"] == "cpu" and report["note"].startswith("not yet measured on a GPU") and report["finished"]
     assert {goal["state"] for goal in report["goals"]} == {"not measured"}
-    assert report["versions"]["jax"] and report["date"] and report["auto"]["name"] == "xla"
+    assert report["packages"]["jax"] and report["date"] and report["auto"]["name"] == "xla"
     printed = capsys.readouterr().out
     assert "not yet measured on a GPU" in printed and "1 ok, 1 failed, 0 skipped" in printed
 

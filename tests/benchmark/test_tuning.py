@@ -60,7 +60,7 @@ def test_search(no_tables, fake_h200, monkeypatch, capsys):
     assert json.loads(table_file.read_text()) == table
     assert list(table["blocks"]) == ["pallas/E8/N2"] and table["not_tuned"] == []
     assert set(table["fastest_first"]) == {"pallas", "xla"}
-    assert table["driver"] == "580.1" and table["versions"]["jax"] and table["date"]
+    assert table["driver"] == "580.1" and table["packages"]["jax"] and table["date"]
     tried = {(r["forward_channels"], r["backward_channels"], r["chunk"]) for r in table["measured"] if "chunk" in r}
     assert {channels for channels, _, _ in tried} == {4, 8} and {chunk for _, _, chunk in tried} == {
         2,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from top_jax.training.memory import peak_memory, step_memory
+from top_jax.memory import peak_memory, step_memory
 
 
 @pytest.mark.parametrize("donate", [(), (0,)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ from top_jax.ablation.rows import Row, from_bits
 from top_jax.ablation.statistics import summarise
 from top_jax.ablation.tables import arrange, as_csv, markdown
 from top_jax.config import RunConfig
-from top_jax.training.run_directory import environment, write_text
+from top_jax.environment import environment
+from top_jax.files import write_json, write_text
 
 
 def write_report(results: Results, config: RunConfig) -> None:
@@ -33,7 +33,7 @@ def write_report(results: Results, config: RunConfig) -> None:
         "rows": [_without_bits(row) for row in rows],
         "cells": [dataclasses.asdict(cell) for cell in cells],
     }
-    write_text(path / "results.json", json.dumps(content, indent=2) + "\n")
+    write_json(path / "results.json", content)
     write_text(path / "tables.md", markdown(tables, rows, _in_words(about, rows, config)))
     write_text(path / "tables.csv", as_csv(tables))
     np.savez_compressed(path / "correctness.npz", **_correctness(rows))
@@ -49,11 +49,11 @@ def _correctness(rows: list[Row]) -> dict[str, Any]:
 def _in_words(about: dict[str, Any], rows: list[Row], config: RunConfig) -> str:
     pruned = {row["checkpoint"]: " (pruned in its own training)" * row["trained_pruned"] for row in rows}
     checkpoints = ", ".join(f"{name}{how}" for name, how in pruned.items())
-    devices = about["environment"]["devices"]
+    where = about["environment"]
     data = config.data.name or config.data.source
     return (
         f"{config.model.name} on {data}/{config.data.eval_split}, {rows[0]['images']} images; checkpoints "
-        f"{checkpoints}; {len(devices)} x {devices[0]}, JAX {about['environment']['packages']['jax']}, {about['date']}."
+        f"{checkpoints}; {where['devices']} x {where['device']}, JAX {where['packages']['jax']}, {about['date']}."
     )
 
 

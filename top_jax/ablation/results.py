@@ -16,8 +16,9 @@ from typing import Any
 from top_jax.ablation.rows import Row, describe, identity
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
+from top_jax.files import write_json, write_text
 from top_jax.pruning import Pruning
-from top_jax.training.run_directory import FREE_TO_CHANGE, flatten, told_differences, write_text
+from top_jax.training.run_directory import FREE_TO_CHANGE, flatten, told_differences
 
 
 class Results:
@@ -40,7 +41,7 @@ class Results:
             rows = _whole_lines(self._file)
             # Written anew, because a kill may have cut the last line short.
             write_text(self._file, "".join(json.dumps(row) + "\n" for row in rows))
-            write_text(path / "settings.json", json.dumps(settings, indent=2) + "\n")
+            write_json(path / "settings.json", settings)
         except OSError as error:
             raise InputError(f"{path} cannot be written ({error.strerror}); choose another --out.") from error
         self._rows = {identity(row): row for row in rows}

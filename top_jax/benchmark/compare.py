@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from top_jax.benchmark.contestants import Contestant, field_of
 from top_jax.benchmark.programs import PASSES
 from top_jax.benchmark.race import LEAST_ROUNDS, WARM_UP, Race, growing, memory_limit
-from top_jax.benchmark.report import environment, write_whole
+from top_jax.benchmark.report import write_whole
 from top_jax.benchmark.speedup import LEAST_SHARE, conclusions, judged_by
+from top_jax.environment import environment
 from top_jax.errors import InputError
 from top_jax.ops import implementations
 from top_jax.pruning import Reduction

@@ -18,7 +18,7 @@ def text(report: dict[str, Any]) -> str:
 
 def _where(report: dict[str, Any]) -> str:
     driver = f", driver {report['driver']}" if report["driver"] else ""
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in report["packages"].items())
     height, width = report["img_size"]
     scans = f", scans by {report['implementation']}" if report["implementation"] else ""
     method = report["method"]

@@ -14,8 +14,6 @@ Source of the rate: CUDA C++ Programming Guide, throughput of native arithmetic 
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -26,7 +24,6 @@ from top_jax.benchmark.timing import Rounds, Timing, over_sets, time_in_turn, to
 
 EXPONENTIALS_PER_CLOCK: Final = 16  # of one multiprocessor
 COPY_BYTES: Final = 2**30  # of one array: far beyond any cache
-_QUERY: Final = ("name", "driver_version", "clocks.max.sm", "clocks.sm", "power.limit")
 
 
 class Ceilings(NamedTuple):
@@ -129,16 +126,3 @@ def copy_bandwidth(size: int, rounds: Rounds) -> float:
         problems = "; ".join(told(result) for result in results.values() if isinstance(result, Exception))
         raise RuntimeError(f"no copy of {size} bytes ran ({problems})")
     return 2 * 4 * words / min(times)
-
-
-def nvidia_smi() -> dict[str, str]:
-    """Name, driver, highest and present SM clock (MHz) and power limit of the first GPU, only read; else `problem`."""
-    if shutil.which("nvidia-smi") is None:
-        return {"problem": "nvidia-smi is not there"}
-    command = ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        return {"problem": told(error)}
-    first = done.stdout.strip().splitlines()[:1]
-    return dict(zip(_QUERY, (value.strip() for value in first[0].split(",")), strict=False)) if first else {}

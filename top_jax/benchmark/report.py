@@ -2,52 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import importlib.util
-import json
-import os
-import platform
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import jax
-
-from top_jax.benchmark.floor import nvidia_smi
+from top_jax.environment import environment
 from top_jax.errors import InputError
-from top_jax.ops import implementations
-
-PACKAGES: Final = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "triton", "jax-triton", "top-jax")
-
-
-def environment() -> dict[str, Any]:
-    """Device, driver, versions and date. Packages that are not installed have no version."""
-    device, card = implementations.device(), nvidia_smi()
-    return {
-        "device": device.device_kind,
-        "platform": device.platform,
-        "devices": jax.device_count(),
-        "compute_capability": str(getattr(device, "compute_capability", "")) or None,
-        "driver": card.get("driver_version"),
-        "nvidia_smi": card,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": versions(),
-        # `default` lets a GPU multiply float32 matrices in TF32.
-        "matmul_precision": jax.config.values["jax_default_matmul_precision"] or "default",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that numbers may depend on."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+from top_jax.files import write_json
 
 
 def write_whole(file: Path, content: Any) -> None:
@@ -56,13 +16,9 @@ def write_whole(file: Path, content: Any) -> None:
     Raises:
         InputError: it cannot be written there.
     """
-    beside = file.with_name(f"{file.name}.part")
     try:
-        beside.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(beside, file)
+        write_json(file, content)
     except OSError as error:
-        if beside.is_file():
-            beside.unlink()
         raise InputError(f"{file} cannot be written ({error.strerror}); choose another file with --out.") from error
 
 

@@ -13,8 +13,8 @@ from top_jax.benchmark.associative import STATES_KEPT, associative_scan
 from top_jax.benchmark.cases import Arrays, ScanCase, make_arrays, make_cotangent
 from top_jax.benchmark.floor import Ceilings, floor_of, scan_work
 from top_jax.benchmark.timing import Rounds, Row, Timing, compile_all, over_sets, time_in_turn, told
-from top_jax.kernels.blocks import Blocks  # pyright: ignore[reportMissingImports]  mapped by pyproject.toml
-from top_jax.kernels.operands import ScanPlan  # pyright: ignore[reportMissingImports]
+from top_jax.kernels.blocks import Blocks
+from top_jax.kernels.operands import ScanPlan
 from top_jax.ops import directional_scan, selective_scan
 from top_jax.ops.directional_scan import one_by_one
 from top_jax.ops.fused import make_operands

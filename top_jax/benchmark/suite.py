@@ -14,12 +14,13 @@ from typing import Any, Final, NamedTuple
 
 from top_jax.benchmark import cases, contract
 from top_jax.benchmark.cases import ScanCase, both_directions, model_case
-from top_jax.benchmark.floor import Ceilings, measure_ceilings, nvidia_smi
+from top_jax.benchmark.floor import Ceilings, measure_ceilings
 from top_jax.benchmark.goals import NEEDED_DEVICE, judge
 from top_jax.benchmark.models import ModelCase, time_model
-from top_jax.benchmark.report import environment, table, write_whole
+from top_jax.benchmark.report import table, write_whole
 from top_jax.benchmark.scans import APART, ASSOCIATIVE, time_scans
 from top_jax.benchmark.timing import Rounds, Row, dispatch_seconds, told
+from top_jax.environment import environment, nvidia_smi
 from top_jax.ops import implementations
 from top_jax.ops.implementations import KERNELS
 from top_jax.pruning import Pruning
@@ -103,7 +104,7 @@ def run_suite(file: Path, budget: float = BUDGET) -> list[str]:
     }
     write_whole(file, report)  # before minutes are spent
     print("{device} ({platform}), driver {driver}, {date}".format(**where))
-    print(f"{', '.join(f'{name} {version}' for name, version in where['versions'].items())}")
+    print(f"{', '.join(f'{name} {version}' for name, version in where['packages'].items())}")
     print(f"auto runs {choice.name!r}: {choice.why}", flush=True)
     if not on_gpu:
         print(NOT_ON_A_GPU, flush=True)

@@ -12,17 +12,16 @@ import datetime
 import math
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from top_jax.benchmark.cases import MODELS, ScanCase, model_case
-from top_jax.benchmark.floor import Ceilings, nvidia_smi
-from top_jax.benchmark.report import versions
+from top_jax.benchmark.floor import Ceilings
 from top_jax.benchmark.scans import PASSES, input_sets, scan_of, time_programs, time_scans, with_gradients
 from top_jax.benchmark.timing import Rounds, Row, Timing, told
+from top_jax.environment import environment, nvidia_smi
 from top_jax.errors import InputError
-from top_jax.kernels.blocks import (  # pyright: ignore[reportMissingImports]  mapped by pyproject.toml
+from top_jax.kernels.blocks import (
     Blocks,
     by_rule,
     table_key,
@@ -116,7 +115,7 @@ def tune(
         "device": target.device,
         "driver": target.driver,
         "date": datetime.date.today().isoformat(),
-        "versions": versions(),
+        "packages": environment()["packages"],
         "fastest_first": list(target.implementations),
         "not_tuned": [case.label() for case in target.shapes],
         "blocks": {},
@@ -173,7 +172,7 @@ def _search(name: str, case: ScanCase, space: Space, rounds: Rounds, measured: l
 
     start = by_rule(name.removesuffix("_interpret"), case.width, case.states)
     sizes = [(channels, warps) for channels, warps in space.channels_warps if channels < 2 * case.width]
-    change: Callable[..., Blocks] = dataclasses.replace
+    change = dataclasses.replace
     forward = [start, *(change(start, forward_channels=c, forward_warps=w) for c, w in sizes)]
     start = best_of(forward, PASSES[0])
     if start is None:

@@ -63,8 +63,8 @@ def main(arguments: list[str]) -> None:
 
 def installation() -> dict[str, Any]:
     """Versions, devices, the scan that `auto` chooses, and what is missing for the rest."""
+    from top_jax.environment import environment
     from top_jax.ops.implementations import IMPLEMENTATIONS, choose, obstacle
-    from top_jax.training.run_directory import environment
 
     choice = choose()
     optional = {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from top_jax import files
 from top_jax.convert import safetensors_file, torch_file
 from top_jax.errors import InputError
 
@@ -74,12 +74,8 @@ def new_file(path: str | Path) -> Iterator[Path]:
     Raises:
         InputError: it cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.tmp")  # short: the name may be as long as a name can be
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with files.new_file(path) as temporary:
+            yield temporary
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); choose another place.") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from top_jax.errors import InputError
-from top_jax.kernels.blocks import Blocks  # pyright: ignore[reportMissingImports]  mapped by pyproject.toml
-from top_jax.kernels.operands import (  # pyright: ignore[reportMissingImports]
+from top_jax.kernels.blocks import Blocks
+from top_jax.kernels.operands import (
     TOKEN_WORTH,
     ScanOperands,
     ScanPlan,

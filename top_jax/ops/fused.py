@@ -9,18 +9,18 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 
-from top_jax.kernels.blocks import (  # pyright: ignore[reportMissingImports]  mapped by pyproject.toml
+from top_jax.kernels.blocks import (
     Blocks,
     choose,
 )
-from top_jax.kernels.operands import (  # pyright: ignore[reportMissingImports]
+from top_jax.kernels.operands import (
     ScanGradients,
     ScanOperands,
     ScanOutputs,
     ScanPlan,
 )
-from top_jax.kernels.pallas_scan import pallas_backward, pallas_forward  # pyright: ignore[reportMissingImports]
-from top_jax.kernels.triton_scan import triton_backward, triton_forward  # pyright: ignore[reportMissingImports]
+from top_jax.kernels.pallas_scan import pallas_backward, pallas_forward
+from top_jax.kernels.triton_scan import triton_backward, triton_forward
 from top_jax.ops.implementations import device_kind
 from top_jax.ops.partition import split_over_batch
 from top_jax.typing import Inner, PerChannel, PerToken, Selective, StateMatrix

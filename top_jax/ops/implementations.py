@@ -12,9 +12,9 @@ import jax
 from absl import logging
 
 from top_jax.errors import InputError
-from top_jax.kernels import blocks  # pyright: ignore[reportMissingImports]  mapped by pyproject.toml
-from top_jax.kernels.operands import ScanOperands, ScanPlan  # pyright: ignore[reportMissingImports]
-from top_jax.kernels.triton_scan import triton_forward  # pyright: ignore[reportMissingImports]
+from top_jax.kernels import blocks
+from top_jax.kernels.operands import ScanOperands, ScanPlan
+from top_jax.kernels.triton_scan import triton_forward
 from top_jax.ops.reference import selective_scan_reference
 from top_jax.ops.xla import selective_scan_xla
 

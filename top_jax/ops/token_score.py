@@ -9,7 +9,7 @@ from typing import Final
 
 import jax.numpy as jnp
 
-from top_jax.kernels.operands import TOKEN_WORTH  # pyright: ignore[reportMissingImports]  mapped by pyproject.toml
+from top_jax.kernels.operands import TOKEN_WORTH
 from top_jax.typing import Inner, PerToken
 
 TOKEN_SCORES: Final = tuple(TOKEN_WORTH)

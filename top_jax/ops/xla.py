@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from top_jax.kernels.chunked_scan import (  # pyright: ignore[reportMissingImports]  mapped by pyproject.toml
+from top_jax.kernels.chunked_scan import (
     ScanInputs,
     chunked_scan_backward,
     chunked_scan_forward,

@@ -21,11 +21,11 @@ from top_jax.data import Batches, prefetch_to_device
 from top_jax.errors import RunError
 from top_jax.evaluation.accuracy import evaluate, make_eval_step
 from top_jax.evaluation.flops import count_macs
+from top_jax.memory import peak_memory
 from top_jax.models.weights import Weights
 from top_jax.training.checkpoints import Checkpoints, Position
 from top_jax.training.compilation_cache import enable_compilation_cache
 from top_jax.training.interruption import Agreement, Interruption
-from top_jax.training.memory import peak_memory
 from top_jax.training.messages import announce, conclude
 from top_jax.training.plan import Plan, make_plan
 from top_jax.training.programs import TrainPrograms

@@ -9,11 +9,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from top_jax import distributed
+from top_jax.memory import step_memory
 from top_jax.models import abstract_model
 from top_jax.models.weights import Weights
 from top_jax.sharding import in_parts, replicated
 from top_jax.training.keep_ratio import Stage, stage_at
-from top_jax.training.memory import step_memory
 from top_jax.training.plan import Plan
 from top_jax.training.state import TrainState
 from top_jax.training.steps import DeviceBatch, Metrics, make_train_step

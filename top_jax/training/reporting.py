@@ -13,7 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from top_jax.training.run_directory import RunDirectory, write_text
+from top_jax.files import write_text
+from top_jax.training.run_directory import RunDirectory
 from top_jax.training.tensorboard import ScalarWriter
 
 

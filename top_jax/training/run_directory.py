@@ -13,20 +13,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import jax
-
-import top_jax
-from top_jax import distributed
+from top_jax import distributed, files
 from top_jax.config import RunConfig
+from top_jax.environment import environment
 from top_jax.errors import InputError
 from top_jax.models import model_config
 from top_jax.pruning import make_reduction
@@ -140,7 +134,7 @@ class RunDirectory:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Writes one of its JSON files, whole or not at all."""
-        write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+        files.write_json(self.path / name, content)
 
     def _not_writable(self, error: OSError) -> InputError:
         return InputError(f"workdir {self.path} cannot be written ({error.strerror}); choose another with --workdir.")
@@ -153,42 +147,6 @@ class RunDirectory:
                 f"workdir {self.path} holds a run with another config ({told_differences(changed, there, here)}); go "
                 "on with the settings there, or choose another --workdir."
             )
-
-
-def environment() -> dict[str, Any]:
-    """Versions, devices and git revision, for a reader who wants to repeat the run."""
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "pillow")
-    return {
-        "top_jax": top_jax.__version__,
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in names},
-        "backend": jax.default_backend(),
-        "devices": [device.device_kind for device in jax.devices()],
-        "git": _git_revision(),
-    }
-
-
-def write_text(file: Path, text: str) -> None:
-    """Writes a file that is either the old one or the whole new one, whenever the process dies."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        with temporary.open("w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _git_revision() -> str | None:
-    """The checkout's commit, with "-dirty" where it is changed; None for an installed package."""
-    command = ["git", "-C", str(Path(top_jax.__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _meaning(config: RunConfig) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 
 from top_jax.config import RunConfig
 from top_jax.errors import RunError
+from top_jax.memory import step_memory
 from top_jax.models import Backbone, abstract_model
 from top_jax.pruning import make_reduction
 from top_jax.sharding import by_image, check_divisible, in_parts, make_mesh
-from top_jax.training.memory import step_memory
 from top_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from top_jax.training.programs import compile_step
 from top_jax.training.start import first_state
@@ -40,7 +40,7 @@ class StepSpeed:
         steps: how many were timed, after one that was not.
         seconds: median of a step.
         compile_seconds: to trace and compile it.
-        memory: of the compiled step on each device (`top_jax.training.memory.step_memory`).
+        memory: of the compiled step on each device (`top_jax.memory.step_memory`).
     """
 
     batch_size: int

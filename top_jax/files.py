@@ -1,0 +1,58 @@
+"""Files that are whole at any moment: a reader, a kill or a second writer meets the old file or the new one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary file to write to; it replaces `path` when the block ends without an error.
+
+    The name is unique, so that two processes or threads never write to the same file: the last to finish wins. A link
+    at `path` is replaced, not followed. After an error, nothing is left behind.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    path = Path(path)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".new-", suffix=".tmp")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.chmod(0o666 & ~_umask())  # mkstemp lets nobody else read
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file, whole or not at all. Raises OSError as `new_file` does."""
+    with new_file(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Writes a JSON file, indented, whole or not at all. Raises OSError as `new_file` does."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _sync(path: Path) -> None:
+    """Waits until the content is on the disk: a rename that outlives its content leaves an empty file."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _umask() -> int:
+    """The process's file mode creation mask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
