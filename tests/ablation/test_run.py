@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from top_jax.ablation import Finetune
+from top_jax.ablation.evaluate import Images
 from top_jax.ablation.finetune import config_of
-from top_jax.ablation.images import Images
-from top_jax.ablation.results import Results, common_settings
-from top_jax.ablation.rows import from_bits
+from top_jax.ablation.results import Results, common_settings, from_bits
 from top_jax.data import open_source
 from top_jax.errors import InputError
 from top_jax.evaluation.accuracy import evaluate_model
@@ -167,7 +166,7 @@ def test_images_are_read_once_where_they_fit(config, monkeypatch):
     first, second = ([np.asarray(batch["index"]).tolist() for batch in images] for _ in range(2))
     assert first == second == [list(range(16)), [*range(16, 20), *[-1] * 12]]
     assert sorted(reads) == list(range(20)) and images.held
-    monkeypatch.setattr("top_jax.ablation.images.HELD_BYTES", 20 * 8 * 8 * 3 - 1)
+    monkeypatch.setattr("top_jax.ablation.evaluate.HELD_BYTES", 20 * 8 * 8 * 3 - 1)
     reads.clear()
     images = make()
     assert not images.held and [len(list(images)) for _ in range(2)] == [2, 2]

@@ -10,9 +10,9 @@ from matplotlib.image import imread
 from scipy import stats
 
 from top_jax.ablation import compare, summarise
-from top_jax.ablation.paired import mcnemar
 from top_jax.ablation.picture import draw
-from top_jax.ablation.rows import describe, from_bits, identity, to_bits
+from top_jax.ablation.results import describe, from_bits, identity, to_bits
+from top_jax.ablation.statistics import mcnemar
 from top_jax.ablation.tables import arrange, as_csv, markdown, name_of
 from top_jax.pruning import Pruning
 

@@ -6,9 +6,8 @@ import numpy as np
 
 from top_jax.evaluation.trace import CLASS
 from top_jax.figures.attention_maps import attention_maps
-from top_jax.figures.kept_tokens import kept_tokens
-from top_jax.figures.score_maps import score_maps
-from top_jax.figures.traversals import traversals
+from top_jax.figures.kept_tokens import kept_tokens, score_maps
+from top_jax.figures.scan_paths import scan_paths
 
 
 def test_kept_tokens(examination):
@@ -31,13 +30,13 @@ def test_scores_lie_where_their_tokens_are(examination):
 
 
 def test_paths_and_their_gaps(examination):
-    paths = traversals(examination)
+    paths = scan_paths(examination)
     assert paths.block == 2
     assert paths.steps["hold"].tolist() == [[0, CLASS, 3, 5], [5, 3, CLASS, 0]]
     assert paths.gaps["hold"].tolist() == [[0, 2, 0, 1], [0, 1, 0, 2]]
     assert paths.steps["none, score order"][0].tolist() == [5, CLASS, 0, 3]
     assert not paths.gaps["none, score order"].any() and not paths.gaps["dense"].any()
-    assert traversals(examination._replace(traces={"hold": examination.own})) is None
+    assert scan_paths(examination._replace(traces={"hold": examination.own})) is None
 
 
 def test_attention_of_the_class_token_over_its_mean(examination):

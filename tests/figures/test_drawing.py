@@ -10,18 +10,18 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from top_jax.data.transforms import resize_center_crop
-from top_jax.figures import kept_tokens, record, score_maps, traversals
-from top_jax.figures.cells import draw_map
 from top_jax.figures.examine import name_of, variants_of, with_reduction
-from top_jax.figures.page import DPI, MARGIN, PITCH, Panel, Section, draw_page
+from top_jax.figures.kept_tokens import kept_section, kept_tokens, score_maps, scores_section
+from top_jax.figures.page import DPI, MARGIN, PITCH, Panel, Section, draw_map, draw_page
 from top_jax.figures.photo import crop_for_display
-from top_jax.figures.sheet import Subject, describe, draw_sheet
+from top_jax.figures.scan_paths import paths_section, scan_paths
+from top_jax.figures.sheet import ARRAYS, Subject, describe_reduction, draw_sheet
 from top_jax.models import abstract_model, model_config
 from top_jax.pruning import Evit, Merging, Pruning
 
 
 def test_dropped_patches_are_grey_and_kept_ones_are_not(examination, photo, pixels_of):
-    section = kept_tokens.section(kept_tokens.kept_tokens(examination.own, 6), photo, merges=False)
+    section = kept_section(kept_tokens(examination.own, 6), photo, merges=False)
     (panels,) = section.rows
     assert [panel.title for panel in panels] == ["input: 2 x 3 = 6 tokens", "after block 1: 3 of 6 tokens kept"]
     before, after = (pixels_of(panel.draw, photo).astype(int) for panel in panels)
@@ -37,8 +37,8 @@ def test_dropped_patches_are_grey_and_kept_ones_are_not(examination, photo, pixe
 
 def test_merged_patches_have_one_colour(examination, photo, pixels_of):
     stage = examination.own.stages[1]._replace(source=np.array([[0, 0, 1, 2, 2, 2]]), scores=None)
-    kept = kept_tokens.kept_tokens(examination.own._replace(stages={1: stage}), 6)
-    (panels,) = kept_tokens.section(kept, photo, merges=True).rows
+    kept = kept_tokens(examination.own._replace(stages={1: stage}), 6)
+    (panels,) = kept_section(kept, photo, merges=True).rows
     assert panels[1].title == "after block 1: 6 patches in 3 tokens"
     after = pixels_of(panels[1].draw, photo)
     np.testing.assert_array_equal(after[16, 16], (100, 0, 100))  # half red, half blue
@@ -47,15 +47,15 @@ def test_merged_patches_have_one_colour(examination, photo, pixels_of):
 
 
 def test_fused_tokens_are_told(examination, photo):
-    kept = kept_tokens.kept_tokens(examination.own, 6)._replace(tokens=np.array([4]), fused=np.array([1]))
-    (panels,) = kept_tokens.section(kept, photo, merges=False).rows
+    kept = kept_tokens(examination.own, 6)._replace(tokens=np.array([4]), fused=np.array([1]))
+    (panels,) = kept_section(kept, photo, merges=False).rows
     assert panels[1].title == "after block 1: 3 of 6 tokens kept, + 1 fused of the rest"
 
 
 def test_the_brightest_score_and_the_hatched(examination, photo, pixels_of):
-    maps = score_maps.score_maps(examination.own, 6)
+    maps = score_maps(examination.own, 6)
     maps = maps._replace(scores=np.where(np.arange(6) == 4, np.nan, maps.scores))
-    (panels,) = score_maps.section(maps, photo, score="clip").rows
+    (panels,) = scores_section(maps, photo, score="clip").rows
     picture = pixels_of(panels[0].draw, photo).astype(int)
     centres = [picture[row * 32 + 16, column * 32 + 16] for row in range(2) for column in range(3)]
     brightness = [centre.sum() for place, centre in enumerate(centres) if place != 4]
@@ -65,7 +65,7 @@ def test_the_brightest_score_and_the_hatched(examination, photo, pixels_of):
 
 def test_paths_of_equal_shape_are_one_panel(examination, photo):
     traces = {**examination.traces, "decay": examination.own}
-    (panels,) = traversals.section(traversals.traversals(examination._replace(traces=traces)), photo).rows
+    (panels,) = paths_section(scan_paths(examination._replace(traces=traces)), photo).rows
     titles = [panel.title for panel in panels]
     assert len(titles) == 6 and "hold = decay: forward" in titles and "dense: backward" in titles
 
@@ -110,7 +110,7 @@ def test_sheet(examination, photo, tmp_path):
     for side in (pixels[:edge], pixels[-edge:], pixels[:, :edge], pixels[:, -edge:]):
         assert (side == 255).all()  # nothing reaches into the margin
     with np.load(tmp_path / "a.b.npz") as arrays:
-        documented = {name.split("/")[0] for name in record.ARRAYS}
+        documented = {name.split("/")[0] for name in ARRAYS}
         assert {name.split("/")[0] for name in arrays.files} == documented
         np.testing.assert_array_equal(arrays["kept"], [[True, False, False, True, False, True]])
         assert "attention/none, score order/2" in arrays.files
@@ -150,7 +150,7 @@ def test_variants():
     ],
 )
 def test_describe(reduction, text):
-    assert describe(reduction) == text
+    assert describe_reduction(reduction) == text
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,8 @@ and errors of the rows, and `report.py` tables and a picture of those.
 
 from top_jax.ablation.finetune import Finetune
 from top_jax.ablation.grid import ALIGNMENTS, TABLES, base_pruning, make_grid
-from top_jax.ablation.paired import Comparison, compare
 from top_jax.ablation.run import run_ablation
-from top_jax.ablation.statistics import Cell, summarise
+from top_jax.ablation.statistics import Cell, Comparison, compare, summarise
 
 __all__ = [
     "ALIGNMENTS",

@@ -9,10 +9,10 @@ from typing import Any, Final, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from top_jax.ablation.rows import ratio_of, ratio_text
+from top_jax.ablation.results import ratio_of, ratio_text
 from top_jax.ablation.statistics import Cell
 from top_jax.ablation.tables import CONVENTION
-from top_jax.figures.colours import BLACK, BLUE, GREEN, ORANGE, VERMILLION
+from top_jax.figures.page import BLACK, BLUE, GREEN, ORANGE, VERMILLION
 from top_jax.pruning.score import CONTROLS
 
 GREY: Final = "#666666"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import datetime
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,17 +17,19 @@ import numpy as np
 from flax import nnx
 
 from top_jax.ablation import finetune as tuning
+from top_jax.ablation.evaluate import Images, Program, counted, left_out
 from top_jax.ablation.finetune import Finetune
 from top_jax.ablation.grid import DENSE, check_settings, program
-from top_jax.ablation.images import Images, counted, left_out
-from top_jax.ablation.report import write_report
-from top_jax.ablation.results import Results, common_settings
-from top_jax.ablation.rows import Row, describe, label, to_bits
-from top_jax.ablation.selectable import Program
+from top_jax.ablation.picture import draw
+from top_jax.ablation.results import Results, Row, common_settings, describe, from_bits, label, to_bits
+from top_jax.ablation.statistics import summarise
+from top_jax.ablation.tables import arrange, as_csv, markdown
 from top_jax.config import RunConfig
 from top_jax.data import check_classes, open_source
+from top_jax.environment import environment
 from top_jax.errors import InputError
 from top_jax.evaluation.flops import count_macs
+from top_jax.files import write_json, write_text
 from top_jax.models import abstract_model, model_config
 from top_jax.models.weights import Weights
 from top_jax.pruning import Pruning
@@ -234,3 +238,46 @@ def _check_different(checkpoints: list[Checkpoint]) -> None:
                 "two seeds of a model; leave one out."
             )
         seen[checkpoint.fingerprint] = checkpoint.path
+
+
+def write_report(results: Results, config: RunConfig) -> None:
+    """Writes results.json, correctness.npz, tables.md, tables.csv and accuracy_vs_gflops.png.
+
+    correctness.npz has, for the rows of results.json in their order: `correct` uint8 [rows, bytes], one bit per image
+    (`np.unpackbits(correct, axis=1, count=images)`), and `index` int64 [images], the images' places in the source.
+    """
+    rows, path, base = results.rows, results.path, results.settings["base"]
+    cells = summarise(rows)
+    tables = arrange(cells, base)
+    about = {"environment": environment(), "date": datetime.date.today().isoformat(), "settings": results.settings}
+    content = {
+        **about,
+        "rows": [_without_bits(row) for row in rows],
+        "cells": [dataclasses.asdict(cell) for cell in cells],
+    }
+    write_json(path / "results.json", content)
+    write_text(path / "tables.md", markdown(tables, rows, _in_words(about, rows, config)))
+    write_text(path / "tables.csv", as_csv(tables))
+    np.savez_compressed(path / "correctness.npz", **_correctness(rows))
+    draw(cells, base, path / "accuracy_vs_gflops.png")
+
+
+def _correctness(rows: list[Row]) -> dict[str, Any]:
+    images, missing = rows[0]["images"], rows[0]["left_out"]
+    index = np.setdiff1d(np.arange(images + len(missing)), missing)
+    return {"correct": np.stack([np.packbits(from_bits(row)) for row in rows]), "index": index}
+
+
+def _in_words(about: dict[str, Any], rows: list[Row], config: RunConfig) -> str:
+    pruned = {row["checkpoint"]: " (pruned in its own training)" * row["trained_pruned"] for row in rows}
+    checkpoints = ", ".join(f"{name}{how}" for name, how in pruned.items())
+    where = about["environment"]
+    data = config.data.name or config.data.source
+    return (
+        f"{config.model.name} on {data}/{config.data.eval_split}, {rows[0]['images']} images; checkpoints "
+        f"{checkpoints}; {where['devices']} x {where['device']}, JAX {where['packages']['jax']}, {about['date']}."
+    )
+
+
+def _without_bits(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name != "correct_bits"}

@@ -8,9 +8,8 @@ import io
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
-from top_jax.ablation.paired import Comparison, compare
-from top_jax.ablation.rows import Row, label, ratio_of, ratio_text
-from top_jax.ablation.statistics import Cell, Number
+from top_jax.ablation.results import Row, label, ratio_of, ratio_text
+from top_jax.ablation.statistics import Cell, Comparison, Number, compare
 from top_jax.pruning import WAYS
 
 CONVENTION: Final = "published"

@@ -60,10 +60,8 @@ def visualize(
     """Draws the pictures into a folder and returns their index."""
     from top_jax.data import preprocess
     from top_jax.figures.examine import examiner, name_of, variants_of
-    from top_jax.figures.photo import crop_for_display
-    from top_jax.figures.pictures import stems_of
-    from top_jax.figures.record import ARRAYS
-    from top_jax.figures.sheet import Subject, describe, draw_sheet
+    from top_jax.figures.photo import crop_for_display, stems_of
+    from top_jax.figures.sheet import ARRAYS, Subject, describe_reduction, draw_sheet
 
     data, blocks = config.data, _blocks(model)
     (height, width), patch = model.config.img_size, model.config.patch_size
@@ -95,8 +93,8 @@ def visualize(
     return {
         "checkpoint": str(checkpoint),
         "model": config.model.name,
-        "pruning": describe(model.pruning),
-        "variants": {name: describe(reduction) for name, reduction in variants.items()},
+        "pruning": describe_reduction(model.pruning),
+        "variants": {name: describe_reduction(reduction) for name, reduction in variants.items()},
         "attention_of_blocks": list(blocks),
         "device": jax.devices()[0].device_kind,
         "images": images,
@@ -107,7 +105,7 @@ def visualize(
 def _pictures(files: list[str], config: RunConfig) -> tuple[list[Any], tuple[str, ...]]:
     """The `Picture`s to draw, and what their classes are called."""
     from top_jax.data import open_source
-    from top_jax.figures.pictures import of_files, of_source
+    from top_jax.figures.photo import of_files, of_source
 
     if bool(files) == bool(_EXAMPLES.value):
         came = f"{len(files)} images and --examples={_EXAMPLES.value}"

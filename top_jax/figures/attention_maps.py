@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 
 from top_jax.evaluation.trace import CLASS, BlockView
-from top_jax.figures.cells import draw_map
 from top_jax.figures.examine import DENSE, Examination
-from top_jax.figures.page import Panel, Section
+from top_jax.figures.page import Panel, Section, draw_map
 from top_jax.figures.photo import Photo
 
 DECADES = 1000
@@ -47,7 +46,7 @@ def attention_maps(examination: Examination, num_patches: int) -> AttentionMaps:
     return maps
 
 
-def section(maps: AttentionMaps, photo: Photo, *, scans: bool) -> Section:
+def attention_section(maps: AttentionMaps, photo: Photo, *, scans: bool) -> Section:
     """A row per block, a panel per variant, all of a row on one scale.
 
     Args:

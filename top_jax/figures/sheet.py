@@ -8,11 +8,12 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from top_jax.evaluation.trace import CLASS
-from top_jax.figures import attention_maps, kept_tokens, score_maps, traversals
+from top_jax.figures.attention_maps import AttentionMaps, attention_maps, attention_section
 from top_jax.figures.examine import Examination
+from top_jax.figures.kept_tokens import KeptTokens, ScoreMaps, kept_section, kept_tokens, score_maps, scores_section
 from top_jax.figures.page import Section, draw_page
 from top_jax.figures.photo import Photo
-from top_jax.figures.record import arrays_of
+from top_jax.figures.scan_paths import ScanPaths, paths_section, scan_paths
 from top_jax.models import Backbone, Deit
 from top_jax.pruning import Evit, Merging, Pruning, Reduction
 
@@ -44,7 +45,7 @@ def draw_sheet(
     class_names: tuple[str, ...],
     kinds: tuple[str, ...] = KINDS,
 ) -> dict[str, Any]:
-    """Writes `stem`.png and `stem`.npz (`top_jax.figures.record.ARRAYS`).
+    """Writes `stem`.png and `stem`.npz (`top_jax.figures.sheet.ARRAYS`).
 
     Args:
         stem: the files, without their suffix.
@@ -59,19 +60,19 @@ def draw_sheet(
         What an index of several sheets should say of this one, for JSON.
     """
     num_patches, trace = model.config.num_patches, examination.own
-    kept = kept_tokens.kept_tokens(trace, num_patches)
-    scores = score_maps.score_maps(trace, num_patches)
-    paths = traversals.traversals(examination)
-    attention = attention_maps.attention_maps(examination, num_patches)
+    kept = kept_tokens(trace, num_patches)
+    scores = score_maps(trace, num_patches)
+    paths = scan_paths(examination)
+    attention = attention_maps(examination, num_patches)
     sections: dict[str, Section] = {
-        "tokens": kept_tokens.section(kept, subject.photo, merges=isinstance(model.pruning, Merging))
+        "tokens": kept_section(kept, subject.photo, merges=isinstance(model.pruning, Merging))
     }
     if scores is not None:
-        sections["scores"] = score_maps.section(scores, subject.photo, score=str(model.pruning.evidence))
+        sections["scores"] = scores_section(scores, subject.photo, score=str(model.pruning.evidence))
     if paths is not None:
-        sections["paths"] = traversals.section(paths, subject.photo)
+        sections["paths"] = paths_section(paths, subject.photo)
     if attention.weights:
-        sections["attention"] = attention_maps.section(attention, subject.photo, scans=not isinstance(model, Deit))
+        sections["attention"] = attention_section(attention, subject.photo, scans=not isinstance(model, Deit))
     logits = np.asarray(trace.logits[0])
     said = _said(logits, subject.label, class_names)
     title = f"{subject.name}: predicted {said['prediction']} ({100 * said['probability']:.0f} %)"
@@ -79,7 +80,7 @@ def draw_sheet(
         title += f", labelled {said['label']}"
     chosen = [sections[kind] for kind in KINDS if kind in kinds and kind in sections]
     png, npz = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "npz"))
-    draw_page(png, title, f"{about}; {describe(model.pruning)}.", subject.photo, chosen)
+    draw_page(png, title, f"{about}; {describe_reduction(model.pruning)}.", subject.photo, chosen)
     with npz.open("wb") as file:  # by name, np.savez would take a dot in it for a suffix
         arrays = arrays_of(subject.photo, logits, kept, scores, paths, attention)
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]  none is named allow_pickle
@@ -94,7 +95,7 @@ def draw_sheet(
     }
 
 
-def describe(reduction: Reduction) -> str:
+def describe_reduction(reduction: Reduction) -> str:
     """A reduction for people, in a line."""
     if not reduction.after_blocks:
         return "dense"
@@ -119,3 +120,56 @@ def _said(logits: np.ndarray, label: int | None, class_names: tuple[str, ...]) -
         "probability": float(shares[best] / shares.sum()),
         "label": None if label is None else class_names[label],
     }
+
+
+ARRAYS: Final = {
+    "photo": "uint8 [h, w, 3]: the part of the image that the model sees, at the drawn resolution",
+    "grid": "int [2]: rows and columns of patches; M = rows x columns, places are raster places 0..M-1",
+    "logits": "float32 [classes]: of the model as configured",
+    "after_blocks": "int32 [S]: blocks, from 1, after which tokens were reduced",
+    "source": "int32 [S, M]: token that stands for each patch after each reduction, -1 where none does; "
+    "patches with the same number are one token",
+    "kept": "bool [S, M]: source >= 0",
+    "tokens": "int32 [S]: tokens left, class token left out",
+    "fused": "int32 [S]: how many of them are fused ones, which stand for no one patch",
+    "scores": "float32 [S, M]: what tokens were ranked by, NaN where one was gone; absent where none is ranked",
+    "path/VARIANT": "int32 [G, L]: place of the token of each step of each scan in the block after the first "
+    "reduction; -1 class token, -2 fused token",
+    "gaps/VARIANT": "int32 [G, L]: dropped tokens that an aligned scan passes before each step",
+    "attention/VARIANT/BLOCK": "float32 [L, L]: weight of each token's input (second axis) in each token's output: "
+    "|alpha| averaged over channels, directions added up (a DeiT: attention averaged over heads)",
+    "places/VARIANT/BLOCK": "int32 [L]: place of each of those tokens",
+    "attention_map/VARIANT/BLOCK": "float32 [M]: what is drawn: the class token's row (or the mean of all rows) over "
+    "its mean on the patches, NaN where there is no token",
+}
+"""What is in the file, by name; VARIANT is as in the picture, BLOCK a number from 1."""
+
+
+def arrays_of(
+    photo: Photo,
+    logits: np.ndarray,
+    kept: KeptTokens,
+    scores: ScoreMaps | None,
+    paths: ScanPaths | None,
+    attention: AttentionMaps,
+) -> dict[str, np.ndarray]:
+    """What `ARRAYS` describes."""
+    arrays = {
+        "photo": photo.pixels,
+        "grid": np.array(photo.grid),
+        "logits": logits,
+        **kept._asdict(),
+        "kept": kept.source >= 0,
+    }
+    if scores is not None:
+        arrays["scores"] = scores.scores
+    if paths is not None:
+        arrays |= {f"path/{name}": steps for name, steps in paths.steps.items()}
+        arrays |= {f"gaps/{name}": gaps for name, gaps in paths.gaps.items()}
+    for name, of_blocks in (
+        ("attention", attention.matrix),
+        ("places", attention.places),
+        ("attention_map", attention.weights),
+    ):
+        arrays |= {f"{name}/{variant}/{block}": array for (variant, block), array in of_blocks.items()}
+    return arrays

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from top_jax.ablation.selectable import Choice, Selectable
+from top_jax.ablation.evaluate import Ranking, Selectable
 from top_jax.pruning import Pruning, Tokens
 
 RANKINGS = (("clip", 0), ("l2", 0), ("random", 0), ("random", 1), ("uniform", 0))
@@ -33,7 +33,7 @@ def test_same_tokens_as_pruning(quick_programs, tokens, evidence):
     def select(ranking, best_first):
         nonlocal traced
         traced += 1
-        choice = Choice(ranking, best_first)
+        choice = Ranking(ranking, best_first)
         pruning = Selectable(after_blocks=(1,), keep_ratio=0.5, alignment="none", rankings=RANKINGS, choice=choice)
         return pruning(tokens, evidence, block=1, keep=KEEP)
 
@@ -56,6 +56,6 @@ def test_same_tokens_as_pruning(quick_programs, tokens, evidence):
 
 
 def test_keeping_everything_changes_nothing(tokens, evidence):
-    choice = Choice(jnp.int32(0), jnp.bool_(True))
+    choice = Ranking(jnp.int32(0), jnp.bool_(True))
     pruning = Selectable(after_blocks=(1,), alignment="none", rankings=RANKINGS, choice=choice)
     assert pruning(tokens, evidence, block=1, keep=8) is tokens

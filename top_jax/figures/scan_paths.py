@@ -14,10 +14,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 
 from top_jax.evaluation.trace import CLASS
-from top_jax.figures.cells import draw_grid, draw_hatched, draw_photo
-from top_jax.figures.colours import GREEN, PURPLE, VERMILLION
 from top_jax.figures.examine import DENSE, Examination
-from top_jax.figures.page import PANEL, Panel, Section
+from top_jax.figures.page import GREEN, PANEL, PURPLE, VERMILLION, Panel, Section, draw_grid, draw_hatched, draw_photo
 from top_jax.figures.photo import Photo
 
 PATHS = {
@@ -28,7 +26,7 @@ ALONG = "viridis"
 BRIGHTEST = 0.9  # of that map: its last yellow is lost on a pale photo
 
 
-class Traversals(NamedTuple):
+class ScanPaths(NamedTuple):
     """Of one image, in the block after the first reduction.
 
     Attributes:
@@ -44,7 +42,7 @@ class Traversals(NamedTuple):
     gaps: dict[str, np.ndarray]
 
 
-def traversals(examination: Examination) -> Traversals | None:
+def scan_paths(examination: Examination) -> ScanPaths | None:
     """Of the first image; None for a model without scans, or where the dense variant was not examined.
 
     A dense model has the paths of its first block.
@@ -60,10 +58,10 @@ def traversals(examination: Examination) -> Traversals | None:
         steps[name] = np.asarray(view.places[0])[np.asarray(view.orders)[:, 0]]
     whole = steps[DENSE]
     gaps = {name: _gaps(whole, path) if _aligned(name) else np.zeros_like(path) for name, path in steps.items()}
-    return Traversals(block, steps, gaps)
+    return ScanPaths(block, steps, gaps)
 
 
-def section(paths: Traversals, photo: Photo) -> Section:
+def paths_section(paths: ScanPaths, photo: Photo) -> Section:
     """A row per variant of the shape of its path, a panel per direction; `hold` and `decay` walk the same path."""
     panels, walks = [], {}
     for name, steps in paths.steps.items():
