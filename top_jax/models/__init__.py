@@ -1,15 +1,12 @@
 """Backbones."""
 
 from top_jax.models.backbone import Backbone
-from top_jax.models.deit import Deit
-from top_jax.models.deit_config import DeitConfig
+from top_jax.models.deit import Deit, DeitConfig
 from top_jax.models.features import Features, to_grid
-from top_jax.models.plain_mamba import PlainMamba
-from top_jax.models.plain_mamba_config import PlainMambaConfig
+from top_jax.models.plain_mamba import PlainMamba, PlainMambaConfig
 from top_jax.models.registry import MODELS, abstract_model, create_model, model_config
 from top_jax.models.sizes import BackboneConfig
-from top_jax.models.vim import Vim
-from top_jax.models.vim_config import VimConfig
+from top_jax.models.vim import Vim, VimConfig
 
 __all__ = [
     "MODELS",

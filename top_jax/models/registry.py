@@ -9,14 +9,11 @@ from flax import nnx
 
 from top_jax.errors import InputError
 from top_jax.models.backbone import Backbone
-from top_jax.models.deit import Deit
-from top_jax.models.deit_config import DeitConfig
+from top_jax.models.deit import Deit, DeitConfig
 from top_jax.models.layers import height_width
-from top_jax.models.plain_mamba import PlainMamba
-from top_jax.models.plain_mamba_config import PlainMambaConfig
+from top_jax.models.plain_mamba import PlainMamba, PlainMambaConfig
 from top_jax.models.sizes import BackboneConfig, MambaConfig
-from top_jax.models.vim import Vim
-from top_jax.models.vim_config import VimConfig
+from top_jax.models.vim import Vim, VimConfig
 from top_jax.pruning import Reduction
 
 BACKBONES: Final[dict[type[BackboneConfig], type[Any]]] = {
