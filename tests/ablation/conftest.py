@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from top_jax.ablation import base_pruning, make_grid, run_ablation
+from top_jax.build import build_abstract_model
 from top_jax.config import PruningConfig
-from top_jax.models import abstract_model
 from top_jax.models.weights import weights_of
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.saved_weights import save_weights
@@ -47,7 +47,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory, config: Any) -> list[P
     folder, found = tmp_path_factory.mktemp("checkpoints"), []
     for seed in (0, 1):
         rng = np.random.default_rng(seed)
-        shapes = weights_of(abstract_model(config.model.name, **config.model.overrides()))
+        shapes = weights_of(build_abstract_model(config.model))
         weights = jax.tree.map(lambda a: (rng.normal(size=a.shape) / 3).astype(a.dtype), shapes)  # noqa: B023
         run = RunDirectory(folder / f"seed{seed}")
         dense = dataclasses.replace(config, seed=seed, pruning=PruningConfig())

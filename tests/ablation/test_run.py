@@ -12,10 +12,10 @@ from top_jax.ablation import Finetune
 from top_jax.ablation.evaluate import Images
 from top_jax.ablation.finetune import config_of
 from top_jax.ablation.results import Results, common_settings, from_bits
+from top_jax.build import build_abstract_model
 from top_jax.data import open_source
 from top_jax.errors import InputError
 from top_jax.evaluation.accuracy import evaluate_model
-from top_jax.models import abstract_model
 from top_jax.pruning import Pruning
 from top_jax.training.saved_weights import fill
 from top_jax.training.weights import checkpoint_weights
@@ -42,7 +42,7 @@ def settings_of(row):
 def test_numbers_are_those_of_evaluate(finished, rows, setting):
     """Of a model that was built with the setting, in a program of its own."""
     checkpoint = finished.checkpoints[1]
-    shapes = abstract_model(finished.config.model.name, pruning=setting, **finished.config.model.overrides())
+    shapes = build_abstract_model(finished.config.model, setting)
     model = fill(shapes, checkpoint_weights(checkpoint, finished.config.model))
     source = open_source(finished.config.data, train=False)
     expected = evaluate_model(model, source, finished.config.data, batch_size=180)

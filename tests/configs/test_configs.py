@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from top_jax import recipes
+from top_jax.build import build_reduction, build_sizes
 from top_jax.config import AugmentConfig, PruningConfig, RunConfig
 from top_jax.data import rand_augment
 from top_jax.evaluation.flops import count_macs
-from top_jax.models import model_config
 from top_jax.models.registry import BACKBONES
-from top_jax.pruning import METHODS, Pruning, make_reduction
+from top_jax.pruning import METHODS, Pruning
 
 FOLDER = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -57,8 +57,8 @@ def test_model_and_pruning_fit(name):
     """Whole models of these sizes are built in tests/models/test_official.py."""
     config = read(name)
     sizes, pruning = (
-        model_config(config.model.name, **config.model.overrides()),
-        make_reduction(**config.pruning.settings()),
+        build_sizes(config.model),
+        build_reduction(config.pruning),
     )
     assert sizes.num_classes == config.model.num_classes
     pruning.check_evidence(BACKBONES[type(sizes)].EVIDENCE)
@@ -128,8 +128,8 @@ def test_recipes_are_fresh_and_complete():
 def test_the_docstring_counts_right(name):
     """ "196 -> 157, 3.59 of 5.07 GMACs" is what the model costs."""
     config, text = read(name), load(name).__doc__
-    pruning = make_reduction(**config.pruning.settings())
-    sizes = model_config(config.model.name, **config.model.overrides())
+    pruning = build_reduction(config.pruning)
+    sizes = build_sizes(config.model)
     cost, dense = count_macs(sizes, pruning), count_macs(sizes)
     got, *whole = re.search(r"([\d.]+)(?: of ([\d.]+))? GMACs", text).groups()
     digits = len(got.partition(".")[2])
@@ -142,7 +142,7 @@ def test_the_docstring_counts_right(name):
 
 def test_the_baseline_is_the_naive_way():
     for name in ("vim_t", "vim_s", "plain_mamba_l1", "plain_mamba_l2", "plain_mamba_l3"):
-        baseline, ours = (make_reduction(**read(f"{name}_{kind}").pruning.settings()) for kind in ("evit", "top"))
+        baseline, ours = (build_reduction(read(f"{name}_{kind}").pruning) for kind in ("evit", "top"))
         assert (baseline.alignment, baseline.order, ours.alignment) == ("none", "score", "hold")
         assert baseline.keep_counts(196, 24) == ours.keep_counts(196, 24)
 
@@ -150,7 +150,7 @@ def test_the_baseline_is_the_naive_way():
 def test_the_papers_schedule():
     config = read("vim_s_top")
     assert config.pruning.after_blocks == (5, 10, 15) and config.pruning.keep_ratio == (0.8,)
-    pruning = make_reduction(**config.pruning.settings())
+    pruning = build_reduction(config.pruning)
     assert isinstance(pruning, Pruning) and (pruning.score, pruning.alignment) == ("clip", "hold")
 
 
@@ -159,4 +159,4 @@ def test_the_papers_schedule():
 def test_another_method_in_the_place_of_top(name, method):
     config = load(name).get_config()
     config.pruning.method = method
-    assert type(make_reduction(**RunConfig.from_config_dict(config).pruning.settings())) is METHODS[method]
+    assert type(build_reduction(RunConfig.from_config_dict(config).pruning)) is METHODS[method]

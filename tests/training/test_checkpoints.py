@@ -14,9 +14,9 @@ from flax import nnx
 from jax.tree_util import keystr, tree_leaves_with_path
 
 import top_jax
+from top_jax.build import build_model
 from top_jax.config import ModelConfig, OptimizerConfig, PruningConfig, RunConfig
 from top_jax.errors import InputError, RunError
-from top_jax.models import create_model
 from top_jax.models.batch_norm import BatchNorm
 from top_jax.models.layers import DropPath
 from top_jax.models.weights import split_weights, statistics_of, weights_of
@@ -148,7 +148,7 @@ def make_run(path, *, which=("latest", "best"), ema_decay=None, model=MODEL, **s
     config = RunConfig(model=model, optimizer=OptimizerConfig(ema_decay=ema_decay), **settings)
     run = RunDirectory(path)
     run.claim(config)
-    built = create_model(model.name, **model.overrides())
+    built = build_model(model)
     best = weights_of(built)
     with Checkpoints(run.checkpoints) as checkpoints:
         for name in which:
@@ -210,7 +210,7 @@ def test_load_checkpoint_refuses(tmp_path):
 
 @pytest.mark.parametrize("model", [MODEL, WITH_STATISTICS])
 def test_converted_weights_are_best_and_latest(model, tmp_path):
-    weights = weights_of(create_model(model.name, **model.overrides()))
+    weights = weights_of(build_model(model))
     run = RunDirectory(tmp_path)
     run.claim(RunConfig(model=model))
     save_weights(run, weights)
@@ -230,7 +230,7 @@ def test_init_from_a_dense_run(model, tmp_path):
 def test_without_statistics_the_files_are_as_ever(tmp_path):
     """What releases before BatchNorm wrote and read: the parameters, and nothing beside them."""
     make_run(tmp_path)
-    params = nnx.to_pure_dict(nnx.state(create_model(MODEL.name, **MODEL.overrides()), nnx.Param))
+    params = nnx.to_pure_dict(nnx.state(build_model(MODEL), nnx.Param))
     for which, step in (("best", 3), ("latest", 4)):
         with ocp.StandardCheckpointer() as reader:
             found = reader.restore(tmp_path / "checkpoints" / which / str(step) / "weights")

@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
+from top_jax.build import build_reduction
 from top_jax.config import PruningConfig
 from top_jax.errors import InputError
-from top_jax.pruning import Evit, Merging, Pruning, make_reduction
+from top_jax.pruning import Evit, Merging, Pruning
 from top_jax.training.keep_ratio import Stage, stage_at, stages
 
 TOP = PruningConfig(after_blocks=(5, 10, 15), keep_ratio=(0.8,), warmup_epochs=2.0)
@@ -48,7 +49,7 @@ def test_steps_that_do_not_divide():
 def test_without_a_warm_up():
     target = Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8)
     assert plan(dataclasses.replace(TOP, warmup_epochs=0.0)) == (Stage(0, target),)
-    assert plan(PruningConfig(), total_steps=1) == (Stage(0, make_reduction(**PruningConfig().settings())),)
+    assert plan(PruningConfig(), total_steps=1) == (Stage(0, build_reduction(PruningConfig())),)
 
 
 def test_equal_counts_are_one_stage():

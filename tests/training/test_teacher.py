@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from top_jax.build import build_model
 from top_jax.config import DistillationConfig, ModelConfig, PruningConfig, RunConfig
 from top_jax.errors import InputError
-from top_jax.models import create_model
 from top_jax.models.weights import weights_of
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.saved_weights import save_weights
@@ -24,7 +24,7 @@ MODEL = ModelConfig(
 @pytest.fixture(scope="module")
 def weights():
     """Of the dense model, changed here and there, so that no seed gives them."""
-    weights = weights_of(create_model(MODEL.name, rngs=nnx.Rngs(7), **MODEL.overrides()))
+    weights = weights_of(build_model(MODEL, rngs=nnx.Rngs(7)))
     weights["head"]["bias"] = weights["head"]["bias"] + 2
     weights["patch_embed"]["stem"]["norm"]["mean"] = weights["patch_embed"]["stem"]["norm"]["mean"] + 3
     return weights

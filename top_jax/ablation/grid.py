@@ -7,9 +7,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from top_jax.build import build_abstract_model, build_sizes
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
-from top_jax.models import abstract_model, model_config
 from top_jax.models.registry import BACKBONES
 from top_jax.pruning import SCAN_EVIDENCE, WAYS, Pruning
 from top_jax.pruning.score import CONTROLS
@@ -118,12 +118,12 @@ def check_settings(config: RunConfig, settings: Sequence[Pruning]) -> None:
     Raises:
         InputError: as the model would raise it.
     """
-    sizes, evidence = model_config(config.model.name, **config.model.overrides()), _evidence(config)
+    sizes, evidence = build_sizes(config.model), _evidence(config)
     for setting in settings:
         setting.check_evidence(evidence)
         setting.keep_counts(sizes.num_patches, sizes.depth)
     for setting in {setting.alignment: setting for setting in settings}.values():
-        abstract_model(config.model.name, pruning=setting, **config.model.overrides())
+        build_abstract_model(config.model, setting)
 
 
 def program(setting: Pruning) -> tuple[Any, ...]:
@@ -145,5 +145,5 @@ def _seeded(setting: Pruning, seeds: int) -> Iterator[Pruning]:
 
 def _evidence(config: RunConfig) -> tuple[str, ...]:
     """What the blocks of the config's model tell about their tokens."""
-    sizes = model_config(config.model.name, **config.model.overrides())
+    sizes = build_sizes(config.model)
     return BACKBONES[type(sizes)].EVIDENCE

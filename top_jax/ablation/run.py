@@ -24,13 +24,13 @@ from top_jax.ablation.picture import draw
 from top_jax.ablation.results import Results, Row, common_settings, describe, from_bits, label, to_bits
 from top_jax.ablation.statistics import summarise
 from top_jax.ablation.tables import arrange, as_csv, markdown
+from top_jax.build import build_abstract_model, build_sizes
 from top_jax.config import RunConfig
 from top_jax.data import check_classes, open_source
 from top_jax.environment import environment
 from top_jax.errors import InputError
 from top_jax.evaluation.flops import count_macs
 from top_jax.files import write_json, write_text
-from top_jax.models import abstract_model, model_config
 from top_jax.models.weights import Weights
 from top_jax.pruning import Pruning
 from top_jax.sharding import make_mesh, replicated
@@ -135,7 +135,7 @@ def run_ablation(
 class _Ablation:
     def __init__(self, config: RunConfig, images: Images, results: Results, say: Callable[[str], None]):
         self._config, self._images, self._results, self._say = config, images, results, say
-        self._sizes = model_config(config.model.name, **config.model.overrides())
+        self._sizes = build_sizes(config.model)
 
     def evaluate_all(self, checkpoints: list[Checkpoint], settings: tuple[Pruning, ...], progress: ProgressBar) -> None:
         """Every setting on every checkpoint, without training."""
@@ -168,7 +168,7 @@ class _Ablation:
         for _, alike in itertools.groupby(todo, key=lambda work: program(work[0])):
             work = list(alike)
             first = work[0][0]
-            model = abstract_model(self._config.model.name, pruning=first, **self._config.model.overrides())
+            model = build_abstract_model(self._config.model, first)
             shared = Program(nnx.graphdef(model), [setting for setting, _ in work], self._config.data)
             yield from ((shared, setting, other) for setting, other in work)
 
@@ -212,7 +212,7 @@ def _evaluate(run: Program, setting: Pruning, weights: Weights, images: Images) 
 def _open_images(config: RunConfig, limit: int | None) -> Images:
     source = open_source(config.data, train=False)
     check_classes(source, config.model.num_classes, "ablate it on the data it was trained for")
-    size = model_config(config.model.name, **config.model.overrides()).img_size
+    size = build_sizes(config.model).img_size
     batch_size = config.eval_batch_size or config.batch_size
     return Images(source, config.data, img_size=size, batch_size=batch_size, limit=limit)
 

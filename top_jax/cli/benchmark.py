@@ -68,12 +68,12 @@ def _measure_config() -> None:
     if not _HAS_CONFIGS:
         raise InputError("--config needs ml_collections: pip install ml_collections (--suite and --tune do without).")
     from top_jax.benchmark import compare, compare_text
+    from top_jax.build import build_reduction
     from top_jax.cli import config_flag
-    from top_jax.pruning import make_reduction
 
     config = config_flag.read(_CONFIG)
     sizes = None if _BATCH_SIZES.value is None else compare.batch_sizes(_BATCH_SIZES.value)
-    reduction = make_reduction(**config.pruning.settings())
+    reduction = build_reduction(config.pruning)
     seconds, file = _BUDGET.value or compare.budget(), Path(_OUT.value or f"benchmark_{config_flag.name()}.json")
     with runner.progress(f"measuring {config.model.name}", math.ceil(seconds)) as advance:
         report = compare.compare(

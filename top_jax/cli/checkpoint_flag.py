@@ -28,13 +28,12 @@ def load_model(checkpoint: str | Path, config: RunConfig) -> Any:
     Raises:
         InputError: nothing there, weights of another model or class count, or a reduction that the model cannot have.
     """
-    from top_jax.models import abstract_model
-    from top_jax.pruning import make_reduction
+    from top_jax.build import build_abstract_model, build_reduction
     from top_jax.training.saved_weights import fill
     from top_jax.training.weights import checkpoint_weights
 
-    reduction = make_reduction(**config.pruning.settings())
-    shapes = abstract_model(config.model.name, pruning=reduction, **config.model.overrides())
+    reduction = build_reduction(config.pruning)
+    shapes = build_abstract_model(config.model, reduction)
     weights = checkpoint_weights(checkpoint, config.model, which=flags.FLAGS.which, ema=flags.FLAGS.ema)
     return fill(shapes, weights)
 

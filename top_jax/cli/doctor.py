@@ -209,9 +209,9 @@ def _problems(config: RunConfig, sources: dict[str, Any], splits: dict[str, Any]
 
 
 def _img_size(config: RunConfig) -> tuple[int, int]:
-    from top_jax.models import model_config
+    from top_jax.build import build_sizes
 
-    return model_config(config.model.name, **config.model.overrides()).img_size
+    return build_sizes(config.model).img_size
 
 
 @contextlib.contextmanager

@@ -108,11 +108,11 @@ def _batch_size(text: str) -> int | None:
 
 def _portable(config: RunConfig) -> RunConfig:
     """The config with the one implementation of the scan that is StableHLO alone; DeiT has no scan."""
+    from top_jax.build import build_sizes
     from top_jax.convert.stablehlo import IMPLEMENTATION
-    from top_jax.models import model_config
     from top_jax.models.sizes import MambaConfig
 
-    if not isinstance(model_config(config.model.name, **config.model.overrides()), MambaConfig):
+    if not isinstance(build_sizes(config.model), MambaConfig):
         return config
     return dataclasses.replace(config, model=dataclasses.replace(config.model, implementation=IMPLEMENTATION))
 
@@ -137,9 +137,9 @@ def _check_files(target: Path, json_file: Path) -> None:
 
 def _images(config: RunConfig, count: int) -> np.ndarray:
     """uint8 `[count, H, W, 3]` on which the exported model is compared with the model."""
-    from top_jax.models import model_config
+    from top_jax.build import build_sizes
 
-    size = model_config(config.model.name, **config.model.overrides()).img_size
+    size = build_sizes(config.model).img_size
     if _IMAGES.value == "random":
         return np.random.default_rng(0).integers(0, 256, (count, *size, 3), np.uint8)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from top_jax.build import build_reduction
 from top_jax.config import PruningConfig
 from top_jax.errors import InputError
-from top_jax.pruning import Reduction, make_reduction
+from top_jax.pruning import Reduction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ def stages(
         InputError: a warm-up of a dense model, one that leaves no step to the target, or counts that the method
             cannot keep at some stage.
     """
-    target = make_reduction(**config.settings())
+    target = build_reduction(config)
     counts = _counts(target, num_patches, depth)
     if not config.warmup_epochs:
         return (Stage(0, target),)

@@ -8,10 +8,10 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from top_jax.build import build_abstract_model, build_reduction
 from top_jax.config import RunConfig
 from top_jax.data import Batches, Source, check_classes, eval_batches, open_source, train_batches
-from top_jax.models import Backbone, abstract_model
-from top_jax.pruning import make_reduction
+from top_jax.models import Backbone
 from top_jax.sharding import by_image, check_divisible, make_mesh, replicated
 from top_jax.training.keep_ratio import Stage, stages
 from top_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -77,8 +77,8 @@ def make_plan(config: RunConfig) -> Plan:
     Raises:
         InputError: anything that does not fit.
     """
-    pruning = make_reduction(**config.pruning.settings())
-    model = abstract_model(config.model.name, pruning=pruning, **config.model.overrides())
+    pruning = build_reduction(config.pruning)
+    model = build_abstract_model(config.model, pruning)
     train_source, eval_source = (open_source(config.data, train=train) for train in (True, False))
     for source in (train_source, eval_source):
         check_classes(source, config.model.num_classes, f"set --config.model.num_classes={source.num_classes}")

@@ -9,8 +9,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from top_jax import distributed
+from top_jax.build import build_abstract_model
 from top_jax.memory import step_memory
-from top_jax.models import abstract_model
 from top_jax.models.weights import Weights
 from top_jax.sharding import in_parts, replicated
 from top_jax.training.keep_ratio import Stage, stage_at
@@ -56,7 +56,7 @@ class TrainPrograms:
 
     def _compile(self, stage: Stage, state: TrainState, batch: DeviceBatch) -> jax.stages.Compiled:
         plan, config = self._plan, self._plan.config
-        model = abstract_model(config.model.name, pruning=stage.reduction, **config.model.overrides())
+        model = build_abstract_model(config.model, stage.reduction)
         step = make_train_step(nnx.graphdef(model), plan.optimizer, config, self._teacher)
         return compile_step(step, plan.mesh, state, batch, self._teacher_weights)
 

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from top_jax import distributed, files
+from top_jax.build import build_reduction, build_sizes
 from top_jax.config import RunConfig
 from top_jax.environment import environment
 from top_jax.errors import InputError
-from top_jax.models import model_config
-from top_jax.pruning import make_reduction
 
 # Settings that may differ between a run and its continuation: they do not touch a single number of it, but for the
 # order of sums (fsdp, as another number of devices does).
@@ -155,8 +154,8 @@ def _meaning(config: RunConfig) -> dict[str, Any]:
     So a run goes on however its config is spelled: older releases named what is now left to the model.
     """
     content = config.to_dict()
-    content["model"] |= dataclasses.asdict(model_config(config.model.name, **config.model.overrides()))
-    content["pruning"] |= dataclasses.asdict(make_reduction(**config.pruning.settings()))
+    content["model"] |= dataclasses.asdict(build_sizes(config.model))
+    content["pruning"] |= dataclasses.asdict(build_reduction(config.pruning))
     return flatten(content)
 
 

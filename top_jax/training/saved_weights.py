@@ -9,11 +9,11 @@ import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
+from top_jax.build import build_abstract_model, build_reduction
 from top_jax.config import ModelConfig
 from top_jax.errors import InputError, RunError
-from top_jax.models import Backbone, abstract_model
+from top_jax.models import Backbone
 from top_jax.models.weights import Weights, weights_of
-from top_jax.pruning import make_reduction
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.seals import quietly, reason, restore_sealed, sealed
 
@@ -31,8 +31,8 @@ def load_checkpoint(path: str | Path, which: str = "best", ema: bool | None = No
     """
     run = RunDirectory(path)
     config = run.read_config()
-    pruning = make_reduction(**config.pruning.settings())
-    model = abstract_model(config.model.name, pruning=pruning, **config.model.overrides())
+    pruning = build_reduction(config.pruning)
+    model = build_abstract_model(config.model, pruning)
     return fill(model, read_weights(run, which, ema))
 
 
@@ -107,7 +107,7 @@ def restore_weights(run: RunDirectory, which: str, config: ModelConfig) -> Weigh
 
 def abstract_weights(config: ModelConfig) -> Weights:
     """Shapes of a model's weights, to restore into on the default device."""
-    shapes = weights_of(abstract_model(config.name, **config.overrides()))
+    shapes = weights_of(build_abstract_model(config))
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes)
 

@@ -13,11 +13,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from top_jax.build import build_abstract_model, build_reduction
 from top_jax.config import RunConfig
 from top_jax.errors import RunError
 from top_jax.memory import step_memory
-from top_jax.models import Backbone, abstract_model
-from top_jax.pruning import make_reduction
+from top_jax.models import Backbone
 from top_jax.sharding import by_image, check_divisible, in_parts, make_mesh
 from top_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from top_jax.training.programs import compile_step
@@ -97,8 +97,8 @@ def measure_step(config: RunConfig, *, batch_size: int | None = None, seconds: f
 
 
 def _measure(config: RunConfig, seconds: float) -> StepSpeed:
-    pruning = make_reduction(**config.pruning.settings())
-    model = abstract_model(config.model.name, pruning=pruning, **config.model.overrides())
+    pruning = build_reduction(config.pruning)
+    model = build_abstract_model(config.model, pruning)
     mesh = make_mesh(config.fsdp)
     # Only the cost of a step counts, and no schedule changes it.
     schedule = learning_rate_schedule(
@@ -109,7 +109,7 @@ def _measure(config: RunConfig, seconds: float) -> StepSpeed:
     state, batch = first_state(config, model, optimizer, mesh, weights), _random_batch(config, model, mesh)
     teacher, teacher_weights = None, None
     if config.distillation.teacher is not None:  # the dense model; it has the same parameters
-        teacher = nnx.graphdef(abstract_model(config.model.name, **config.model.overrides()))
+        teacher = nnx.graphdef(build_abstract_model(config.model))
         teacher_weights = jax.device_put(weights, in_parts(mesh, weights))
     step = make_train_step(nnx.graphdef(model), optimizer, config, teacher)
     begun = time.perf_counter()

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from flax import nnx
 
+from top_jax.build import build_abstract_model
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
-from top_jax.models import abstract_model
 from top_jax.models.weights import Weights
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.saved_weights import has_weights, restore_weights, save_weights
@@ -58,5 +58,5 @@ def read_teacher(run: RunDirectory, config: RunConfig, loaded: Weights | None = 
     if loaded is not None:
         # NumPy arrays, because of several processes, which all have them, one has to write.
         save_weights(run, jax.tree.map(np.asarray, loaded), which=(WHICH,))
-    graphdef = nnx.graphdef(abstract_model(config.model.name, **config.model.overrides()))
+    graphdef = nnx.graphdef(build_abstract_model(config.model))
     return graphdef, restore_weights(run, WHICH, config.model)

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 from flax import nnx
 
+from top_jax.build import build_model
 from top_jax.config import ModelConfig, RunConfig
 from top_jax.convert import load_torch_checkpoint
 from top_jax.errors import InputError
-from top_jax.models import create_model
 from top_jax.models.weights import Weights, weights_of
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.saved_weights import abstract_weights, read_weights
@@ -24,7 +24,7 @@ def initial_weights(config: RunConfig) -> Weights:
     """
     if config.init_from is not None:
         return checkpoint_weights(config.init_from, config.model)
-    return weights_of(create_model(config.model.name, rngs=nnx.Rngs(config.seed), **config.model.overrides()))
+    return weights_of(build_model(config.model, rngs=nnx.Rngs(config.seed)))
 
 
 def checkpoint_weights(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from top_jax.build import build_reduction, build_sizes
 from top_jax.config import RunConfig
 from top_jax.evaluation.flops.count import count_macs
 from top_jax.evaluation.flops.cross_check import check_executed, check_xla, trace_model
-from top_jax.models import BackboneConfig, model_config
-from top_jax.pruning import Reduction, make_reduction
+from top_jax.models import BackboneConfig
+from top_jax.pruning import Reduction
 
 CHECKS: Final = 3  # calls of `on_check`
 
@@ -67,5 +68,5 @@ def check_config(
 
 
 def _model(config: RunConfig) -> tuple[BackboneConfig, Reduction]:
-    sizes = model_config(config.model.name, **config.model.overrides())
-    return sizes, make_reduction(**config.pruning.settings())
+    sizes = build_sizes(config.model)
+    return sizes, build_reduction(config.pruning)
