@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from top_jax.errors import InputError
+
 
 @contextlib.contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
@@ -32,6 +34,20 @@ def new_file(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def requested_file(path: str | Path) -> Iterator[Path]:
+    """Yields what `new_file` yields, for a path that the user chose.
+
+    Raises:
+        InputError: the file cannot be written; the message names the path and the reason.
+    """
+    try:
+        with new_file(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose another place.") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -19,10 +19,11 @@ def optional_package(name: str, *, purpose: str, install: str) -> Any:
     Raises:
         InputError: it is not installed, or its installation is broken.
     """
+    package = name.partition(".")[0]
     try:
+        importlib.import_module(package)  # a submodule may be loaded already where its package is blocked
         return importlib.import_module(name)
     except ImportError as error:
-        package = name.partition(".")[0]
         missing = isinstance(error, ModuleNotFoundError) and error.name == package
         problem = f"the package {package}" if missing else f"a working {package} (importing it raised: {error})"
         raise InputError(f"{purpose} needs {problem}: pip install {install}.") from error

@@ -10,8 +10,8 @@ import pytest
 
 import top_jax
 from top_jax.convert import load_state_dict, state_dict_of
-from top_jax.convert.files import read_state_dict
-from top_jax.convert.report import key_report
+from top_jax.convert.checkpoint_files import read_state_dict
+from top_jax.convert.key_summary import key_summary
 from top_jax.models import abstract_model
 from top_jax.training.saved_weights import load_checkpoint
 
@@ -72,7 +72,7 @@ def test_report(command, random_model, tmp_path):
 
     result = command("convert", str(source), str(tmp_path / "run"), *flags)
     resized = "backbone.pos_embed resized from 4 x 4 to 6 x 4 patches (bicubic)"
-    report = key_report(abstract_model("plain_mamba_l1", **{**sizes, "img_size": (24, 16)}), (resized,))
+    report = key_summary(abstract_model("plain_mamba_l1", **{**sizes, "img_size": (24, 16)}), (resized,))
     assert str(report) in result.out and resized in result.out
     assert "tail" not in result.out and "dw.0.weight [16, 1, 3, 3] (in 1 of 2)" in result.out
     written = json.loads((tmp_path / "run" / "conversion.json").read_text())

@@ -10,7 +10,7 @@ import pytest
 from top_jax.models import Backbone, abstract_model
 
 TINY = dict(img_size=16, patch_size=4, embed_dim=16, depth=2, num_classes=3)
-# The smallest of every family; PlainMamba with all kinds of layers: block 0 ends in a convolution, block 1 does not.
+# A tiny model of every family. PlainMamba has both kinds of blocks: block 0 ends in a convolution, block 1 does not.
 FAMILIES: dict[str, dict[str, Any]] = {
     "vim_tiny": {**TINY, "d_state": 4},
     "plain_mamba_l1": {**TINY, "d_state": 4, "num_convs_patch_embed": 2},
@@ -19,10 +19,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def random_state_dict(model: Backbone) -> dict[str, np.ndarray]:
-    """An official state_dict of a model, every number its own."""
+    """Returns an official state_dict of a model, with different numbers everywhere."""
     from flax import nnx
 
-    from top_jax.convert.families import official_keys
+    from top_jax.convert.key_maps import official_keys
     from top_jax.models.weights import KINDS
 
     shapes = {path: weight.shape for path, weight in nnx.to_flat_state(nnx.state(model, KINDS))}
@@ -38,7 +38,7 @@ def random_state_dict(model: Backbone) -> dict[str, np.ndarray]:
 
 
 class FamilyCase:
-    """A model's name and sizes, and an official state_dict of it."""
+    """The name and sizes of a model, and an official state_dict of it."""
 
     def __init__(self, name: str):
         self.name = name
@@ -46,7 +46,7 @@ class FamilyCase:
         self.state_dict = random_state_dict(self.model())
 
     def model(self, **changes: Any) -> Backbone:
-        """Without weights: whatever is not loaded stays a shape."""
+        """Returns the model without weights: what is not loaded stays a shape."""
         return abstract_model(self.name, **{**self.sizes, **changes})
 
 
@@ -63,25 +63,25 @@ def family(request: pytest.FixtureRequest, family_case: Callable[[str], FamilyCa
 
 @pytest.fixture(scope="session")
 def tiny() -> dict[str, Any]:
-    """Sizes of the smallest ViM."""
+    """Sizes of the tiny ViM."""
     return FAMILIES["vim_tiny"]
 
 
 @pytest.fixture
 def model(family_case: Callable[[str], FamilyCase]) -> Backbone:
-    """That ViM, without weights."""
+    """The tiny ViM, without weights."""
     return family_case("vim_tiny").model()
 
 
 @pytest.fixture
 def state_dict(family_case: Callable[[str], FamilyCase]) -> dict[str, np.ndarray]:
-    """An official state_dict of it, to be spoiled."""
+    """An official state_dict of the tiny ViM, which a test may change."""
     return dict(family_case("vim_tiny").state_dict)
 
 
 @pytest.fixture
 def save(tmp_path) -> Callable[..., Path]:
-    """Writes {entry: state_dict or anything} as a .pth file."""
+    """Returns a function that writes {entry: state_dict or anything} as a .pth file."""
 
     def save(**entries: Any) -> Path:
         import torch

@@ -1,4 +1,4 @@
-"""Exported models: the same logits from the file, at any batch size, for every way to reduce tokens."""
+"""Exported models: the same logits from the file, at any batch size, with every token reduction."""
 
 import functools
 
@@ -11,7 +11,7 @@ from jax import export
 
 from top_jax.convert.stablehlo import PLATFORMS, check_module, export_model, largest_difference, write_module
 from top_jax.errors import InputError
-from top_jax.models import create_model
+from top_jax.models import abstract_model, create_model
 from top_jax.pruning import Evit, Merging, Pruning
 
 SIDE, CLASSES = 16, 5
@@ -39,7 +39,7 @@ def pruned():
 
 @pytest.fixture(scope="module")
 def exported(pruned):
-    """Of any batch size, for a CPU and a GPU, as it is read."""
+    """The model for any batch size on cpu and cuda, read back from its bytes."""
     return reread(export_model(pruned))
 
 
@@ -53,7 +53,7 @@ def test_the_logits_of_a_file(pruned, exported):
 
 
 def test_the_difference_is_seen(pruned, exported):
-    """Nothing between a model and its file; much between it and the file of other weights."""
+    """None between a model and its file, a large one between other weights and that file."""
     (same,) = largest_difference(pruned, exported, draw(1))
     assert (same.platform, same.batch_size) == ("cpu", 1)
     assert same.max_abs <= 1e-6 and same.max_rel <= 1e-5
@@ -66,7 +66,7 @@ def test_the_difference_is_seen(pruned, exported):
 
 @pytest.fixture(scope="module")
 def of_pixels():
-    """A dense model in train mode, how pixels become its input, and its file, of one batch size on one platform."""
+    """A dense model in train mode, its normalisation of pixels, and its export for one batch size and platform."""
     model = build(drop_path=0.9, **SCAN)
     model.train()
     halve = lambda pixels: pixels.astype(jnp.float32) / 128 - 1  # noqa: E731
@@ -74,7 +74,7 @@ def of_pixels():
 
 
 def test_pixels_in_batches_of_one_size(of_pixels):
-    """Drop-path is off in the file, whichever mode the model is in, and the model stays in it."""
+    """Drop-path is off in the file, while the model itself stays in train mode."""
     model, halve, exported = of_pixels
     assert exported.in_avals[0].shape == (2, SIDE, SIDE, 3) and exported.in_avals[0].dtype == jnp.uint8
     assert not model.blocks[1].drop_path.deterministic
@@ -86,7 +86,7 @@ def test_pixels_in_batches_of_one_size(of_pixels):
 
 
 def test_the_bare_module(of_pixels, tmp_path):
-    """Text and bytecode are one module from pixels to logits, in StableHLO's operations and no library's calls."""
+    """Text and bytecode are the same module, from pixels to logits, without custom calls."""
     from jax.extend.mlir import ir
     from jax.extend.mlir.dialects import stablehlo
 
@@ -96,23 +96,23 @@ def test_the_bare_module(of_pixels, tmp_path):
     with ir.Context() as context:
         stablehlo.register_dialect(context)
         portable = str(stablehlo.deserialize_portable_artifact(context, (tmp_path / "a.mlirbc").read_bytes()))
-        text = str(ir.Module.parse((tmp_path / "a.mlir").read_text()))  # after what loads the dialect of functions
+        text = str(ir.Module.parse((tmp_path / "a.mlir").read_text()))  # the line above loads the func dialect
     assert text == portable and "custom_call" not in text
     assert "@main(%arg0: tensor<2x16x16x3xui8>) -> (tensor<2x5xf32>" in text
     assert {path.name for path in tmp_path.iterdir()} == {"a.mlir", "a.mlirbc"}
 
 
 def test_refuses(pruned, exported, tmp_path):
-    with pytest.raises(InputError, match="batch_size=0; needed: at least 1 image, or None"):
+    with pytest.raises(InputError, match="batch_size=0"):
         export_model(pruned, batch_size=0)
     for platforms in ((), ("cpu", "cpu"), ("gpu",)):
-        with pytest.raises(InputError, match=f"needed: one or more of {', '.join(PLATFORMS)}, each once"):
+        with pytest.raises(InputError, match=f"platforms={','.join(platforms)};.* {', '.join(PLATFORMS)}"):
             export_model(pruned, platforms=platforms)
-    with pytest.raises(InputError, match="has implementation='auto'; an exported file needs implementation='xla'"):
-        export_model(build(d_state=4))
-    with pytest.raises(InputError, match="has the suffix '.txt'; the bare StableHLO needs one of .mlir, .mlirbc"):
+    with pytest.raises(InputError, match="implementation='auto'.* implementation='xla'"):
+        export_model(abstract_model("vim_tiny", depth=1))  # needs no weights to be refused
+    with pytest.raises(InputError, match="'.txt'.* .mlir, .mlirbc"):
         check_module("a.txt", ("cpu",), 1)
-    with pytest.raises(InputError, match="came with 2 platforms and batch size b; needed: one platform and a number"):
+    with pytest.raises(InputError, match="2 platforms and batch size b"):
         write_module(exported, tmp_path / "a.mlir")
     assert not list(tmp_path.iterdir())
 

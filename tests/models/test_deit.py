@@ -13,7 +13,7 @@ from comparison import relative_error
 from flax import nnx
 from scipy.special import erf
 
-from top_jax.convert.load import official_keys
+from top_jax.convert.key_maps import official_keys
 from top_jax.errors import InputError
 from top_jax.models import abstract_model, create_model, model_config
 from top_jax.pruning import Evit, Merging, Pruning

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from top_jax.convert.load import official_keys
+from top_jax.convert.key_maps import official_keys
 from top_jax.models import create_model, model_config
 
 DEPTH = 4

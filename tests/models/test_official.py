@@ -13,7 +13,7 @@ from comparison import relative_error
 from compilation import OPTIMISED
 from flax import nnx
 
-from top_jax.convert.load import official_keys
+from top_jax.convert.key_maps import official_keys
 from top_jax.models import create_model
 from top_jax.models.weights import KINDS
 

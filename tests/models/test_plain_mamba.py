@@ -9,7 +9,7 @@ import pytest
 from comparison import relative_error
 from flax import nnx
 
-from top_jax.convert.load import official_keys
+from top_jax.convert.key_maps import official_keys
 from top_jax.errors import InputError
 from top_jax.models import create_model, model_config
 

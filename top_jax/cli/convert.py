@@ -21,7 +21,7 @@ from top_jax.config import RunConfig
 from top_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from top_jax.convert.report import KeyReport
+    from top_jax.convert.key_summary import KeySummary
     from top_jax.models import Backbone
 
 _MODEL = flags.DEFINE_string("model", None, "Model name, such as vim_small; a run directory knows its own.")
@@ -61,11 +61,11 @@ def _check_target(source: Path, target: Path) -> bool:
     Raises:
         InputError: it is taken, or it is no place for this source.
     """
-    from top_jax.convert.files import check_target, is_file_name
+    from top_jax.convert.checkpoint_files import check_target, has_checkpoint_suffix
     from top_jax.training.run_directory import RunDirectory
 
     runner.check_json(_JSON.value)
-    if is_file_name(target):
+    if has_checkpoint_suffix(target):
         check_target(target, overwrite=_OVERWRITE.value)
         return True
     if source.is_dir():
@@ -78,9 +78,9 @@ def _check_target(source: Path, target: Path) -> bool:
     return False
 
 
-def _read_file(source: Path) -> tuple[RunConfig, Backbone, KeyReport, bool]:
+def _read_file(source: Path) -> tuple[RunConfig, Backbone, KeySummary, bool]:
     """A file's model as config, with its weights and its report, and whether they are averages."""
-    from top_jax.convert.load import load_with_report
+    from top_jax.convert.torch_checkpoint import load_with_summary
     from top_jax.models import MODELS
 
     if _MODEL.value is None:
@@ -90,7 +90,7 @@ def _read_file(source: Path) -> tuple[RunConfig, Backbone, KeyReport, bool]:
             )
         raise InputError(f"{source} does not say which model it is of; pass --model, one of {', '.join(MODELS)}.")
     config = _run_config(_MODEL.value, _OVERRIDE.value)
-    model, report = load_with_report(
+    model, report = load_with_summary(
         source,
         config.model.name,
         ema=bool(_EMA.value),
@@ -100,9 +100,9 @@ def _read_file(source: Path) -> tuple[RunConfig, Backbone, KeyReport, bool]:
     return config, model, report, bool(_EMA.value)
 
 
-def _read_run(source: Path) -> tuple[RunConfig, Backbone, KeyReport, bool]:
+def _read_run(source: Path) -> tuple[RunConfig, Backbone, KeySummary, bool]:
     """The same of a run directory."""
-    from top_jax.convert.report import key_report
+    from top_jax.convert.key_summary import key_summary
     from top_jax.training.run_directory import RunDirectory
     from top_jax.training.saved_weights import load_checkpoint
 
@@ -114,7 +114,7 @@ def _read_run(source: Path) -> tuple[RunConfig, Backbone, KeyReport, bool]:
             raise InputError(f"--{name} is for files; the run {source} knows its own sizes, so drop it.")
     ema = config.optimizer.ema_decay is not None if _EMA.value is None else _EMA.value
     model = load_checkpoint(source, which=_WHICH.value, ema=ema)
-    return config, model, key_report(model), ema
+    return config, model, key_summary(model), ema
 
 
 def _write_run(target: Path, config: RunConfig, model: Backbone) -> str:

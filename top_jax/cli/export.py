@@ -72,12 +72,12 @@ def main(arguments: list[str]) -> None:
     inside = normalize if _NORMALIZE.value else None
 
     from top_jax.convert import stablehlo
-    from top_jax.convert.files import new_file
+    from top_jax.files import requested_file
 
     with runner.progress(f"exporting {config.model.name}", len(STEPS)) as advance:
         exported = stablehlo.export_model(model, batch_size=batch_size, platforms=platforms, normalize=inside)
         advance(1)
-        with new_file(target) as temporary:
+        with requested_file(target) as temporary:
             temporary.write_bytes(exported.serialize())
             advance(1)
             again = export.deserialize(bytearray(temporary.read_bytes()))

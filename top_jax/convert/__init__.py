@@ -1,9 +1,14 @@
-"""Official PyTorch checkpoints to our models, and back.
+"""Official PyTorch checkpoints to our models and back, and models exported as StableHLO.
 
-.pth or .safetensors <-> files: state_dict <-> keys (official name <-> our path) <-> load, save <-> model
+.pth or .safetensors file <-> state_dict (checkpoint_files) <-> official key to our path (key_maps) <-> model
+(torch_checkpoint).
 """
 
-from top_jax.convert.load import load_state_dict, load_torch_checkpoint
-from top_jax.convert.save import save_torch_checkpoint, state_dict_of
+from top_jax.convert.torch_checkpoint import (
+    load_state_dict,
+    load_torch_checkpoint,
+    save_torch_checkpoint,
+    state_dict_of,
+)
 
 __all__ = ["load_state_dict", "load_torch_checkpoint", "save_torch_checkpoint", "state_dict_of"]

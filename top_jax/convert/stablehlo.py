@@ -1,10 +1,10 @@
-"""Models as files that need none of our code: StableHLO with the weights in it, through `jax.export`.
+"""Exports models as StableHLO with the weights inside, through `jax.export`: files that need none of our code.
+
+Reading one needs JAX alone; docs/export.md describes other readers.
 
     with open("vim_s.stablehlo", "rb") as file:
         classify = jax.export.deserialize(file.read()).call
     logits = classify(images)
-
-is all that a reader needs, with JAX alone; docs/export.md says what others do with the StableHLO.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ import numpy as np
 from flax import nnx
 from jax import export
 
-from top_jax.convert.files import new_file
 from top_jax.errors import InputError
+from top_jax.files import requested_file
 from top_jax.models import Backbone
 from top_jax.models.weights import weights_of
 
-PLATFORMS: Final = ("cpu", "cuda", "rocm", "tpu")  # those of JAX
-IMPLEMENTATION: Final = "xla"  # of the scan: the one that is StableHLO alone
+PLATFORMS: Final = ("cpu", "cuda", "rocm", "tpu")  # the platforms of JAX
+IMPLEMENTATION: Final = "xla"  # the only implementation of the scan without custom calls
 MODULE_FORMATS: Final = (".mlir", ".mlirbc")
 
 Normalize = Callable[[Any], jax.Array]
-"""Pixels uint8 `[B, H, W, 3]` to the model's input, float32 of the same shape."""
+"""Converts pixels, uint8 `[B, H, W, 3]`, to the model's input, float32 of the same shape."""
 
 
 class Parity(NamedTuple):
-    """How far an exported model is from its original.
+    """Difference between an exported model and its original.
 
     Attributes:
-        platform: where both ran.
-        batch_size: images in the exported model's call.
-        max_abs: largest difference of two logits.
-        max_rel: the same as a share of the largest logit.
+        platform: the platform that both ran on.
+        batch_size: images in one call of the exported model.
+        max_abs: largest absolute difference of two logits.
+        max_rel: the same, divided by the largest absolute logit.
     """
 
     platform: str
@@ -56,32 +56,33 @@ def export_model(
     platforms: Sequence[str] = ("cpu", "cuda"),
     normalize: Normalize | None = None,
 ) -> export.Exported:
-    """The model in eval mode, with its weights and its reduction of tokens, as one function of a batch of images.
+    """Exports a model in eval mode, with its weights and its token reduction, as one function of a batch of images.
 
-    It is lowered for every platform on this machine, whatever devices that has. The precision of its matrix products
-    is that of `jax.default_matmul_precision` now.
+    Lowering needs no device of the target platforms. Matrix products have the precision that
+    `jax.default_matmul_precision` sets at the time of this call.
 
     Args:
-        model: with weights. Its scans must be those of `implementation="xla"`: the kernels would be custom calls,
-            for which neither Pallas nor Triton promises that a later release can read them.
-        batch_size: images per call; None for any number (the symbolic dimension `b`).
-        platforms: where it is to run, of `PLATFORMS`.
-        normalize: what is to become part of it, so that it takes uint8 pixels.
+        model: with weights. A model with scans must have `implementation="xla"`: the GPU kernels would be custom
+            calls, which neither Pallas nor Triton promises to keep readable for later releases.
+        batch_size: images per call; None allows any number (the symbolic dimension `b`).
+        platforms: the platforms to lower for, from `PLATFORMS`.
+        normalize: makes this part of the exported function, which then takes uint8 pixels.
 
     Returns:
-        float32 `[B, H, W, 3]`, normalised (with `normalize`: uint8), to float32 logits `[B, num_classes]`.
+        The function: images float32 `[B, H, W, 3]`, normalised (with `normalize`: uint8), to logits float32
+        `[B, num_classes]`.
 
     Raises:
-        InputError: a batch size or a platform that cannot be, or scans that cannot be exported.
+        InputError: the batch size or a platform is impossible, or the scans cannot be exported.
     """
     if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size={batch_size}; needed: at least 1 image, or None for any number of them.")
+        raise InputError(f"batch_size={batch_size}; needed: at least 1 image, or None for any number.")
     if not platforms or len(set(platforms)) < len(platforms) or not set(platforms) <= set(PLATFORMS):
         raise InputError(f"platforms={','.join(platforms)}; needed: one or more of {', '.join(PLATFORMS)}, each once.")
     if model.scan_implementation is not None and model.config.implementation != IMPLEMENTATION:
         raise InputError(
-            f"the model has implementation={model.config.implementation!r}; an exported file needs "
-            f"implementation={IMPLEMENTATION!r}, the one without custom calls: build the model with it."
+            f"the model has implementation={model.config.implementation!r}; exporting needs "
+            f"implementation={IMPLEMENTATION!r}, the only one without custom calls: build the model with it."
         )
     graphdef, weights = nnx.graphdef(model), weights_of(model)
     classify = jax.jit(lambda images: _classify(graphdef, weights, images, normalize))
@@ -95,17 +96,17 @@ def export_model(
 def largest_difference(
     model: Backbone, exported: export.Exported, images: np.ndarray, *, normalize: Normalize | None = None
 ) -> list[Parity]:
-    """Compares an exported model's logits with those of the model itself, on every platform that is there.
+    """Compares the logits of an exported model with those of the model itself, on every platform of this machine.
 
     Args:
-        model: what was exported.
-        exported: as it was read from its file.
-        images: what it takes, at least as many as it takes in one call. One of any batch size is called with a
-            single image and with all of them.
+        model: the original.
+        exported: the exported model, as read from its file.
+        images: its input, at least as many images as one call takes. An exported model of any batch size is called
+            with one image and with all images.
         normalize: as in `export_model`.
 
     Returns:
-        For each platform of the exported model of which this machine has a device, and for each batch size.
+        One entry for each batch size, on each platform of the exported model that this machine has a device of.
     """
     size = exported.in_avals[0].shape[0]
     batch_sizes = (size,) if isinstance(size, int) else sorted({1, len(images)})
@@ -125,33 +126,33 @@ def largest_difference(
 
 
 def write_module(exported: export.Exported, path: str | Path) -> None:
-    """Writes the bare StableHLO, for tools other than JAX: `main` from images to logits.
+    """Writes the bare StableHLO module, for tools other than JAX: one function, `main`, from images to logits.
 
     Args:
-        exported: for one platform and one batch size.
-        path: `.mlir` for text, `.mlirbc` for StableHLO's portable bytecode.
+        exported: an exported model for one platform and one batch size.
+        path: the file: `.mlir` for text, `.mlirbc` for StableHLO's portable bytecode.
 
     Raises:
-        InputError: another suffix, several platforms, any batch size, or a place that cannot be written.
+        InputError: the suffix is another, there are several platforms or batch sizes, or the file cannot be written.
     """
     check_module(path, exported.platforms, exported.in_avals[0].shape[0])
     text = Path(path).suffix == ".mlir"
     content = str(exported.mlir_module()).encode() if text else bytes(exported.mlir_module_serialized)
-    with new_file(path) as temporary:
+    with requested_file(path) as temporary:
         temporary.write_bytes(content)
 
 
 def check_module(path: str | Path, platforms: Sequence[str], batch_size: Any) -> None:
-    """Raises InputError where `write_module` could not write such a module there."""
+    """Raises InputError if `write_module` cannot write a module for these platforms and batch size to `path`."""
     if Path(path).suffix not in MODULE_FORMATS:
         raise InputError(
             f"{path} has the suffix {Path(path).suffix!r}; the bare StableHLO needs one of {', '.join(MODULE_FORMATS)}."
         )
     if len(platforms) != 1 or not isinstance(batch_size, int):
         raise InputError(
-            f"the bare StableHLO came with {len(platforms)} platforms and batch size "
-            f"{batch_size if isinstance(batch_size, int) else 'b'}; needed: one platform and a number of images, for "
-            "only JAX knows how to choose between several (such as --platforms=cpu --batch=1)."
+            f"the bare StableHLO was requested for {len(platforms)} platforms and batch size "
+            f"{batch_size if isinstance(batch_size, int) else 'b'}; needed: one platform and a number of images, such "
+            "as --platforms=cpu --batch=1 (only JAX can choose between several)."
         )
 
 
@@ -162,7 +163,7 @@ def _classify(graphdef: Any, weights: Any, images: Any, normalize: Normalize | N
 
 
 def _devices(platforms: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Those of the platforms of which this machine has a device, with the first of each."""
+    """Yields the platforms that this machine can run, with one device each."""
     for platform in platforms:
-        with contextlib.suppress(RuntimeError):  # JAX's word for none
+        with contextlib.suppress(RuntimeError):  # JAX raises it if there is no such device
             yield platform, jax.devices(platform)[0]

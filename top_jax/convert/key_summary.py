@@ -1,4 +1,4 @@
-"""An account of every key of a checkpoint: what is where, and what was changed on the way."""
+"""Summarises every key of a checkpoint: shapes and sizes by module, and what loading changed."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any, Final
 
 from flax import nnx
 
-from top_jax.convert.families import official_keys
+from top_jax.convert.key_maps import official_keys
 from top_jax.models import Backbone
 from top_jax.models.weights import variables_by_path
 
-WIDTH: Final = 100  # characters of a line
-NO_BREAK: Final = "\xa0"  # a space at which a line does not end
+WIDTH: Final = 100  # characters in a line
+NO_BREAK: Final = "\xa0"  # a space at which no line is broken
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The keys of one module; those of the repeated blocks are told once.
+    """The keys of one module; the repeated blocks form one group.
 
     Attributes:
-        name: its official name, such as patch_embed or backbone.layers.
-        blocks: how many times it is repeated, or None.
-        keys: how many there are, over all blocks.
-        parameters: numbers in them that are trained.
-        buffers: numbers in them that are not (running statistics).
-        shapes: PyTorch's, by the rest of the key.
-        blocks_with: how many blocks have that key.
+        name: official name of the module, such as patch_embed or backbone.layers.
+        blocks: number of repeated blocks, or None.
+        keys: number of keys, over all blocks.
+        parameters: number of trained values in them.
+        buffers: number of values in them that are not trained (running statistics).
+        shapes: PyTorch's shape, by the rest of the key.
+        blocks_with: number of blocks that have the key, by the rest of the key.
     """
 
     name: str
@@ -42,13 +42,13 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
-class KeyReport:
-    """All groups of a checkpoint, in its order.
+class KeySummary:
+    """All groups of a checkpoint, in its order; `str` gives the table that `convert` prints.
 
     Attributes:
-        groups: of keys.
-        turned: how many tensors have their axes in another order with us, by what is done.
-        changes: what else was changed, in words.
+        groups: the keys, by module.
+        turned: number of tensors whose axes are in another order in our model, by the change in words.
+        changes: what else loading changed, in words.
     """
 
     groups: tuple[Group, ...]
@@ -57,21 +57,21 @@ class KeyReport:
 
     @property
     def keys(self) -> int:
-        """How many there are."""
+        """Number of keys."""
         return sum(group.keys for group in self.groups)
 
     @property
     def parameters(self) -> int:
-        """Trained numbers."""
+        """Number of trained values."""
         return sum(group.parameters for group in self.groups)
 
     @property
     def buffers(self) -> int:
-        """Numbers that are not trained."""
+        """Number of values that are not trained."""
         return sum(group.buffers for group in self.groups)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the summary as JSON values."""
         return {
             "keys": self.keys,
             "parameters": self.parameters,
@@ -86,13 +86,12 @@ class KeyReport:
         for group in self.groups:
             times = f" x {group.blocks}" if group.blocks else ""
             buffers = f" + {group.buffers:,} buffers" if group.buffers else ""
-            plural = "" if group.keys == 1 else "s"
-            keys = f"{group.keys} key{plural}"
+            keys = f"{group.keys} key{'s' * (group.keys != 1)}"
             lines.append(f"{group.name + times:<28}{keys:>10} {group.parameters:>13,} parameters{buffers}")
             shapes = ", ".join(self._shape(group, rest).replace(" ", NO_BREAK) for rest in group.shapes)
             wrapped = textwrap.wrap(shapes, WIDTH, initial_indent="    ", subsequent_indent="    ")
             lines += [line.replace(NO_BREAK, " ") for line in wrapped]
-        buffers = f", {self.buffers:,} numbers of buffers" if self.buffers else ""
+        buffers = f", {self.buffers:,} values in buffers" if self.buffers else ""
         lines.append(f"all together: {self.keys} keys, {self.parameters:,} parameters{buffers}")
         lines += [f"axes turned in {count} tensors: {what}" for what, count in self.turned.items()]
         return "\n".join([*lines, *self.changes])
@@ -104,12 +103,12 @@ class KeyReport:
         return f"{rest} {list(group.shapes[rest])}{of}".lstrip()
 
 
-def key_report(model: Backbone, changes: tuple[str, ...] = ()) -> KeyReport:
-    """The report of a checkpoint of this model.
+def key_summary(model: Backbone, changes: tuple[str, ...] = ()) -> KeySummary:
+    """Summarises the official checkpoint of a model.
 
     Args:
         model: with or without weights.
-        changes: what was changed when they were loaded, in words (`load_state_dict`).
+        changes: what loading changed, in words (from `load_state_dict`).
     """
     weights = variables_by_path(model)
     turned, found = Counter(), {}
@@ -135,11 +134,11 @@ def key_report(model: Backbone, changes: tuple[str, ...] = ()) -> KeyReport:
         )
         for name, entry in found.items()
     )
-    return KeyReport(tuple(groups), dict(turned), changes)
+    return KeySummary(tuple(groups), dict(turned), changes)
 
 
 def _split(key: str) -> tuple[str, int | None, str]:
-    """backbone.layers.3.norm.weight -> backbone.layers, 3, norm.weight."""
+    """Splits a key: backbone.layers.3.norm.weight -> backbone.layers, 3, norm.weight."""
     parts = key.split(".")
     depth = 2 if parts[0] == "backbone" else 1
     name, rest = ".".join(parts[:depth]), parts[depth:]

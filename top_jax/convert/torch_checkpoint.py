@@ -1,0 +1,248 @@
+"""Official weights into our models and back, strictly: no key missing, none left over."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from top_jax.convert.checkpoint_files import read_state_dict, write_state_dict
+from top_jax.convert.key_maps import FAMILIES, LARGEST_COUNT, Key, family_of, models_of, official_keys
+from top_jax.convert.key_summary import KeySummary, key_summary
+from top_jax.convert.position_embedding import fit_position_embedding
+from top_jax.errors import InputError
+from top_jax.models import Backbone, BackboneConfig, abstract_model, model_config
+from top_jax.models.weights import variables_by_path
+from top_jax.pruning import Reduction
+
+NAMED: Final = 5  # an error names this many keys of each kind of problem, and counts all
+
+
+def load_torch_checkpoint(
+    path: str | Path,
+    name: str,
+    pruning: Reduction | None = None,
+    ema: bool = False,
+    *,
+    checkpoint_img_size: int | tuple[int, int] | None = None,
+    **overrides: Any,
+) -> Backbone:
+    """Builds the named model with the weights of an official file, in eval mode.
+
+    Args:
+        path: a .pth file (read by PyTorch), or a .safetensors file with the same keys (read without PyTorch).
+        name: a model name, as for `create_model`.
+        pruning: a token reduction for the model; weights do not depend on it.
+        ema: take the averaged weights, `model_ema` of a .pth file.
+        checkpoint_img_size: the image size that the file was trained at; needed only to resize the position embedding
+            of a grid that is not square.
+        **overrides: as for `create_model`. With another `img_size` the position embedding is resized (bicubic).
+
+    Raises:
+        InputError: the file cannot be read, or keys are missing, unexpected or misshapen; the message names them.
+    """
+    return load_with_summary(path, name, pruning, ema, checkpoint_img_size=checkpoint_img_size, **overrides)[0]
+
+
+def load_with_summary(
+    path: str | Path,
+    name: str,
+    pruning: Reduction | None = None,
+    ema: bool = False,
+    *,
+    checkpoint_img_size: int | tuple[int, int] | None = None,
+    **overrides: Any,
+) -> tuple[Backbone, KeySummary]:
+    """Does what `load_torch_checkpoint` does, and also returns a summary of every key."""
+    model_config(name, **overrides)  # raises before a large file is read
+    state_dict = read_state_dict(path, ema=ema)
+    model = abstract_model(name, pruning=pruning, **overrides)  # the file fills every weight
+    try:
+        changes = load_state_dict(model, state_dict, checkpoint_img_size=checkpoint_img_size)
+    except InputError as error:
+        raise InputError(f"{path} does not fit {name}: {error}") from None
+    return model, key_summary(model, changes)
+
+
+def load_state_dict(
+    model: Backbone, state_dict: Mapping[str, np.ndarray], *, checkpoint_img_size: int | tuple[int, int] | None = None
+) -> tuple[str, ...]:
+    """Loads an official state_dict (numpy arrays) into `model`, in place; see `load_torch_checkpoint`.
+
+    Returns:
+        What was changed apart from the order of axes, in words.
+
+    Raises:
+        InputError: keys are missing, unexpected or misshapen, or numbers are not finite. The model is then unchanged.
+    """
+    keys = official_keys(model.config)
+    weights = variables_by_path(model)
+    state_dict, changes = _as_float32(state_dict)
+    changes += _drop_mmcv_averages(state_dict)
+    if state_dict.keys() == {key.torch for key in keys}:  # other keys mean another model, perhaps with another grid
+        changes += fit_position_embedding(model.config, state_dict, checkpoint_img_size)
+    _check_keys(model.config, keys, {path: weight.shape for path, weight in weights.items()}, state_dict)
+    _check_finite(state_dict)
+    for key in keys:
+        weight = weights[key.ours]
+        weight.set_value(jnp.asarray(key.layout.to_ours(state_dict[key.torch]), weight.dtype))
+    nnx.update(model, nnx.from_flat_state(weights))
+    return tuple(changes)
+
+
+def save_torch_checkpoint(model: Backbone, path: str | Path, *, overwrite: bool = False) -> None:
+    """Writes a model's weights under their official keys; `load_torch_checkpoint` reads them back, bit for bit.
+
+    Args:
+        model: with weights. Its token reduction is not part of a checkpoint.
+        path: a .pth or .pt file, written by PyTorch with the state_dict in the entry that the family's official code
+            reads (`model`, for PlainMamba `state_dict`), or a .safetensors file, written without PyTorch.
+        overwrite: replace an existing file.
+
+    Raises:
+        InputError: the suffix is unknown, the file exists, or it cannot be written.
+    """
+    write_state_dict(path, state_dict_of(model), entry=family_of(model.config).entry, overwrite=overwrite)
+
+
+def state_dict_of(model: Backbone) -> dict[str, np.ndarray]:
+    """Returns the official state_dict of a model: float32, counts of batches int64; inverts `load_state_dict`."""
+    weights = variables_by_path(model)
+    result = {}
+    for key in official_keys(model.config):
+        array = key.layout.to_torch(np.asarray(weights[key.ours].get_value(), np.float32))
+        result[key.torch] = np.array(array, order="C")  # a copy, because the writers ignore strides
+    return result
+
+
+def _as_float32(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Converts every float array to float32, and says what that changed."""
+    result, changed = {}, Counter()
+    for name, array in state_dict.items():
+        if jnp.issubdtype(array.dtype, jnp.floating) and array.dtype != np.float32:
+            changed[array.dtype.name] += 1
+            array = array.astype(np.float32)
+        result[name] = array
+    verb = {"float64": "rounded"}
+    return result, [
+        f"{count} {dtype} tensors {verb.get(dtype, 'widened')} to float32" for dtype, count in changed.items()
+    ]
+
+
+def _drop_mmcv_averages(state_dict: dict[str, np.ndarray]) -> list[str]:
+    """Removes the buffers of mmcv's EMA hook: `ema_<name, with underscores for dots>` next to each `<name>`.
+
+    The hook swaps the two sets before it saves, so the plain names, which the official code evaluates, hold the
+    averages. A buffer without its plain twin stays, and is then an unexpected key.
+    """
+    twins = {f"ema_{name.replace('.', '_')}" for name in state_dict}
+    averages = [name for name in state_dict if name in twins]
+    for name in averages:
+        del state_dict[name]
+    return [f"{len(averages)} buffers of mmcv's EMA hook left out, as the official code does"] if averages else []
+
+
+def _check_keys(
+    config: BackboneConfig,
+    keys: list[Key],
+    shapes: dict[Any, tuple[int, ...]],
+    state_dict: Mapping[str, np.ndarray],
+) -> None:
+    """Raises InputError, with every problem at once, unless the keys, shapes and dtypes are the model's."""
+    unmapped = set(shapes) ^ {key.ours for key in keys}
+    assert not unmapped, f"parameters without an official key, or the reverse: {unmapped}"
+
+    known = {key.torch for key in keys}
+    missing = [key.torch for key in keys if key.torch not in state_dict]
+    unexpected = sorted(set(state_dict) - known)
+    misshapen, unusable = [], []
+    for key in keys:
+        array = state_dict.get(key.torch)
+        if array is None:
+            continue
+        needed = key.layout.torch_shape(shapes[key.ours])
+        if array.shape != needed:
+            misshapen.append(f"{key.torch} {array.shape} instead of {needed}")
+        elif problem := _unusable(key, array):
+            unusable.append(f"{key.torch} {problem}")
+    kinds = (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen), ("unusable", unusable))
+    problems = [f"{len(names)} {what} ({_some(names)})" for what, names in kinds if names]
+    if problems:
+        raise InputError(f"{'; '.join(problems)}. {_advice(config, state_dict.keys())}")
+
+
+def _unusable(key: Key, array: np.ndarray) -> str | None:
+    """Returns what is wrong with the dtype or the values of an array of the right shape, or None."""
+    if not key.layout.count:
+        return None if array.dtype == np.float32 else f"of type {array.dtype.name} instead of a float"
+    if not np.issubdtype(array.dtype, np.integer):
+        return f"of type {array.dtype.name} instead of an integer"
+    if array.size and not 0 <= array.min() <= array.max() <= LARGEST_COUNT:
+        return f"{array} is not in 0 .. 2**24, where a float32 counts exactly"
+    return None
+
+
+def _check_finite(state_dict: Mapping[str, np.ndarray]) -> None:
+    broken = [name for name, array in state_dict.items() if not np.isfinite(array).all()]
+    if broken:
+        raise InputError(
+            f"{len(broken)} tensors are not finite in float32 ({_some(broken)}); the training that wrote them "
+            "diverged, or the file is damaged: take an earlier checkpoint."
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _advice(config: BackboneConfig, names: Collection[str]) -> str:
+    """Returns a sentence on what to do about keys that do not fit.
+
+    Args:
+        config: the model that the keys were meant for.
+        names: the keys of the checkpoint.
+    """
+    if averages := [name for name in names if name.startswith("ema_")]:
+        return (
+            f"{len(averages)} of its keys, such as {averages[0]}, are buffers of mmcv's EMA hook, which swaps the two "
+            "sets of weights when it saves: find out which set holds the averages, and save the set that you want "
+            "under the plain names, without the ema_ keys."
+        )
+    if any(name.startswith(("dist_token", "head_dist.")) for name in names):
+        return (
+            "It is a distilled DeiT (dist_token, head_dist), which has a second class token and is not supported; use "
+            "the checkpoint of the plain one (deit_*_patch16_224, not deit_*_distilled_*)."
+        )
+    kind = _family_of_keys(names)
+    prefix = _common_prefix(names)
+    if kind is None and prefix and (kind := _family_of_keys([name.removeprefix(prefix) for name in names])):
+        return (
+            f"Its keys are those of a {FAMILIES[kind].name} with the prefix {prefix!r}, which "
+            "DistributedDataParallel and other wrappers add; save the state_dict without it."
+        )
+    if kind is None or kind is type(config):
+        return "Choose the model and the overrides that the checkpoint was trained with."
+    return f"Its keys look like those of a {FAMILIES[kind].name}: choose one of {', '.join(models_of(kind))}."
+
+
+def _family_of_keys(names: Collection[str]) -> type | None:
+    """Returns the config type of the family whose keys, for a model of one block, are mostly there, or None."""
+    names = set(names)
+    share = {}
+    for kind, family in FAMILIES.items():
+        wanted = {key.torch for key in family.keys(kind(depth=1))}
+        share[kind] = len(wanted & names) / len(wanted)
+    best = max(share, key=lambda kind: share[kind])
+    return best if share[best] > 0.5 else None
+
+
+def _common_prefix(names: Collection[str]) -> str:
+    """Returns the first part of the names, with its dot, if all share it; else an empty string."""
+    firsts = {name.partition(".")[0] for name in names}
+    return f"{firsts.pop()}." if len(firsts) == 1 else ""
