@@ -4,7 +4,6 @@
     triton_kernels, triton_scan     the Triton kernels, and their launch through jax-triton
     pallas_scan          the same as Pallas kernels
     chunked_scan         the recurrence in XLA operations
-    bench, compile_report     measure the last on a CPU; compile the first without a GPU
 
 No autodiff, no Flax and no dispatch: those live in `top_jax.ops`.
 """

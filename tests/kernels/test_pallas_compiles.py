@@ -21,8 +21,14 @@ import pytest
 
 @pytest.mark.slow
 @pytest.mark.triton
-def test_compiles_without_spills(capsys):
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1", "JAX_PLATFORMS": "cpu"}
+def test_compiles_without_spills(root, capsys):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(root),
+        "TRITON_INTERPRET": "0",
+        "TRITON_DEFAULT_FP_FUSION": "1",
+        "JAX_PLATFORMS": "cpu",
+    }
     run = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     rows = [json.loads(line) for line in run.stdout.splitlines()]
@@ -70,8 +76,8 @@ def main() -> None:
     import triton
     from triton.backends.compiler import GPUTarget
 
+    from tools.triton_resources import SHAPES, operands_of, resources
     from top_jax.kernels.blocks import by_rule
-    from top_jax.kernels.compile_report import SHAPES, operands_of, resources
     from top_jax.kernels.operands import ScanPlan
     from top_jax.kernels.pallas_scan import pallas_backward, pallas_forward
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
+from tools.triton_resources import Shape, operands_of
 from top_jax.kernels.blocks import Blocks, by_rule
-from top_jax.kernels.compile_report import Shape, operands_of
 from top_jax.kernels.operands import ScanOperands, ScanPlan
 from top_jax.kernels.pallas_scan import pallas_backward, pallas_forward
 

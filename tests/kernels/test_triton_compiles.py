@@ -13,11 +13,11 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.triton
 @pytest.mark.parametrize("arch", [80, 90])
-def test_compiles_without_spills(arch, tmp_path, capsys):
+def test_compiles_without_spills(arch, root, tmp_path, capsys):
     # In a process of its own: in this one Triton may be interpreting.
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1"}
-    command = [sys.executable, "-m", "top_jax.kernels.compile_report", f"--arch={arch}", f"--json={tmp_path / 'rows'}"]
-    report = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "tools.triton_resources", f"--arch={arch}", f"--json={tmp_path / 'rows'}"]
+    report = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert report.returncode == 0, report.stderr
     with capsys.disabled():
         print(f"\n{report.stdout}")

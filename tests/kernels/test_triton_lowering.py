@@ -32,8 +32,8 @@ def main() -> None:
     import jax
     import jax_triton
 
+    from tools.triton_resources import Shape, operands_of
     from top_jax.kernels.blocks import by_rule
-    from top_jax.kernels.compile_report import Shape, operands_of
     from top_jax.kernels.operands import ScanPlan
     from top_jax.kernels.triton_scan import forward_call, triton_backward, triton_forward
     from top_jax.ops.implementations import problem_with_jax_triton

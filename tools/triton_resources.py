@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for GPUs that need not be there, and reads off what they ask of one.
 
-python -m top_jax.kernels.compile_report [--arch 80 90] [--json FILE]
+python -m tools.triton_resources [--arch 80 90] [--json FILE]
 
 Registers, stack and local memory are the assembler's (cuobjdump --dump-resource-usage); anything in the last two is a
 spill. Instructions are counted in the machine code (nvdisasm) and divided by the unrolled steps of a chunk: what one
@@ -23,9 +23,9 @@ from typing import Any, Final, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .blocks import by_rule
-from .operands import ScanOperands, ScanPlan
-from .triton_scan import KernelCall, backward_call, forward_call
+from top_jax.kernels.blocks import by_rule
+from top_jax.kernels.operands import ScanOperands, ScanPlan
+from top_jax.kernels.triton_scan import KernelCall, backward_call, forward_call
 
 _POINTERS: Final = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32"}
 
@@ -114,7 +114,7 @@ def _compile(call: KernelCall, arch: int) -> bytes:
     from triton.backends.compiler import GPUTarget  # pyright: ignore[reportMissingImports]
     from triton.compiler import ASTSource  # pyright: ignore[reportMissingImports]
 
-    from . import triton_kernels
+    from top_jax.kernels import triton_kernels
 
     kernel = getattr(triton_kernels, call.kernel)
     dtypes = [jnp.dtype(array.dtype).name for array in (*call.inputs, *call.outputs)]

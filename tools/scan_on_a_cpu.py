@@ -1,6 +1,6 @@
 """Times the scan's recurrence against what JAX and PyTorch offer without it, in one process, and prints tables.
 
-python -m top_jax.kernels.bench [--json docs/results/NAME.json] [--length 197 785 3136] [--repeats 15] [--seconds 6]
+python -m tools.scan_on_a_cpu [--json docs/results/NAME.json] [--length 197 785 3136] [--repeats 15] [--seconds 6]
 
 `plain` is a lax.scan over the tokens with the state as [B, N, E], `associative` a lax.associative_scan; both leave
 their gradient to autodiff. `torch loop` is Mamba's published reference on the CPU, where PyTorch is installed. `plain`
@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .chunked_scan import ScanInputs, chunked_scan_backward, chunked_scan_forward, scan_forward
+from top_jax.kernels.chunked_scan import ScanInputs, chunked_scan_backward, chunked_scan_forward, scan_forward
 
 # Indexing a tensor at each step, as the reference does, gives autograd a gradient of the whole tensor per step. That is
 # quadratic in L: seconds at a ViM's 197 tokens, 16 times as many at 785.

@@ -1,6 +1,6 @@
 """How long the models take to compile here: forward, and a train step.
 
-python -m top_jax.benchmark.compile_time [--model vim_small --model plain_mamba_l3] [--batch 8] [--out FILE]
+python -m tools.compile_time [--model vim_small --model plain_mamba_l3] [--batch 8] [--out FILE]
 
 Tracing (Python) and compiling (XLA) apart, one program after the other, without the persistent cache. Weights are not
 needed, only their shapes.

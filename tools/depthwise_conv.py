@@ -1,6 +1,6 @@
 """The depthwise convolution of PlainMamba: ours for a CPU against XLA's grouped one, timed in turn.
 
-python -m top_jax.benchmark.depthwise_conv [--batch 8] [--width 896] [--out FILE]
+python -m tools.depthwise_conv [--batch 8] [--width 896] [--out FILE]
 """
 
 from __future__ import annotations
