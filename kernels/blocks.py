@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, Final
 
 from top_jax.errors import InputError
+from top_jax.files import write_json
 
 TUNING: Final = Path(__file__).parent / "tuning"
 _ELEMENTS_PER_WARP: Final = 512  # of the [N, channels] state: 16 registers of a thread
@@ -114,13 +114,7 @@ def write_table(table: dict[str, Any], file: Path) -> None:
         OSError: it cannot be written there.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f"{file.name}.part")
-    beside.write_text(json.dumps(table, indent=1) + "\n")
-    try:
-        os.replace(beside, file)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
+    write_json(file, table)
     read_table.cache_clear()
 
 

@@ -55,7 +55,7 @@ ALLOWED = {
         "training",
     },
 }
-EVERYONES = {"environment", "errors", "files", "memory", "optional", "typing"}
+EVERYONES = {"environment", "errors", "files", "memory", "optional", "tables", "typing"}
 LIGHT = {
     "kernels": {"jax", "numpy"},
     "ops": {"jax", "numpy", "absl"},
