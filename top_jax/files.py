@@ -61,21 +61,10 @@ def write_json(path: str | Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def save_json(path: str | Path, content: Any, *, flag: str) -> None:
-    """Writes a command's JSON where the user asked for it, whole or not at all.
-
-    Args:
-        path: the file.
-        content: JSON values.
-        flag: the flag that names the file, such as `--out`, for the message.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    try:
-        write_json(path, content)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); choose another file with {flag}.") from error
+def save_json(path: str | Path, content: Any) -> None:
+    """Writes a JSON file for a path that the user chose. Raises InputError as `requested_file` does."""
+    with requested_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _sync(path: Path) -> None:
