@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from top_jax.ablation.evaluate import Ranking, Selectable
-from top_jax.pruning import Pruning, Tokens
+from top_jax.pruning import Cut, Pruning, Tokens
 
 RANKINGS = (("clip", 0), ("l2", 0), ("random", 0), ("random", 1), ("uniform", 0))
-KEEP = 4
+HALF = Cut(block=1, before=8, kept=4, after=4)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_same_tokens_as_pruning(quick_programs, tokens, evidence):
         traced += 1
         choice = Ranking(ranking, best_first)
         pruning = Selectable(after_blocks=(1,), keep_ratio=0.5, alignment="none", rankings=RANKINGS, choice=choice)
-        return pruning(tokens, evidence, block=1, keep=KEEP)
+        return pruning(tokens, evidence, HALF)
 
     chosen = [(place, order) for place in range(len(RANKINGS)) for order in ("position", "score")]
 
@@ -44,7 +44,7 @@ def test_same_tokens_as_pruning(quick_programs, tokens, evidence):
         common = {"after_blocks": (1,), "keep_ratio": 0.5, "alignment": "none"}
         rankings = [(*RANKINGS[place], order) for place, order in chosen]
         each = [Pruning(score=score, seed=seed, order=order, **common) for score, seed, order in rankings]
-        return [pruning(tokens, evidence, block=1, keep=KEEP) for pruning in each]
+        return [pruning(tokens, evidence, HALF) for pruning in each]
 
     found = set()
     for (place, order), want in zip(chosen, plain(), strict=True):
@@ -58,4 +58,4 @@ def test_same_tokens_as_pruning(quick_programs, tokens, evidence):
 def test_keeping_everything_changes_nothing(tokens, evidence):
     choice = Ranking(jnp.int32(0), jnp.bool_(True))
     pruning = Selectable(after_blocks=(1,), alignment="none", rankings=RANKINGS, choice=choice)
-    assert pruning(tokens, evidence, block=1, keep=8) is tokens
+    assert pruning(tokens, evidence, Cut(1, 8, 8, 8)) is tokens

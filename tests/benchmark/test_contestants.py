@@ -25,7 +25,7 @@ def test_every_alignment_once():
         DENSE, "top hold (config)", "deit", "top none, score order", "top none", "top decay",
     ]  # fmt: skip
     assert problem is None and [c.prunes for c in found] == [False, True, False, True, True, True]
-    assert {c.model.pruning.score for c in found if c.prunes} == {"l1"}
+    assert {c.model.reduction.score for c in found if c.prunes} == {"l1"}
     assert {c.cost.tokens_per_block for c in found if c.prunes} == {(17, 9)}
 
 

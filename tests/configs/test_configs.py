@@ -62,9 +62,9 @@ def test_model_and_pruning_fit(name):
     )
     assert sizes.num_classes == config.model.num_classes
     pruning.check_evidence(BACKBONES[type(sizes)].EVIDENCE)
-    counts = pruning.keep_counts(sizes.num_patches, sizes.depth)
-    assert tuple(counts) == config.pruning.after_blocks
-    assert bool(counts) == (name in PRUNED)
+    cuts = pruning.schedule(sizes.num_patches, sizes.depth)
+    assert tuple(cut.block for cut in cuts) == config.pruning.after_blocks
+    assert bool(cuts) == (name in PRUNED)
 
 
 @pytest.mark.parametrize("name", PRUNED)
@@ -137,14 +137,14 @@ def test_the_docstring_counts_right(name):
     assert whole in ([None], [f"{dense.gmacs('published'):.{digits}f}"])
     if stages := re.search(r"[Tt]okens (\d+(?: -> [\d+]+)+)", text):
         counts = [sum(map(int, stage.split("+"))) for stage in stages[1].split(" -> ")]
-        assert counts == [sizes.num_patches, *pruning.keep_counts(sizes.num_patches, sizes.depth).values()]
+        assert counts == [sizes.num_patches, *(cut.after for cut in pruning.schedule(sizes.num_patches, sizes.depth))]
 
 
 def test_the_baseline_is_the_naive_way():
     for name in ("vim_t", "vim_s", "plain_mamba_l1", "plain_mamba_l2", "plain_mamba_l3"):
         baseline, ours = (build_reduction(read(f"{name}_{kind}").pruning) for kind in ("evit", "top"))
         assert (baseline.alignment, baseline.order, ours.alignment) == ("none", "score", "hold")
-        assert baseline.keep_counts(196, 24) == ours.keep_counts(196, 24)
+        assert baseline.schedule(196, 24) == ours.schedule(196, 24)
 
 
 def test_the_papers_schedule():

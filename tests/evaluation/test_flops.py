@@ -96,8 +96,8 @@ def test_independent_count(overrides, pruning):
     cost = count_macs(model.config, pruning)
     assert cost.macs["published"] == brute_force(model, cost.tokens_per_block, {"forward"})
     assert cost.macs["all_directions"] == brute_force(model, cost.tokens_per_block, {"forward", "backward"})
-    counts = pruning.keep_counts(model.config.num_patches, 3)
-    assert cost.tokens_per_block[-1] == 1 + list({0: model.config.num_patches, **counts}.values())[-1]
+    counts = [cut.after for cut in pruning.schedule(model.config.num_patches, 3)]
+    assert cost.tokens_per_block[-1] == 1 + [model.config.num_patches, *counts][-1]
 
 
 def kernels(model):

@@ -51,7 +51,7 @@ def test_the_last_survivors_are_the_features(traced):
         assert np.sum(places == CLASS) == (features.cls is not None)
     np.testing.assert_array_equal(last.source, features.source)
     for block, stage in found.stages.items():
-        assert np.sum(stage.survivors[0] != CLASS) == model.keep_counts[block]
+        assert np.sum(stage.survivors[0] != CLASS) == {cut.block: cut.after for cut in model.schedule}[block]
         np.testing.assert_array_equal(found.blocks[block + 1].places, stage.survivors)
     np.testing.assert_array_equal(found.stages[1].candidates, np.tile(np.arange(model.config.num_patches), (2, 1)))
 

@@ -123,12 +123,16 @@ def test_variants():
     once = dict(after_blocks=(1,), keep_ratio=0.5)
     top = build("vim_tiny", Pruning(**once, alignment="none"))
     assert list(variants_of(top)) == ["dense", "none, score order", "hold", "decay", "none, position order"]
-    assert name_of(top.pruning) == "none, position order"
+    assert name_of(top.reduction) == "none, position order"
     assert list(variants_of(build("vim_tiny", Merging(**once)))) == ["dense", "none", "hold", "decay"]
     assert list(variants_of(build("deit_tiny", Evit(**once)))) == ["dense", "EViT, score order"]
     assert list(variants_of(build("vim_tiny", None))) == ["dense"]
     other = with_reduction(top, variants_of(top)["decay"])
-    assert other.keep_counts == {1: 8} and other.pruning.alignment == "decay" and top.pruning.alignment == "none"
+    assert (
+        [cut.after for cut in other.schedule] == [8]
+        and other.reduction.alignment == "decay"
+        and top.reduction.alignment == "none"
+    )
 
 
 @pytest.mark.parametrize(

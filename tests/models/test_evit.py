@@ -19,7 +19,7 @@ import top_jax
 from top_jax.convert import load_state_dict
 from top_jax.errors import InputError
 from top_jax.models import abstract_model
-from top_jax.pruning import Evit
+from top_jax.pruning import Cut, Evit
 
 SIZES = dict(img_size=16, patch_size=4, embed_dim=12, depth=3, num_classes=5)  # 16 patches
 FAMILIES = {
@@ -157,7 +157,9 @@ def test_counts_places_and_class_token(fuse, order, counts, family, forward, ima
     evit = Evit(after_blocks=(1, 2), keep_ratio=0.5, score=score_of(family), fuse=fuse, order=order)
     model = make(family, pruning=evit)
     logits, features = forward(model, images)
-    assert np.isfinite(logits).all() and model.keep_counts == dict(zip((1, 2), counts, strict=True))
+    assert np.isfinite(logits).all() and [(cut.block, cut.after) for cut in model.schedule] == list(
+        zip((1, 2), counts, strict=True)
+    )
     for stage, count in zip(features.stages, counts, strict=True):
         assert stage.x.shape == (3, count, 12)
         places = np.asarray(stage.positions)
@@ -208,7 +210,7 @@ def test_vim_goes_on_with_the_class_token_in_the_middle_and_both_streams_fused(q
     @quick_jit
     def first_block(model, images):
         before, evidence = model.blocks[0].mix(model.embed(images), None, None)
-        return before, evit(before, evidence, block=1, keep=9)
+        return before, evit(before, evidence, Cut(block=1, before=16, kept=8, after=9))
 
     before, after = first_block(model, images)
     np.testing.assert_array_equal(after.cls_index, 4)

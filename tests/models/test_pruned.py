@@ -9,7 +9,7 @@ import pytest
 from comparison import relative_error
 
 from top_jax.models.features import make_features
-from top_jax.pruning import Pruning
+from top_jax.pruning import Cut, Pruning
 
 ALIGNMENTS = ("none", "hold", "decay")
 
@@ -58,15 +58,15 @@ def test_blocks_run_by_hand(pruning, make_model, forward, images, quick_jit, den
     logits, features = forward(model, images)
     assert relative_error(logits, dense[0]) > 1e-3  # something was pruned
 
-    counts = {1: 10, 2: 5}  # ceil(0.6 * 16), ceil(0.5 * 10)
+    cuts = {1: Cut(1, 16, 10, 10), 2: Cut(2, 10, 5, 5)}  # ceil(0.6 * 16), ceil(0.5 * 10)
 
     def by_hand(model, images):
         tokens = model.embed(images)
         for number, block in enumerate(model.blocks, start=1):
             positions = tokens.positions if pruning.alignment == "decay" else None
             tokens, evidence = block.mix(tokens, positions, None)
-            if number in counts:
-                tokens = pruning(tokens, evidence, block=number, keep=counts[number])
+            if number in cuts:
+                tokens = pruning(tokens, evidence, cuts[number])
         return tokens, model.norm(tokens.residual + tokens.x)
 
     tokens, normed = quick_jit(by_hand)(model, images)

@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 import top_jax
 from top_jax.models import to_grid
 from top_jax.ops.partition import split_over_batch
-from top_jax.pruning import Evit, Merging, Pruning, Tokens
+from top_jax.pruning import Cut, Evit, Merging, Pruning, Tokens
 
 IMPLEMENTATIONS = ("xla", "pallas_interpret")  # of the scan, on its own and in a model
 LENGTH, BATCH, WIDTH, STATES = 5, 16, 6, 4
@@ -291,7 +291,7 @@ def check_the_selection() -> None:
 
     def select(settings: dict[str, str], tokens: Tokens, evidence: Any) -> Tokens:
         pruning = Pruning(after_blocks=(1,), keep_ratio=0.5, **settings)
-        return pruning(tokens, evidence, block=1, keep=4)
+        return pruning(tokens, evidence, Cut(block=1, before=8, kept=4, after=4))
 
     for settings in ({"alignment": "hold"}, {"alignment": "none", "order": "score"}, {"score": "random"}):
         check_program(functools.partial(select, settings), arguments, on_mesh(arguments, "data"))
@@ -308,7 +308,7 @@ def check_the_merging() -> None:
 
     def merge(alignment: str, tokens: Tokens) -> Tokens:
         merging = Merging(after_blocks=(1,), keep_ratio=0.5, alignment=alignment)
-        return merging(merging(tokens, {}, block=1, keep=7), {}, block=1, keep=4)
+        return merging(merging(tokens, {}, Cut(1, 9, 7, 7)), {}, Cut(1, 7, 4, 4))
 
     for alignment in ("none", "hold"):
         check_program(functools.partial(merge, alignment), (tokens,), on_mesh((tokens,), "data"))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 
 from top_jax.errors import InputError
-from top_jax.pruning import Evit, Pruning, Tokens
+from top_jax.pruning import Cut, Evit, Pruning, Tokens
 
 BATCH, PATCHES, WIDTH = 3, 8, 2
 NUMBER = st.floats(0, 1, width=32, allow_subnormal=False)
@@ -43,8 +43,8 @@ def evidence(scores, length: int) -> jax.Array:
 @functools.cache
 def compiled(keep_ratio: float, **settings):
     evit = Evit(after_blocks=(1, 2), keep_ratio=keep_ratio, **settings)
-    keep = evit.kept(PATCHES, keep_ratio)
-    return jax.jit(lambda tokens, score: evit(tokens, {evit.score: score}, block=1, keep=keep))
+    cut = evit.cut(1, PATCHES, keep_ratio)
+    return jax.jit(lambda tokens, score: evit(tokens, {evit.score: score}, cut))
 
 
 def expected(before: Tokens, scores, best: int, evit: Evit) -> dict[str, np.ndarray]:
@@ -103,18 +103,21 @@ def test_against_numpy(home, size, settings, scores, keep):
 
 def test_counts():
     evit = Evit(after_blocks=(4, 7, 10), keep_ratio=0.7)
-    assert evit.keep_counts(196, 12) == {4: 139, 7: 99, 10: 71}  # officially 138 + 1, 98 + 1, 70 + 1
-    assert dataclasses.replace(evit, fuse=False).keep_counts(196, 12) == {4: 138, 7: 97, 10: 68}
-    assert dataclasses.replace(evit, keep_ratio=1.0).keep_counts(196, 12) == {4: 196, 7: 196, 10: 196}
-    assert evit.kept(10, 0.95) == 10 and evit.kept(10, 0.9) == 10 and evit.kept(10, 0.8) == 9
-    assert evit.kept(100, 0.55) == 56  # 55 and one: no token more for a rounding error
-    assert Evit(fuse=False).kept(100, 0.55) == 55
+    assert evit.schedule(196, 12) == (Cut(4, 196, 138, 139), Cut(7, 139, 98, 99), Cut(10, 99, 70, 71))  # the paper's
+    dropping, dense = dataclasses.replace(evit, fuse=False), dataclasses.replace(evit, keep_ratio=1.0)
+    assert dropping.schedule(196, 12) == (Cut(4, 196, 138, 138), Cut(7, 138, 97, 97), Cut(10, 97, 68, 68))
+    assert dense.schedule(196, 12) == tuple(Cut(block, 196, 196, 196) for block in (4, 7, 10))
+    assert evit.cut(1, 10, 0.95) == Cut(1, 10, 10, 10)
+    assert evit.cut(1, 10, 0.9) == Cut(1, 10, 9, 10)  # all but one, and that one fused with none
+    assert evit.cut(1, 10, 0.8) == Cut(1, 10, 8, 9)
+    assert evit.cut(1, 100, 0.55) == Cut(1, 100, 55, 56)  # no token more for a rounding error
+    assert Evit(fuse=False).cut(1, 100, 0.55) == Cut(1, 100, 55, 55)
 
 
 @pytest.mark.parametrize("fuse", [True, False])
 def test_no_token_left(fuse):
     with pytest.raises(InputError, match="leaves none of 4 tokens after block 1"):
-        Evit(after_blocks=(1,), keep_ratio=1e-8, fuse=fuse).keep_counts(4, 6)
+        Evit(after_blocks=(1,), keep_ratio=1e-8, fuse=fuse).schedule(4, 6)
 
 
 @pytest.mark.parametrize("settings", [dict(keep_ratio=1.0), dict(keep_ratio=0.9), dict(keep_ratio=1.0, fuse=False)])
@@ -122,13 +125,15 @@ def test_a_ratio_that_keeps_everything_returns_the_tokens(settings):
     """Also their order, which the scores would change."""
     before = tokens("first")
     evit = Evit(after_blocks=(1,), **settings)
-    assert evit(before, {"attention": before.x[:, :, 0]}, block=1, keep=PATCHES) is before
+    cut = Cut(1, PATCHES, PATCHES, PATCHES)
+    assert evit.schedule(PATCHES, 2) == (cut,)
+    assert evit(before, {"attention": before.x[:, :, 0]}, cut) is before
 
 
 def test_all_but_one_is_not_all():
     """7 stay and the eighth, fused with none, becomes itself times its attention."""
     before, score = tokens("first"), jnp.tile(jnp.arange(9, dtype=jnp.float32)[None] / 9, (BATCH, 1))
-    after = Evit(after_blocks=(1,), keep_ratio=0.8)(before, {"attention": score}, block=1, keep=8)
+    after = Evit(after_blocks=(1,), keep_ratio=0.8)(before, {"attention": score}, Cut(1, 8, 7, 8))
     np.testing.assert_array_equal(after.positions[0], [0, 8, 7, 6, 5, 4, 3, 2, -1])
     np.testing.assert_allclose(after.x[:, -1], before.x[:, 1] / 9, rtol=1e-6)
 
@@ -136,14 +141,14 @@ def test_all_but_one_is_not_all():
 @pytest.mark.parametrize("order", ["score", "position"])
 def test_the_fused_token_is_a_candidate_like_any_other(order):
     evit = Evit(after_blocks=(1, 2), keep_ratio=0.5, order=order)
-    first = evit(tokens("first"), {"attention": jnp.full((BATCH, 9), 0.1)}, block=1, keep=5)  # 1, 2, 3, 4, fused
+    first = evit(tokens("first"), {"attention": jnp.full((BATCH, 9), 0.1)}, Cut(1, 8, 4, 5))  # 1, 2, 3, 4, fused
     np.testing.assert_array_equal(first.positions, [[0, 1, 2, 3, 4, -1]] * BATCH)
     liked = jnp.asarray([[0.0, 0.1, 0.2, 0.3, 0.25, 0.9]] * BATCH)
-    kept = evit(first, {"attention": liked}, block=2, keep=4)  # 3 of 5, and a new one of the first two
+    kept = evit(first, {"attention": liked}, Cut(2, 5, 3, 4))  # 3 of 5, and a new one of the first two
     np.testing.assert_array_equal(kept.positions[0], [0, -1, 3, 4, -1] if order == "score" else [0, 3, 4, -1, -1])
     np.testing.assert_array_equal(kept.x[:, 1 if order == "score" else 3], first.x[:, 5])
     np.testing.assert_allclose(kept.x[:, 4], 0.1 * first.x[:, 1] + 0.2 * first.x[:, 2], atol=1e-6)
-    gone = evit(first, {"attention": liked.at[:, 5].set(0.05)}, block=2, keep=4)
+    gone = evit(first, {"attention": liked.at[:, 5].set(0.05)}, Cut(2, 5, 3, 4))
     np.testing.assert_array_equal(gone.positions[0], [0, 3, 4, 2, -1] if order == "score" else [0, 2, 3, 4, -1])
     np.testing.assert_allclose(gone.x[:, 4], 0.1 * first.x[:, 1] + 0.05 * first.x[:, 5], atol=1e-6)
 
@@ -167,14 +172,14 @@ def test_gradients_reach_what_was_fused_and_its_weights():
 def test_controls_rank_as_in_top_and_fuse_the_mean():
     before = tokens("first")
     settings = dict(after_blocks=(1,), keep_ratio=0.5, score="random", seed=3)
-    after = Evit(**settings, order="position")(before, {}, block=1, keep=5)
-    top = Pruning(**settings)(before, {}, block=1, keep=4)
+    after = Evit(**settings, order="position")(before, {}, Cut(1, 8, 4, 5))
+    top = Pruning(**settings)(before, {}, Cut(1, 8, 4, 4))
     np.testing.assert_array_equal(after.positions[:, :-1], top.positions)
     dropped = [slot for slot in range(9) if slot not in top.positions[0].tolist()]
     np.testing.assert_allclose(after.x[:, -1], np.asarray(before.x)[:, dropped].mean(1), atol=1e-6)
-    other = Evit(**{**settings, "seed": 4}, order="position")(before, {}, block=1, keep=5)
+    other = Evit(**{**settings, "seed": 4}, order="position")(before, {}, Cut(1, 8, 4, 5))
     assert (other.positions != after.positions).any()
-    Evit(after_blocks=(1, 2), keep_ratio=0.5, score="random")(after, {}, block=2, keep=4)  # position -1 draws too
+    Evit(after_blocks=(1, 2), keep_ratio=0.5, score="random")(after, {}, Cut(2, 5, 3, 4))  # position -1 draws too
 
 
 @pytest.mark.parametrize(

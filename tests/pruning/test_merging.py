@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as arrays
 
 import top_jax
 from top_jax.errors import InputError
-from top_jax.pruning import Merging, Tokens
+from top_jax.pruning import Cut, Merging, Tokens
 
 BATCH, WIDTH = 3, 4
 
@@ -118,7 +118,8 @@ def compiled(*counts: int, alignment: str = "hold") -> Callable[[Tokens], Tokens
 
 def merge_to(*counts: int, alignment: str = "hold") -> Callable[[Tokens], Tokens]:
     merging = Merging(after_blocks=(1,), keep_ratio=0.5, alignment=alignment)
-    return lambda tokens: functools.reduce(lambda t, keep: merging(t, {}, block=1, keep=keep), counts, tokens)
+    merge = lambda tokens, keep: merging(tokens, {}, Cut(1, tokens.num_patches, keep, keep))  # noqa: E731
+    return lambda tokens: functools.reduce(merge, counts, tokens)
 
 
 def assert_same_bits(got: Tokens, want: Tokens) -> None:
@@ -337,22 +338,22 @@ def test_images_do_not_influence_each_other(values, others, cls_index):
 
 @pytest.mark.parametrize("count, least", [(1, 1), (2, 1), (3, 1), (4, 2), (15, 7), (16, 8)])
 def test_every_source_and_no_more_can_be_merged(count, least):
-    assert Merging(after_blocks=(1,), keep_ratio=least / count).keep_counts(count, 2) == {1: least}
+    assert Merging(after_blocks=(1,), keep_ratio=least / count).schedule(count, 2) == (Cut(1, count, least, least),)
     if least == 1:
         return
     with pytest.raises(InputError, match=rf"leaves {least - 1} of {count} tokens, but merging leaves at least {least}"):
-        Merging(after_blocks=(1,), keep_ratio=(least - 1) / count).keep_counts(count, 2)
+        Merging(after_blocks=(1,), keep_ratio=(least - 1) / count).schedule(count, 2)
 
 
 def test_what_is_left_after_a_merge_counts_for_the_next():
-    assert Merging(after_blocks=(5, 10), keep_ratio=0.5).keep_counts(196, 24) == {5: 98, 10: 49}
+    assert Merging(after_blocks=(5, 10), keep_ratio=0.5).schedule(196, 24) == (Cut(5, 196, 98, 98), Cut(10, 98, 49, 49))
     with pytest.raises(InputError, match="keep_ratio=0.4 leaves 40 of 98 tokens, but merging leaves at least 49"):
-        Merging(after_blocks=(5, 10), keep_ratio=(0.5, 0.4)).keep_counts(196, 24)
+        Merging(after_blocks=(5, 10), keep_ratio=(0.5, 0.4)).schedule(196, 24)
 
 
 def test_a_ratio_of_nothing_names_what_is_possible():
-    with pytest.raises(InputError, match="leaves 0 of 1 tokens, but merging leaves at least 1"):
-        Merging(after_blocks=(1,), keep_ratio=1e-9).keep_counts(1, 2)
+    with pytest.raises(InputError, match="keep_ratio=1e-09"):
+        Merging(after_blocks=(1,), keep_ratio=1e-9).schedule(1, 2)
 
 
 def test_settings():

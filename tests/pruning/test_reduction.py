@@ -3,17 +3,21 @@ from __future__ import annotations
 import pytest
 
 from top_jax.errors import InputError
-from top_jax.pruning import Pruning
+from top_jax.pruning import Cut, Pruning
 
 
 def test_counts_of_vim_small():
-    assert Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8).keep_counts(196, 24) == {5: 157, 10: 126, 15: 101}
+    assert Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8).schedule(196, 24) == (
+        Cut(block=5, before=196, kept=157, after=157),
+        Cut(block=10, before=157, kept=126, after=126),
+        Cut(block=15, before=126, kept=101, after=101),
+    )
 
 
 def test_one_ratio_per_prune():
     pruning = Pruning(after_blocks=(2, 4), keep_ratio=(0.5, 1.0))
     assert pruning.ratios == (0.5, 1.0)
-    assert pruning.keep_counts(9, 6) == {2: 5, 4: 5}
+    assert pruning.schedule(9, 6) == (Cut(2, 9, 5, 5), Cut(4, 5, 5, 5))
 
 
 @pytest.mark.usefixtures("without_type_checks")
@@ -23,15 +27,15 @@ def test_lists_become_tuples():
 
 def test_rounding_noise_keeps_no_extra_token():
     assert 0.55 * 100 > 55  # so that a bare ceil would say 56
-    assert Pruning(after_blocks=(1,), keep_ratio=0.55).keep_counts(100, 2) == {1: 55}
+    assert Pruning(after_blocks=(1,), keep_ratio=0.55).schedule(100, 2) == (Cut(1, 100, 55, 55),)
 
 
 def test_the_dense_model_is_the_empty_schedule():
-    assert Pruning().ratios == () and Pruning().keep_counts(196, 24) == {}
+    assert Pruning().ratios == () and Pruning().schedule(196, 24) == ()
 
 
 def test_one_token_can_be_left():
-    assert Pruning(after_blocks=(1, 2), keep_ratio=0.01).keep_counts(4, 3) == {1: 1, 2: 1}
+    assert Pruning(after_blocks=(1, 2), keep_ratio=0.01).schedule(4, 3) == (Cut(1, 4, 1, 1), Cut(2, 1, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -66,9 +70,9 @@ def test_block_numbers_are_integers():
 @pytest.mark.parametrize("block", [6, 7])
 def test_a_prune_needs_a_block_after_it(block):
     with pytest.raises(InputError, match=f"prunes after block {block} of 6: .* after block 5"):
-        Pruning(after_blocks=(block,), keep_ratio=0.5).keep_counts(9, 6)
+        Pruning(after_blocks=(block,), keep_ratio=0.5).schedule(9, 6)
 
 
 def test_no_token_left():
     with pytest.raises(InputError, match="leaves none of 4 tokens after block 1"):
-        Pruning(after_blocks=(1,), keep_ratio=1e-8).keep_counts(4, 6)
+        Pruning(after_blocks=(1,), keep_ratio=1e-8).schedule(4, 6)

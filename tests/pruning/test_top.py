@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from top_jax.pruning import Pruning, Tokens
+from top_jax.pruning import Cut, Pruning, Tokens
 
 BATCH, PATCHES = 3, 8
 # Few shapes (each is compiled), many values: ties and infinities included. XLA's sort takes subnormals for zero.
@@ -38,7 +38,9 @@ def tokens(cls_index) -> Tokens:
 @functools.cache
 def compiled(keep: int, **settings):
     pruning = Pruning(after_blocks=(1,), keep_ratio=0.5, score=settings.pop("score", "clip"), **settings)
-    return jax.jit(lambda tokens, score: pruning(tokens, {"clip": score}, block=1, keep=keep))
+    return jax.jit(
+        lambda tokens, score: pruning(tokens, {"clip": score}, Cut(block=1, before=PATCHES, kept=keep, after=keep))
+    )
 
 
 def evidence(scores, cls_index) -> jax.Array:

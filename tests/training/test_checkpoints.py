@@ -181,7 +181,7 @@ def test_load_checkpoint(model, tmp_path):
 
 def test_load_checkpoint_has_the_runs_pruning(tmp_path):
     make_run(tmp_path, pruning=PruningConfig(after_blocks=(1,), keep_ratio=(0.5,), alignment="decay"))
-    pruning = load_checkpoint(tmp_path).pruning
+    pruning = load_checkpoint(tmp_path).reduction
     assert pruning.after_blocks == (1,) and pruning.ratios == (0.5,) and pruning.alignment == "decay"
 
 

@@ -19,7 +19,7 @@ def plan(config, *, steps_per_epoch=10.0, total_steps=100, **sizes):
 
 
 def counts(found, **sizes):
-    return [tuple(stage.reduction.keep_counts(**(VIM | sizes)).values()) for stage in found]
+    return [tuple(cut.after for cut in stage.reduction.schedule(**(VIM | sizes))) for stage in found]
 
 
 def test_by_hand():

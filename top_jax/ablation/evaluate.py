@@ -17,7 +17,7 @@ from top_jax.data import PADDING_INDEX, Source, eval_batches, normalize, prefetc
 from top_jax.data.sources import Record
 from top_jax.errors import InputError
 from top_jax.models.weights import Weights
-from top_jax.pruning import Evidence, Pruning, Tokens
+from top_jax.pruning import Cut, Evidence, Pruning, Tokens
 from top_jax.pruning.score import token_scores
 from top_jax.sharding import by_image, check_divisible, make_mesh
 from top_jax.typing import Array, Float, Int, Slots, SlotScores
@@ -54,11 +54,11 @@ class Selectable(Pruning):
     rankings: tuple[tuple[str, int], ...]
     choice: Ranking
 
-    def scores(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> SlotScores:
+    def scores(self, tokens: Tokens, evidence: Evidence, cut: Cut) -> SlotScores:
         """Those of the chosen ranking; all are computed."""
         slots = tokens.patch_slots()
         of_each = [
-            token_scores(score, evidence, tokens.positions, slots, keep=keep, seed=seed, block=block)
+            token_scores(score, evidence, tokens.positions, slots, keep=cut.kept, seed=seed, block=cut.block)
             for score, seed in self.rankings
         ]
         return jnp.take(jnp.stack(of_each), self.choice.ranking, axis=0)
@@ -94,7 +94,7 @@ def _make_step(
     def step(weights: Weights, batch: dict[str, jax.Array], choice: Ranking) -> Outcome:
         model = nnx.merge(graphdef, weights)
         model.eval()
-        model.pruning = Selectable(
+        model.reduction = Selectable(
             after_blocks=like.after_blocks,
             keep_ratio=like.keep_ratio,
             alignment=like.alignment,

@@ -121,7 +121,7 @@ def check_settings(config: RunConfig, settings: Sequence[Pruning]) -> None:
     sizes, evidence = build_sizes(config.model), _evidence(config)
     for setting in settings:
         setting.check_evidence(evidence)
-        setting.keep_counts(sizes.num_patches, sizes.depth)
+        setting.schedule(sizes.num_patches, sizes.depth)
     for setting in {setting.alignment: setting for setting in settings}.values():
         build_abstract_model(config.model, setting)
 

@@ -99,7 +99,7 @@ class ScannedModel:
     def pruned_lengths(self) -> tuple[int, ...]:
         """L after each prune."""
         extra = self.tokens - GRID**2  # the class token
-        return tuple(kept + extra for kept in self.pruning.keep_counts(GRID**2, self.depth).values())
+        return tuple(cut.after + extra for cut in self.pruning.schedule(GRID**2, self.depth))
 
 
 VIM_SMALL: Final = ScannedModel("ViM-S", 768, 1, 197, Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8))

@@ -103,7 +103,7 @@ def _time_pass(
     results: dict[str, Any] = time_in_turn(runs, rounds)
     rows = []
     for name, model in models.items():
-        cost = count_macs(model.config, model.pruning)
+        cost = count_macs(model.config, model.reduction)
         row: Row = {
             "model": case.name, "variant": name, "pass": which, "dtype": case.dtype, "batch": case.batch,
             "implementation": model.scan_implementation,

@@ -47,7 +47,7 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path) -> dict[str, Any]:
         result = evaluate_model(
             model, source, config.data, batch_size=config.eval_batch_size or config.batch_size, on_batch=advance
         )
-    cost, dense = count_macs(model.config, model.pruning), count_macs(model.config)
+    cost, dense = count_macs(model.config, model.reduction), count_macs(model.config)
     return {
         "checkpoint": str(checkpoint),
         "data": source.name,

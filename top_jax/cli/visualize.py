@@ -71,7 +71,7 @@ def visualize(
     except OSError as error:
         raise InputError(f"--out={out} cannot be made a folder ({error.strerror}); choose another.") from error
     compared = {"paths", "attention"} & set(_DRAW.value)
-    variants = variants_of(model) if compared else {name_of(model.pruning): model.pruning}
+    variants = variants_of(model) if compared else {name_of(model.reduction): model.reduction}
     images = []
     with runner.progress("running and drawing", len(pictures) * len(variants)) as advance:
         examine = examiner(model, variants, blocks, on_pass=advance)
@@ -93,7 +93,7 @@ def visualize(
     return {
         "checkpoint": str(checkpoint),
         "model": config.model.name,
-        "pruning": describe_reduction(model.pruning),
+        "pruning": describe_reduction(model.reduction),
         "variants": {name: describe_reduction(reduction) for name, reduction in variants.items()},
         "attention_of_blocks": list(blocks),
         "device": jax.devices()[0].device_kind,

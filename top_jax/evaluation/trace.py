@@ -14,7 +14,7 @@ from top_jax.models import Backbone
 from top_jax.models.backbone import BlockRun
 from top_jax.models.deit import DeitBlock
 from top_jax.models.features import make_features
-from top_jax.pruning import Reduction, Tokens
+from top_jax.pruning import Cut, Tokens
 from top_jax.typing import Array, Float, Images, Int, Logits
 
 CLASS = -1
@@ -23,7 +23,7 @@ FUSED = -2
 """The place of a fused token (EViT), which stands for no one patch."""
 
 
-class Stage(NamedTuple):
+class TracedStage(NamedTuple):
     """One reduction.
 
     Attributes:
@@ -61,7 +61,7 @@ class Trace(NamedTuple):
     """Of a batch: float32 logits `[B, classes]`, and by their number from 1 the reductions and all blocks."""
 
     logits: Logits
-    stages: dict[int, Stage]
+    stages: dict[int, TracedStage]
     blocks: dict[int, BlockView]
 
 
@@ -77,12 +77,13 @@ def trace(model: Backbone, images: Images, *, attention_of: tuple[int, ...] = ()
     Raises:
         InputError: images of another size than the model's.
     """
-    stages: dict[int, Stage] = {}
+    cuts = {cut.block: cut for cut in model.schedule}
+    stages: dict[int, TracedStage] = {}
     views: dict[int, BlockView] = {}
 
     def watch(run: BlockRun) -> None:
-        if run.number in model.keep_counts:
-            stages[run.number] = _stage(model.pruning, run, model.keep_counts[run.number], model.config.grid)
+        if run.number in cuts:
+            stages[run.number] = _traced_stage(model, run, cuts[run.number])
         views[run.number] = _view(run, attend=run.number in attention_of)
 
     logits = model.classify(model.features(images, watch=watch))
@@ -100,12 +101,12 @@ def places_of(tokens: Tokens) -> Int[Array, "B L"]:
     return jnp.where(fused, FUSED, positions)
 
 
-def _stage(pruning: Reduction, run: BlockRun, keep: int, grid: tuple[int, int]) -> Stage:
-    return Stage(
+def _traced_stage(model: Backbone, run: BlockRun, cut: Cut) -> TracedStage:
+    return TracedStage(
         candidates=jnp.take_along_axis(places_of(run.mixed), run.mixed.patch_slots(), axis=1),
-        scores=pruning.scores(run.mixed, run.evidence, block=run.number, keep=keep),
+        scores=model.reduction.scores(run.mixed, run.evidence, cut),
         survivors=places_of(run.leaving),
-        source=make_features(run.leaving, grid).source,
+        source=make_features(run.leaving, model.config.grid).source,
     )
 
 

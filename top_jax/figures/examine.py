@@ -43,7 +43,7 @@ def variants_of(model: Backbone) -> dict[str, Reduction]:
 
     Without alignment is for ToP the ViT way, tokens in the order of their scores. A DeiT has no scan to align.
     """
-    own = model.pruning
+    own = model.reduction
     variants: dict[str, Reduction] = {DENSE: Pruning()}
     if not own.after_blocks:
         return variants
@@ -71,7 +71,7 @@ def name_of(reduction: Reduction) -> str:
 def blocks_to_see(model: Backbone) -> tuple[int, ...]:
     """The last block that sees all tokens, and the last block."""
     depth = model.config.depth
-    return tuple(sorted({min(model.pruning.after_blocks, default=depth), depth}))
+    return tuple(sorted({min(model.reduction.after_blocks, default=depth), depth}))
 
 
 def examiner(
@@ -97,7 +97,7 @@ def examiner(
         for name, variant in models.items():
             traces[name] = jax.tree.map(np.asarray, run(variant, image[None], attention_of=blocks))
             on_pass(1)
-        return Examination(traces, name_of(model.pruning), blocks)
+        return Examination(traces, name_of(model.reduction), blocks)
 
     return examine
 

@@ -65,10 +65,10 @@ def draw_sheet(
     paths = scan_paths(examination)
     attention = attention_maps(examination, num_patches)
     sections: dict[str, Section] = {
-        "tokens": kept_section(kept, subject.photo, merges=isinstance(model.pruning, Merging))
+        "tokens": kept_section(kept, subject.photo, merges=isinstance(model.reduction, Merging))
     }
     if scores is not None:
-        sections["scores"] = scores_section(scores, subject.photo, score=str(model.pruning.evidence))
+        sections["scores"] = scores_section(scores, subject.photo, score=str(model.reduction.evidence))
     if paths is not None:
         sections["paths"] = paths_section(paths, subject.photo)
     if attention.weights:
@@ -80,7 +80,7 @@ def draw_sheet(
         title += f", labelled {said['label']}"
     chosen = [sections[kind] for kind in KINDS if kind in kinds and kind in sections]
     png, npz = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "npz"))
-    draw_page(png, title, f"{about}; {describe_reduction(model.pruning)}.", subject.photo, chosen)
+    draw_page(png, title, f"{about}; {describe_reduction(model.reduction)}.", subject.photo, chosen)
     with npz.open("wb") as file:  # by name, np.savez would take a dot in it for a suffix
         arrays = arrays_of(subject.photo, logits, kept, scores, paths, attention)
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]  none is named allow_pickle

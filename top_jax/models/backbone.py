@@ -86,11 +86,11 @@ class Backbone(nnx.Module, abc.ABC):
             raise InputError(
                 f"pruning={pruning!r} is no reduction; pass top_jax.Pruning(...), Evit(...), Merging(...), or None."
             )
-        self.pruning = Pruning() if pruning is None else pruning
-        if self.pruning.alignment == "decay" and not isinstance(config, MambaConfig):
+        self.reduction = Pruning() if pruning is None else pruning
+        if self.reduction.alignment == "decay" and not isinstance(config, MambaConfig):
             raise InputError("alignment='decay' is of a scan, and this model has none; use 'hold' or 'none'.")
-        self.pruning.check_evidence(self.EVIDENCE)
-        self.keep_counts = self.pruning.keep_counts(config.num_patches, config.depth)
+        self.reduction.check_evidence(self.EVIDENCE)
+        self.schedule = self.reduction.schedule(config.num_patches, config.depth)
 
     @property
     def scan_implementation(self) -> str | None:
@@ -143,13 +143,14 @@ class Backbone(nnx.Module, abc.ABC):
         self._check(images, keys, stages)
         tokens = self.embed(images)
         paths = self.paths(tokens)
+        cuts = {cut.block: cut for cut in self.schedule}
         wanted = {}
         for number, block in enumerate(self.blocks, start=1):
             entering, its_paths = tokens, paths
             tokens, evidence = self._run(_mix, block, tokens, paths, keys)
             mixed = tokens
-            if number in self.keep_counts:
-                tokens = self.pruning(tokens, evidence, block=number, keep=self.keep_counts[number])
+            if number in cuts:
+                tokens = self.reduction(tokens, evidence, cuts[number])
                 paths = self.paths(tokens)
             tokens = self._run(_transform, block, tokens, keys)
             if watch is not None:

@@ -288,7 +288,7 @@ class PlainMamba(Backbone):
     def paths(self, tokens: Tokens) -> Traversals:
         """The four traversals of the tokens of a stage."""
         return traverse(
-            tokens.positions, self.config.grid, self.pruning.alignment, by_token=self.config.reorder_parameters
+            tokens.positions, self.config.grid, self.reduction.alignment, by_token=self.config.reorder_parameters
         )
 
     def normalised(self, tokens: Tokens, keys: jax.Array | None) -> Embedded:

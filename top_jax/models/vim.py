@@ -221,7 +221,7 @@ class Vim(Backbone):
 
     def paths(self, tokens: Tokens) -> Positions | None:
         """Positions under `decay`. `hold` needs none: what it asks for, the original order, the tokens have."""
-        return tokens.positions if self.pruning.alignment == "decay" else None
+        return tokens.positions if self.reduction.alignment == "decay" else None
 
     def stream(self, tokens: Tokens) -> Embedded:
         """Residual and hidden state, added as the next block would."""

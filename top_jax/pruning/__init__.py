@@ -19,7 +19,7 @@ A method is a `Reduction` (reduction.py): Python ints that say where and how man
 from top_jax.pruning.evit import Evit
 from top_jax.pruning.merging import Merging
 from top_jax.pruning.methods import METHODS, make_reduction
-from top_jax.pruning.reduction import Reduction
+from top_jax.pruning.reduction import Cut, Reduction
 from top_jax.pruning.score import SCAN_EVIDENCE, Evidence, mean_time_step, scan_evidence
 from top_jax.pruning.tokens import ClassHome, Tokens
 from top_jax.pruning.top import WAYS, Pruning
@@ -27,6 +27,7 @@ from top_jax.pruning.top import WAYS, Pruning
 __all__ = [
     "ClassHome",
     "METHODS",
+    "Cut",
     "SCAN_EVIDENCE",
     "Evidence",
     "Evit",

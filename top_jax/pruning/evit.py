@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from top_jax.pruning.reduction import Reduction
+from top_jax.pruning.reduction import Cut, Reduction
 from top_jax.pruning.score import Evidence, best_patches, check_ranking, token_scores
 from top_jax.pruning.tokens import Tokens
 from top_jax.typing import Array, Embedded, Float, PerToken, Slots, SlotScores
@@ -56,24 +56,23 @@ class Evit(Reduction):
         """The score's name."""
         return self.score
 
-    def kept(self, num_patches: int, ratio: float) -> int:
-        """Patch tokens left of `num_patches`, the fused one included."""
-        best = super().kept(num_patches, ratio)
-        return best + 1 if self.fuse and 0 < best < num_patches else best
+    def cut(self, block: int, before: int, ratio: float) -> Cut:
+        """Returns one entry of the schedule, where the fused token goes on with those that are kept."""
+        cut = super().cut(block, before, ratio)
+        fused = self.fuse and cut.kept < before
+        return dataclasses.replace(cut, after=cut.kept + 1) if fused else cut
 
-    def scores(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> SlotScores:
-        """`score` of the patch tokens, an earlier fused one among them."""
-        slots, best = tokens.patch_slots(), keep - 1 if self.fuse else keep
-        return token_scores(self.score, evidence, tokens.positions, slots, keep=best, seed=self.seed, block=block)
+    def scores(self, tokens: Tokens, evidence: Evidence, cut: Cut) -> SlotScores:
+        """Returns `score` of the patch tokens, an earlier fused one among them."""
+        slots, seed = tokens.patch_slots(), self.seed
+        return token_scores(self.score, evidence, tokens.positions, slots, keep=cut.kept, seed=seed, block=cut.block)
 
-    def __call__(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> Tokens:
-        """Keeps the best patch tokens of each image and fuses the others: `keep` in all."""
-        ratio = self.ratios[self.after_blocks.index(block)]
-        if super().kept(tokens.num_patches, ratio) == tokens.num_patches:
-            return tokens  # `keep` does not tell: all but one, and the fused one, are as many
-        best = keep - 1 if self.fuse else keep
-        ranked = best_patches(self.scores(tokens, evidence, block=block, keep=keep), tokens.patch_slots())
-        kept, dropped = ranked[:, :best], ranked[:, best:]
+    def __call__(self, tokens: Tokens, evidence: Evidence, cut: Cut) -> Tokens:
+        """Keeps the best patch tokens of each image and fuses the others into one."""
+        if cut.kept == cut.before:
+            return tokens
+        ranked = best_patches(self.scores(tokens, evidence, cut), tokens.patch_slots())
+        kept, dropped = ranked[:, : cut.kept], ranked[:, cut.kept :]
         if self.order == "position":
             kept = jnp.sort(kept, axis=1)
         if self.fuse:

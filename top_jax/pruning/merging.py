@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from top_jax.errors import InputError
-from top_jax.pruning.reduction import Reduction
+from top_jax.pruning.reduction import Cut, Reduction
 from top_jax.pruning.score import Evidence
 from top_jax.pruning.tokens import Tokens
 from top_jax.typing import Array, Embedded, Float, Int, Slots
@@ -54,19 +54,23 @@ class Merging(Reduction):
         `ordered_merge`, with cosine distance and metric "X").
     """
 
-    def kept(self, num_patches: int, ratio: float) -> int:
-        """As `Reduction.kept`; InputError where that is less than merging every source leaves."""
-        kept, least = super().kept(num_patches, ratio), max(num_patches // 2, 1)
-        if kept < least:
+    def cut(self, block: int, before: int, ratio: float) -> Cut:
+        """Returns one entry of the schedule.
+
+        Raises:
+            InputError: fewer tokens would be left than after merging every source.
+        """
+        cut, least = super().cut(block, before, ratio), before // 2
+        if cut.kept < least:
             raise InputError(
-                f"keep_ratio={ratio} leaves {kept} of {num_patches} tokens, but merging leaves at least {least}: every "
+                f"keep_ratio={ratio} leaves {cut.kept} of {before} tokens, but merging leaves at least {least}: every "
                 "other token is one to merge into. Use keep_ratio=0.5 or more, and merge after more blocks."
             )
-        return kept
+        return cut
 
-    def __call__(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> Tokens:
-        """Merges until `keep` patch tokens are left; keeping all of them changes nothing, bit for bit."""
-        count = tokens.num_patches
+    def __call__(self, tokens: Tokens, evidence: Evidence, cut: Cut) -> Tokens:
+        """Merges until `cut.after` patch tokens are left; keeping all of them changes nothing, bit for bit."""
+        count, keep = cut.before, cut.after
         if keep == count:
             return tokens
         if tokens.size is None:

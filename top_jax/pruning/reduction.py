@@ -14,6 +14,23 @@ from top_jax.pruning.tokens import Tokens
 from top_jax.typing import SlotScores
 
 
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """How many patch tokens one reduction takes away, the same in every image; the class token is not counted.
+
+    Attributes:
+        block: 1-based number of the block after whose token mixing it happens.
+        before: patch tokens that come in.
+        kept: patch tokens that stay (for `Merging`: those that others are merged into, or that stay alone).
+        after: patch tokens that go on: `kept`, and for `Evit` one more, fused from the others if there are any.
+    """
+
+    block: int
+    before: int
+    kept: int
+    after: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reduction(abc.ABC):
     """A way to go on with fewer tokens. No `after_blocks` is the dense model.
@@ -63,20 +80,19 @@ class Reduction(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def __call__(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> Tokens:
-        """Reduces.
+    def __call__(self, tokens: Tokens, evidence: Evidence, cut: Cut) -> Tokens:
+        """Reduces the tokens of every image.
 
         Args:
-            tokens: of every image.
-            evidence: of the block just run.
-            block: its 1-based number.
-            keep: patch tokens to go on with, from `keep_counts`.
+            tokens: `cut.before` patch tokens per image, and the class token of a model that has one.
+            evidence: what the block that just ran says about them.
+            cut: the entry of `schedule` for that block.
 
         Returns:
-            `keep` patch tokens, and the class token of a model that has one.
+            `cut.after` patch tokens per image, and the class token.
         """
 
-    def scores(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> SlotScores | None:
+    def scores(self, tokens: Tokens, evidence: Evidence, cut: Cut) -> SlotScores | None:
         """What `__call__` ranks the patch tokens by, for the same arguments.
 
         Returns:
@@ -91,33 +107,36 @@ class Reduction(abc.ABC):
             return self.keep_ratio
         return (self.keep_ratio,) * len(self.after_blocks)
 
-    def keep_counts(self, num_patches: int, depth: int) -> dict[int, int]:
-        """Patch tokens left after each reduction: {block: K'}, K' = `kept(K, ratio)`.
+    def schedule(self, num_patches: int, depth: int) -> tuple[Cut, ...]:
+        """Lists what each reduction cuts in a model of `depth` blocks that starts with `num_patches` patch tokens.
 
-        >>> Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8).keep_counts(196, depth=24)
-        {5: 157, 10: 126, 15: 101}
+        >>> [cut.after for cut in Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8).schedule(196, depth=24)]
+        [157, 126, 101]
 
         Raises:
             InputError: a reduction at or after the last block, or one that leaves no token.
         """
-        counts = {}
+        cuts = []
         for block, ratio in zip(self.after_blocks, self.ratios, strict=True):
             if block >= depth:
                 raise InputError(
-                    f"after_blocks={self.after_blocks} prunes after block {block} of {depth}: nothing would run on "
-                    f"what is left; the last place to prune is after block {depth - 1}."
+                    f"after_blocks={self.after_blocks} prunes after block {block} of {depth}: no block would run on "
+                    f"the tokens that are left; the last possible place is after block {depth - 1}."
                 )
-            kept = self.kept(num_patches, ratio)
-            if kept < 1:
-                raise InputError(
-                    f"keep_ratio={ratio} leaves none of {num_patches} tokens after block {block}; keep more."
-                )
-            counts[block] = num_patches = kept
-        return counts
+            cuts.append(self.cut(block, num_patches, ratio))
+            num_patches = cuts[-1].after
+        return tuple(cuts)
 
-    def kept(self, num_patches: int, ratio: float) -> int:
-        """Patch tokens left of `num_patches`: ceil(round(ratio * K, 6)), where 0.55 of 100 is 55 and not 56."""
-        return math.ceil(round(ratio * num_patches, 6))
+    def cut(self, block: int, before: int, ratio: float) -> Cut:
+        """Returns one entry of the schedule; keeps ceil(round(ratio * before, 6)), so that 0.55 of 100 is 55, not 56.
+
+        Raises:
+            InputError: no token would be left.
+        """
+        kept = math.ceil(round(ratio * before, 6))
+        if kept < 1:
+            raise InputError(f"keep_ratio={ratio} leaves none of {before} tokens after block {block}; keep more.")
+        return Cut(block, before, kept, after=kept)
 
     def check_evidence(self, offered: tuple[str, ...]) -> None:
         """Raises InputError unless blocks that offer this evidence will do."""

@@ -8,7 +8,7 @@ from typing import Final
 import jax.numpy as jnp
 
 from top_jax.errors import InputError
-from top_jax.pruning.reduction import Reduction
+from top_jax.pruning.reduction import Cut, Reduction
 from top_jax.pruning.score import Evidence, best_patches, check_ranking, token_scores
 from top_jax.pruning.tokens import Tokens
 from top_jax.typing import Slots, SlotScores
@@ -54,17 +54,16 @@ class Pruning(Reduction):
         """The score's name."""
         return self.score
 
-    def scores(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> SlotScores:
-        """`score` of the patch tokens."""
-        slots = tokens.patch_slots()
-        return token_scores(self.score, evidence, tokens.positions, slots, keep=keep, seed=self.seed, block=block)
+    def scores(self, tokens: Tokens, evidence: Evidence, cut: Cut) -> SlotScores:
+        """Returns `score` of the patch tokens."""
+        slots, seed = tokens.patch_slots(), self.seed
+        return token_scores(self.score, evidence, tokens.positions, slots, keep=cut.kept, seed=seed, block=cut.block)
 
-    def __call__(self, tokens: Tokens, evidence: Evidence, *, block: int, keep: int) -> Tokens:
-        """Keeps the `keep` best patch tokens of each image; `none` re-indexes them as in a smaller image."""
-        if keep == tokens.num_patches:
+    def __call__(self, tokens: Tokens, evidence: Evidence, cut: Cut) -> Tokens:
+        """Keeps the best patch tokens of each image; `none` re-indexes them as in a smaller image."""
+        if cut.kept == cut.before:
             return tokens  # whatever the order: nothing was pruned
-        scores = self.scores(tokens, evidence, block=block, keep=keep)
-        best = best_patches(scores, tokens.patch_slots())[:, :keep]
+        best = best_patches(self.scores(tokens, evidence, cut), tokens.patch_slots())[:, : cut.kept]
         return tokens.keep(self.arranged(best), condensed=self.alignment == "none")
 
     def arranged(self, best: Slots) -> Slots:

@@ -52,7 +52,7 @@ def stages(
             cannot keep at some stage.
     """
     target = build_reduction(config)
-    counts = _counts(target, num_patches, depth)
+    cuts = target.schedule(num_patches, depth)
     if not config.warmup_epochs:
         return (Stage(0, target),)
     if not target.after_blocks:
@@ -66,31 +66,19 @@ def stages(
             f"pruning.warmup_epochs={config.warmup_epochs} is {warmup_steps} steps, and the run has {total_steps}, "
             "which leaves none to the pruning itself; use fewer epochs, or train longer."
         )
-    found = [(Stage(warmup_steps, target), counts)]
+    found = [(Stage(warmup_steps, target), cuts)]
     for i in reversed(range(config.warmup_stages)):
         ratios = tuple(1 - (1 - ratio) * i / config.warmup_stages for ratio in target.ratios)
         stage = Stage(-(-i * warmup_steps // config.warmup_stages), dataclasses.replace(target, keep_ratio=ratios))
-        counts = _counts(stage.reduction, num_patches, depth)
-        later, later_counts = found[-1]
-        if counts == later_counts:
-            found[-1] = (Stage(stage.first_step, later.reduction), counts)
+        cuts = stage.reduction.schedule(num_patches, depth)
+        later, later_cuts = found[-1]
+        if cuts == later_cuts:
+            found[-1] = (Stage(stage.first_step, later.reduction), cuts)
         elif stage.first_step < later.first_step:
-            found.append((stage, counts))
+            found.append((stage, cuts))
     return tuple(stage for stage, _ in reversed(found))
 
 
 def stage_at(stages: tuple[Stage, ...], step: int) -> Stage:
     """The stage in which the step after `step` done ones runs."""
     return [stage for stage in stages if stage.first_step <= step][-1]
-
-
-def _counts(reduction: Reduction, num_patches: int, depth: int) -> tuple[tuple[int, int], ...]:
-    """What tells two of one method apart: for each reduction, tokens left and how many of them are kept as they are.
-
-    The second number is for EViT, which goes on with as many tokens where it fuses one into itself, and where none.
-    """
-    counts, before = [], num_patches
-    for left, ratio in zip(reduction.keep_counts(num_patches, depth).values(), reduction.ratios, strict=True):
-        counts.append((left, Reduction.kept(reduction, before, ratio)))
-        before = left
-    return tuple(counts)

@@ -157,7 +157,7 @@ class Loop:
     def summary(self) -> Summary:
         """The result, for summary.json."""
         config, rates = self.plan.model.config, self.throughput.overall()
-        pruned, dense = count_macs(config, self.plan.model.pruning), count_macs(config)
+        pruned, dense = count_macs(config, self.plan.model.reduction), count_macs(config)
         return {
             "steps": self.plan.total_steps,
             **self.last_evaluation,

@@ -23,7 +23,7 @@ def announce(plan: Plan, run: RunDirectory, reporter: Reporter | Silence, first_
         f"{jax.devices()[0].device_kind}{processes}{parts}; {config.model.name}{scan}; "
         f"{plan.train_source.name} ({len(plan.train_source)} images to train, {len(plan.eval_source)} to evaluate)"
     )
-    if plan.model.pruning.after_blocks and config.init_from is None and not first_step:
+    if plan.model.reduction.after_blocks and config.init_from is None and not first_step:
         reporter.say(
             "no init_from: the pruned model starts from random weights. The paper fine-tunes dense ones: "
             "--config.init_from=RUN_DIRECTORY or an official file (.pth, .safetensors)"

@@ -9,7 +9,7 @@ from typing import Final
 from top_jax.evaluation.flops.deit import DEIT
 from top_jax.evaluation.flops.parts import CONVENTIONS, PART_NAMES, Macs, Parts, Passage
 from top_jax.evaluation.flops.plain_mamba import PLAIN_MAMBA
-from top_jax.evaluation.flops.reductions import Reduced, reduction_macs
+from top_jax.evaluation.flops.reductions import reduction_macs
 from top_jax.evaluation.flops.vim import VIM
 from top_jax.models import BackboneConfig, DeitConfig, PlainMambaConfig, VimConfig
 from top_jax.pruning import Pruning, Reduction
@@ -51,20 +51,16 @@ class Cost:
 def count_macs(config: BackboneConfig, pruning: Reduction | None = None) -> Cost:
     """Counts one image's multiply-accumulates; `pruning=None` is the dense model."""
     reduction, class_tokens = pruning or Pruning(), 0 if config.CLASS_TOKEN is None else 1
-    counts = reduction.keep_counts(config.num_patches, config.depth)
-    patches = [config.num_patches]
+    cuts = {cut.block: cut for cut in reduction.schedule(config.num_patches, config.depth)}
+    tokens = [config.num_patches + class_tokens]
     for block in range(1, config.depth + 1):
-        patches.append(counts.get(block, patches[-1]))
-    tokens = [count + class_tokens for count in patches]
-    reducing = dict(zip(reduction.after_blocks, reduction.ratios, strict=True))
-
+        tokens.append(cuts[block].after + class_tokens if block in cuts else tokens[-1])
     parts = PARTS[type(config)]
 
     def block_macs(i: int, convention: str) -> Macs:
         macs = parts.block(config, Passage(i, tokens[i], tokens[i + 1], reduction.alignment, convention))
-        if convention == "executed" and i + 1 in reducing:
-            at = Reduced(patches[i], patches[i + 1], reducing[i + 1], class_tokens, config.embed_dim, parts.streams)
-            macs["merging"] = reduction_macs(reduction, at)
+        if convention == "executed" and i + 1 in cuts:
+            macs["merging"] = reduction_macs(reduction, cuts[i + 1], config.embed_dim, parts.streams, class_tokens)
         return macs
 
     blocks = {convention: tuple(block_macs(i, convention) for i in range(config.depth)) for convention in CONVENTIONS}

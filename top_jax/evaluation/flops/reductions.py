@@ -1,52 +1,24 @@
-"""What reducing tokens costs: the products of EViT and of merging. Scores, sorts and gathers are none."""
+"""Multiply-accumulates of reducing tokens: the products of EViT and of merging. Scores, sorts and gathers have none."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from top_jax.pruning import Evit, Merging, Reduction
+from top_jax.pruning import Cut, Evit, Merging, Reduction
 
 
-class Reduced(NamedTuple):
-    """One reduction.
+def reduction_macs(reduction: Reduction, cut: Cut, width: int, streams: int, class_tokens: int) -> int:
+    """Counts one image's reduction; a method that is not known here counts as free (the check of `executed` finds out).
 
-    Attributes:
-        patches: patch tokens before it.
-        keep: patch tokens after it.
-        ratio: its keep ratio.
-        class_tokens: 1, or 0 for a model without one.
+    Args:
+        reduction: the method.
+        cut: its entry for one block.
         width: D.
-        streams: arrays of that width that are reduced: 2 where there is a residual beside x.
+        streams: arrays `[B, L, D]` that are reduced: 2 with a separate residual stream, else 1.
+        class_tokens: 1, or 0 for a model without one.
     """
-
-    patches: int
-    keep: int
-    ratio: float
-    class_tokens: int
-    width: int
-    streams: int
-
-
-def reduction_macs(reduction: Reduction, at: Reduced) -> int:
-    """Multiply-accumulates of one image's reduction; one that is not known here counts as free.
-
-    `cross_check.py` shows whether it is.
-    """
-    if isinstance(reduction, Merging):
-        return _merging(at)
-    return _evit(reduction, at) if isinstance(reduction, Evit) else 0
-
-
-def _merging(at: Reduced) -> int:
-    """Every source by every target; then a one-hot matrix by what is merged, into all that are left."""
-    gone = at.patches - at.keep
-    if gone == 0:
-        return 0
-    alike = -(-at.patches // 2) * (at.patches // 2) * at.width
-    return alike + gone * (at.keep + at.class_tokens) * at.width * at.streams
-
-
-def _evit(reduction: Evit, at: Reduced) -> int:
-    """The fused token is a weighted sum of the others."""
-    best = Reduction.kept(reduction, at.patches, at.ratio)
-    return (at.patches - best) * at.width * at.streams if reduction.fuse else 0
+    gone = cut.before - cut.kept
+    if isinstance(reduction, Evit) and reduction.fuse:
+        return gone * width * streams  # the fused token is a weighted sum of the others
+    if isinstance(reduction, Merging) and gone:
+        similarity = -(-cut.before // 2) * (cut.before // 2) * width  # every source with every target
+        return similarity + gone * (cut.after + class_tokens) * width * streams  # a one-hot product adds the merged
+    return 0
