@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from top_jax.evaluation.trace import CLASS, BlockView, Stage, Trace
+from top_jax.evaluation.trace import CLASS, BlockView, Trace, TracedStage
 from top_jax.figures.examine import Examination
 from top_jax.figures.photo import Photo
 
@@ -31,7 +31,7 @@ def examination() -> Examination:
         source = np.full(6, -1)
         patches = [place for place in places if place >= 0]
         source[patches] = np.arange(len(patches))
-        stage = Stage(np.arange(6)[None], np.array([SCORES], np.float32), np.array([places]), source[None])
+        stage = TracedStage(np.arange(6)[None], np.array([SCORES], np.float32), np.array([places]), source[None])
         stages = {} if places == WHOLE else {1: stage}
         return Trace(np.array([[0.0, 2.0]], np.float32), stages, {1: view(WHOLE), 2: view(places)})
 
