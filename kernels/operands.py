@@ -1,7 +1,4 @@
-"""What the GPU kernels read and write, whichever route launches them.
-
-A call scans one sequence in `G` directions. What all directions share may be passed once, with a leading axis of 1.
-"""
+"""Arguments and results of a scan in several directions, as every implementation and kernel launcher takes them."""
 
 from __future__ import annotations
 
@@ -10,11 +7,11 @@ from typing import Any, Final, NamedTuple
 
 import jax.numpy as jnp
 
-Array = Any  # a jax.Array, or a jax.ShapeDtypeStruct where only its shape is asked for
+from top_jax.typing import Array, Float, Int
 
 LOG2_E: Final = 1.4426950408889634
 
-# What a channel's y adds to the score of its token; the score is their mean over channels (`l2`: its root).
+# What one channel's y adds to its token's score. The score is the mean over channels (`l2`: the root of that mean).
 TOKEN_WORTH: Final = {
     "clip": lambda y: jnp.maximum(y, 0.0),
     "noclip": lambda y: y,
@@ -23,47 +20,53 @@ TOKEN_WORTH: Final = {
 }
 
 
-class ScanOperands(NamedTuple):
-    """Arrays of one call, directions first. `G?` is G, or 1 where all directions share the array.
+class ScanArguments(NamedTuple):
+    """Arrays of a selective scan in G directions, directions first.
+
+    `G?` is G, or 1 where all directions share the array; `direction` gives the same record without that axis. The
+    kernels need A, B, C, D, delta_bias, gap and order for every direction, in float32 or int32, and D and delta_bias
+    present (`top_jax.ops.fused.kernel_arguments`).
 
     Attributes:
         u: `[G?, B, L, E]` input.
         delta: `[G?, B, L, E]` time step before bias and softplus.
-        A: `[G, E, N]` float32 decay rates.
-        B: `[G, B, L, N]` float32 input projection.
-        C: `[G, B, L, N]` float32 output projection.
-        D: `[G, E]` float32 skip weight.
-        delta_bias: `[G, E]` float32.
-        z: `[B, L, E]` gate of the sum over directions, before SiLU, or None.
-        gap: `[G, B, L]` float32 pruned positions before each step, or None.
-        order: `[G, B, L]` int32 token that each step visits, or None for the tokens' own order.
+        A: `[G?, E, N]` decay rates, negative for a stable scan.
+        B: `[G?, B, L, N]` input projection.
+        C: `[G?, B, L, N]` output projection.
+        D: `[G?, E]` skip weight, or None.
+        delta_bias: `[G?, E]` added to delta before softplus, or None.
+        gap: float32 `[G?, B, L]` pruned positions between each step's token and the one scanned before it, through
+            which the state decays; None is no gap anywhere.
+        order: int32 `[G?, B, L]` token that each step visits, or None for 0..L-1.
     """
 
-    u: Array
-    delta: Array
-    A: Array
-    B: Array
-    C: Array
-    D: Array
-    delta_bias: Array
-    z: Array | None
-    gap: Array | None
-    order: Array | None
+    u: Float[Array, "*G B L E"]
+    delta: Float[Array, "*G B L E"]
+    A: Float[Array, "*G E N"]
+    B: Float[Array, "*G B L N"]
+    C: Float[Array, "*G B L N"]
+    D: Float[Array, "*G E"] | None = None
+    delta_bias: Float[Array, "*G E"] | None = None
+    gap: Float[Array, "*G B L"] | None = None
+    order: Int[Array, "*G B L"] | None = None
 
     @property
-    def sizes(self) -> tuple[int, int, int, int, int]:
-        """(G, B, L, E, N)."""
-        directions, batch, length, states = self.B.shape
-        return directions, batch, length, self.u.shape[-1], states
+    def sizes(self) -> tuple[int, int, int, int]:
+        """(B, L, E, N)."""
+        return (*self.u.shape[-3:], self.A.shape[-1])
 
-    def for_kernels(self) -> ScanOperands:
-        """With A times log2(e), because exp2 is what the hardware has."""
+    def direction(self, g: Any) -> ScanArguments:
+        """The arrays of direction g, an int or traced, without their first axis."""
+        return ScanArguments(*(a if a is None else jnp.squeeze(a, 0) if len(a) == 1 else a[g] for a in self))
+
+    def for_kernels(self) -> ScanArguments:
+        """The arguments with A times log2(e), because GPUs compute exp2."""
         return self._replace(A=self.A * LOG2_E)
 
 
 @dataclasses.dataclass(frozen=True)
 class ScanPlan:
-    """What is fixed before the kernel is compiled.
+    """What is fixed before a scan is compiled.
 
     Attributes:
         reverse: for each direction, whether it scans its steps from the last to the first.
@@ -77,21 +80,21 @@ class ScanPlan:
 
 
 class ScanOutputs(NamedTuple):
-    """What a forward returns.
+    """What a forward kernel returns.
 
     Attributes:
         out: `[B, L, E]` in u's dtype.
         score: `[blocks, B, L]` float32 sums over each block of channels, or None.
-        starts: `[G, B, chunks, E, N]` float32 state with which each chunk is entered, or None if not saved.
+        starts: `[G, B, chunks, E, N]` float32 state at the start of each chunk, or None if not saved.
     """
 
-    out: Array
-    score: Array | None
-    starts: Array | None
+    out: Any
+    score: Any | None
+    starts: Any | None
 
 
 class ScanGradients(NamedTuple):
-    """What a backward returns: gradients, and sums that are still split over images or blocks of channels.
+    """What a backward kernel returns: gradients, and sums that are still split over images or blocks of channels.
 
     Attributes:
         u: `[G, B, L, E]` in u's dtype.
@@ -104,11 +107,11 @@ class ScanGradients(NamedTuple):
         z: `[B, L, E]` in z's dtype, or None.
     """
 
-    u: Array
-    delta: Array
-    A: Array
-    B: Array
-    C: Array
-    D: Array
-    delta_bias: Array
-    z: Array | None
+    u: Any
+    delta: Any
+    A: Any
+    B: Any
+    C: Any
+    D: Any
+    delta_bias: Any
+    z: Any | None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,21 +23,28 @@ from jax.experimental.pallas import triton as plgpu
 from top_jax.errors import InputError
 
 from .blocks import Blocks, power_of_two
-from .operands import TOKEN_WORTH, ScanGradients, ScanOperands, ScanOutputs, ScanPlan
+from .operands import TOKEN_WORTH, ScanArguments, ScanGradients, ScanOutputs, ScanPlan
 
 LN_2 = 0.6931471805599453
 _LARGEST_INDEX = 2**31 - 1
 
 
 def pallas_forward(
-    operands: ScanOperands, plan: ScanPlan, blocks: Blocks, *, save: bool, interpret: bool = False
+    arguments: ScanArguments,
+    z: jax.Array | None,
+    plan: ScanPlan,
+    blocks: Blocks,
+    *,
+    save: bool,
+    interpret: bool = False,
 ) -> ScanOutputs:
     """Runs the forward kernel; `save` keeps the chunk-start states for the backward."""
-    whole = _padded(operands, blocks.forward_channels)
-    directions, batch, length, width, states = whole.sizes
+    batch, length, real_width, _ = arguments.sizes
+    width, states = _padded_sizes(arguments, blocks.forward_channels)
+    directions = len(plan.reverse)
     chunks = -(-length // blocks.chunk)
     like = {
-        "out": _Array((batch, length, width), operands.u.dtype, "B L E"),
+        "out": _Array((batch, length, width), arguments.u.dtype, "B L E"),
         "total": _Array((batch, length, width), jnp.float32, "B L E") if directions > 1 else None,
         "starts": _Array((directions, batch, chunks, width, states), jnp.float32, "G B c E N") if save else None,
         "score": _Array((width // blocks.forward_channels, batch, length), jnp.float32, "b B L")
@@ -46,18 +53,19 @@ def pallas_forward(
     }
     results = _call(
         functools.partial(_forward_kernel, plan, blocks.chunk, interpret),
-        _inputs(whole),
+        _inputs(arguments, z, width, states),
         like,
         (batch, width // blocks.forward_channels),
         blocks.forward_channels,
         blocks.forward_warps,
         interpret,
     )
-    return ScanOutputs(results["out"][..., : operands.u.shape[-1]], results["score"], results["starts"])
+    return ScanOutputs(results["out"][..., :real_width], results["score"], results["starts"])
 
 
 def pallas_backward(
-    operands: ScanOperands,
+    arguments: ScanArguments,
+    z: jax.Array | None,
     starts: jax.Array,
     dout: jax.Array,
     plan: ScanPlan,
@@ -65,18 +73,17 @@ def pallas_backward(
     *,
     interpret: bool = False,
 ) -> ScanGradients:
-    """Runs the backward kernel on the forward's operands and states, and the cotangent of its `out`."""
-    real_width, real_states = operands.A.shape[1:]
-    whole = _padded(operands, blocks.backward_channels)
-    directions, batch, length, width, states = whole.sizes
-    inputs = _inputs(whole)
+    """Runs the backward kernel on the forward's arguments and states, and the cotangent of its `out`."""
+    batch, length, real_width, real_states = arguments.sizes
+    width, states = _padded_sizes(arguments, blocks.backward_channels)
+    directions = len(plan.reverse)
+    inputs = _inputs(arguments, z, width, states)
     inputs["starts"] = _Operand(_resized(starts, {3: width, 4: states}), "G B c E N")
     inputs["dout"] = _Operand(_resized(dout, {2: width}), "B L E")
     programs, per_token = width // blocks.backward_channels, (directions, batch, length, width)
-    z = operands.z
     like = {
-        "du": _Array(per_token, operands.u.dtype, "G B L E"),
-        "ddelta": _Array(per_token, operands.delta.dtype, "G B L E"),
+        "du": _Array(per_token, arguments.u.dtype, "G B L E"),
+        "ddelta": _Array(per_token, arguments.delta.dtype, "G B L E"),
         "dA": _Array((directions, batch, width, states), jnp.float32, "G B E N"),
         "dB": _Array((programs, directions, batch, length, states), jnp.float32, "b G B L N"),
         "dC": _Array((programs, directions, batch, length, states), jnp.float32, "b G B L N"),
@@ -339,25 +346,25 @@ class _Array(NamedTuple):
     axes: str
 
 
-def _inputs(operands: ScanOperands) -> dict[str, _Operand | None]:
-    axes = ScanOperands(
-        u="G B L E", delta="G B L E", A="G E N", B="G B L N", C="G B L N", D="G E", delta_bias="G E",
-        z="B L E", gap="G B L", order="G B L",
-    )  # fmt: skip
-    given = operands.for_kernels()._asdict()
-    return {name: None if a is None else _Operand(a, getattr(axes, name)) for name, a in given.items()}
+_AXES: Final = {
+    "u": "G B L E", "delta": "G B L E", "A": "G E N", "B": "G B L N", "C": "G B L N", "D": "G E", "delta_bias": "G E",
+    "gap": "G B L", "order": "G B L", "z": "B L E",
+}  # fmt: skip
 
 
-def _padded(operands: ScanOperands, channels: int) -> ScanOperands:
-    """Zeros up to whole blocks of channels and a power of two of states; models' own sizes need none."""
-    _, _, _, width, states = operands.sizes
-    width, states = -(-width // channels) * channels, power_of_two(states)
-    last = {"u": width, "delta": width, "B": states, "C": states, "D": width, "delta_bias": width, "z": width}
-    whole = {
-        name: None if array is None else _resized(array, {array.ndim - 1: last[name]} if name in last else {})
-        for name, array in operands._asdict().items()
-    }
-    return ScanOperands(**{**whole, "A": _resized(operands.A, {1: width, 2: states})})
+def _padded_sizes(arguments: ScanArguments, channels: int) -> tuple[int, int]:
+    """E and N filled up to whole blocks of channels and to a power of two of states."""
+    _, _, width, states = arguments.sizes
+    return -(-width // channels) * channels, power_of_two(states)
+
+
+def _inputs(arguments: ScanArguments, z: jax.Array | None, width: int, states: int) -> dict[str, _Operand | None]:
+    """The kernel's inputs, filled up with zeros to `width` and `states`; the models' own sizes need none."""
+    whole, inputs = {"E": width, "N": states}, {}
+    for name, array in {**arguments.for_kernels()._asdict(), "z": z}.items():
+        sizes = {axis: whole[letter] for axis, letter in enumerate(_AXES[name].split()) if letter in whole}
+        inputs[name] = None if array is None else _Operand(_resized(array, sizes), _AXES[name])
+    return inputs
 
 
 def _resized(array: jax.Array, sizes: dict[int, int]) -> jax.Array:
@@ -394,7 +401,7 @@ def _call(
         in_specs=[_spec(operand.array.shape, operand.axes, channels) for operand in given.values()],
         out_specs=[_spec(array.shape, array.axes, channels) for array in asked.values()],
         out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in asked.values()],
-        # Said outright: Mosaic, the default, is for TPUs and newer GPU kernels.
+        # Explicit, because the default is Mosaic, which is for TPUs and newer GPU kernels.
         compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=1),
         interpret=interpret,
         name="selective_scan",

@@ -9,17 +9,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from top_jax.optional import optional_package
+
 from .blocks import Blocks, power_of_two
-from .operands import Array, ScanGradients, ScanOperands, ScanOutputs, ScanPlan
+from .operands import ScanArguments, ScanGradients, ScanOutputs, ScanPlan
+
+Array = Any  # a jax.Array, or a jax.ShapeDtypeStruct where only its shape and dtype matter
 
 
 class KernelCall(NamedTuple):
-    """One launch, described; also what the interpreter and the compiler alone are given in the tests.
+    """Description of one launch; the tests also hand it to Triton's interpreter and to its compiler alone.
 
     Attributes:
         kernel: name of the function in `triton_kernels.py`.
-        inputs: arrays, in the kernel's order; u stands in for what is absent and not read.
-        outputs: shapes and dtypes, in the kernel's order; one float stands in for what is not written.
+        inputs: arrays, in the kernel's order; u replaces an absent array, which the kernel does not read.
+        outputs: shapes and dtypes, in the kernel's order; one float replaces an output that is not written.
         constants: the kernel's compile-time arguments.
         grid: programs along (images, blocks of channels).
         warps: of each program.
@@ -33,38 +37,43 @@ class KernelCall(NamedTuple):
     warps: int
 
 
-def triton_forward(operands: ScanOperands, plan: ScanPlan, blocks: Blocks, *, save: bool) -> ScanOutputs:
+def triton_forward(
+    arguments: ScanArguments, z: Array | None, plan: ScanPlan, blocks: Blocks, *, save: bool
+) -> ScanOutputs:
     """Runs the forward kernel; `save` keeps the chunk-start states for the backward."""
-    out, _, starts, score = launch(forward_call(operands.for_kernels(), plan, blocks, save=save))
+    out, _, starts, score = launch(forward_call(arguments.for_kernels(), z, plan, blocks, save=save))
     return ScanOutputs(out, score if plan.score else None, starts if save else None)
 
 
 def triton_backward(
-    operands: ScanOperands, starts: jax.Array, dout: jax.Array, plan: ScanPlan, blocks: Blocks
+    arguments: ScanArguments, z: Array | None, starts: Array, dout: Array, plan: ScanPlan, blocks: Blocks
 ) -> ScanGradients:
-    """Runs the backward kernel on the forward's operands and states, and the cotangent of its `out`."""
-    call = backward_call(operands.for_kernels(), starts, dout, plan, blocks)
+    """Runs the backward kernel on the forward's arguments and states, and the cotangent of its `out`."""
+    call = backward_call(arguments.for_kernels(), z, starts, dout, plan, blocks)
     du, ddelta, dA, dB, dC, dD, dbias, dz, _ = launch(call)
-    return ScanGradients(du, ddelta, dA, dB, dC, dD, dbias, None if operands.z is None else dz)
+    return ScanGradients(du, ddelta, dA, dB, dC, dD, dbias, None if z is None else dz)
 
 
-def forward_call(operands: ScanOperands, plan: ScanPlan, blocks: Blocks, *, save: bool) -> KernelCall:
-    """Describes the launch of the forward, on operands as `ScanOperands.for_kernels` gives them."""
-    directions, batch, length, width, states = operands.sizes
+def forward_call(
+    arguments: ScanArguments, z: Array | None, plan: ScanPlan, blocks: Blocks, *, save: bool
+) -> KernelCall:
+    """Describes the launch of the forward, on the result of `ScanArguments.for_kernels`."""
+    batch, length, width, states = arguments.sizes
+    directions = len(plan.reverse)
     programs = math.ceil(width / blocks.forward_channels)
     chunks = math.ceil(length / blocks.chunk)
     tokens = (batch, length, width)
     return KernelCall(
         kernel="forward_kernel",
-        inputs=_inputs(operands),
+        inputs=_inputs(arguments, z),
         outputs=(
-            jax.ShapeDtypeStruct(tokens, operands.u.dtype),
+            jax.ShapeDtypeStruct(tokens, arguments.u.dtype),
             _float32(directions > 1, *tokens),
             _float32(save, directions, batch, chunks, width, states),
             _float32(plan.score is not None, programs, batch, length),
         ),
         constants={
-            **_constants(operands, plan, blocks.chunk, blocks.forward_channels),
+            **_constants(arguments, z, plan, blocks.chunk, blocks.forward_channels),
             "score_kind": plan.score or "none",
             "save": save,
         },
@@ -73,39 +82,46 @@ def forward_call(operands: ScanOperands, plan: ScanPlan, blocks: Blocks, *, save
     )
 
 
-def backward_call(operands: ScanOperands, starts: Array, dout: Array, plan: ScanPlan, blocks: Blocks) -> KernelCall:
-    """Describes the launch of the backward, on operands as `ScanOperands.for_kernels` gives them."""
-    directions, batch, length, width, states = operands.sizes
+def backward_call(
+    arguments: ScanArguments, z: Array | None, starts: Array, dout: Array, plan: ScanPlan, blocks: Blocks
+) -> KernelCall:
+    """Describes the launch of the backward, on the result of `ScanArguments.for_kernels`."""
+    batch, length, width, states = arguments.sizes
+    directions = len(plan.reverse)
     programs = math.ceil(width / blocks.backward_channels)
-    tokens, gated = (batch, length, width), operands.z is not None
+    tokens = (batch, length, width)
     return KernelCall(
         kernel="backward_kernel",
-        inputs=(*_inputs(operands), starts, dout),
+        inputs=(*_inputs(arguments, z), starts, dout),
         outputs=(
-            jax.ShapeDtypeStruct((directions, *tokens), operands.u.dtype),
-            jax.ShapeDtypeStruct((directions, *tokens), operands.delta.dtype),
+            jax.ShapeDtypeStruct((directions, *tokens), arguments.u.dtype),
+            jax.ShapeDtypeStruct((directions, *tokens), arguments.delta.dtype),
             _float32(True, directions, batch, width, states),
             _float32(True, programs, directions, batch, length, states),
             _float32(True, programs, directions, batch, length, states),
             _float32(True, directions, batch, width),
             _float32(True, directions, batch, width),
-            jax.ShapeDtypeStruct(tokens, operands.z.dtype) if operands.z is not None else _float32(False),
-            _float32(gated and directions > 1, *tokens),
+            jax.ShapeDtypeStruct(tokens, z.dtype) if z is not None else _float32(False),
+            _float32(z is not None and directions > 1, *tokens),
         ),
-        constants=_constants(operands, plan, blocks.chunk, blocks.backward_channels),
+        constants=_constants(arguments, z, plan, blocks.chunk, blocks.backward_channels),
         grid=(batch, programs),
         warps=blocks.backward_warps,
     )
 
 
 def launch(call: KernelCall) -> tuple[jax.Array, ...]:
-    """Launches through jax-triton. ImportError without it."""
-    import jax_triton  # pyright: ignore[reportMissingImports]
+    """Launches through jax-triton.
+
+    Raises:
+        InputError: jax-triton is not installed.
+    """
+    jax_triton = optional_package("jax_triton", purpose="implementation='triton'", install="'top-jax[cuda]'")
 
     from . import triton_kernels
 
-    # The two releases we support name the same things differently. FP fusion is asked for by name: Triton's default
-    # changes in 3.10.
+    # The two supported releases name the same options differently. FP fusion is set explicitly because Triton's
+    # default changes in 3.10.
     if int(importlib.metadata.version("jax-triton").split(".")[1]) < 4:
         named: dict[str, Any] = {"out_shape": call.outputs, "enable_fp_fusion": True}
     else:
@@ -122,12 +138,14 @@ def launch(call: KernelCall) -> tuple[jax.Array, ...]:
     )
 
 
-def _inputs(operands: ScanOperands) -> tuple[Array, ...]:
-    return tuple(operands.u if array is None else array for array in operands)
+def _inputs(arguments: ScanArguments, z: Array | None) -> tuple[Array, ...]:
+    order = (*arguments[: arguments._fields.index("gap")], z, arguments.gap, arguments.order)
+    return tuple(arguments.u if array is None else array for array in order)
 
 
-def _constants(operands: ScanOperands, plan: ScanPlan, chunk: int, channels: int) -> dict[str, Any]:
-    directions, batch, length, width, states = operands.sizes
+def _constants(arguments: ScanArguments, z: Array | None, plan: ScanPlan, chunk: int, channels: int) -> dict[str, Any]:
+    batch, length, width, states = arguments.sizes
+    directions = len(plan.reverse)
     return {
         "batch": batch,
         "length": length,
@@ -135,11 +153,11 @@ def _constants(operands: ScanOperands, plan: ScanPlan, chunk: int, channels: int
         "states": states,
         "directions": directions,
         "reverse": sum(backwards << g for g, backwards in enumerate(plan.reverse)),
-        "u_shared": len(operands.u) < directions,
-        "delta_shared": len(operands.delta) < directions,
-        "has_z": operands.z is not None,
-        "has_gap": operands.gap is not None,
-        "has_order": operands.order is not None,
+        "u_shared": len(arguments.u) < directions,
+        "delta_shared": len(arguments.delta) < directions,
+        "has_z": z is not None,
+        "has_gap": arguments.gap is not None,
+        "has_order": arguments.order is not None,
         "reorder_parameters": plan.reorder_parameters,
         "chunk": chunk,
         "block_e": channels,

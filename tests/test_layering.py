@@ -122,7 +122,7 @@ def test_light_parts_load_without_the_rest(root, tmp_path):
 import sys
 for name in {HEAVY}:
     sys.modules[name] = None  # importing it now fails
-import top_jax.models, top_jax.ops, top_jax.pruning, top_jax.kernels.chunked_scan
+import top_jax.models, top_jax.ops, top_jax.pruning, top_jax.kernels.blocks
 import top_jax.cli.benchmark, top_jax.benchmark.suite, top_jax.benchmark.tuning  # on a borrowed GPU
 import top_jax.benchmark.compare, top_jax.benchmark.compare_text
 import top_jax

@@ -15,11 +15,11 @@ import pytest
 
 PROGRAM = """
 import jax.numpy as jnp
-import top_jax, top_jax.kernels.chunked_scan, top_jax.ops
+import top_jax, top_jax.kernels.blocks, top_jax.ops
 ones = jnp.ones((1, 3, 2))
 top_jax.ops.selective_scan(ones, ones, -jnp.ones((2, 2)), ones, ones, implementation="xla").block_until_ready()
 print(top_jax.__file__)
-print(top_jax.kernels.chunked_scan.__file__)
+print(top_jax.kernels.blocks.__file__)
 """
 
 
@@ -61,7 +61,7 @@ def test_public_names_load():
 def test_from_an_uninstalled_checkout(root, tmp_path):
     package, kernel = run([sys.executable, "-c", PROGRAM], tmp_path, PYTHONPATH=str(root)).split()
     assert Path(package) == root / "top_jax" / "__init__.py"
-    assert Path(kernel) == root / "kernels" / "chunked_scan.py"
+    assert Path(kernel) == root / "kernels" / "blocks.py"
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_from_a_wheel(checkout, environment, tmp_path):
     shutil.rmtree(checkout)
     package, kernel = run([python, "-c", PROGRAM], tmp_path).split()
     assert Path(package) == site / "top_jax" / "__init__.py"
-    assert Path(kernel) == site / "top_jax" / "kernels" / "chunked_scan.py"
+    assert Path(kernel) == site / "top_jax" / "kernels" / "blocks.py"
     assert (site / "top_jax" / "py.typed").exists()
     assert (site / "top_jax" / "kernels" / "tuning" / "some-gpu.json").exists()
     assert not (site / "kernels").exists()
@@ -117,4 +117,4 @@ def test_from_an_editable_install(checkout, environment, tmp_path):
     install(python, ["-e", checkout], tmp_path)
     package, kernel = run([python, "-c", PROGRAM], tmp_path).split()
     assert Path(package) == checkout / "top_jax" / "__init__.py"
-    assert Path(kernel) == checkout / "kernels" / "chunked_scan.py"
+    assert Path(kernel) == checkout / "kernels" / "blocks.py"

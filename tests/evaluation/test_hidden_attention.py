@@ -12,7 +12,7 @@ import pytest
 from top_jax.evaluation import hidden_attention as hidden
 from top_jax.models.scan_inputs import ScanInputs
 from top_jax.ops import directional_scan, selective_scan
-from top_jax.ops.gaps import gaps
+from top_jax.ops.directions import gaps
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # most of the time is compiling
 # Not arrays, and so part of the program.
@@ -78,7 +78,7 @@ def test_a_gap_is_felt():
     scan = scan_inputs(1, reverse=(False,))
     without = channel_attention(scan)
     np.testing.assert_array_equal(with_gaps[:, :, :2, :2], without[:, :, :2, :2])  # no gap yet in the first image
-    assert gaps(positions, False)[0, 2] == 2
+    assert gaps(positions[None], (False,))[0, 0, 2] == 2
     assert (np.abs(with_gaps[0, :, 2, :2] - without[0, :, 2, :2]) > 1e-6).all()
 
 

@@ -83,15 +83,15 @@ def main() -> None:
 
     for name in ("ViM-S decay", "ViM-S, both directions", "PlainMamba-L1"):
         shape = next(shape for shape in SHAPES if shape.name == name)
-        operands, blocks = operands_of(shape, "bfloat16", 128), by_rule("pallas", shape.width, shape.states)
+        (arguments, z), blocks = operands_of(shape, "bfloat16", 128), by_rule("pallas", shape.width, shape.states)
         plan = ScanPlan((False, True, False, True)[: shape.directions], reorder_parameters=False, score="clip")
         forward = functools.partial(pallas_forward, plan=plan, blocks=blocks, save=True)
         backward = functools.partial(pallas_backward, plan=plan, blocks=blocks)
-        saved = jax.eval_shape(functools.partial(forward, interpret=True), operands)
-        for pass_, arguments in ((forward, (operands,)), (backward, (operands, saved.starts, saved.out))):
+        saved = jax.eval_shape(functools.partial(forward, interpret=True), arguments, z)
+        for pass_, given in ((forward, (arguments, z)), (backward, (arguments, z, saved.starts, saved.out))):
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "kernel.ttir"
-                file.write_text(handed_to_xla(pass_, *arguments))
+                file.write_text(handed_to_xla(pass_, *given))
                 options = {"num_warps": 1, "num_stages": 1}
                 kernel = triton.compile(str(file), target=GPUTarget("cuda", 90, 32), options=options)
             row = {"shape": name, "kernel": pass_.func.__name__}

@@ -41,17 +41,17 @@ def main() -> None:
     # Otherwise it is asked of the GPU that is not there.
     jax_triton.triton_call = functools.partial(jax_triton.triton_call, compute_capability=90)
     print(problem_with_jax_triton())
-    operands, plan, blocks = (
+    (arguments, z), plan, blocks = (
         operands_of(Shape("", 19, 96, 16), "bfloat16", 2),
         ScanPlan((False,)),
         by_rule("triton", 96, 16),
     )
-    out, _, starts, _ = forward_call(operands, plan, blocks, save=True).outputs
+    out, _, starts, _ = forward_call(arguments, z, plan, blocks, save=True).outputs
     forward = functools.partial(triton_forward, plan=plan, blocks=blocks, save=True)
     backward = functools.partial(triton_backward, plan=plan, blocks=blocks)
-    passes = {"forward": (forward, operands), "backward": (backward, operands, starts, out)}
-    for name, (pass_, *arguments) in passes.items():
-        program = jax.jit(pass_).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    passes = {"forward": (forward, arguments, z), "backward": (backward, arguments, z, starts, out)}
+    for name, (pass_, *given) in passes.items():
+        program = jax.jit(pass_).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
         print(name, program.count("custom_call @triton_kernel_call"))
 
 

@@ -12,7 +12,7 @@ import pytest
 from top_jax.errors import InputError
 from top_jax.kernels.blocks import Blocks
 from top_jax.ops import directional_scan, selective_scan
-from top_jax.ops.token_score import token_score
+from top_jax.ops.directions import token_score
 
 ALL = ["reference", "xla", "pallas_interpret", pytest.param("triton_interpreter", marks=pytest.mark.triton)]
 ALL += [pytest.param(name, marks=pytest.mark.gpu) for name in ("pallas", "triton")]

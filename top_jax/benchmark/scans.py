@@ -14,11 +14,8 @@ from top_jax.benchmark.cases import Arrays, ScanCase, make_arrays, make_cotangen
 from top_jax.benchmark.floor import Ceilings, floor_of, scan_work
 from top_jax.benchmark.timing import Rounds, Row, Timing, compile_all, over_sets, time_in_turn, told
 from top_jax.kernels.blocks import Blocks
-from top_jax.kernels.operands import ScanPlan
-from top_jax.ops import directional_scan, selective_scan
-from top_jax.ops.directional_scan import one_by_one
-from top_jax.ops.fused import make_operands
-from top_jax.ops.gaps import directional_gaps
+from top_jax.ops import ScanArguments, ScanPlan, directional_scan, selective_scan
+from top_jax.ops.directions import gaps, one_by_one
 
 Scan = Callable[[Arrays], jax.Array]
 
@@ -39,11 +36,10 @@ def scan_of(case: ScanCase, implementation: str, blocks: Blocks | None = None) -
 
     def run(arrays: Arrays) -> jax.Array:
         reverse = case.options["reverse"]
-        gap = directional_gaps(arrays["positions"], reverse) if "positions" in arrays else None
-        u, delta, A, B, C, D, bias = (arrays[n] for n in ("u", "delta", "A", "B", "C", "D", "delta_bias"))
-        z, order = arrays.get("z"), arrays.get("order")
-        operands = make_operands(u, delta, A, B, C, D, z, bias, gap, order, len(reverse))
-        return one_by_one(associative_scan, ScanPlan(reverse, case.reorder_parameters), operands)[0]
+        gap = gaps(arrays["positions"], reverse) if "positions" in arrays else None
+        own = {name: arrays[name] for name in ScanArguments._fields if name in arrays}
+        plan = ScanPlan(reverse, case.reorder_parameters)
+        return one_by_one(associative_scan, plan, ScanArguments(**own, gap=gap), arrays.get("z"))[0]
 
     return run
 

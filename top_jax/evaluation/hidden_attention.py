@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from top_jax.models.scan_inputs import ScanInputs
-from top_jax.ops.gaps import gaps
+from top_jax.ops.directions import gaps
 from top_jax.typing import Array, Float, Int, PerToken, Selective
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -81,7 +81,11 @@ def _direction(scan: ScanInputs, g: int, reverse: bool) -> _Direction:
         steps = jnp.argsort(order, axis=-1)
         if scan.reorder_parameters:
             delta, B, C = (jnp.take_along_axis(array, order[:, :, None], axis=1) for array in (delta, B, C))
-    gap = jnp.zeros(delta.shape[:2], jnp.float32) if scan.positions is None else gaps(own(scan.positions), reverse)
+    gap = (
+        jnp.zeros(delta.shape[:2], jnp.float32)
+        if scan.positions is None
+        else gaps(own(scan.positions)[None], (reverse,))[0]
+    )
     if reverse:
         delta, B, C, gap = (jnp.flip(array, axis=1) for array in (delta, B, C, gap))
     return _Direction(jnp.moveaxis(delta, -1, 0), own(scan.A), B, C, gap, steps, reverse)

@@ -1,8 +1,16 @@
-"""Public operations: they validate, choose an implementation and carry the gradients."""
+"""Public operations: they check their arguments, choose an implementation and carry the gradients."""
 
+from top_jax.kernels.operands import ScanArguments, ScanPlan
 from top_jax.ops.checks import ALIGNMENTS, check_alignment
-from top_jax.ops.directional_scan import directional_scan
 from top_jax.ops.implementations import IMPLEMENTATIONS
-from top_jax.ops.selective_scan import selective_scan
+from top_jax.ops.selective_scan import directional_scan, selective_scan
 
-__all__ = ["ALIGNMENTS", "IMPLEMENTATIONS", "check_alignment", "directional_scan", "selective_scan"]
+__all__ = [
+    "ALIGNMENTS",
+    "IMPLEMENTATIONS",
+    "ScanArguments",
+    "ScanPlan",
+    "check_alignment",
+    "directional_scan",
+    "selective_scan",
+]

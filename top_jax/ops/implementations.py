@@ -1,4 +1,4 @@
-"""Which implementation runs, and why: a named one runs or raises; `auto` chooses by device and tuning table."""
+"""Chooses the implementation of the scan: a named one runs or raises; `auto` goes by device and tuning table."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ from absl import logging
 
 from top_jax.errors import InputError
 from top_jax.kernels import blocks
-from top_jax.kernels.operands import ScanOperands, ScanPlan
+from top_jax.kernels.operands import ScanArguments, ScanPlan
 from top_jax.kernels.triton_scan import triton_forward
 from top_jax.ops.reference import selective_scan_reference
 from top_jax.ops.xla import selective_scan_xla
 
-PLAIN: Final = {"reference": selective_scan_reference, "xla": selective_scan_xla}  # any device, one direction
-# Best guess first: the order in which `auto` tries them on a GPU that was never measured.
+PLAIN: Final = {
+    "reference": selective_scan_reference,
+    "xla": selective_scan_xla,
+}  # any device, one direction
+# The order in which `auto` tries the kernels on a GPU without a tuning table.
 KERNELS: Final = ("triton", "pallas")
 IMPLEMENTATIONS: Final = ("auto", *PLAIN, "pallas", "pallas_interpret", "triton")
 _INSTALL: Final = "pip install 'top-jax[cuda]'"
 _TUNE: Final = "python -m top_jax.cli.benchmark --tune"
-_OLDEST_CAPABILITY: Final = 8.0  # what the kernels are compiled for in the tests: sm_80 and sm_90
+_OLDEST_CAPABILITY: Final = 8.0  # the tests compile the kernels for sm_80 and sm_90
 
 
-class Choice(NamedTuple):
-    """What `auto` runs.
+class AutoChoice(NamedTuple):
+    """The implementation that `auto` runs.
 
     Attributes:
         name: the implementation.
-        why: the reason, to print.
-        fix: the command that would get a faster one, or None.
+        why: the reason, as text.
+        fix: the command that would make a faster one available, or None.
     """
 
     name: str
@@ -42,7 +45,7 @@ class Choice(NamedTuple):
 
 
 def resolve(implementation: str) -> str:
-    """The name of the implementation that runs on this machine's default device.
+    """Returns the name of the implementation that runs on this machine's default device.
 
     Raises:
         InputError: an unknown name, or one that cannot run here.
@@ -59,15 +62,15 @@ def resolve(implementation: str) -> str:
     return implementation
 
 
-def choose() -> Choice:
-    """What `auto` runs on the default device, and why.
+def choose() -> AutoChoice:
+    """Chooses what `auto` runs on the default device.
 
     Raises:
         InputError: the device's tuning table is damaged.
     """
     gpu = device()
     if gpu.platform != "gpu":
-        return Choice("xla", f"the device is a {gpu.platform}, and the kernels are for GPUs", None)
+        return AutoChoice("xla", f"the device is a {gpu.platform}, and the kernels are for GPUs", None)
     table = blocks.read_table(gpu.device_kind)
     order = KERNELS if table is None else tuple(table["fastest_first"])
     problems = {name: obstacle(name) for name in order if name in IMPLEMENTATIONS}
@@ -83,7 +86,7 @@ def choose() -> Choice:
         fix = _INSTALL
     else:
         fix = _TUNE if best in KERNELS and (table is None or untuned) else None
-    return Choice(best, "; ".join(why), fix)
+    return AutoChoice(best, "; ".join(why), fix)
 
 
 def obstacle(implementation: str) -> str | None:
@@ -92,9 +95,9 @@ def obstacle(implementation: str) -> str | None:
         return None
     gpu = device()
     if gpu.platform != "gpu":
-        return f"it needs an NVIDIA GPU and the default device is a {gpu.platform} (where there is one: {_INSTALL})"
+        return f"it needs an NVIDIA GPU and the default device is a {gpu.platform} (on a machine with one: {_INSTALL})"
     capability = str(getattr(gpu, "compute_capability", "unknown"))
-    if not re.fullmatch(r"\d+\.\d+", capability):  # an AMD GPU says gfx...
+    if not re.fullmatch(r"\d+\.\d+", capability):  # an AMD GPU has gfx...
         return f"it needs an NVIDIA GPU, and this one is a {gpu.device_kind} (compute capability {capability})"
     if float(capability) < _OLDEST_CAPABILITY:
         return f"it needs compute capability {_OLDEST_CAPABILITY}, and this {gpu.device_kind} has {capability}"
@@ -103,31 +106,33 @@ def obstacle(implementation: str) -> str | None:
 
 @functools.cache
 def problem_with_jax_triton() -> str | None:
-    """Its releases follow those of JAX and Triton closely, so a tiny scan is lowered; nothing is launched."""
+    """Why jax-triton cannot be used, or None.
+
+    Each release of jax-triton needs matching releases of JAX and Triton, so this lowers a tiny scan,
+    without launching it.
+    """
     if importlib.util.find_spec("jax_triton") is None:
         return f"jax-triton is not installed: {_INSTALL}"
-    tokens, states = jax.ShapeDtypeStruct((1, 1, 1, 1), "float32"), jax.ShapeDtypeStruct((1, 1, 1), "float32")
-    channel = jax.ShapeDtypeStruct((1, 1), "float32")
-    operands = ScanOperands(tokens, tokens, states, tokens, tokens, channel, channel, None, None, None)
-    forward = functools.partial(triton_forward, plan=ScanPlan((False,)), blocks=blocks.by_rule("triton", 1, 1))
-    lower = lambda: (  # noqa: E731
-        jax.jit(functools.partial(forward, save=False)).trace(operands).lower(lowering_platforms=("cuda",))
+    axes = {"u": 4, "delta": 4, "A": 3, "B": 4, "C": 4, "D": 2, "delta_bias": 2}
+    shapes: dict[str, Any] = {name: jax.ShapeDtypeStruct((1,) * count, "float32") for name, count in axes.items()}
+    forward = functools.partial(
+        triton_forward, z=None, plan=ScanPlan((False,)), blocks=blocks.by_rule("triton", 1, 1), save=False
     )
+    lower = lambda: jax.jit(forward).trace(ScanArguments(**shapes)).lower(lowering_platforms=("cuda",))  # noqa: E731
     try:
-        with ThreadPoolExecutor(1) as elsewhere:  # where no trace and no mesh of the caller's is in force
-            elsewhere.submit(lower).result()
-    except Exception as error:  # whatever a release that does not fit this JAX raises
-        told = " ".join(str(error).split())[:200]
-        return f"jax-triton does not work with JAX {jax.__version__} ({type(error).__name__}: {told}): {_INSTALL}"
+        with ThreadPoolExecutor(1) as pool:  # in a thread without the caller's trace and mesh
+            pool.submit(lower).result()
+    except Exception as error:  # an incompatible release may raise anything
+        text = " ".join(str(error).split())[:200]
+        return f"jax-triton does not work with JAX {jax.__version__} ({type(error).__name__}: {text}): {_INSTALL}"
     return None
 
 
 @functools.cache  # so that a choice is logged once
-def _log(choice: Choice) -> None:
-    fix = f" To mend it: {choice.fix}" if choice.fix else ""
-    # A GPU that runs without a kernel, for whatever reason, is worth a shout.
-    shout = choice.name == "xla" and "cannot run" in choice.why
-    log = logging.warning if shout else logging.info
+def _log(choice: AutoChoice) -> None:
+    fix = f" To get a faster one: {choice.fix}" if choice.fix else ""
+    # A GPU without a working kernel deserves a warning.
+    log = logging.warning if choice.name == "xla" and "cannot run" in choice.why else logging.info
     log("selective_scan: implementation 'auto' runs %r: %s.%s", choice.name, choice.why, fix)
 
 
@@ -137,12 +142,12 @@ def device_kind() -> str:
 
 
 def device() -> Any:
-    """The default `jax.Device`, as `jax.default_device` and the environment leave it.
+    """The default `jax.Device`, as set by `jax.default_device` and the environment.
 
-    Choices are made for it, wherever the arrays of a call lie.
+    The choice depends on it alone, wherever the arrays of a call are.
 
     Raises:
-        InputError: JAX finds none, such as where JAX_PLATFORMS names what is not there.
+        InputError: JAX finds none, for instance because JAX_PLATFORMS names a missing platform.
     """
     default: Any = jax.config.jax_default_device  # pyright: ignore
     if isinstance(default, str):  # the name of a platform
@@ -153,7 +158,7 @@ def device() -> Any:
 def _first_device(platform: str | None) -> Any:
     try:
         return jax.devices(platform)[0]
-    except (RuntimeError, AssertionError) as error:  # as JAX has it, by version
+    except (RuntimeError, AssertionError) as error:  # depends on the version of JAX
         asked = f"JAX_PLATFORMS={jax.config.jax_platforms!r}"  # pyright: ignore[reportAttributeAccessIssue]
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"JAX finds no device with {asked} ({told}); unset it, or install what it names.") from error
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"JAX finds no device with {asked} ({text}); unset it, or install that platform.") from error

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from top_jax.errors import InputError
-from top_jax.ops.token_score import TOKEN_SCORES, token_score
+from top_jax.ops.directions import TOKEN_SCORES, token_score
 from top_jax.typing import Inner, PerChannel, PerToken, Positions, Slots, SlotScores
 
 CONTROLS: Final = ("random", "uniform")

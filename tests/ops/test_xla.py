@@ -1,4 +1,4 @@
-"""What the contract suite (tests/ops) does not see: chunk sizes and directions of the kernel itself."""
+"""The chunked recurrence: chunk sizes and directions, which the contract suite does not vary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from top_jax.kernels.chunked_scan import ScanInputs, chunked_scan_backward, chunked_scan_forward, scan_forward
+from top_jax.ops.xla import Steps, chunked_scan_backward, chunked_scan_forward, scan_forward
 
 LENGTH, BATCH, WIDTH, STATES = 11, 2, 3, 4
 
@@ -18,7 +18,7 @@ LENGTH, BATCH, WIDTH, STATES = 11, 2, 3, 4
 def arrays():
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=(LENGTH, BATCH, *shape)), jnp.float32)  # noqa: E731
-    inputs = ScanInputs(tau=jnp.abs(draw(WIDTH)), x=draw(WIDTH), B=draw(STATES), C=draw(STATES))
+    inputs = Steps(tau=jnp.abs(draw(WIDTH)), x=draw(WIDTH), B=draw(STATES), C=draw(STATES))
     A = -jnp.asarray(rng.uniform(0.1, 2, size=(STATES, WIDTH)), jnp.float32)
     return inputs, A, draw(WIDTH)
 

@@ -1,0 +1,110 @@
+"""Several directions of one sequence by scans of a single direction, with the token score of their gated sum."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+
+from top_jax.kernels.operands import TOKEN_WORTH, ScanArguments, ScanPlan
+from top_jax.typing import Array, Float, Inner, Int, PerToken
+
+TOKEN_SCORES: Final = tuple(TOKEN_WORTH)
+
+
+def gaps(positions: Int[Array, "_ B L"], reverse: tuple[bool, ...]) -> Float[Array, "G B L"]:
+    """Counts the pruned positions between each token and the one scanned before it; 0 for the first scanned.
+
+    Args:
+        positions: int32 `[G?, B, L]`; G? is 1 where all directions share them.
+        reverse: for each of the G directions, whether it scans its steps from the last to the first.
+
+    Returns:
+        float32 `[G, B, L]`.
+    """
+    between = jnp.diff(jnp.broadcast_to(positions, (len(reverse), *positions.shape[1:])), axis=-1) - 1
+    sides = [(0, 1) if backwards else (1, 0) for backwards in reverse]
+    padded = [jnp.pad(row, ((0, 0), side)) for row, side in zip(between, sides, strict=True)]
+    return jnp.stack(padded).astype(jnp.float32)
+
+
+def token_score(y: Inner, score: str) -> PerToken:
+    """Scores tokens by the scan's final output: the paper's score (`clip`) and its ablations.
+
+    Args:
+        y: float32 `[B, L, E]`.
+        score: `clip`, `noclip`, `l1` or `l2`: mean over channels of max(0, y), y, |y|, or root mean square.
+
+    Returns:
+        `[B, L]`.
+
+    Source: ToP, arXiv 2409.18962, section 4.1.
+    """
+    return score_of_sums(jnp.sum(TOKEN_WORTH[score](y), axis=-1), score, y.shape[-1])
+
+
+def score_of_sums(sums: PerToken, score: str, width: int) -> PerToken:
+    """The score where the sums of `TOKEN_WORTH` over `width` channels are known."""
+    mean = sums / width
+    return jnp.sqrt(mean) if score == "l2" else mean
+
+
+def for_each_direction(arguments: ScanArguments, directions: int) -> ScanArguments:
+    """Converts all arrays but u and delta to float32 (order to int32) and repeats shared ones for every direction.
+
+    B and C are a small part of the bytes, but converting them inside a kernel would take many of its instructions.
+    """
+
+    def convert(array: jax.Array | None, dtype: Any = jnp.float32) -> Any:
+        return None if array is None else jnp.broadcast_to(array.astype(dtype), (directions, *array.shape[1:]))
+
+    small = {name: convert(getattr(arguments, name)) for name in ("A", "B", "C", "D", "delta_bias", "gap")}
+    return arguments._replace(**small, order=convert(arguments.order, jnp.int32))
+
+
+def one_by_one(
+    scan: Callable[[ScanArguments, bool], Inner], plan: ScanPlan, arguments: ScanArguments, z: Inner | None
+) -> tuple[Inner, PerToken | None]:
+    """Computes what `fused_scan` does by one `scan` for each direction; XLA fuses the operations around it.
+
+    Args:
+        scan: takes and returns what `selective_scan_reference` does.
+        plan: directions and score.
+        arguments: see `ScanArguments`.
+        z: `[B, L, E]` gate of the sum over directions, before SiLU.
+
+    Returns:
+        As `top_jax.ops.fused.fused_scan`.
+    """
+    arguments = for_each_direction(arguments, len(plan.reverse))
+    inverse = None if arguments.order is None else jnp.argsort(arguments.order, axis=-1)
+
+    def scanned(g: Any, reverse: bool) -> Inner:
+        steps = _in_order_of_steps(arguments.direction(g), reorder_parameters=plan.reorder_parameters)
+        y = scan(steps, reverse)
+        return y if inverse is None else jnp.take_along_axis(y, inverse[g][:, :, None], axis=1)
+
+    if len(plan.reverse) == 1 or len(set(plan.reverse)) > 1:
+        total = functools.reduce(jnp.add, (scanned(g, reverse) for g, reverse in enumerate(plan.reverse)))
+    else:  # directions that run the same way share one loop: one body to compile instead of G
+        zero = jnp.zeros_like(arguments.u[0], jnp.float32)
+        add = lambda total, g: (total + scanned(g, plan.reverse[0]), None)  # noqa: E731
+        total, _ = jax.lax.scan(add, zero, jnp.arange(len(plan.reverse)))
+    if z is not None:
+        total = total * jax.nn.silu(z.astype(jnp.float32))
+    y = total.astype(arguments.u.dtype)
+    return y, None if plan.score is None else jnp.sum(TOKEN_WORTH[plan.score](total), axis=-1)
+
+
+def _in_order_of_steps(one: ScanArguments, *, reorder_parameters: bool) -> ScanArguments:
+    """The arrays of one direction as its steps read them; u and delta become float32."""
+    u, delta, B, C = one.u.astype(jnp.float32), one.delta.astype(jnp.float32), one.B, one.C
+    if one.order is not None:
+        visited = one.order[:, :, None]
+        u = jnp.take_along_axis(u, visited, axis=1)
+        if reorder_parameters:
+            delta, B, C = (jnp.take_along_axis(a, visited, axis=1) for a in (delta, B, C))
+    return one._replace(u=u, delta=delta, B=B, C=C)
