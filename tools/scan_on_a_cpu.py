@@ -29,13 +29,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from top_jax.kernels.chunked_scan import ScanInputs, chunked_scan_backward, chunked_scan_forward, scan_forward
+from top_jax.ops.xla import Steps, chunked_scan_backward, chunked_scan_forward, scan_forward
 
 # Indexing a tensor at each step, as the reference does, gives autograd a gradient of the whole tensor per step. That is
 # quadratic in L: seconds at a ViM's 197 tokens, 16 times as many at 785.
 LONGEST_TORCH_GRADIENT = 200
 
-Scan = Callable[[ScanInputs, jax.Array], jax.Array]
+Scan = Callable[[Steps, jax.Array], jax.Array]
 Row = dict[str, Any]
 
 
@@ -51,10 +51,10 @@ class Rounds(NamedTuple):
     seconds: float
 
 
-def plain(inputs: ScanInputs, A: jax.Array) -> jax.Array:
+def plain(inputs: Steps, A: jax.Array) -> jax.Array:
     """The recurrence as one writes it down."""
 
-    def step(h: jax.Array, now: ScanInputs) -> tuple[jax.Array, jax.Array]:
+    def step(h: jax.Array, now: Steps) -> tuple[jax.Array, jax.Array]:
         h = jnp.exp(now.tau[:, None, :] * A[None]) * h + now.B[:, :, None] * now.x[:, None, :]
         return h, jnp.einsum("bne,bn->be", h, now.C)
 
@@ -62,7 +62,7 @@ def plain(inputs: ScanInputs, A: jax.Array) -> jax.Array:
     return jax.lax.scan(step, h0, inputs)[1]
 
 
-def associative(inputs: ScanInputs, A: jax.Array) -> jax.Array:
+def associative(inputs: Steps, A: jax.Array) -> jax.Array:
     """The recurrence as a parallel scan over pairs (decay, state)."""
     decay = jnp.exp(inputs.tau[:, :, None, :] * A[None, None])
     drive = inputs.B[..., None] * inputs.x[:, :, None, :]
@@ -70,7 +70,7 @@ def associative(inputs: ScanInputs, A: jax.Array) -> jax.Array:
     return jnp.einsum("lbne,lbn->lbe", jax.lax.associative_scan(merge, (decay, drive))[1], inputs.C)
 
 
-def ours(inputs: ScanInputs, A: jax.Array) -> jax.Array:
+def ours(inputs: Steps, A: jax.Array) -> jax.Array:
     """`scan_forward`, which is what the op runs where no gradient is asked for."""
     return scan_forward(inputs, A, reverse=False)
 
@@ -80,7 +80,7 @@ def autodiff(scan: Scan) -> Callable[..., Any]:
     return lambda inputs, A, dy: jax.vjp(scan, inputs, A)[1](dy)
 
 
-def our_gradient(inputs: ScanInputs, A: jax.Array, dy: jax.Array) -> Any:
+def our_gradient(inputs: Steps, A: jax.Array, dy: jax.Array) -> Any:
     """The chunked forward and its backward."""
     _, starts = chunked_scan_forward(inputs, A, reverse=False)
     return chunked_scan_backward(inputs, A, starts, dy, reverse=False)
@@ -105,7 +105,7 @@ def torch_loop(u: Any, delta: Any, A: Any, B: Any, C: Any) -> Any:
     return torch.stack(ys, dim=2)
 
 
-def torch_inputs(inputs: ScanInputs, A: jax.Array) -> tuple[Any, ...]:
+def torch_inputs(inputs: Steps, A: jax.Array) -> tuple[Any, ...]:
     """The arguments of `torch_loop` for which it computes what ours compute; they ask for gradients."""
     import torch  # pyright: ignore[reportMissingImports]  an extra
 
@@ -124,7 +124,7 @@ def measure_jax(functions: dict[str, Callable[..., Any]], arguments: tuple[Any, 
     return rows
 
 
-def measure_torch(inputs: ScanInputs, A: jax.Array, dy: jax.Array | None, rounds: Rounds) -> list[Row]:
+def measure_torch(inputs: Steps, A: jax.Array, dy: jax.Array | None, rounds: Rounds) -> list[Row]:
     """The row of `torch_loop`, with gradients where dy is given, or one that says why there is none."""
     if importlib.util.find_spec("torch") is None:
         return [{"name": "torch loop", "absent": "PyTorch is not installed"}]
@@ -161,11 +161,11 @@ def in_turn(runs: dict[str, Callable[[], Any]], rounds: Rounds) -> list[Row]:
     return rows
 
 
-def inputs_like_a_model(batch: int, length: int, width: int, states: int) -> tuple[ScanInputs, jax.Array, jax.Array]:
+def inputs_like_a_model(batch: int, length: int, width: int, states: int) -> tuple[Steps, jax.Array, jax.Array]:
     """Random steps with time steps and decays of the size a ViM has."""
     keys = jax.random.split(jax.random.key(0), 5)
     draw = lambda key, last: jax.random.normal(key, (length, batch, last))  # noqa: E731
-    steps = ScanInputs(
+    steps = Steps(
         jax.nn.softplus(draw(keys[0], width) - 2), draw(keys[1], width), draw(keys[2], states), draw(keys[3], states)
     )
     A = -jnp.tile(jnp.arange(1, states + 1, dtype=jnp.float32)[:, None], (1, width))

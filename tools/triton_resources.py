@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from top_jax.kernels.blocks import by_rule
-from top_jax.kernels.operands import ScanOperands, ScanPlan
+from top_jax.kernels.operands import ScanArguments, ScanPlan
 from top_jax.kernels.triton_scan import KernelCall, backward_call, forward_call
 
 _POINTERS: Final = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32"}
@@ -66,11 +66,11 @@ def compile_report(arch: int, shape: Shape, dtype: str = "bfloat16", batch: int 
     """
     plan = ScanPlan((False, True, False, True)[: shape.directions], score="clip" if shape.gated else None)
     blocks = by_rule("triton", shape.width, shape.states)
-    operands = operands_of(shape, dtype, batch)
-    forward = forward_call(operands, plan, blocks, save=True)
+    arguments, z = operands_of(shape, dtype, batch)
+    forward = forward_call(arguments, z, plan, blocks, save=True)
     out, _, starts, _ = forward.outputs
     rows = []
-    for call in (forward, backward_call(operands, starts, out, plan, blocks)):
+    for call in (forward, backward_call(arguments, z, starts, out, plan, blocks)):
         usage = resources(_compile(call, arch))
         rows.append(
             {
@@ -134,15 +134,15 @@ def _output_of(tool: Path, *arguments: str) -> str:
     return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def operands_of(shape: Shape, dtype: str, batch: int) -> ScanOperands:
-    """Shapes and dtypes of a scan's operands."""
-    of = jax.ShapeDtypeStruct
+def operands_of(shape: Shape, dtype: str, batch: int) -> tuple[ScanArguments, Any]:
+    """Shapes and dtypes of a scan's arguments, and of its gate z or None."""
+    of: Any = jax.ShapeDtypeStruct
     directions, tokens = shape.directions, (batch, shape.length, shape.width)
     shared = 1 if shape.ordered else directions
     small = of((directions, batch, shape.length, shape.states), jnp.float32)
     channel = of((directions, shape.width), jnp.float32)
     steps = (directions, batch, shape.length)
-    return ScanOperands(
+    arguments = ScanArguments(
         u=of((shared, *tokens), dtype),
         delta=of((shared, *tokens), dtype),
         A=of((directions, shape.width, shape.states), jnp.float32),
@@ -150,10 +150,10 @@ def operands_of(shape: Shape, dtype: str, batch: int) -> ScanOperands:
         C=small,
         D=channel,
         delta_bias=channel,
-        z=of(tokens, dtype) if shape.gated else None,
         gap=of(steps, jnp.float32) if shape.decay else None,
         order=of(steps, jnp.int32) if shape.ordered else None,
     )
+    return arguments, of(tokens, dtype) if shape.gated else None
 
 
 def main() -> None:
