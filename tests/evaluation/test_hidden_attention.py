@@ -10,22 +10,14 @@ import numpy as np
 import pytest
 
 from top_jax.evaluation import hidden_attention as hidden
-from top_jax.models.scan_inputs import ScanInputs
-from top_jax.ops import directional_scan, selective_scan
+from top_jax.ops import ScanArguments, ScanPlan, directional_scan, selective_scan
 from top_jax.ops.directions import gaps
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # most of the time is compiling
-# Not arrays, and so part of the program.
-_SETTINGS = ("reverse", "reorder_parameters")
 
 
 def jitted(function):
-    def call(scan):
-        arrays = {name: value for name, value in scan._asdict().items() if name not in _SETTINGS}
-        settings = {name: getattr(scan, name) for name in _SETTINGS}
-        return quick_jit(lambda arrays: function(ScanInputs(**arrays, **settings)))(arrays)
-
-    return call
+    return quick_jit(function, static_argnames="plan")
 
 
 channel_attention, hidden_attention = jitted(hidden.channel_attention), jitted(hidden.hidden_attention)
@@ -33,11 +25,12 @@ BATCH, LENGTH, WIDTH, STATES = 2, 9, 3, 4
 POSITIONS = [[0, 1, 4, 5, 9, 10, 11, 15, 20], [2, 3, 5, 6, 7, 8, 12, 13, 14]]
 
 
-def scan_inputs(directions, order=None, positions=None, **settings):
+def scan_arguments(reverse, order=None, positions=None):
     """Time steps from short to long, each direction with its own numbers."""
+    directions = len(reverse)
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=(directions, *shape)), jnp.float32)  # noqa: E731
-    return ScanInputs(
+    return ScanArguments(
         draw(BATCH, LENGTH, WIDTH),
         draw(BATCH, LENGTH, WIDTH),
         -jnp.exp(draw(WIDTH, STATES)),
@@ -45,9 +38,8 @@ def scan_inputs(directions, order=None, positions=None, **settings):
         draw(BATCH, LENGTH, STATES),
         draw(WIDTH),
         draw(WIDTH),
+        gap=None if positions is None else gaps(positions, reverse),
         order=order,
-        positions=positions,
-        **settings,
     )
 
 
@@ -55,7 +47,7 @@ def scan_inputs(directions, order=None, positions=None, **settings):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_alpha_times_u_is_the_scan(reverse, alignment):
     positions = jnp.asarray(POSITIONS, jnp.int32)
-    scan = scan_inputs(1, reverse=(reverse,), positions=positions[None] if alignment == "decay" else None)
+    scan = scan_arguments((reverse,), positions=positions[None] if alignment == "decay" else None)
     expected = selective_scan(
         *(array[0] for array in scan[:6]),
         delta_bias=scan.delta_bias[0],
@@ -64,7 +56,7 @@ def test_alpha_times_u_is_the_scan(reverse, alignment):
         reverse=reverse,
         implementation="reference",
     )
-    alpha = channel_attention(scan)
+    alpha = channel_attention(scan, ScanPlan((reverse,)))
     y = jnp.einsum("beij,bje->bie", alpha, scan.u[0], precision="highest") + scan.D[0] * scan.u[0]
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     unseen = np.tril(alpha, -1) if reverse else np.triu(alpha, 1)  # what comes later in the scan
@@ -74,9 +66,9 @@ def test_alpha_times_u_is_the_scan(reverse, alignment):
 def test_a_gap_is_felt():
     """alpha of two tokens with a gap between them is that of no gap, less the gap's decay."""
     positions = jnp.asarray(POSITIONS, jnp.int32)
-    with_gaps = channel_attention(scan_inputs(1, reverse=(False,), positions=positions[None]))
-    scan = scan_inputs(1, reverse=(False,))
-    without = channel_attention(scan)
+    forward = ScanPlan((False,))
+    with_gaps = channel_attention(scan_arguments((False,), positions=positions[None]), forward)
+    without = channel_attention(scan_arguments((False,)), forward)
     np.testing.assert_array_equal(with_gaps[:, :, :2, :2], without[:, :, :2, :2])  # no gap yet in the first image
     assert gaps(positions[None], (False,))[0, 0, 2] == 2
     assert (np.abs(with_gaps[0, :, 2, :2] - without[0, :, 2, :2]) > 1e-6).all()
@@ -89,36 +81,37 @@ def test_directions_with_an_order_of_their_own(reorder):
     order = jnp.asarray([[rng.permutation(LENGTH) for _ in range(BATCH)] for _ in range(2)], jnp.int32)
     steps = jnp.asarray(np.sort(np.stack([POSITIONS, POSITIONS[::-1]])), jnp.int32)
     settings = dict(order=order, positions=steps, reorder_parameters=reorder, reverse=(False, True))
-    scan = scan_inputs(2, **settings)
+    plan = ScanPlan(settings["reverse"], reorder)
+    scan = scan_arguments(plan.reverse, order, steps)
     of = lambda arrays, bias: directional_scan(*arrays, None, bias, alignment="decay", **settings)[0]  # noqa: E731
     expected = quick_jit(of)(scan[:6], scan.delta_bias)
     # u of each direction is its own here, so each is applied by itself.
     total = 0.0
     for g in range(2):
-        own = {name: getattr(scan, name)[g : g + 1] for name in (*ScanInputs._fields[:7], "order", "positions")}
-        one = scan._replace(**own, reverse=scan.reverse[g : g + 1])
-        total += jnp.einsum("beij,bje->bie", channel_attention(one), scan.u[g], precision="highest")
+        one = jax.tree.map(lambda array: array[g : g + 1], scan)  # noqa: B023
+        own = ScanPlan(plan.reverse[g : g + 1], reorder)
+        total += jnp.einsum("beij,bje->bie", channel_attention(one, own), scan.u[g], precision="highest")
         total += scan.D[g] * scan.u[g]
     np.testing.assert_allclose(total, expected, rtol=1e-5, atol=2e-5)
     shared = scan._replace(u=scan.u[:1])
-    both = channel_attention(shared)
-    signed = jitted(partial(hidden.hidden_attention, absolute=False))(shared)
+    both = channel_attention(shared, plan)
+    signed = jitted(partial(hidden.hidden_attention, absolute=False))(shared, plan)
     np.testing.assert_allclose(signed, both.mean(axis=1), atol=1e-5)
-    np.testing.assert_allclose(hidden_attention(shared), jnp.abs(both).mean(axis=1), atol=1e-5)
+    np.testing.assert_allclose(hidden_attention(shared, plan), jnp.abs(both).mean(axis=1), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["vim_micro", "plain_mamba_micro"])
-def test_scan_inputs_are_what_the_block_scans(name, official_case):
+def test_scan_arguments_are_what_the_block_scans(name, official_case):
     """Gated and projected, the scan of a real block's inputs is the block's own output."""
     case = official_case(name)
 
     def both_ways(model, images):
         tokens = model.embed(images)
         block, paths = model.blocks[1], model.paths(tokens)
-        scan = block.scan_inputs(tokens, paths)
+        scan, plan = block.scan_arguments(tokens, paths)
         x = block.norm(tokens.x if tokens.residual is None else tokens.residual + tokens.x)
         z = jnp.split(block.mixer.in_proj(x), 2, axis=-1)[1]
-        settings = {setting: getattr(scan, setting) for setting in ("reverse", "order", "reorder_parameters")}
+        settings = dict(reverse=plan.reverse, order=scan.order, reorder_parameters=plan.reorder_parameters)
         y, _ = directional_scan(*scan[:6], z, scan.delta_bias, **settings)
         return block.mixer.out_proj(y if tokens.residual is None else y / 2), block.mixer(x, paths)[0]
 
@@ -132,9 +125,7 @@ def test_long_memory_keeps_its_digits():
     ones = jnp.ones((1, 1, length, 1), jnp.float32)
     delta = ones.at[:, :, : length - 3].set(20.0)  # a long time, then three short steps
     delta = delta.at[:, :, length - 3 :].set(-8.0)
-    scan = ScanInputs(
-        ones, delta, -jnp.ones((1, 1, 1)), ones, ones, jnp.zeros((1, 1)), jnp.zeros((1, 1)), reverse=(False,)
-    )
+    scan = ScanArguments(ones, delta, -jnp.ones((1, 1, 1)), ones, ones, jnp.zeros((1, 1)), jnp.zeros((1, 1)))
     step = float(jax.nn.softplus(-8.0))
-    found = channel_attention(scan)[0, 0, -1, length - 3]
+    found = channel_attention(scan, ScanPlan((False,)))[0, 0, -1, length - 3]
     np.testing.assert_allclose(found, np.exp(-2 * step) * step, rtol=2e-6)

@@ -18,8 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from top_jax.models.scan_inputs import ScanInputs
-from top_jax.ops.directions import gaps
+from top_jax.ops import ScanArguments, ScanPlan
 from top_jax.typing import Array, Float, Int, PerToken, Selective
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -37,23 +36,24 @@ class _Direction(NamedTuple):
     reverse: bool
 
 
-def channel_attention(scan: ScanInputs) -> Float[Array, "B E L L"]:
+def channel_attention(scan: ScanArguments, plan: ScanPlan) -> Float[Array, "B E L L"]:
     """alpha of every channel, summed over the directions: float32 `[B, E, L, L]`, y's token before u's.
 
     As many numbers as that: for small models. `hidden_attention` averages channels as it goes.
     """
-    directions = _directions(scan)
+    directions = _directions(scan, plan)
     return jnp.moveaxis(jax.lax.map(lambda channel: _summed(directions, channel), _channels(directions)), 0, 1)
 
 
-def hidden_attention(scan: ScanInputs, *, absolute: bool = True) -> Float[Array, "B L L"]:
+def hidden_attention(scan: ScanArguments, plan: ScanPlan, *, absolute: bool = True) -> Float[Array, "B L L"]:
     """alpha averaged over the channels: float32 `[B, L, L]`, y's token before u's.
 
     Args:
-        scan: of one block, `Block.scan_inputs`.
+        scan: arguments of one block's scans (`Block.scan_arguments`).
+        plan: the plan of those scans.
         absolute: average |alpha|, after the sum over directions, so that channels of opposite sign do not cancel.
     """
-    directions = _directions(scan)
+    directions = _directions(scan, plan)
     batch, length, width = scan.u.shape[1:]
 
     def add(total: jax.Array, channel: tuple[tuple[jax.Array, jax.Array], ...]) -> tuple[jax.Array, None]:
@@ -64,31 +64,24 @@ def hidden_attention(scan: ScanInputs, *, absolute: bool = True) -> Float[Array,
     return total / width
 
 
-def _directions(scan: ScanInputs) -> list[_Direction]:
-    return [_direction(scan, g, reverse) for g, reverse in enumerate(scan.reverse)]
+def _directions(scan: ScanArguments, plan: ScanPlan) -> list[_Direction]:
+    return [_direction(scan.direction(g), plan, reverse) for g, reverse in enumerate(plan.reverse)]
 
 
-def _direction(scan: ScanInputs, g: int, reverse: bool) -> _Direction:
-    def own(array: jax.Array) -> jax.Array:
-        return array[0 if len(array) == 1 else g]
-
-    bias = own(scan.delta_bias).astype(jnp.float32)
-    delta = jax.nn.softplus(own(scan.delta).astype(jnp.float32) + bias[None, None, :])
-    B, C = own(scan.B).astype(jnp.float32), own(scan.C).astype(jnp.float32)
+def _direction(own: ScanArguments, plan: ScanPlan, reverse: bool) -> _Direction:
+    delta, B, C = (array.astype(jnp.float32) for array in (own.delta, own.B, own.C))
+    if own.delta_bias is not None:
+        delta = delta + own.delta_bias.astype(jnp.float32)[None, None, :]
+    delta = jax.nn.softplus(delta)
     steps = None
-    if scan.order is not None:
-        order = own(scan.order)
-        steps = jnp.argsort(order, axis=-1)
-        if scan.reorder_parameters:
-            delta, B, C = (jnp.take_along_axis(array, order[:, :, None], axis=1) for array in (delta, B, C))
-    gap = (
-        jnp.zeros(delta.shape[:2], jnp.float32)
-        if scan.positions is None
-        else gaps(own(scan.positions)[None], (reverse,))[0]
-    )
+    if own.order is not None:
+        steps = jnp.argsort(own.order, axis=-1)
+        if plan.reorder_parameters:
+            delta, B, C = (jnp.take_along_axis(array, own.order[:, :, None], axis=1) for array in (delta, B, C))
+    gap = jnp.zeros(delta.shape[:2], jnp.float32) if own.gap is None else own.gap
     if reverse:
         delta, B, C, gap = (jnp.flip(array, axis=1) for array in (delta, B, C, gap))
-    return _Direction(jnp.moveaxis(delta, -1, 0), own(scan.A), B, C, gap, steps, reverse)
+    return _Direction(jnp.moveaxis(delta, -1, 0), own.A, B, C, gap, steps, reverse)
 
 
 def _channels(directions: list[_Direction]) -> tuple[tuple[jax.Array, jax.Array], ...]:

@@ -114,10 +114,11 @@ def _view(run: BlockRun, *, attend: bool) -> BlockView:
     places = places_of(run.entering)
     if isinstance(run.block, DeitBlock):
         return BlockView(places, None, run.block.attention(run.entering) if attend else None)
-    scan = run.block.scan_inputs(run.entering, run.paths)
-    assert scan is not None  # every block but a DeiT's has one
+    found = run.block.scan_arguments(run.entering, run.paths)
+    assert found is not None  # every block but DeiT's has a scan
+    scan, plan = found
     order = jnp.arange(places.shape[1], dtype=jnp.int32)[None, None, :] if scan.order is None else scan.order
-    orders = jnp.broadcast_to(order, (len(scan.reverse), *places.shape))
-    backwards = jnp.asarray(scan.reverse)[:, None, None]
+    orders = jnp.broadcast_to(order, (len(plan.reverse), *places.shape))
+    backwards = jnp.asarray(plan.reverse)[:, None, None]
     orders = jnp.where(backwards, jnp.flip(orders, axis=-1), orders)
-    return BlockView(places, orders, hidden_attention(scan) if attend else None)
+    return BlockView(places, orders, hidden_attention(scan, plan) if attend else None)

@@ -14,9 +14,9 @@ from flax import nnx
 from top_jax.errors import InputError
 from top_jax.models.batch_norm import moves_statistics
 from top_jax.models.features import Features, make_features
-from top_jax.models.scan_inputs import ScanInputs
 from top_jax.models.sizes import BackboneConfig, MambaConfig
 from top_jax.models.weights import Weights, statistics_of
+from top_jax.ops import ScanArguments, ScanPlan
 from top_jax.ops.implementations import resolve
 from top_jax.pruning import Evidence, Pruning, Reduction, Tokens
 from top_jax.typing import Array, Embedded, Float, Images, Logits
@@ -61,8 +61,8 @@ class Block(nnx.Module, abc.ABC):
         """The half that acts on each token by itself (DeiT's MLP); a Mamba block has none."""
         return tokens
 
-    def scan_inputs(self, tokens: Tokens, paths: Any) -> ScanInputs | None:
-        """What its scans read where `mix` gets the same, in eval mode; None for a block without a scan."""
+    def scan_arguments(self, tokens: Tokens, paths: Any) -> tuple[ScanArguments, ScanPlan] | None:
+        """The arguments of the scans in `mix` (eval mode), and their plan; None for a block without a scan."""
         return None
 
 

@@ -22,12 +22,12 @@ from top_jax.models.batch_norm import BatchNorm
 from top_jax.models.depthwise_conv import depthwise_conv2d
 from top_jax.models.features import Features
 from top_jax.models.layers import DropPath, layer_norm
-from top_jax.models.scan_inputs import ScanInputs
 from top_jax.models.sizes import MambaConfig
 from top_jax.models.traversals import DIRECTIONS, Traversals, from_cells, to_cells, traverse
-from top_jax.ops import directional_scan
+from top_jax.ops import ScanArguments, ScanPlan, directional_scan
+from top_jax.ops.directions import gaps
 from top_jax.pruning import SCAN_EVIDENCE, Evidence, Reduction, Tokens, mean_time_step, scan_evidence
-from top_jax.typing import Array, Embedded, Float, Images, Inner, PerToken
+from top_jax.typing import Array, Embedded, Float, Images, Inner, PerChannel, PerToken
 
 STEM_WIDTH = 64
 
@@ -175,38 +175,48 @@ class PlainMambaMixer(nnx.Module):
             scan.D,
             z,
             scan.delta_bias,
-            reverse=scan.reverse,
+            reverse=self.plan.reverse,
             order=scan.order,
-            reorder_parameters=scan.reorder_parameters,
-            positions=scan.positions,
-            alignment=scan.alignment,
+            reorder_parameters=self.plan.reorder_parameters,
+            positions=paths.positions,
+            alignment="none" if paths.positions is None else "decay",
             implementation=self.config.implementation,
             check_order=False,  # the model's own
         )
-        time_step = mean_time_step(scan.delta[0], scan.delta_bias[0])
+        time_step = mean_time_step(scan.delta[0], self.dt_bias)
         return self.out_proj(y), scan_evidence(y, self._time_step(time_step, paths))
 
-    def scan_inputs(self, x: Embedded, paths: Traversals) -> ScanInputs:
-        """What the four scans of `__call__` read, for the same arguments."""
-        return self._project(jnp.split(self.in_proj(x), 2, axis=-1)[0], paths)
+    @property
+    def plan(self) -> ScanPlan:
+        """The four scans' directions; `paths.order` reverses, so no scan runs backwards."""
+        return ScanPlan((False,) * DIRECTIONS, self.config.reorder_parameters)
 
-    def _project(self, x: Inner, paths: Traversals) -> ScanInputs:
+    @property
+    def dt_bias(self) -> PerChannel:
+        """float32 `[E]` bias of dt_proj, which the scan adds to delta once more."""
+        assert self.dt_proj.bias is not None
+        return self.dt_proj.bias[...]
+
+    def scan_arguments(self, x: Embedded, paths: Traversals) -> tuple[ScanArguments, ScanPlan]:
+        """The arguments of the four scans that `__call__` runs on the same x and paths, and their plan."""
+        scan = self._project(jnp.split(self.in_proj(x), 2, axis=-1)[0], paths)
+        gap = None if paths.positions is None else gaps(paths.positions, self.plan.reverse)
+        return scan._replace(gap=gap), self.plan
+
+    def _project(self, x: Inner, paths: Traversals) -> ScanArguments:
+        """The scans' arguments, without gaps."""
         x = jax.nn.silu(self._convolved(x, paths))
         rank = self.config.dt_rank
         dt, B, C = jnp.split(self.x_proj(x), (rank, rank + self.config.d_state), axis=-1)
-        assert self.dt_proj.bias is not None
-        return ScanInputs(
+        return ScanArguments(
             x[None],
             self.dt_proj(dt)[None],
             -jnp.exp(self.A_log[...])[None],
             B[None].astype(jnp.float32) + self._direction_B(paths),  # 0.02 beside 1 is little in bfloat16
             C[None],
             self.D[...][None],
-            self.dt_proj.bias[...][None],
-            reverse=(False,) * DIRECTIONS,
+            self.dt_bias[None],
             order=paths.order,
-            reorder_parameters=self.config.reorder_parameters,
-            positions=paths.positions,
         )
 
     def _convolved(self, x: Inner, paths: Traversals) -> Inner:
@@ -257,9 +267,9 @@ class PlainMambaLayer(Block):
             x = self.tail(x, paths)
         return dataclasses.replace(tokens, x=x), evidence
 
-    def scan_inputs(self, tokens: Tokens, paths: Traversals) -> ScanInputs:
-        """Of the four scans."""
-        return self.mixer.scan_inputs(self._normed(tokens), paths)
+    def scan_arguments(self, tokens: Tokens, paths: Traversals) -> tuple[ScanArguments, ScanPlan]:
+        """The arguments of the four scans in `mix`, and their plan."""
+        return self.mixer.scan_arguments(self._normed(tokens), paths)
 
     def _normed(self, tokens: Tokens) -> Embedded:
         return self.norm(tokens.x).astype(self.config.dtype)

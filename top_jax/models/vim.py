@@ -19,9 +19,9 @@ from top_jax.models import initializers as init
 from top_jax.models.backbone import Backbone, Block
 from top_jax.models.features import Features
 from top_jax.models.layers import DropPath, PatchEmbed, causal_conv1d, patch_grid
-from top_jax.models.scan_inputs import ScanInputs
 from top_jax.models.sizes import MambaConfig
-from top_jax.ops import selective_scan
+from top_jax.ops import ScanArguments, ScanPlan, selective_scan
+from top_jax.ops.directions import gaps
 from top_jax.pruning import SCAN_EVIDENCE, ClassHome, Evidence, Reduction, Tokens, mean_time_step, scan_evidence
 from top_jax.typing import (
     Array,
@@ -141,12 +141,13 @@ class MambaMixer(nnx.Module):
         y = (forward + backward) * jax.nn.silu(z)
         return self.out_proj(y / 2), scan_evidence(y, forward_step + backward_step)
 
-    def scan_inputs(self, x: Embedded, positions: Positions | None) -> ScanInputs:
-        """What the two scans of `__call__` read, for the same arguments."""
+    def scan_arguments(self, x: Embedded, positions: Positions | None) -> tuple[ScanArguments, ScanPlan]:
+        """The arguments of the two scans that `__call__` runs on the same x and positions, and their plan."""
         x, _ = jnp.split(self.in_proj(x), 2, axis=-1)
         directions = (self.forward, self.backward)
+        plan = ScanPlan(tuple(one.reverse for one in directions))
         u, delta, B, C = (jnp.stack(both) for both in zip(*(one.project(x) for one in directions), strict=True))
-        return ScanInputs(
+        arguments = ScanArguments(
             u,
             delta,
             jnp.stack([one.A for one in directions]),
@@ -154,9 +155,9 @@ class MambaMixer(nnx.Module):
             C,
             jnp.stack([one.D[...] for one in directions]),
             jnp.stack([one.dt_bias[...] for one in directions]),
-            reverse=tuple(one.reverse for one in directions),
-            positions=None if positions is None else positions[None],
+            None if positions is None else gaps(positions[None], plan.reverse),
         )
+        return arguments, plan
 
 
 class VimBlock(Block):
@@ -173,9 +174,9 @@ class VimBlock(Block):
         x, evidence = self.mixer(x, paths)
         return dataclasses.replace(tokens, x=x, residual=residual), evidence
 
-    def scan_inputs(self, tokens: Tokens, paths: Positions | None) -> ScanInputs:
-        """Of the two scans."""
-        return self.mixer.scan_inputs(self._add_and_norm(tokens, None)[1], paths)
+    def scan_arguments(self, tokens: Tokens, paths: Positions | None) -> tuple[ScanArguments, ScanPlan]:
+        """The arguments of the two scans in `mix`, and their plan."""
+        return self.mixer.scan_arguments(self._add_and_norm(tokens, None)[1], paths)
 
     def _add_and_norm(self, tokens: Tokens, keys: jax.Array | None) -> tuple[Embedded, Embedded]:
         assert tokens.residual is not None
