@@ -1,9 +1,8 @@
-"""Raw accelerator code, imported as `top_jax.kernels`: kernels and their launchers, jax only.
+"""GPU kernels of the scan, imported as `top_jax.kernels`: the kernels and their launchers.
 
-    operands, blocks     what the GPU kernels read and write, and how they cut it up
+    operands, blocks     arguments and results of a scan; block sizes and tuning tables
     triton_kernels, triton_scan     the Triton kernels, and their launch through jax-triton
-    pallas_scan          the same as Pallas kernels
-    chunked_scan         the recurrence in XLA operations
+    pallas_scan          the same algorithm as Pallas kernels
 
-No autodiff, no Flax and no dispatch: those live in `top_jax.ops`.
+No autodiff, no Flax and no choice of implementation: those are in `top_jax.ops`.
 """

@@ -1,4 +1,4 @@
-"""`kernels/` is importable as top_jax.kernels from a bare checkout, from a wheel and from an editable install."""
+"""`kernels/` is importable as top_jax.kernels from a checkout, an editable install, a wheel, an sdist and a zip."""
 
 from __future__ import annotations
 
@@ -61,19 +61,40 @@ def test_public_names_load():
 def test_from_an_uninstalled_checkout(root, tmp_path):
     package, kernel = run([sys.executable, "-c", PROGRAM], tmp_path, PYTHONPATH=str(root)).split()
     assert Path(package) == root / "top_jax" / "__init__.py"
-    assert Path(kernel) == root / "kernels" / "blocks.py"
+    assert Path(kernel).resolve() == root / "kernels" / "blocks.py"
 
 
 @pytest.fixture
 def checkout(root, tmp_path) -> Path:
-    """A copy to build from, so that no build folder is left in the real one."""
+    """A copy to build from, so that no build folder is left in the real one; its link is a link too."""
     copy = tmp_path / "checkout"
     copy.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(root / name, copy)
     for name in ("top_jax", "kernels"):
-        shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(root / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    assert (copy / "top_jax" / "kernels").is_symlink()
     return copy
+
+
+@pytest.fixture(params=["text file", "nothing"])
+def checkout_without_link(request, checkout) -> Path:
+    """The copy as git writes it on a system without links, or as a zip download may unpack there."""
+    link = checkout / "top_jax" / "kernels"
+    link.unlink()
+    if request.param == "text file":
+        link.write_text("../kernels")
+    return checkout
+
+
+def test_a_checkout_without_links_is_one_clear_line(checkout_without_link, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(checkout_without_link)}
+    done = subprocess.run(
+        [sys.executable, "-c", "import top_jax"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: top_jax.kernels is missing") and "pip install -e ." in last
 
 
 @pytest.fixture
@@ -97,13 +118,9 @@ def install(python: Path, what: list[str | Path], cwd: Path) -> None:
     run([*pip, *what], cwd)
 
 
-@pytest.mark.slow
-def test_from_a_wheel(checkout, environment, tmp_path):
-    python, site = environment
-    (checkout / "kernels" / "tuning" / "some-gpu.json").write_text("{}")
-    install(python, [checkout], tmp_path)
-    shutil.rmtree(checkout)
-    package, kernel = run([python, "-c", PROGRAM], tmp_path).split()
+def check_installed(python: Path, site: Path, cwd: Path) -> None:
+    """The package runs from site-packages, with its data files and without a top-level `kernels`."""
+    package, kernel = run([python, "-c", PROGRAM], cwd).split()
     assert Path(package) == site / "top_jax" / "__init__.py"
     assert Path(kernel) == site / "top_jax" / "kernels" / "blocks.py"
     assert (site / "top_jax" / "py.typed").exists()
@@ -112,9 +129,41 @@ def test_from_a_wheel(checkout, environment, tmp_path):
 
 
 @pytest.mark.slow
-def test_from_an_editable_install(checkout, environment, tmp_path):
+def test_from_a_wheel(checkout, environment, tmp_path):
+    python, site = environment
+    (checkout / "kernels" / "tuning" / "some-gpu.json").write_text("{}")
+    install(python, [checkout], tmp_path)
+    shutil.rmtree(checkout)
+    check_installed(python, site, tmp_path)
+
+
+@pytest.mark.slow
+def test_from_a_tree_without_links(checkout_without_link, environment, tmp_path):
+    python, site = environment
+    (checkout_without_link / "kernels" / "tuning" / "some-gpu.json").write_text("{}")
+    install(python, [checkout_without_link], tmp_path)
+    check_installed(python, site, tmp_path)
+
+
+@pytest.mark.slow
+def test_from_an_sdist(checkout, environment, tmp_path):
+    python, site = environment
+    pytest.importorskip("build", reason="needs the package `build` (the `dev` extra)")
+    (checkout / "kernels" / "tuning" / "some-gpu.json").write_text("{}")
+    run([sys.executable, "-m", "build", "--sdist", "--outdir", tmp_path, checkout], tmp_path)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    install(python, [archive], tmp_path)
+    check_installed(python, site, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("linked", [True, False])
+def test_from_an_editable_install(checkout, environment, tmp_path, linked):
     python, _ = environment
+    if not linked:
+        (checkout / "top_jax" / "kernels").unlink()
+        (checkout / "top_jax" / "kernels").write_text("../kernels")
     install(python, ["-e", checkout], tmp_path)
     package, kernel = run([python, "-c", PROGRAM], tmp_path).split()
     assert Path(package) == checkout / "top_jax" / "__init__.py"
-    assert Path(kernel) == checkout / "kernels" / "blocks.py"
+    assert Path(kernel).resolve() == checkout / "kernels" / "blocks.py"
