@@ -1,4 +1,4 @@
-"""Loads TFDS before any test of the data."""
+"""Imports TFDS before any test of the data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def tfds_is_loaded() -> None:
-    """While TFDS loads, importing gives lazy stand-ins, on which the finalizers of other tests' garbage fail."""
+    """Imports TFDS without garbage collection: finalizers of other tests' objects fail on its lazy modules."""
     gc.collect()
     gc.disable()
     try:

@@ -1,6 +1,6 @@
-"""Augmentation on the device against plain statements of timm's definitions: ranges, fills, shares, probabilities.
+"""Augmentation on the device against timm's definitions in NumPy: ranges, fills, shares, probabilities.
 
-This file is also the program that is started on eight devices.
+This file is also the program that runs on eight devices.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ALL = AugmentConfig(erasing=0.5, mixup=0.8, cutmix=1.0)
 NOTHING = AugmentConfig(flip=False)
 DEVICES = 8
 MANY = 2000
-QUICK = {"xla_backend_optimization_level": 0}  # compiling is all the time there is
+QUICK = {"xla_backend_optimization_level": 0}  # nearly all the time is spent compiling
 
 
 def keys_of(count, seed=0):
@@ -57,7 +57,7 @@ def augmented(config, batch, seed=0):
 
 
 def assert_share(hits, expected):
-    """Of many draws, within four standard deviations."""
+    """Checks the share of hits in many draws, to four standard deviations."""
     assert abs(np.mean(hits) - expected) < 4 * math.sqrt(expected * (1 - expected) / len(hits))
 
 
@@ -82,7 +82,7 @@ def test_flip():
 
 
 def erased_boxes(height, width, probability):
-    """Of images that are 100 everywhere: what was erased, bool [MANY, H, W], and the noise."""
+    """Erases images that are 100 everywhere; returns what was erased, bool [MANY, H, W], and the noise."""
     images = jnp.full((MANY, height, width, 3), 100.0)
     result = np.asarray(erase(images, keys_of(MANY), probability))
     erased = (result != 100).all(-1)
@@ -91,7 +91,7 @@ def erased_boxes(height, width, probability):
 
 
 def boxes_of(erased):
-    """Top, left, height and width of each box, which it must be."""
+    """Checks that each mask is one box; returns top, left, height and width of each."""
     rows, columns = erased.any(2), erased.any(1)
     high, wide = rows.sum(1), columns.sum(1)
     np.testing.assert_array_equal(erased.sum((1, 2)), high * wide)
@@ -215,7 +215,7 @@ def test_a_row_without_an_image_is_mixed_into_none(config):
 
 
 def test_order_is_timms():
-    """Flip, normalise, erase, mix: noise is flipped by none, standard normal, and mixed."""
+    """Flip, normalise, erase, mix: the noise is not flipped, standard normal, and mixed."""
     batch, plain = batch_of(8), augmented(NOTHING, batch_of(8))[1]
 
     @quick_jit
@@ -232,7 +232,7 @@ def test_order_is_timms():
 
 
 def test_an_images_changes_follow_its_key():
-    """Not the batch around it; and another key brings others."""
+    """They do not depend on the rest of the batch, and another key changes them."""
     batch, config = batch_of(8), AugmentConfig(erasing=1.0)
     images, _ = augmented(config, batch)
     part = {name: value[2:5] for name, value in batch.items()}
@@ -242,7 +242,7 @@ def test_an_images_changes_follow_its_key():
 
 
 def test_draws_do_not_follow_each_other():
-    """Of one key: whether an image is flipped, whether it is erased, and where."""
+    """Flip, erasing and the place of the rectangle are independent, though drawn from one key."""
     keys, left_half = keys_of(MANY), jnp.asarray([[1, 0]], jnp.float32)
     flipped = np.asarray(flip(jnp.broadcast_to(left_half[None, :, :, None], (MANY, 1, 2, 3)), keys))[:, 0, 0, 0] == 0
     erased = erased_boxes(24, 16, 0.6)[0]
@@ -260,7 +260,7 @@ def test_eight_devices(root):
 
 
 def check_devices() -> None:
-    """Partners change places, image by image; nothing is gathered, and the result is that of one device."""
+    """Checks that partners are exchanged without gathering, and that the result is that of one device."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     by_image = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     batch, keys, batch_key = batch_of(4 * DEVICES), keys_of(4 * DEVICES), jax.random.key(1)

@@ -1,4 +1,4 @@
-"""The order of the stream: repeated augmentation, and what each of several hosts takes of a batch."""
+"""The order of the stream: repeated augmentation, and the rows of each host."""
 
 import dataclasses
 import itertools

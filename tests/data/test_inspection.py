@@ -1,4 +1,4 @@
-"""What is in a split: counts without decoding, and a sample that names what cannot be decoded."""
+"""Contents of a split: counts without decoding, a decoded sample, and comparison with published datasets."""
 
 import io
 
@@ -7,9 +7,21 @@ import pytest
 from PIL import Image
 from tfds_directory import write_tfds
 
+from top_jax.config import DataConfig
 from top_jax.data import inspection
-from top_jax.data.inspection import inspect_split, records_to_read, spread
+from top_jax.data.inspection import (
+    PUBLISHED,
+    completeness,
+    has_wnid_classes,
+    inspect_split,
+    published_dataset,
+    published_images,
+    records_to_read,
+    spread,
+)
 from top_jax.data.sources import DigitsSource, ImageFolderSource, TfdsSource
+
+IMAGENET, CIFAR = PUBLISHED["imagenet2012"], PUBLISHED["cifar10"]
 
 
 def jpeg(width, height=None):
@@ -123,3 +135,69 @@ def test_digits():
     report = inspect_split(DigitsSource("test"), sample=3)
     assert (report.images, report.labels_read, report.decoded, report.unreadable) == (360, 360, 3, ())
     assert report.smallest_class >= 33 and report.shorter_side == (8, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("imagenet2012", IMAGENET),
+        ("imagenet2012:5.1.0", IMAGENET),
+        ("cifar10", CIFAR),
+        ("imagenet2012_subset/10pct:5.0.0", None),
+        ("food101", None),
+    ],
+)
+def test_published_dataset_by_tfds_name(name, expected):
+    assert published_dataset(DataConfig(source="tfds", name=name), DigitsSource("test")) is expected
+
+
+def make_classes(root, count):
+    for wnid in range(count):
+        folder = root / "train" / f"n{wnid:08}"
+        folder.mkdir(parents=True)
+        (folder / "0.JPEG").touch()
+    return ImageFolderSource(root, "train")
+
+
+def test_a_folder_of_a_thousand_wnids_is_imagenet(tmp_path):
+    config = DataConfig(source="image_folder", data_dir=str(tmp_path))
+    source = make_classes(tmp_path, 1000)
+    assert published_dataset(config, source) is IMAGENET and has_wnid_classes(source)
+    (tmp_path / "train" / "n00000999").rename(tmp_path / "train" / "cat")
+    source = ImageFolderSource(tmp_path, "train")
+    assert published_dataset(config, source) is None and not has_wnid_classes(source)
+
+
+def test_a_folder_of_fewer_wnids_is_not(tmp_path):
+    source = make_classes(tmp_path, 3)
+    assert published_dataset(DataConfig(source="image_folder"), source) is None and has_wnid_classes(source)
+    assert published_dataset(DataConfig(), DigitsSource("test")) is None
+
+
+def test_images_of_a_split():
+    tfds = DataConfig(source="tfds", name="imagenet2012", eval_split="validation")
+    assert published_images(IMAGENET, tfds, train=True) == 1_281_167
+    assert published_images(IMAGENET, tfds, train=False) == 50_000
+    part = DataConfig(source="tfds", name="cifar10", train_split="train[:10%]")
+    assert published_images(CIFAR, part, train=True) is None  # a part by choice
+    assert published_images(CIFAR, part, train=False) == 10_000
+
+
+def test_the_splits_of_a_folder_are_known_by_their_use():
+    folder = DataConfig(source="image_folder", train_split="ILSVRC_train", eval_split="val")
+    assert [published_images(IMAGENET, folder, train=train) for train in (True, False)] == [1_281_167, 50_000]
+    same = DataConfig(source="image_folder", train_split="all", eval_split="all")
+    assert published_images(IMAGENET, same, train=False) == 1_281_167
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (1_281_167, "train has all 1,281,167 images of ImageNet-1K"),
+        (160, "train has 160 of 1,281,167 images: a sample, not ImageNet-1K"),
+        (1_281_000, "train has 1,281,000 of 1,281,167 images: 167 of ImageNet-1K are missing"),
+        (1_281_170, "train has 1,281,170 images, 3 more than the 1,281,167 of ImageNet-1K"),
+    ],
+)
+def test_completeness_in_words(images, words):
+    assert completeness("train", images, IMAGENET, 1_281_167) == words

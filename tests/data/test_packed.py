@@ -1,4 +1,4 @@
-"""One file for a whole dataset: what comes out is what went in."""
+"""One file for a whole dataset: the records are those of the original sources."""
 
 import io
 
@@ -53,16 +53,16 @@ def test_pixels_become_png_and_lose_nothing(file):
 
 
 def test_refuses(file, tmp_path):
-    with pytest.raises(InputError, match=r"toy.npz has no split 'val'; use one of test, train"):
+    with pytest.raises(InputError, match=r"toy.npz .*'val'.* test, train"):
         PackedSource(file, "val")
-    with pytest.raises(InputError, match=r"nowhere.npz is no packed dataset \(.*No such file.*cli.pack"):
+    with pytest.raises(InputError, match=r"nowhere.npz .*No such file.*cli.pack"):
         PackedSource(tmp_path / "nowhere.npz", "train")
     (tmp_path / "other.npz").write_bytes(b"something else")
-    with pytest.raises(InputError, match=r"other.npz is no packed dataset"):
+    with pytest.raises(InputError, match="other.npz"):
         PackedSource(tmp_path / "other.npz", "train")
-    with pytest.raises(InputError, match=r"toy.npz is there already"):
+    with pytest.raises(InputError, match="toy.npz exists"):
         pack(file, "toy", {})
-    with pytest.raises(InputError, match=r"cannot be written \(No such file"):
+    with pytest.raises(InputError, match=r"no/toy.npz .*\(No such file"):
         pack(tmp_path / "no" / "toy.npz", "toy", {})
-    with pytest.raises(InputError, match=r"where is the file\? Pass --config.data.data_dir=FILE.npz"):
+    with pytest.raises(InputError, match="--config.data.data_dir=FILE.npz"):
         open_source(DataConfig(source="packed"), train=True)

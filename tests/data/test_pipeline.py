@@ -113,7 +113,7 @@ def test_without_augmentation_the_pixels_are_the_source(digits):
 
 
 def test_crop_then_rand_augment_then_colour_jitter(digits, monkeypatch):
-    """In this order, on the same generator, with the mean as what fills."""
+    """In this order, with the same generator, and the mean colour as fill."""
     calls, rng = [], np.random.default_rng(0)
 
     def note(image, generator, *what):
@@ -138,7 +138,7 @@ def test_crop_then_rand_augment_then_colour_jitter(digits, monkeypatch):
 
 
 def test_a_mistaken_policy_is_refused_before_anything_is_read(digits):
-    with pytest.raises(InputError, match="rand_augment='rand-m9-w0' has 'w0'"):
+    with pytest.raises(InputError, match="rand_augment='rand-m9-w0' .*'w0'"):
         train_batches(digits, CONFIG, augment=AugmentConfig(rand_augment="rand-m9-w0"), **TRAIN)
 
 
@@ -174,7 +174,7 @@ def test_resume_is_exact_and_as_quick_late_as_early(digits):
         assert_same(batch, next(resumed))
     resumed.set_state({"batches": 0})
     assert_same(head[0], next(resumed))
-    resumed.set_state({"batches": 10**10})  # passing over them one by one would not end
+    resumed.set_state({"batches": 10**10})  # skipping them one by one would take for ever
     next(resumed)
     batches.close()
     resumed.close()
@@ -192,7 +192,7 @@ def test_evaluation_sees_every_image_once(digits):
 
 
 def test_workers_keep_the_order_of_evaluation(digits):
-    """Three batches for two workers: an order that the end of the first worker could break."""
+    """Three batches for two workers: the end of the first worker could break the order."""
     config = dataclasses.replace(CONFIG, num_workers=2)
     index = [b["index"] for b in take(eval_batches(digits, config, img_size=8, batch_size=20), None)]
     assert np.concatenate(index).tolist() == [*range(47), *[-1] * 13]
@@ -226,9 +226,7 @@ def test_corrupt_image_in_evaluation_keeps_its_index(broken_folder, caplog):
 def test_corrupt_image_can_stop_the_run(broken_folder, num_workers):
     config = dataclasses.replace(broken_folder, on_corrupt="raise", num_workers=num_workers)
     source = open_source(config, train=True)
-    with pytest.raises(
-        InputError, match=r"unreadable image .*a/3.jpg \(.*truncated.*\). Replace or remove it"
-    ) as error:
+    with pytest.raises(InputError, match=r"a/3.jpg \(.*truncated.*\)") as error:
         take(train_batches(source, config, img_size=16, batch_size=12, seed=0), 2)
     assert "\n" not in str(error.value)
 
@@ -236,14 +234,14 @@ def test_corrupt_image_can_stop_the_run(broken_folder, num_workers):
 @pytest.mark.parametrize(
     ("changes", "batch_size", "hosts", "message"),
     [
-        ({}, 2000, 1, "train has 47 images, fewer than batch_size=2000"),
-        ({}, 9, 2, "batch_size=9 must be a positive multiple of the 2 host"),
-        ({"train_transform": "cutmix"}, 9, 1, "unknown config.data.train_transform='cutmix'; use one of random_res"),
-        ({"on_corrupt": "ignore"}, 9, 1, "config.data.on_corrupt='ignore' must be 'skip' or 'raise'"),
-        ({"min_area": 0.0}, 9, 1, r"config.data.min_area=0.0 must be in \(0, 1\]"),
-        ({"eval_crop": 1.5}, 9, 1, r"config.data.eval_crop=1.5 must be in \(0, 1\]"),
-        ({"shift": -1}, 9, 1, "config.data.shift=-1 must not be negative"),
-        ({"num_workers": -1}, 9, 1, "config.data.num_workers=-1 must not be negative"),
+        ({}, 2000, 1, "train .* 47 .* batch_size=2000"),
+        ({}, 9, 2, "batch_size=9 .* 2 host"),
+        ({"train_transform": "cutmix"}, 9, 1, "config.data.train_transform='cutmix'.* random_resized_crop, shift_crop"),
+        ({"on_corrupt": "ignore"}, 9, 1, "config.data.on_corrupt='ignore' .*'skip' .*'raise'"),
+        ({"min_area": 0.0}, 9, 1, "config.data.min_area=0.0"),
+        ({"eval_crop": 1.5}, 9, 1, "config.data.eval_crop=1.5"),
+        ({"shift": -1}, 9, 1, "config.data.shift=-1"),
+        ({"num_workers": -1}, 9, 1, "config.data.num_workers=-1"),
     ],
 )
 def test_impossible_settings_are_refused(digits, changes, batch_size, hosts, message):

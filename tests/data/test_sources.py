@@ -1,4 +1,4 @@
-"""The three sources: what they hold, how they travel to a worker, and what they say when data is not there."""
+"""The sources: their records, pickling, and the errors for missing or damaged data."""
 
 import dataclasses
 import io
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tfds_directory import write_tfds
 
 from top_jax.config import DataConfig
 from top_jax.data import eval_batches, train_batches
@@ -42,30 +43,8 @@ def make_folder(root, classes, split="train", images=2):
 @pytest.fixture(scope="module")
 def toy_tfds(tmp_path_factory):
     """A TFDS data_dir with `toy` 1.0.0: five JPEGs, three classes."""
-    import tensorflow_datasets as tfds
-    from array_record.python import array_record_module
-
-    root = tmp_path_factory.mktemp("tfds")
-    directory = root / "toy" / "1.0.0"
-    directory.mkdir(parents=True)
-    features = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-            "label": tfds.features.ClassLabel(num_classes=3),
-            "file_name": tfds.features.Text(),
-        }
-    )
-    features.save_config(directory)
-    writer = array_record_module.ArrayRecordWriter(str(directory / SHARD), "group_size:1,uncompressed")
-    for i in range(5):
-        record = {"image": jpeg((50 * i, 0, 0)), "label": i % 3, "file_name": f"n{i}.JPEG"}
-        writer.write(features.serialize_example(record))
-    writer.close()
-    template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    split = {"name": "train", "shardLengths": ["5"], "numBytes": "1", "filepathTemplate": template}
-    info = {"name": "toy", "version": "1.0.0", "fileFormat": "array_record", "moduleName": "x", "splits": [split]}
-    (directory / "dataset_info.json").write_text(json.dumps(info))
-    return root
+    records = [(jpeg((50 * i, 0, 0)), i % 3) for i in range(5)]
+    return write_tfds(tmp_path_factory.mktemp("tfds"), "toy", 3, {"train": records}, file_name="n{}.JPEG")
 
 
 def edited(toy_tfds, tmp_path, **changes):
@@ -103,7 +82,7 @@ def test_digits_are_rgb_bytes_up_to_white():
 
 
 def test_digits_refuse_another_split():
-    with pytest.raises(InputError, match="no split 'validation'; use one of train, test"):
+    with pytest.raises(InputError, match="'validation'.* train, test"):
         DigitsSource("validation")
 
 
@@ -130,10 +109,10 @@ def test_image_folder_file_names_may_be_unicode(tmp_path):
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("root", "does not exist. An image folder is laid out as"),
-        ("split", "no split 'test' in .*; there is train"),
-        ("classes", "no class folder in"),
-        ("images", "no image in .*cat; it needs files ending in .jpg"),
+        ("root", "nowhere does not exist"),
+        ("split", "no split 'test' .* train"),
+        ("classes", "no class folder in .*test"),
+        ("images", "no image in .*cat"),
     ],
 )
 def test_image_folder_says_what_is_missing(tmp_path, missing, message):
@@ -153,7 +132,7 @@ def test_splits_with_other_classes_are_refused(tmp_path):
     make_folder(tmp_path, ["cat", "eel"], split="test")
     config = DataConfig(source="image_folder", data_dir=str(tmp_path))
     for train in (True, False):
-        with pytest.raises(InputError, match="1 of the class folders in .*train are not in .*test: dog"):
+        with pytest.raises(InputError, match="1 .*train .*test: dog"):
             open_source(config, train=train)
 
 
@@ -194,11 +173,11 @@ def test_sources_survive_pickling(toy_tfds, tmp_path):
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("cifar10", "train", "no dataset 'cifar10' in .*; there is toy. Prepare it .*tfds build cifar10 --data_dir="),
-        ("imagenet2012", "train", "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar .*downloads/manual"),
-        ("toy:2.0.0", "train", "no version 2.0.0 of 'toy' in .*; there is 1.0.0"),
-        ("toy", "test", "no split 'test' in .*; there is train. Set config.data.train_split"),
-        ("toy", "train[:200%]", "TFDS cannot read split"),
+        ("cifar10", "train", "'cifar10' .* toy.*tfds build cifar10 --data_dir="),
+        ("imagenet2012", "train", "ILSVRC2012_img_train.tar .*ILSVRC2012_img_val.tar .*downloads/manual"),
+        ("toy:2.0.0", "train", "2.0.0 of 'toy' .* 1.0.0"),
+        ("toy", "test", "'test' .* train.*config.data.train_split"),
+        ("toy", "train[:200%]", r"train\[:200%\]"),
     ],
 )
 def test_tfds_says_what_is_missing(toy_tfds, name, split, message):
@@ -207,14 +186,14 @@ def test_tfds_says_what_is_missing(toy_tfds, name, split, message):
 
 
 def test_tfds_needs_an_existing_data_dir(tmp_path):
-    with pytest.raises(InputError, match="nowhere does not exist. Prepare it"):
+    with pytest.raises(InputError, match="nowhere does not exist.*tfds build toy"):
         TfdsSource("toy", tmp_path / "nowhere", "train")
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_tfrecord_gets_the_conversion_command(toy_tfds, tmp_path):
     data_dir = edited(toy_tfds, tmp_path, fileFormat="tfrecord")
-    with pytest.raises(InputError, match="is prepared as tfrecord.*needs TensorFlow.*convert_format ") as error:
+    with pytest.raises(InputError, match="tfrecord.*convert_format ") as error:
         TfdsSource("toy", data_dir, "train")
     command = str(error.value).partition("convert_format ")[2]
     assert command == f"--dataset_version_dir={tmp_path}/toy/1.0.0 --out_file_format=array_record"
@@ -234,13 +213,13 @@ def test_dataset_converted_in_place_is_read(toy_tfds, tmp_path):
 
 def test_missing_shards_are_named(toy_tfds, tmp_path):
     data_dir = edited(toy_tfds, tmp_path)
-    (tmp_path / "toy" / "1.0.0" / "toy-train.array_record-00000-of-00001").unlink()
-    with pytest.raises(InputError, match="1 of the files .* are not in .*: toy-train.array_record-00000-of-00001"):
+    (tmp_path / "toy" / "1.0.0" / SHARD).unlink()
+    with pytest.raises(InputError, match=f"^1 .*: {SHARD}"):
         TfdsSource("toy", data_dir, "train")
 
 
 def damaged(toy_tfds, tmp_path, place):
-    """A source over toy_tfds with one bit of its file turned over, at `place` of the bytes of record 3's image."""
+    """A copy of toy_tfds with one bit flipped, at byte `place` of the image of record 3."""
     shard = Path(edited(toy_tfds, tmp_path)) / "toy" / "1.0.0" / SHARD
     content = bytearray(shard.read_bytes())
     content[content.index(jpeg((150, 0, 0))) + place] ^= 1
@@ -248,7 +227,7 @@ def damaged(toy_tfds, tmp_path, place):
     return TfdsSource("toy", tmp_path, "train")
 
 
-def test_a_damaged_record_is_told_from_its_neighbours(toy_tfds, tmp_path):
+def test_a_damaged_record_leaves_its_neighbours_readable(toy_tfds, tmp_path):
     source = damaged(toy_tfds, tmp_path, place=100)
     for index in (0, 1, 2, 4):
         assert source[index].image == jpeg((50 * index, 0, 0))
@@ -268,14 +247,14 @@ def test_a_damaged_record_is_named_counted_and_weighs_nothing(toy_tfds, tmp_path
     assert not batch["image"][3].any() and batch["image"][4].any()
     assert list(batches.corrupt) == [3]
     [line] = [record.getMessage() for record in caplog.records]
-    assert f"skipped unreadable image 1: toy/1.0.0/train record 3 (in {SHARD}) (" in line and "mismatch" in line
+    assert f"toy/1.0.0/train record 3 (in {SHARD}) (" in line and "mismatch" in line
     assert "\n" not in line
 
 
 def test_a_damaged_record_can_stop_the_run(toy_tfds, tmp_path):
     source, config = damaged(toy_tfds, tmp_path, place=100), dataclasses.replace(TFDS, on_corrupt="raise")
     with (
-        pytest.raises(InputError, match=rf"unreadable image toy/1.0.0/train record 3 \(in {SHARD}\) \(.*mism") as error,
+        pytest.raises(InputError, match=rf"toy/1.0.0/train record 3 \(in {SHARD}\) \(.*mism") as error,
         train_batches(source, config, img_size=8, batch_size=5, seed=0) as batches,
     ):
         next(batches)
@@ -298,13 +277,13 @@ def test_shards_of_a_slice_are_counted(toy_tfds):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": "s3"}, "unknown config.data.source='s3'; use one of digits, tfds, image_folder"),
-        ({"source": "tfds"}, "needs config.data.name"),
+        ({"source": "s3"}, "config.data.source='s3'.* digits, tfds, image_folder, packed"),
+        ({"source": "tfds"}, "config.data.name"),
         (
             {"source": "tfds", "name": "imagenet2012"},
-            "Pass --config.data.data_dir=DIR, .*tfds build imagenet2012 --data_dir=DIR.*ILSVRC2012_img_train.tar",
+            "--config.data.data_dir=DIR.*tfds build imagenet2012 --data_dir=DIR.*ILSVRC2012_img_train.tar",
         ),
-        ({"source": "image_folder"}, "Pass --config.data.data_dir=DIR, laid out as DIR/<split>/<class>"),
+        ({"source": "image_folder"}, "--config.data.data_dir=DIR.* DIR/<split>/<class>"),
     ],
 )
 def test_open_source_says_what_to_set(changes, message):
@@ -351,7 +330,7 @@ def test_real_cifar10(shared):
 
 
 def test_one_bit_of_cifar10(shared, tmp_path):
-    """Turned over in the middle of the test images, it costs one of them."""
+    """Flipped in the middle of the test images, it costs one of them."""
     original = shared / "data" / "tensorflow_datasets" / "cifar10" / "3.0.2"
     copy = tmp_path / "cifar10" / "3.0.2"
     copy.mkdir(parents=True)

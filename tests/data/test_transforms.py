@@ -1,6 +1,7 @@
 """Transforms: sizes, distributions and pixels against plain statements of what each should do."""
 
 import io
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +30,7 @@ def noise(width, height, seed=0):
 
 
 def ramp(width, height):
-    """Red tells the column, green the row: an image that tells where a crop came from."""
+    """An image whose red is the column and whose green is the row, to show where a crop came from."""
     rows, columns = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([columns, rows, 0 * rows], -1).astype(np.uint8))
 
@@ -218,16 +219,16 @@ def test_preprocess_takes_a_path_or_an_image(tmp_path):
 
 def test_preprocess_names_a_missing_or_broken_file(tmp_path):
     (tmp_path / "note.jpg").write_bytes(b"not an image")
-    with pytest.raises(InputError, match="cannot read .*note.jpg as an image: no image format that Pillow knows$"):
+    with pytest.raises(InputError, match="note.jpg .*Pillow"):
         preprocess(tmp_path / "note.jpg")
-    with pytest.raises(InputError, match="no image file .*gone.jpg"):
+    with pytest.raises(InputError, match="gone.jpg"):
         preprocess(tmp_path / "gone.jpg")
     (tmp_path / "broken.jpg").write_bytes(encoded(noise(50, 50), "JPEG")[:300])
-    with pytest.raises(InputError, match="cannot read .*broken.jpg as an image: "):
+    with pytest.raises(InputError, match="broken.jpg"):
         preprocess(tmp_path / "broken.jpg")
 
 
 @pytest.mark.parametrize("img_size", [0, (1, 2, 3), (32, -1), ()])
 def test_impossible_sizes_are_refused(img_size):
-    with pytest.raises(InputError, match="must be a positive side or"):
+    with pytest.raises(InputError, match=rf"img_size={re.escape(repr(img_size))}"):
         preprocess(noise(8, 8), img_size)

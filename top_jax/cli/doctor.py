@@ -97,12 +97,18 @@ def open_splits(config: RunConfig) -> dict[str, Any]:
 
 def inspect(config: RunConfig, sources: dict[str, Any]) -> dict[str, Any]:
     """What is there, what is missing of it (`notes`), and what a run would not go through (`problems`)."""
-    from top_jax.data.inspection import inspect_split, records_to_read
-    from top_jax.data.official import completeness, has_wnid_classes, official_dataset, official_images
+    from top_jax.data.inspection import (
+        completeness,
+        has_wnid_classes,
+        inspect_split,
+        published_dataset,
+        published_images,
+        records_to_read,
+    )
 
-    dataset, notes, splits = official_dataset(config.data, sources["train"]), [], {}
+    dataset, notes, splits = published_dataset(config.data, sources["train"]), [], {}
     for split, source in sources.items():
-        official = None if dataset is None else official_images(dataset, config.data, train=split == "train")
+        official = None if dataset is None else published_images(dataset, config.data, train=split == "train")
         total = records_to_read(source, _SAMPLE.value)
         with runner.progress(f"looking at {source.name}", total) as advance:
             found = inspect_split(source, sample=_SAMPLE.value, on_image=advance)
@@ -123,7 +129,7 @@ def inspect(config: RunConfig, sources: dict[str, Any]) -> dict[str, Any]:
 
 def measure_loader(config: RunConfig, source: Any) -> dict[str, Any]:
     """Rates of the stages in one thread, and of the whole pipeline as the run starts it."""
-    from top_jax.data import speed
+    from top_jax.data import loader_speed as speed
 
     size, at_work = _img_size(config), speed.lanes(config.data)
     rates: dict[str, speed.Speed] = {}
@@ -134,14 +140,18 @@ def measure_loader(config: RunConfig, source: Any) -> dict[str, Any]:
     slowest = min(rate.images_per_second for rate in rates.values())
     batch_size = speed.measuring_batch_size(config.batch_size, images=len(source), images_per_second=slowest)
     with _status("measuring the whole pipeline"):
-        pipeline = speed.measure_pipeline(
+        pipeline, start_seconds = speed.measure_pipeline(
             source, config.data, config.augment, size, batch_size=batch_size, seconds=2 * _SECONDS.value
         )
-    told = lambda rate: {**rate._asdict(), "images_per_second": rate.images_per_second}  # noqa: E731
     return {
         **at_work._asdict(),
-        "stages_in_one_thread": {name: told(rate) for name, rate in rates.items()},
-        "pipeline": {**told(pipeline), "configured_batch_size": config.batch_size},
+        "stages_in_one_thread": {name: rate.to_dict() for name, rate in rates.items()},
+        "pipeline": {
+            **pipeline.to_dict(),
+            "batch_size": batch_size,
+            "start_seconds": start_seconds,
+            "configured_batch_size": config.batch_size,
+        },
     }
 
 
@@ -163,7 +173,7 @@ def time_step(config: RunConfig) -> dict[str, Any]:
 
 def compare(report: dict[str, Any]) -> dict[str, Any]:
     """Whether the loader feeds the step; without a step, only what the loader gives."""
-    from top_jax.data import speed
+    from top_jax.data import loader_speed as speed
 
     loader = report["loader"]
     at_work = speed.Lanes(*(loader[name] for name in speed.Lanes._fields))

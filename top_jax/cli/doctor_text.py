@@ -53,7 +53,7 @@ def show_data(data: dict[str, Any]) -> None:
 
 def show_loader(loader: dict[str, Any]) -> None:
     """Rates of stages and pipeline."""
-    from top_jax.data.speed import number
+    from top_jax.data.loader_speed import number
 
     threads = _count(loader["threads"], "thread")
     where = "in the process that trains"
@@ -77,7 +77,7 @@ def show_loader(loader: dict[str, Any]) -> None:
 
 def show_step(step: dict[str, Any]) -> None:
     """Time and memory of the training step."""
-    from top_jax.data.speed import number
+    from top_jax.data.loader_speed import number
 
     teacher = " with its teacher" if step["with_teacher"] else ""
     _heading(f"training step: {step['model']}{teacher}, {step['dtype']}, on {step['devices']} x {step['device']}")

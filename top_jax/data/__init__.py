@@ -1,8 +1,7 @@
-"""Images to batches: sources (TFDS, image folder, digits), transforms, the Grain pipeline, prefetch to devices."""
+"""Images to batches: sources (TFDS, image folder, digits, packed file), transforms, the Grain pipeline, prefetch."""
 
 from top_jax.data.examples import PADDING_INDEX
-from top_jax.data.pipeline import Batch, Batches, eval_batches, train_batches
-from top_jax.data.prefetch import prefetch_to_device
+from top_jax.data.pipeline import Batch, Batches, eval_batches, prefetch_to_device, train_batches
 from top_jax.data.sources import Record, Source, check_classes, open_source
 from top_jax.data.transforms import normalize, preprocess
 

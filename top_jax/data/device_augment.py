@@ -1,8 +1,7 @@
-"""Random changes of a whole batch of training images, on the device: pure functions, to be used inside jit.
+"""Augments a whole batch of training images on the device: pure functions, meant for use inside jit.
 
-In timm's order: flip, normalise, erase, mix. What befalls an image follows from the image's own key, and how the batch
-is mixed from one key for all of it: neither depends on how the batch lies on the devices. Every draw has a number of
-its own, which is folded into the key.
+The order is timm's: flip, normalise, erase, mix. Each image's augmentation depends only on its own key, and mixing only
+on the batch's key, so neither depends on how the batch is sharded. Every draw folds its own number into the key.
 
 Source: timm 0.4.12, data/random_erasing.py and data/mixup.py; Random Erasing (arXiv 1708.04896), mixup (arXiv
 1710.09412), CutMix (arXiv 1905.04899).
@@ -24,8 +23,8 @@ ERASING_TRIES: Final = 10
 ERASED_AREAS: Final = (0.02, 1 / 3)
 ERASED_ASPECT: Final = 0.3  # height / width, log-uniform between this and its inverse
 
-FLIP, BOX, NOISE = range(3)  # draws of an image, folded into its key
-HOW, SHARE = range(2)  # draws of a batch
+FLIP, BOX, NOISE = range(3)  # the draws of an image, folded into its key
+HOW, SHARE = range(2)  # the draws of a batch, folded into its key
 
 
 def augment(
@@ -38,15 +37,15 @@ def augment(
     num_classes: int,
     label_smoothing: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Model input and targets of a batch: all that `config` does on the device.
+    """Makes the model's input and targets from a batch: every augmentation of `config` that runs on the device.
 
     Args:
         batch: image uint8 `[B, H, W, 3]`, label int32 `[B]` and mask float32 `[B]`, as the pipeline makes them.
         keys: `[B]` PRNG keys, one per image.
-        batch_key: of the batch.
+        batch_key: PRNG key of the batch, for mixing.
         config: flip, erasing and mixing.
-        data: how pixels are normalised.
-        num_classes: C.
+        data: mean and standard deviation of the pixels.
+        num_classes: number of classes C.
         label_smoothing: share of each target that is spread evenly over the classes.
 
     Returns:
@@ -63,27 +62,27 @@ def augment(
 
 
 def flip(images: jax.Array, keys: jax.Array) -> jax.Array:
-    """Each image mirrored left to right, half of the time.
+    """Mirrors each image left to right with probability 1/2.
 
     Args:
         images: `[B, H, W, 3]` of any dtype.
-        keys: `[B]`.
+        keys: `[B]` PRNG keys.
     """
     mirrored = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, FLIP)))(keys)
     return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
 def random_erasing(images: jax.Array, keys: jax.Array, probability: float) -> jax.Array:
-    """A rectangle of some images becomes noise: timm's RandomErasing in its mode "pixel".
+    """Replaces a rectangle of some images by noise: timm's RandomErasing in its mode "pixel".
 
-    Its share of the area is uniform in 0.02 .. 1/3, its height / width log-uniform in 0.3 .. 1/0.3. The first of ten
-    such draws that is less high and less wide than the image is put anywhere in it; where none is, the image stays as
-    it is.
+    The rectangle's share of the area is uniform in 0.02 .. 1/3, its height / width log-uniform in 0.3 .. 1/0.3. The
+    first of ten such draws that is lower and narrower than the image is placed uniformly in it. If none is, the image
+    stays unchanged.
 
     Args:
-        images: float32 `[B, H, W, 3]`, normalised: the noise is standard normal, of each pixel and channel.
-        keys: `[B]`.
-        probability: of each image to lose a rectangle.
+        images: float32 `[B, H, W, 3]`, normalised; the noise is standard normal, for each pixel and channel.
+        keys: `[B]` PRNG keys.
+        probability: probability that an image loses a rectangle.
     """
     height, width = images.shape[1:3]
     rectangle = functools.partial(_rectangle, size=(height, width), probability=probability)
@@ -96,25 +95,25 @@ def random_erasing(images: jax.Array, keys: jax.Array, probability: float) -> ja
 def mix(
     images: jax.Array, targets: jax.Array, mask: jax.Array, key: jax.Array, config: AugmentConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mixup or CutMix of image i with image B - 1 - i: timm's Mixup in its mode "batch".
+    """Applies mixup or CutMix to images i and B - 1 - i: timm's Mixup in its mode "batch".
 
-    One share lambda ~ Beta(alpha, alpha) for the batch. Mixup adds lambda of an image to 1 - lambda of its partner.
-    CutMix puts a box of the partner into the image, of sides `int(side * sqrt(1 - lambda))` about a pixel drawn from
-    all; what lies outside the image is cut off, and lambda becomes the share of the pixels that are still the image's
-    own. Targets are mixed by lambda.
+    The batch has one share lambda ~ Beta(alpha, alpha). Mixup adds lambda times the image and 1 - lambda times its
+    partner. CutMix copies a box of the partner into the image, with sides `int(side * sqrt(1 - lambda))`, centred on a
+    uniformly drawn pixel. The box is clipped to the image, and lambda becomes the share of the image's own pixels.
+    Targets are mixed by lambda.
 
-    An image of mask 0 is no image: neither it nor its partner is mixed.
+    A row of mask 0 holds no image: neither it nor its partner is mixed.
 
     Args:
         images: float32 `[B, H, W, 3]`.
         targets: float32 `[B, C]`.
         mask: float32 `[B]`, 0 for a row that holds no image.
-        key: of the batch.
-        config: the alphas, of which one at least is above 0, `mix_probability` (else nothing is mixed), and
-            `switch_probability` (of CutMix, where both alphas are above 0).
+        key: PRNG key of the batch.
+        config: the alphas (at least one above 0), `mix_probability` (that the batch is mixed at all), and
+            `switch_probability` (that it is CutMix, if both alphas are above 0).
 
     Returns:
-        images and targets, and float32 `[B]` the share that is still each row's own: lambda, or 1.
+        images and targets, and float32 `[B]`, each row's own share: lambda, or 1.
     """
     share, own = _shares(key, (images.shape[1], images.shape[2]), config)
     alone = (mask == 0) | (mask[::-1] == 0)
@@ -126,7 +125,7 @@ def mix(
 
 
 def _shares(key: jax.Array, size: Size, config: AugmentConfig) -> tuple[jax.Array, jax.Array]:
-    """float32 share of the batch's own images, and the same for each pixel, `[H, W]`."""
+    """Draws each image's own share: float32, for the targets, and float32 `[H, W]`, for each pixel."""
     mixed, cut, row, column = jax.random.uniform(jax.random.fold_in(key, HOW), (4,))
     cut = cut < (config.switch_probability if config.mixup and config.cutmix else float(config.cutmix > 0))
     alpha = jnp.where(cut, config.cutmix, config.mixup)
@@ -138,14 +137,14 @@ def _shares(key: jax.Array, size: Size, config: AugmentConfig) -> tuple[jax.Arra
 
 
 def _box_side(center: jax.Array, share: jax.Array, side: int) -> jax.Array:
-    """bool `[side]`: where a CutMix box is, along one side of the image; `center` in [0, 1) of that side."""
+    """Returns bool `[side]`, the pixels of a CutMix box along one side; `center` in [0, 1) is relative to the side."""
     half = (side * jnp.sqrt(1 - share)).astype(jnp.int32) // 2
     pixel = _floor(center * side)
     return _between(pixel - half, pixel + half, side)
 
 
 def _rectangle(key: jax.Array, size: Size, probability: float) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Top, left, height and width of what an image loses; 0 x 0 where it loses nothing."""
+    """Draws top, left, height and width of the rectangle that an image loses; 0 x 0 if it loses none."""
     height, width = size
     draws = jax.random.uniform(jax.random.fold_in(key, BOX), (3 + 2 * ERASING_TRIES,))
     hit, top, left = draws[:3]
@@ -161,11 +160,11 @@ def _rectangle(key: jax.Array, size: Size, probability: float) -> tuple[jax.Arra
 
 
 def _floor(value: jax.Array) -> jax.Array:
-    """A share in [0, 1), which is below 1 by 2**-23 at least, of n < 2**23 is a whole number below n."""
+    """Rounds a drawn share of n < 2**23 down, to below n: uniform draws are at most 1 - 2**-23."""
     return jnp.floor(value).astype(jnp.int32)
 
 
 def _between(start: jax.Array, end: jax.Array, side: int) -> jax.Array:
-    """bool `[..., side]`: the pixels from `start` to before `end`."""
+    """Returns bool `[..., side]`: true from `start` up to, not including, `end`."""
     place = jnp.arange(side)
     return (place >= start[..., None]) & (place < end[..., None])

@@ -1,4 +1,4 @@
-"""One example of a batch: read, decode, transform, and say which image it was."""
+"""Reads, decodes and transforms one image: one row of a batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT_AUGMENT = AugmentConfig()
 
 
 class Example(TypedDict):
-    """One row of a batch; `mask` 0 marks a row that must not count (padding, or an unreadable image)."""
+    """One row of a batch; `mask` is 0 for a row that must not be counted (padding, or an unreadable image)."""
 
     image: np.ndarray  # uint8 [H, W, 3]
     label: np.int32
@@ -30,7 +30,7 @@ class Example(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class ExampleReader:
-    """Makes examples of a source's images; a value, so that Grain can send it to worker processes."""
+    """Turns the images of a source into examples; picklable, so that Grain can send it to worker processes."""
 
     source: Source
     config: DataConfig
@@ -38,9 +38,9 @@ class ExampleReader:
     augment: AugmentConfig = DEFAULT_AUGMENT
 
     def __post_init__(self) -> None:
-        """Raises InputError for a setting that cannot be."""
+        """Raises InputError for an impossible setting."""
         config = self.config
-        self._rand_augment  # noqa: B018  parsed now, so that a mistake in it shows at once
+        self._rand_augment  # noqa: B018  parsed now, so that a mistake in it is an error at once
         if config.train_transform not in TRAIN_TRANSFORMS:
             known = ", ".join(TRAIN_TRANSFORMS)
             raise InputError(f"unknown config.data.train_transform={config.train_transform!r}; use one of {known}.")
@@ -54,11 +54,11 @@ class ExampleReader:
                 raise InputError(f"config.data.{name}={getattr(config, name)} must not be negative.")
 
     def random(self, index: int, rng: np.random.Generator) -> Example:
-        """Image `index`, cropped and augmented for training, but for what the device does: flip, erasing and mixing.
+        """Returns image `index`, cropped and augmented for training; flip, erasing and mixing follow on the device.
 
-        timm flips before RandAugment, the device after it. It makes no difference to what can come out, as the signs
-        of rotations, shears and shifts are symmetric; only ShearY, which holds the image's left edge, then holds
-        the right one of the images that are flipped.
+        timm flips before RandAugment, the device after it. The distribution of results is the same, because the signs
+        of rotations, shears and shifts are symmetric. The exception is ShearY: it keeps the image's left edge in
+        place, and for a flipped image the right edge.
         """
 
         def change(image: Image.Image) -> Image.Image:
@@ -76,22 +76,22 @@ class ExampleReader:
         return None if notation is None else rand_augment.parse(notation)
 
     def fixed(self, index: int) -> Example:
-        """Image `index` as evaluation sees it; past the end of the source, a padding row."""
+        """Returns image `index` as evaluation sees it, or a padding row past the end of the source."""
         if index >= len(self.source):
             return self._blank(label=0, index=PADDING_INDEX)
         crop = functools.partial(transforms.resize_center_crop, size=self.size, eval_crop=self.config.eval_crop)
         return self._read(index, crop)
 
     def problem(self, index: int) -> str:
-        """What keeps image `index` from being read, with its place: the line that names it."""
+        """Returns a line that names image `index` and says why it cannot be read."""
         try:
             transforms.decode(self.source[index].image)
         except transforms.DECODE_ERRORS as error:
             return f"{self.source.describe(index)} ({error})"
-        return f"{self.source.describe(index)} (readable when it was tried again)"
+        return f"{self.source.describe(index)} (readable on a second try)"
 
     def _read(self, index: int, transform: Callable[[Image.Image], Image.Image]) -> Example:
-        label = 0  # of a record that cannot even be read
+        label = 0  # if the record itself cannot be read
         try:
             record = self.source[index]
             label = record.label

@@ -1,6 +1,6 @@
-"""Which example stands where in the stream: a grain dataset of other indices.
+"""Repeats examples and shares them among hosts, as Grain datasets with other indices.
 
-Only for `top_jax.data.pipeline`, which loads it where it needs Grain.
+Only for `top_jax.data.pipeline`, which imports this file when it needs Grain.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import grain
 
 
 class IndexMap(grain.MapDataset):
-    """Elements of `parent` in another order or number, the same in every epoch of it.
+    """The elements of `parent` in another order or number, by one rule for every epoch.
 
-    Epoch e of the parent, of whatever was shuffled anew for it, gives epoch e of this, as in grain's own slices.
+    Epoch e of this dataset takes its elements from epoch e of the parent, shuffled for that epoch, as Grain's own
+    slices do.
     """
 
-    _MUTATES_ELEMENT_SPEC = False  # grain may take the parent's word for what an element is
+    _MUTATES_ELEMENT_SPEC = False  # Grain may rely on the parent's element spec
 
     def __init__(self, parent: grain.MapDataset, length: int, to_parent: Callable[[int], int]):
-        """Places 0 .. length - 1 of an epoch hold the parent's elements `to_parent(place)`; it must be picklable."""
+        """Takes a picklable `to_parent`: element i of an epoch, 0 <= i < length, is the parent's `to_parent(i)`."""
         super().__init__(parent)
         self._length = length
         self._to_parent = to_parent
@@ -38,14 +39,14 @@ class IndexMap(grain.MapDataset):
 
 
 def repeat_each(parent: grain.MapDataset, repeats: int, length: int) -> IndexMap:
-    """Each element `repeats` times in a row; an epoch ends after `length` of them, at most len(parent) * repeats."""
+    """Repeats each element `repeats` times in a row; an epoch has `length` elements, at most len(parent) * repeats."""
     return IndexMap(parent, length, functools.partial(_first_of_copies, repeats=repeats))
 
 
 def host_share(parent: grain.MapDataset, batch_size: int, process_index: int, process_count: int) -> IndexMap:
-    """The rows of one of several hosts: of every batch of `batch_size`, the contiguous rows that its devices hold.
+    """Selects the rows of one host: the contiguous rows of every batch of `batch_size` that its devices hold.
 
-    `batch_size` divides len(parent), and `process_count` divides `batch_size`.
+    `batch_size` must divide len(parent), and `process_count` must divide `batch_size`.
     """
     local_size = batch_size // process_count
     to_parent = functools.partial(

@@ -1,36 +1,38 @@
-"""What is in a split: counts, images per class, and whether a sample of it can be decoded."""
+"""Inspects a split for `doctor --data`: counts, images per class, a decoded sample, and what a published one has."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import numpy as np
 
+from top_jax.config import DataConfig
 from top_jax.data import transforms
 from top_jax.data.sources import DigitsSource, ImageFolderSource, Source
 
-MOST_LABELS: Final = 10_000  # read where they lie inside the records: all of ImageNet's would take many minutes
+MOST_LABELS: Final = 10_000  # labels read from inside records: reading all of ImageNet's would take many minutes
+_WNID: Final = re.compile(r"n\d{8}")  # a WordNet id, the name of an ImageNet class folder
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitReport:
-    """What was found in one split.
+    """Contents of one split.
 
     Attributes:
-        source: its name.
-        images: how many there are.
-        classes: how many labels there may be.
-        labels_read: images whose label was looked at, evenly spread over the split; the next three are of these.
-        smallest_class: images of the class that has the fewest, 0 where a class has none.
-        largest_class: images of the class that has the most.
-        classes_without_images: how many have none.
-        decoded: images that were decoded to try them, evenly spread over the split.
-        decoded_unreadable: how many of these could not be.
-        unreadable: each image that could not be read or decoded, with its place and what was wrong.
-        shorter_side: least, median and largest number of pixels on the shorter side of those that could; None where
-            none could.
+        source: name of the source.
+        images: number of images.
+        classes: number of classes.
+        labels_read: number of images whose label was read, evenly spread over the split; the next three count these.
+        smallest_class: images of the smallest class, 0 if a class has none.
+        largest_class: images of the largest class.
+        classes_without_images: number of classes that have no image.
+        decoded: number of images that were decoded as a test, evenly spread over the split.
+        decoded_unreadable: number of these that could not be decoded.
+        unreadable: for each image that could not be read or decoded, its place and the reason.
+        shorter_side: smallest, median and largest shorter side of the decoded images, in pixels; None without any.
     """
 
     source: str
@@ -47,7 +49,7 @@ class SplitReport:
 
 
 def records_to_read(source: Source, sample: int) -> int:
-    """How many images `inspect_split` opens, for a progress bar."""
+    """Returns the number of images that `inspect_split` opens, for a progress bar."""
     labels = 0 if isinstance(source, DigitsSource | ImageFolderSource) else min(MOST_LABELS, len(source))
     return labels + min(sample, len(source))
 
@@ -55,15 +57,15 @@ def records_to_read(source: Source, sample: int) -> int:
 def inspect_split(
     source: Source, *, sample: int = 64, on_image: Callable[[int], None] = lambda images: None
 ) -> SplitReport:
-    """Looks at a split without reading all of it.
+    """Inspects a split without reading all of it.
 
-    Labels are counted without decoding an image: all of them where the source knows them without its images (an image
-    folder, the digits), and those of at most `MOST_LABELS` records, evenly spread, of TFDS.
+    All labels are counted if the source knows them without reading its images (an image folder, the digits), else
+    those of at most `MOST_LABELS` records, evenly spread.
 
     Args:
         source: the split.
-        sample: images to decode; fewer where there are fewer.
-        on_image: called with 1 after each image that was opened.
+        sample: number of images to decode, if there are so many.
+        on_image: called with 1 after each opened image.
     """
     broken: dict[int, str] = {}
     labels = _labels(source, broken, on_image)
@@ -91,12 +93,12 @@ def inspect_split(
 
 
 def spread(images: int, count: int) -> list[int]:
-    """At most `count` of the indices 0 .. images - 1, evenly spread, the first and the last among them."""
+    """Returns at most `count` of the indices 0 .. images - 1, evenly spread, including the first and the last."""
     return np.linspace(0, images - 1, min(count, images)).round().astype(int).tolist()
 
 
 def _labels(source: Source, broken: dict[int, str], on_image: Callable[[int], None]) -> np.ndarray:
-    """Labels int [n]; records that cannot be read go to `broken`."""
+    """Returns labels, int [n], and adds the records that cannot be read to `broken`."""
     if isinstance(source, DigitsSource | ImageFolderSource):
         return source.labels
 
@@ -109,3 +111,64 @@ def _labels(source: Source, broken: dict[int, str], on_image: Callable[[int], No
             on_image(1)
 
     return np.fromiter(read(), np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedDataset:
+    """A published dataset: its name, number of classes, and images of each split, by TFDS's name of the split."""
+
+    name: str
+    classes: int
+    images: Mapping[str, int]
+
+
+# By TFDS name. Sources: image-net.org, ILSVRC 2012, and cs.toronto.edu/~kriz/cifar.html.
+PUBLISHED: Final = {
+    "imagenet2012": PublishedDataset("ImageNet-1K", 1000, {"train": 1_281_167, "validation": 50_000}),
+    "cifar10": PublishedDataset("CIFAR-10", 10, {"train": 50_000, "test": 10_000}),
+}
+
+
+def published_dataset(config: DataConfig, source: Source) -> PublishedDataset | None:
+    """Returns the published dataset that `source` claims to be: by its TFDS name, or as 1,000 WordNet id folders."""
+    if config.source == "tfds":
+        return PUBLISHED.get(re.split("[:/]", config.name or "")[0])
+    if has_wnid_classes(source):
+        imagenet = PUBLISHED["imagenet2012"]
+        return imagenet if source.num_classes == imagenet.classes else None
+    return None
+
+
+def has_wnid_classes(source: Source) -> bool:
+    """Returns whether the source is an image folder whose class names are all WordNet ids, as ImageNet's are."""
+    return isinstance(source, ImageFolderSource) and all(_WNID.fullmatch(name) for name in source.classes)
+
+
+def published_images(dataset: PublishedDataset, config: DataConfig, *, train: bool) -> int | None:
+    """Returns the number of images that the training or evaluation split of `config` should have.
+
+    The result is None for a TFDS slice such as train[:10%], which is incomplete on purpose. Users choose the names of
+    split folders, so those are identified by their use in `config`.
+    """
+    split = config.train_split if train else config.eval_split
+    if config.source == "image_folder":
+        split = "train" if split == config.train_split else "validation"
+    return dataset.images.get(split)
+
+
+def completeness(split: str, images: int, dataset: PublishedDataset, published: int) -> str:
+    """Says how many of a published split's images there are.
+
+    Args:
+        split: name of the split for the message.
+        images: number of images found.
+        dataset: the published dataset.
+        published: number of images that the split should have.
+    """
+    if images == published:
+        return f"{split} has all {published:,} images of {dataset.name}"
+    if images > published:
+        return f"{split} has {images:,} images, {images - published:,} more than the {published:,} of {dataset.name}"
+    if images < published / 2:
+        return f"{split} has {images:,} of {published:,} images: a sample, not {dataset.name}"
+    return f"{split} has {images:,} of {published:,} images: {published - images:,} of {dataset.name} are missing"

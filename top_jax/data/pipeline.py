@@ -1,21 +1,27 @@
-"""Batches through Grain.
+"""Batches through Grain, from a source to the devices.
 
 Everything up to the batch is random access: batch n is a function of (source, config, seed, n) alone. So a run
-resumes at batch n at once, and neither threads nor worker processes can change what it sees.
+resumes at batch n immediately, and neither threads nor worker processes can change what it sees.
 """
 
 from __future__ import annotations
 
 import atexit
+import collections
 import logging
+import multiprocessing
+import os
+import signal
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from absl import flags
 
 from top_jax.config import AugmentConfig, DataConfig
-from top_jax.data import workers
 from top_jax.data.examples import DEFAULT_AUGMENT, PADDING_INDEX, ExampleReader
 from top_jax.data.sources import Source
 from top_jax.data.transforms import as_size
@@ -24,23 +30,27 @@ from top_jax.errors import InputError
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
-"""image uint8 [B, H, W, 3], label int32 [B], mask float32 [B], index int64 [B]."""
+"""Arrays image uint8 [B, H, W, 3], label int32 [B], mask float32 [B] (0: not to be counted), index int64 [B]."""
 
+DeviceBatch = dict[str, jax.Array]
+"""A `Batch` on the devices; index becomes int32 unless JAX runs in 64 bits."""
+
+MOST_WORKERS = 16
 
 _running: weakref.WeakSet[Batches] = weakref.WeakSet()
 
 
 class Batches(Iterator[Batch]):
-    """Iterates over batches; `get_state` and `set_state` move it to any batch, exactly.
+    """Iterates over batches; `get_state` and `set_state` resume exactly, at any batch.
 
     Close it, or use it as a context manager, to end its threads and worker processes early.
 
     Attributes:
-        corrupt: for each unreadable image met so far, its index in the source and what was wrong.
+        corrupt: for each unreadable image so far, by its index in the source, a line that says what is wrong.
     """
 
     def __init__(self, batches: Any, reader: ExampleReader):
-        """Wraps a grain.MapDataset of batches; `train_batches` and `eval_batches` make it."""
+        """Wraps a grain.MapDataset of batches; use `train_batches` or `eval_batches` to make one."""
         self.corrupt: dict[int, str] = {}
         self._batches = batches
         self._reader = reader
@@ -48,30 +58,30 @@ class Batches(Iterator[Batch]):
         self._iterator: Any = None
 
     def __len__(self) -> int:
-        """The number of batches; sys.maxsize for training."""
+        """Returns the number of batches; sys.maxsize for training."""
         return len(self._batches)
 
     def __next__(self) -> Batch:
         if self._iterator is None:
             self._iterator = _start(self._batches[self._next :], self._reader.config)
             _running.add(self)
-        # Copied, since a worker's batch lies in shared memory that Grain takes back.
+        # Copied, because a worker's batch is in shared memory that Grain reuses.
         batch = {name: np.array(values) for name, values in next(self._iterator).items()}
         self._next += 1
         self._note_corrupt(batch)
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """Where it stands, for JSON: the number of batches returned so far."""
+        """Returns the position as JSON values: the number of batches returned so far."""
         return {"batches": self._next}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes to where `get_state` was called; takes no longer for a late batch than for an early one."""
+        """Moves to the position of a `get_state`, in the same time for every position."""
         self.close()
         self._next = state["batches"]
 
     def close(self) -> None:
-        """Ends the threads and worker processes; iterating on would start new ones."""
+        """Ends the threads and worker processes; the next batch starts new ones."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
@@ -100,28 +110,29 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """Endless batches of len(source) // batch_size an epoch, each epoch shuffled anew and every image augmented anew.
+    """Makes endless training batches, len(source) // batch_size per epoch, with new order and augmentation each epoch.
 
-    The augmentation of an example is a function of the seed and its place in the stream. With several hosts, host p
-    gets the rows p * B .. (p + 1) * B of every global batch, B = batch_size / process_count: one after another,
-    they are what a single host would see.
+    The augmentation of an example is a function of the seed and the example's place in the stream. With several
+    hosts, host p gets the rows p * B .. (p + 1) * B of every global batch, B = batch_size / process_count. Put
+    together, these rows are the batch that a single host would see.
 
-    With `augment.repeats` = r the copies of an image stand in a row, and the images of an epoch are the first
-    1 / r of its shuffle. That is repeated augmentation as in DeiT (samplers.py: RASampler), which gives the copies
-    to different GPUs of a step, while here they meet in one global batch.
+    With `augment.repeats` = r, the copies of an image follow each other, and the images of an epoch are the first
+    1 / r of its shuffle. This is repeated augmentation as in DeiT (samplers.py: RASampler), except that DeiT gives the
+    copies to different GPUs of a step, while here they are in one global batch.
 
     Args:
         source: the training images.
         config: the crop, what to do with unreadable images, and how many threads and processes decode.
-        augment: RandAugment, colour jitter and repeats; the rest of it is the device's (`device_augment`).
-        img_size: side or (height, width) of the model's input.
+        augment: RandAugment, colour jitter and repeats; the rest runs on the device (`device_augment`).
+        img_size: side or (height, width) of the model's input, in pixels.
         batch_size: images in a batch, over all hosts.
         seed: 0 .. 2**32 - 1.
         process_index: this host, as jax.process_index().
         process_count: the number of hosts.
 
     Raises:
-        InputError: fewer images than a batch, a batch size not divisible by the hosts, or an impossible setting.
+        InputError: there are fewer images than a batch needs, the hosts do not divide the batch size, or a setting is
+            impossible.
     """
     import grain
 
@@ -135,7 +146,7 @@ def train_batches(
         )
     kept = len(source) - len(source) % batch_size
     shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
-    # The order counts: what an example's augmentation is drawn from is its place among all hosts' examples.
+    # Augment before sharing: the augmentation of an example depends on its place among the examples of all hosts.
     examples = index_map.repeat_each(shuffled, augment.repeats, kept).random_map(reader.random)
     rows = index_map.host_share(examples, batch_size, process_index, process_count)
     return Batches(rows.batch(local_size).repeat(), reader)
@@ -150,12 +161,12 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """Every image exactly once, in order; arguments, and the rows of each host, as `train_batches`.
+    """Makes batches of every image exactly once, in order; arguments and rows per host as in `train_batches`.
 
-    All batches have the same shape: the last is filled up with rows of mask 0 and index -1.
+    All batches have the same shape: the last is padded with rows of mask 0 and index -1.
 
     Raises:
-        InputError: a batch size not divisible by the hosts, or an impossible setting.
+        InputError: the hosts do not divide the batch size, or a setting is impossible.
     """
     import grain
 
@@ -169,6 +180,45 @@ def eval_batches(
     return Batches(rows.batch(local_size), reader)
 
 
+def prefetch_to_device(
+    batches: Batches, sharding: jax.sharding.Sharding, size: int = 2
+) -> Iterator[tuple[DeviceBatch, dict[str, int]]]:
+    """Yields each batch on the devices, with the state from which training resumes right after it.
+
+    The state belongs to the yielded batch, while the iterator itself runs `size` batches ahead. So a checkpoint that
+    stores this state continues with the first batch that was not trained on.
+
+    Args:
+        batches: the batches to move. With several hosts, these are this host's rows of each batch, and must be the
+            rows that `sharding` gives to its devices (a mesh over `jax.devices()` in their order).
+        sharding: of the batch axis, such as NamedSharding(mesh, PartitionSpec("data")).
+        size: number of batches kept ready; 0 moves each batch when it is requested.
+
+    Yields:
+        (batch, state): global arrays, and the value of `batches.get_state()` right after that batch.
+    """
+    ready: collections.deque[tuple[DeviceBatch, dict[str, int]]] = collections.deque()
+    for batch in batches:
+        state = batches.get_state()
+        on_device = {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
+        ready.append((on_device, state))
+        if len(ready) > size:
+            yield ready.popleft()
+    yield from ready
+
+
+def worker_count(num_workers: int | None) -> int:
+    """Returns the number of worker processes to start; None means one per core, at most `MOST_WORKERS`."""
+    return min(available_cores(), MOST_WORKERS) if num_workers is None else num_workers
+
+
+def available_cores() -> int:
+    """Returns the number of cores that this process may use; on a cluster often fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _local_batch_size(batch_size: int, process_count: int) -> int:
     if batch_size < 1 or batch_size % process_count:
         raise InputError(f"batch_size={batch_size} must be a positive multiple of the {process_count} host(s).")
@@ -176,23 +226,43 @@ def _local_batch_size(batch_size: int, process_count: int) -> int:
 
 
 def _start(batches: Any, config: DataConfig) -> Any:
-    """Starts Grain's threads, in this process or in worker processes."""
+    """Starts Grain's threads, in this process or in worker processes, and returns the iterator over batches."""
     import grain
 
-    # Registered anew, because exit handlers run last to first and ours must come before multiprocessing's.
+    # Registered again each time: exit handlers run last to first, and this one must run before multiprocessing's.
     atexit.unregister(_close_running)
     atexit.register(_close_running)
-    # Each thread makes whole batches, so one in the making for each of them is what fills the cores.
+    # Each thread makes whole batches, so one batch in progress per thread keeps the cores busy.
     read_options = grain.ReadOptions(num_threads=config.num_threads, prefetch_buffer_size=config.num_threads)
     dataset = batches.to_iter_dataset(read_options, allow_nones=False)
-    if num_workers := workers.count(config.num_workers):
-        workers.mark_flags_parsed()
+    if num_workers := worker_count(config.num_workers):
+        if not flags.FLAGS.is_parsed():  # Grain reads absl flags; a notebook, test or library user parses none
+            flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=num_workers)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=workers.set_up_worker)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_set_up_worker)
     return iter(dataset)
 
 
 def _close_running() -> None:
-    # Left to the interpreter, Grain's iterators go after the modules they use and leak shared memory.
+    # The interpreter would delete Grain's iterators after the modules they use, which leaks shared memory.
     for batches in list(_running):
         batches.close()
+
+
+def _set_up_worker(worker: int, num_workers: int) -> None:
+    """Runs first in every worker process, so that only the parent decides when its workers end.
+
+    Ctrl-C and a cluster's SIGTERM reach the whole process group; a worker that ended on them would fail the parent's
+    next batch while the parent is saving its last checkpoint.
+    """
+    del worker, num_workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A parent that was killed cannot stop its workers, and Grain's would wait for ever.
+    threading.Thread(target=_exit_with_parent, name="exit-with-parent", daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+    os._exit(1)

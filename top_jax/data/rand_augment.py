@@ -1,9 +1,8 @@
 """RandAugment in timm's notation, as the DeiT, ViM and PlainMamba recipes use it (timm 0.4.12, data/auto_augment.py).
 
-An image goes through `num_layers` operations drawn with replacement, each of them applied with `probability`. How
-strong an operation is follows from a magnitude in 0..10; geometric ones, and the enhancements of the increasing set,
-go either way with a random sign. Images are PIL's RGB, resampled bicubically; randomness comes only from the given
-generator.
+An image goes through `num_layers` operations drawn with replacement; each is applied with `probability`. A magnitude
+in 0..10 sets the strength of an operation. Geometric operations, and the enhancements of the increasing set, also have
+a random sign. Images are PIL's RGB, resampled bicubically, and random only through the given generator.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from top_jax.errors import InputError
 
 Number = int | float
 Fill = tuple[int, int, int]
-"""The RGB colour of what comes in from outside the image."""
+"""The RGB colour of pixels from outside the image."""
 
 MAX_MAGNITUDE = 10.0
-UNIFORM_STD = 100.0  # above it timm takes mstd for infinite: magnitudes uniform in 0..m
+UNIFORM_STD = 100.0  # timm treats a larger mstd as infinite: magnitudes uniform in 0..m
 DEFAULT_FILL: Fill = (128, 128, 128)
 KEYS = {
     "m": "magnitude, 0..10",
-    "mstd": "standard deviation of the magnitude, at least 0; above 100 or inf: uniform in 0..m",
-    "n": "operations per image, at least 1",
-    "p": "probability of each, 0..1",
-    "inc": "1: the set whose operations grow stronger with the magnitude, 0: the plain set",
+    "mstd": "standard deviation of the magnitude, at least 0 (above 100, or inf: uniform in 0..m)",
+    "n": "number of operations per image, at least 1",
+    "p": "probability of each operation, 0..1",
+    "inc": "choice of operations (1: all grow stronger with the magnitude, 0: the plain set)",
 }
 _NUMBER = r"\d+(?:\.\d+)?"
 _FORMS = {"m": _NUMBER, "mstd": f"inf|{_NUMBER}", "n": r"\d+", "p": _NUMBER, "inc": "[01]"}
@@ -39,10 +38,10 @@ _FORMS = {"m": _NUMBER, "mstd": f"inf|{_NUMBER}", "n": r"\d+", "p": _NUMBER, "in
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandAugment:
-    """A policy; `parse` makes it of timm's notation, calling it augments an image."""
+    """A policy: `parse` makes one from timm's notation, and calling it augments an image."""
 
     magnitude: Number = MAX_MAGNITUDE
-    magnitude_std: Number = 0.0  # of a normal distribution, clipped to 0..10; math.inf: uniform in 0..magnitude
+    magnitude_std: Number = 0.0  # of a normal distribution clipped to 0..10; math.inf: uniform in 0..magnitude
     increasing: bool = False
     num_layers: int = 2
     probability: Number = 0.5
@@ -56,11 +55,11 @@ class RandAugment:
 
     @property
     def operations(self) -> tuple[Operation, ...]:
-        """The fifteen that are drawn from, each equally likely."""
+        """The fifteen operations, each drawn with equal probability."""
         return INCREASING if self.increasing else PLAIN
 
     def __call__(self, image: Image.Image, rng: np.random.Generator, fill: Fill = DEFAULT_FILL) -> Image.Image:
-        """The augmented image, RGB and of the same size."""
+        """Returns the augmented image, RGB and of the same size."""
         for place in rng.integers(len(self.operations), size=self.num_layers):
             if rng.random() < self.probability:
                 operation = self.operations[place]
@@ -75,22 +74,22 @@ class RandAugment:
 
 
 def parse(notation: str) -> RandAugment:
-    """The policy of timm's notation, such as "rand-m9-mstd0.5-inc1": "rand", then key and value of each setting.
+    """Parses timm's notation, such as "rand-m9-mstd0.5-inc1": "rand", then the key and value of each setting.
 
-    The keys are those of `KEYS`. timm's `w` (weighted choice) and `mmax` (magnitudes past 10) are not among them.
+    `KEYS` lists the keys. timm's `w` (weighted choice) and `mmax` (magnitudes above 10) are not supported.
 
     Raises:
-        InputError: not of this form, an unknown key, or a value out of range.
+        InputError: the text does not have this form, a key is unknown, or a value is out of range.
     """
     name, *parts = notation.split("-")
     if name != "rand":
-        raise InputError(f"config.augment.rand_augment={notation!r} must begin with 'rand', as rand-m9-mstd0.5-inc1.")
+        raise InputError(f"config.augment.rand_augment={notation!r} must start with 'rand': rand-m9-mstd0.5-inc1.")
     given = {}
     for part in parts:
         match = re.fullmatch(r"([a-z]+?)(inf|\d.*)", part)
         if not match or not re.fullmatch(_FORMS.get(match[1], "(?!)"), match[2]):
             known = "; ".join(f"{key} ({meaning})" for key, meaning in KEYS.items())
-            raise InputError(f"config.augment.rand_augment={notation!r} has {part!r}; what it can have is {known}.")
+            raise InputError(f"config.augment.rand_augment={notation!r} has {part!r}; known settings: {known}.")
         given[match[1]] = float(match[2])
     std = given.get("mstd", 0.0)
     return RandAugment(
@@ -104,17 +103,17 @@ def parse(notation: str) -> RandAugment:
 
 def _check(key: str, value: Number, holds: bool) -> None:
     if not holds:
-        raise InputError(f"config.augment.rand_augment has {key}{value:g}; {key} is {KEYS[key]}.")
+        raise InputError(f"config.augment.rand_augment has {key}{value:g}; {key} is the {KEYS[key]}.")
 
 
 def fill_of(mean: Sequence[float]) -> Fill:
-    """The colour of the mean of pixels scaled to 0..1, as timm's `transforms_imagenet_train` rounds it."""
+    """Returns the colour of `mean`, for pixels scaled to 0..1, rounded as timm's `transforms_imagenet_train` does."""
     red, green, blue = (min(255, round(255 * channel)) for channel in mean)
     return red, green, blue
 
 
 class Operation(NamedTuple):
-    """One operation: what it does, and what it makes of a magnitude."""
+    """One operation, and how a magnitude becomes its argument."""
 
     name: str  # timm's
     apply: Callable[[Image.Image, Number, Fill], Image.Image]
@@ -122,7 +121,7 @@ class Operation(NamedTuple):
     signed: bool = False
 
     def argument(self, magnitude: Number, *, negative: bool) -> Number:
-        """What `apply` gets for a magnitude in 0..10; the sign counts only where the operation has two directions."""
+        """Returns the argument of `apply` for a magnitude in 0..10; `negative` matters only for a signed operation."""
         share = magnitude / MAX_MAGNITUDE
         return self.of_share(-share if negative and self.signed else share)
 
@@ -144,7 +143,7 @@ def _rotate(image: Image.Image, degrees: Number, fill: Fill) -> Image.Image:
 
 
 def _posterize(image: Image.Image, bits: Number, fill: Fill) -> Image.Image:
-    """Keeps the highest `bits` of each channel; ImageOps.posterize refuses 0 of them, which is black."""
+    """Keeps the highest `bits` of each channel; 0 bits, which ImageOps.posterize refuses, give black."""
     mask = 256 - 2 ** (8 - int(bits))
     return image.point([value & mask for value in range(256)] * 3)
 
@@ -154,7 +153,7 @@ def _solarize(image: Image.Image, threshold: Number, fill: Fill) -> Image.Image:
 
 
 def _solarize_add(image: Image.Image, addition: Number, fill: Fill) -> Image.Image:
-    """Adds to the darker half of the values."""
+    """Adds to the values below 128."""
     return image.point([min(255, value + int(addition)) if value < 128 else value for value in range(256)] * 3)
 
 
@@ -191,15 +190,15 @@ def _translate_y(image: Image.Image, share: Number, fill: Fill) -> Image.Image:
 
 
 def _affine(image: Image.Image, to_source: tuple[Number, ...], fill: Fill) -> Image.Image:
-    """Pixel (x, y) comes from (a x + b y + c, d x + e y + f)."""
+    """Moves pixels: (x, y) of the result is (a x + b y + c, d x + e y + f) of the image."""
     return image.transform(
         image.size, Image.Transform.AFFINE, to_source, resample=Image.Resampling.BICUBIC, fillcolor=fill
     )
 
 
 # timm's sets `_RAND_INCREASING_TRANSFORMS` and `_RAND_TRANSFORMS`, in its order. Both translate by a share of the
-# image, so that timm's `translate_const` (45 % of the smaller side) plays no part. In the plain set Posterize,
-# Solarize and the enhancements grow weaker, or turn round, as the magnitude grows.
+# image, so timm's `translate_const` (45 % of the smaller side) is not used. In the plain set, Posterize and Solarize
+# grow weaker with the magnitude, and the enhancements go from weakening to strengthening.
 _FIRST = (Operation("AutoContrast", _auto_contrast), Operation("Equalize", _equalize), Operation("Invert", _invert))
 _ROTATE = Operation("Rotate", _rotate, lambda share: share * 30, signed=True)
 _SOLARIZE_ADD = Operation("SolarizeAdd", _solarize_add, lambda share: int(share * 110))

@@ -1,7 +1,7 @@
-"""From an encoded image to the model's pixels: PIL images in and out, randomness only from the given generator.
+"""Turns encoded images into the model's pixels: PIL images in and out, random only through the given generator.
 
-A `size` is (height, width) in pixels of the model's input. Resizing is PIL's bicubic with antialias, as the
-official recipes do it.
+A `size` is (height, width) of the model's input in pixels. Images are resized by PIL's bicubic with antialias, as in
+the official recipes.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ Size = tuple[int, int]
 
 CROP_TRIES = 10
 ASPECT_RATIOS = (3 / 4, 4 / 3)
-# What PIL raises on files that are no image (OSError), are truncated (OSError) or broken inside (the others).
+# PIL raises OSError for a file that is no image or is truncated, and the others for damage inside.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 def decode(image: bytes | np.ndarray) -> Image.Image:
-    """An RGB image from a file's bytes or from uint8 [H, W, 3]; EXIF orientation is ignored, as torchvision does.
+    """Decodes a file's bytes, or wraps uint8 [H, W, 3], as an RGB image; ignores EXIF orientation, as torchvision does.
 
     Raises:
-        OSError and the others in DECODE_ERRORS: the bytes are no complete image.
+        OSError and the others in DECODE_ERRORS: the bytes are not a complete image.
     """
     if isinstance(image, np.ndarray):
         return Image.fromarray(image)
     try:
         with Image.open(io.BytesIO(image)) as encoded:
             return encoded.convert("RGB")
-    except UnidentifiedImageError:  # whose message names the BytesIO; callers name the file
+    except UnidentifiedImageError:  # its message names the BytesIO; callers name the file
         raise UnidentifiedImageError("no image format that Pillow knows") from None
 
 
 def read_image(file: str | Path) -> Image.Image:
-    """`decode` of a file.
+    """Reads and decodes an image file, as `decode`.
 
     Raises:
-        InputError: there is no such file, or it is no complete image.
+        InputError: there is no such file, or it is not a complete image.
     """
     try:
         return decode(Path(file).read_bytes())
@@ -59,10 +59,10 @@ def read_image(file: str | Path) -> Image.Image:
 def random_resized_crop(
     image: Image.Image, size: Size, rng: np.random.Generator, *, min_area: float = 0.08
 ) -> Image.Image:
-    """A random part of the image, resized to `size`: torchvision's RandomResizedCrop.
+    """Crops a random part of the image and resizes it to `size`: torchvision's RandomResizedCrop.
 
-    The part's share of the area is uniform in (min_area, 1), its aspect ratio log-uniform in 3/4 .. 4/3. If
-    none of ten draws fits into the image, it is the largest central part of an allowed ratio.
+    The part's share of the area is uniform in (min_area, 1), its aspect ratio log-uniform in 3/4 .. 4/3. If none of
+    ten draws fits into the image, the largest central part of an allowed ratio is taken.
     """
     width, height = image.size
     for _ in range(CROP_TRIES):
@@ -77,22 +77,22 @@ def random_resized_crop(
         aspect = min(max(width / height, ASPECT_RATIOS[0]), ASPECT_RATIOS[1])
         crop_width, crop_height = min(width, round(height * aspect)), min(height, round(width / aspect))
         left, top = (width - crop_width) // 2, (height - crop_height) // 2
-    # Crop, then resize: resize(box=...) would let the filter see pixels outside the box.
+    # Crop, then resize: with resize(box=...) the filter would use pixels outside the box.
     part = image.crop((left, top, left + crop_width, top + crop_height))
     return part.resize((size[1], size[0]), Image.Resampling.BICUBIC)
 
 
 def shift_crop(image: Image.Image, size: Size, rng: np.random.Generator, *, shift: int = 4) -> Image.Image:
-    """The image at `size`, moved by up to `shift` pixels each way over black: CIFAR's pad and crop."""
+    """Resizes the image to `size` and moves it by up to `shift` pixels each way over black: CIFAR's pad and crop."""
     image = resize_center_crop(image, size, eval_crop=1.0)
     top, left = (int(moved) for moved in rng.integers(-shift, shift, size=2, endpoint=True))
-    return image.crop((left, top, left + size[1], top + size[0]))  # PIL fills what lies outside with zeros
+    return image.crop((left, top, left + size[1], top + size[0]))  # PIL pads with zeros
 
 
 def color_jitter(image: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
-    """Brightness, contrast and saturation in random order, each by a factor uniform in 1 - strength .. 1 + strength.
+    """Changes brightness, contrast and saturation in random order, by factors uniform in 1 - strength .. 1 + strength.
 
-    torchvision's ColorJitter(strength, strength, strength), for a strength in [0, 1].
+    Equals torchvision's ColorJitter(strength, strength, strength), for a strength in [0, 1].
     """
     enhancements = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     for place in rng.permutation(len(enhancements)):
@@ -101,9 +101,9 @@ def color_jitter(image: Image.Image, rng: np.random.Generator, strength: float) 
 
 
 def resize_center_crop(image: Image.Image, size: Size, *, eval_crop: float = 0.875) -> Image.Image:
-    """The smallest resize that covers `size` / `eval_crop`, then the centre of it (256 and 224 by default).
+    """Resizes the image so that it just covers `size` / `eval_crop`, and crops the centre (by default 256 and 224).
 
-    An image that has that size already keeps its pixels.
+    With `eval_crop` 1, an image of that size keeps its pixels.
     """
     resized, box = center_crop_box(image.size, size, eval_crop=eval_crop)
     return image.resize(resized, Image.Resampling.BICUBIC).crop(box)
@@ -112,10 +112,10 @@ def resize_center_crop(image: Image.Image, size: Size, *, eval_crop: float = 0.8
 def center_crop_box(
     image_size: tuple[int, int], size: Size, *, eval_crop: float = 0.875
 ) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
-    """The two steps of `resize_center_crop`, for an image of (width, height) `image_size`.
+    """Computes the two steps of `resize_center_crop` for an image of (width, height) `image_size`.
 
     Returns:
-        (width, height) to resize to, and the box (left, top, right, bottom) to cut out of that, in pixels.
+        (width, height) to resize to, and the box (left, top, right, bottom) to crop from the result, in pixels.
     """
     (image_width, image_height), (height, width) = image_size, size
     cover_height, cover_width = round(height / eval_crop), round(width / eval_crop)
@@ -128,7 +128,7 @@ def center_crop_box(
 
 
 def normalize(images: np.ndarray | jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """uint8 [..., H, W, 3] to float32: scaled to 0..1, less `mean`, over `std`. Meant for the device, inside jit."""
+    """Converts uint8 [..., H, W, 3] to float32, (x / 255 - mean) / std per channel; meant for use inside jit."""
     per_channel = (1,) * (images.ndim - 1) + (3,)
     mean_, std_ = (jnp.asarray(values, jnp.float32).reshape(per_channel) for values in (mean, std))
     return (jnp.asarray(images).astype(jnp.float32) / 255.0 - mean_) / std_
@@ -142,27 +142,27 @@ def preprocess(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> jax.Array:
-    """One image as the evaluation of a model sees it.
+    """Prepares one image as evaluation does: resize, central crop, normalise.
 
     Args:
         image: a file, or a PIL image of any mode.
         img_size: side, or (height, width), of the model's input in pixels.
         eval_crop: the share of the resized image's side that the central crop keeps.
-        mean: per channel, of pixels scaled to 0..1.
-        std: like `mean`.
+        mean: mean of each channel, for pixels scaled to 0..1.
+        std: standard deviation of each channel, likewise.
 
     Returns:
         float32 [H, W, 3], normalised.
 
     Raises:
-        InputError: there is no such file, or it is no complete image.
+        InputError: there is no such file, or it is not a complete image.
     """
     rgb = read_image(image) if isinstance(image, (str, Path)) else image.convert("RGB")
     return normalize(np.asarray(resize_center_crop(rgb, as_size(img_size), eval_crop=eval_crop)), mean, std)
 
 
 def as_size(img_size: int | Sequence[int]) -> Size:
-    """(height, width) from a side, a (side,) or a (height, width)."""
+    """Returns (height, width) for a side, (side,) or (height, width); raises InputError for anything else."""
     sides = (img_size,) if isinstance(img_size, int) else tuple(img_size)
     if len(sides) not in (1, 2) or not all(side > 0 for side in sides):
         raise InputError(f"img_size={img_size!r} must be a positive side or (height, width).")

@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, a TFDS directory, an image folder or one packed file."""
+"""Image sources: scikit-learn's digits, a TFDS directory, an image folder or one packed file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def open_source(config: DataConfig, *, train: bool) -> Source:
     """Opens the training or the evaluation split that `config` names.
 
     Raises:
-        InputError: an unknown source, or data that is not there; the message says what to do.
+        InputError: the source is unknown or its data is missing; the message says what to do.
     """
     openers = {"digits": _open_digits, "tfds": _open_tfds, "image_folder": _open_image_folder, "packed": _open_packed}
     if config.source not in openers:
@@ -37,7 +37,7 @@ def open_source(config: DataConfig, *, train: bool) -> Source:
 
 
 def _open_digits(config: DataConfig, split: str) -> Source:
-    del config  # bundled: nothing to look up
+    del config  # the data is bundled
     return DigitsSource(split)
 
 
@@ -61,7 +61,7 @@ def _open_image_folder(config: DataConfig, split: str) -> Source:
         )
     source = ImageFolderSource(root, split)
     other = config.eval_split if split == config.train_split else config.train_split
-    # Evaluation alone needs only its own split, so the other is compared where it exists.
+    # Evaluation needs only its own split, so the classes are compared only if the other split exists.
     if other != split and (Path(root) / other).is_dir():
         check_same_classes(root, config.train_split, config.eval_split)
     return source

@@ -1,4 +1,4 @@
-"""What every image source looks like to the pipeline."""
+"""The interface of an image source."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ class Record(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Random access to labelled images; picklable, because worker processes receive a copy."""
+    """Random access to labelled images. Picklable, because worker processes receive a copy."""
 
     @property
     def name(self) -> str:
-        """What messages call it, such as "imagenet2012/train"."""
+        """Name for messages, such as "imagenet2012/train"."""
         ...
 
     @property
     def num_classes(self) -> int:
-        """Labels are 0 .. num_classes - 1."""
+        """Number of classes; labels are 0 .. num_classes - 1."""
         ...
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """What to call each label."""
+        """Name of each label."""
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Record:
-        """Reads image `index`; raises OSError if its bytes are lost or damaged."""
+        """Reads image `index`. Raises OSError if its bytes are missing or damaged."""
         ...
 
     def describe(self, index: int) -> str:
-        """Where image `index` lies, for a message that names it, whether or not it can be read."""
+        """Returns the place of image `index` for a message, even if the image cannot be read."""
         ...
 
 
 def check_classes(source: Source, num_classes: int, advice: str) -> None:
-    """Raises InputError, ending in `advice`, unless the source has as many classes as a model of `num_classes`."""
+    """Raises InputError, ending in `advice`, unless the source has `num_classes` classes, as the model has."""
     if source.num_classes != num_classes:
         raise InputError(f"{source.name} has {source.num_classes} classes and the model {num_classes}; {advice}.")

@@ -1,4 +1,4 @@
-"""The embedded default: scikit-learn's 1,797 handwritten digits, which need no download."""
+"""The default source: scikit-learn's 1,797 handwritten digits, which need no download."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from top_jax.data.sources.base import Record
 from top_jax.errors import InputError
 
-# Constant, not the run's seed: runs with different seeds must be scored on the same test images.
+# Constant, not the run's seed: runs with different seeds must be evaluated on the same test images.
 SPLIT_SEED = 0
 TEST_SHARE = 0.2
 SPLITS = ("train", "test")
 
 
 class DigitsSource:
-    """Real 8x8 digits (UCI ML), grey repeated to RGB, in a stratified split of 1,437 and 360.
+    """Real 8x8 digits (UCI ML), grey repeated to RGB, in a stratified split of 1,437 training and 360 test images.
 
     Attributes:
-        labels: int [N], of all images.
+        labels: int [N], the label of every image.
     """
 
     num_classes = 10
@@ -43,12 +43,12 @@ class DigitsSource:
         return Record(self._images[index], int(self.labels[index]))
 
     def describe(self, index: int) -> str:
-        """Names record `index`."""
+        """Returns a name for record `index`."""
         return f"{self.name} record {index}"
 
 
 def _load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, 8, 8, 3] and labels int [N]."""
+    """Returns images uint8 [N, 8, 8, 3] and labels int [N]."""
     from sklearn import datasets, model_selection
 
     digits: Any = datasets.load_digits()

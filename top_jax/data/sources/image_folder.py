@@ -1,4 +1,4 @@
-"""Images as ImageNet lies on most disks: root/<split>/<class>/*.jpg."""
+"""Images in folders, as most people store ImageNet: root/<split>/<class>/*.jpg."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ LAYOUT = "An image folder is laid out as <data_dir>/<split>/<class>/*.jpg."
 
 
 class ImageFolderSource:
-    """One split of an image folder; the label of a class is its place in the sorted class names.
+    """One split of an image folder; the label of a class is its index in the sorted class names.
 
     Attributes:
         classes: the names of the class folders, sorted.
-        labels: int32 [N], of all images.
+        labels: int32 [N], the label of every image.
     """
 
     def __init__(self, root: str | Path, split: str):
-        """Lists the files; opens none of them.
+        """Lists the files without opening them.
 
         Raises:
-            InputError: no such root or split, no class folder, or a class without an image.
+            InputError: the root or split does not exist, or has no class folder, or a class has no image.
         """
         self.name = f"{root}/{split}"
         self._folder = Path(root) / split
@@ -41,18 +41,18 @@ class ImageFolderSource:
                 )
             names += [os.fsencode(f"{class_name}/{file}") for file in files]
             labels += [label] * len(files)
-        # Bytes in one array: a million Path or str objects would take seconds to send to each worker process.
+        # One array of bytes: sending a million Path or str objects to each worker process would take seconds.
         self._names = np.array(names)
         self.labels = np.array(labels, np.int32)
 
     @property
     def num_classes(self) -> int:
-        """The number of class folders."""
+        """Number of class folders."""
         return len(self.classes)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the class folders."""
+        """Names of the class folders."""
         return self.classes
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class ImageFolderSource:
         return Record(self._path(index).read_bytes(), int(self.labels[index]))
 
     def describe(self, index: int) -> str:
-        """The path of file `index`."""
+        """Returns the path of file `index`."""
         return str(self._path(index))
 
     def _path(self, index: int) -> Path:
@@ -70,10 +70,10 @@ class ImageFolderSource:
 
 
 def class_names(root: str | Path, split: str) -> tuple[str, ...]:
-    """The sorted names of the class folders in root/<split>.
+    """Returns the sorted names of the class folders in root/<split>.
 
     Raises:
-        InputError: no such root or split, or no class folder in it.
+        InputError: the root or split does not exist, or has no class folder.
     """
     root, folder = Path(root), Path(root) / split
     if not root.is_dir():
@@ -89,10 +89,10 @@ def class_names(root: str | Path, split: str) -> tuple[str, ...]:
 
 
 def check_same_classes(root: str | Path, train_split: str, eval_split: str) -> None:
-    """Labels are positions in the list of classes, so two splits agree only if their lists do.
+    """Checks that two splits have the same class folders, and so the same labels.
 
     Raises:
-        InputError: a class folder that only one of the two splits has.
+        InputError: one split has a class folder that the other lacks.
     """
     for has, lacks in ((train_split, eval_split), (eval_split, train_split)):
         if missing := sorted(set(class_names(root, has)) - set(class_names(root, lacks))):

@@ -1,12 +1,11 @@
-"""A whole dataset in one .npz file: for a machine to which only a small file can be brought.
+"""A whole dataset in one .npz file, for a machine to which only a small file can be copied.
 
-The file is written by `pack` (python -m top_jax.cli.pack) from any other source. For each split it holds the encoded
-images one after the other, where each of them ends, and the labels:
+`pack` (python -m top_jax.cli.pack) writes the file from any other source. Its arrays:
 
-    name         the dataset's
-    classes      [C] their names
-    SPLIT/images uint8 [bytes of all images]
-    SPLIT/ends   int64 [N]
+    name         name of the dataset
+    classes      [C] names of the classes
+    SPLIT/images uint8, the encoded images one after another
+    SPLIT/ends   int64 [N], the offset at which each image ends
     SPLIT/labels int32 [N]
 """
 
@@ -22,16 +21,17 @@ import numpy as np
 
 from top_jax.data.sources.base import Record, Source
 from top_jax.errors import InputError
+from top_jax.files import requested_file
 
 
 class PackedSource:
-    """One split of such a file, held in memory."""
+    """One split of a packed file, held in memory."""
 
     def __init__(self, path: str | Path, split: str):
         """Reads the split.
 
         Raises:
-            InputError: no such file, no such split, or a file of something else.
+            InputError: the file or the split does not exist, or the file is not a packed dataset.
         """
         try:
             with np.load(path) as file:
@@ -56,7 +56,7 @@ class PackedSource:
         return Record(self._images[start : self._ends[index]].tobytes(), int(self.labels[index]))
 
     def describe(self, index: int) -> str:
-        """Names record `index`."""
+        """Returns a name for record `index`."""
         return f"{self.name} record {index}"
 
 
@@ -67,17 +67,19 @@ def pack(
     *,
     on_images: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Writes splits of other sources into one file, as PackedSource reads it.
+    """Writes splits of other sources into one file that `PackedSource` reads, whole or not at all.
 
     Args:
-        path: ends in .npz; must not be there.
-        name: of the dataset.
-        splits: by name; encoded images stay as they are, pixels become PNG, which loses nothing.
-        on_images: called with the number of images read since, for a progress bar.
+        path: a new file whose name ends in .npz.
+        name: name of the dataset.
+        splits: sources by split name. Encoded images are copied; pixels become PNG, which is lossless.
+        on_images: called with the number of images read since the last call, for a progress bar.
 
     Raises:
-        InputError: the file is there already, or cannot be written.
+        InputError: the file exists, or cannot be written.
     """
+    if Path(path).exists():
+        raise InputError(f"{path} exists; choose another name, or delete it.")
     arrays: dict[str, Any] = {"name": np.array(name)}
     for split, source in splits.items():
         images, labels = [], np.empty(len(source), np.int32)
@@ -89,13 +91,8 @@ def pack(
         arrays[f"{split}/images"] = np.frombuffer(b"".join(images), np.uint8)
         arrays[f"{split}/ends"] = np.cumsum([len(image) for image in images], dtype=np.int64)
         arrays[f"{split}/labels"] = labels
-    try:
-        with open(path, "xb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-    except FileExistsError as error:
-        raise InputError(f"{path} is there already; choose another name, or delete it.") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); choose another place.") from error
+    with requested_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -1,7 +1,7 @@
 """A prepared TFDS dataset in array_record format, read without TensorFlow.
 
-The directory is looked at with plain pathlib before TFDS sees it: asked for a dataset that it does not find,
-TFDS would start to download and prepare one.
+The directory is checked with plain pathlib before TFDS sees it: TFDS would try to download and prepare a dataset that
+it does not find.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ IMAGENET_TARS = (
 
 
 class TfdsSource:
-    """One split of a TFDS dataset that has the features "image" and "label"; images stay encoded."""
+    """One split of a TFDS dataset with the features "image" and "label"; images stay encoded."""
 
     def __init__(self, name: str, data_dir: str | Path, split: str):
-        """Opens the dataset; reads no record.
+        """Opens the dataset without reading a record.
 
         Args:
-            name: "cifar10", "imagenet2012:5.1.0" or "name/config:version"; no version is the newest there.
+            name: "cifar10", "imagenet2012:5.1.0" or "name/config:version"; without a version, the newest in `data_dir`.
             data_dir: the TFDS data_dir that holds `name`.
-            split: a split's name or a TFDS slice of it, "train[:10%]".
+            split: name of a split, or a TFDS slice of it such as "train[:10%]".
 
         Raises:
-            InputError: something of these is not there, or the dataset is not an array_record one of images.
+            InputError: the dataset, version, split or a file is missing, or it is not array_record with images.
         """
         directory = find_dataset(name, data_dir)
         info = json.loads((directory / "dataset_info.json").read_text())
         _check_format(directory, info)
         split_name = _check_split(directory, info, split)
 
-        import tensorflow_datasets as tfds  # takes seconds: only after the checks, only for those who use it
+        import tensorflow_datasets as tfds  # takes seconds, so only after the checks and only if needed
 
         builder: Any = tfds.builder_from_directory(directory)
         features = builder.info.features
         if not {"image", "label"} <= set(features):
             raise InputError(f"{directory} has the features {sorted(features)}; training needs 'image' and 'label'.")
-        decoders = {"image": tfds.decode.SkipDecoding()}  # our own PIL decoder sees the JPEG bytes
+        decoders = {"image": tfds.decode.SkipDecoding()}  # images are decoded by our own PIL decoder
         try:
             self._records = builder.as_data_source(split, decoders=decoders)
         except ValueError as error:
             raise InputError(f"TFDS cannot read split {split!r} of {directory}: {error}") from error
-        # Only now: a dataset that was converted in place lists its older format until as_data_source chose.
+        # Checked after as_data_source: until then, a dataset converted in place lists the files of its older format.
         _check_files(directory, builder.info.splits[split_name].filepaths)
         parts = builder.info.splits[split].file_instructions
         self._shards = [Path(part.filename).name for part in parts]
@@ -74,7 +74,7 @@ class TfdsSource:
         return Record(record["image"], int(record["label"]))
 
     def describe(self, index: int) -> str:
-        """Names record `index` by its file's name where the dataset keeps one, a damaged one by its shard."""
+        """Returns a name for record `index`, with its file name if the dataset has one, or its shard if damaged."""
         try:
             file_name = self._read(index).get("file_name", b"").decode(errors="replace")
         except OSError:
@@ -84,7 +84,7 @@ class TfdsSource:
     def _read(self, index: int) -> dict[str, Any]:
         try:
             return self._records[index]
-        except RuntimeError as error:  # array_record's word for every damage; its files hold hashes of all they hold
+        except RuntimeError as error:  # array_record raises it for every damage, which its hashes detect
             raise OSError(str(error)) from error
 
     def _shard(self, index: int) -> str:
@@ -92,10 +92,10 @@ class TfdsSource:
 
 
 def find_dataset(name: str, data_dir: str | Path) -> Path:
-    """The directory data_dir/name[/config]/version with a dataset_info.json.
+    """Returns the directory data_dir/name[/config]/version that has a dataset_info.json.
 
     Raises:
-        InputError: there is none; the message says what is there and how to prepare the dataset.
+        InputError: there is none; the message says what exists and how to prepare the dataset.
     """
     root, (dataset, _, version) = Path(data_dir).expanduser(), name.partition(":")
     if not root.is_dir():
@@ -114,7 +114,10 @@ def find_dataset(name: str, data_dir: str | Path) -> Path:
 
 
 def _check_format(directory: Path, info: dict[str, Any]) -> None:
-    formats = {info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", ())}  # tfrecord: TFDS's default
+    formats = {
+        info.get("fileFormat", "tfrecord"),
+        *info.get("alternativeFileFormats", ()),
+    }  # TFDS's default: tfrecord
     if "array_record" not in formats:
         raise InputError(
             f"{directory} is prepared as {', '.join(sorted(formats))}, which needs TensorFlow; array_record is "
@@ -125,7 +128,7 @@ def _check_format(directory: Path, info: dict[str, Any]) -> None:
 
 
 def _check_split(directory: Path, info: dict[str, Any], split: str) -> str:
-    """The name of the split in the slice `split`."""
+    """Returns the name of the split that the slice `split` is taken from; raises InputError if it does not exist."""
     names = [entry["name"] for entry in info.get("splits", [])]
     wanted = split.partition("[")[0]
     if wanted not in names:
@@ -145,7 +148,7 @@ def _check_files(directory: Path, files: Iterable[Any]) -> None:
 
 
 def how_to_prepare(name: str, data_dir: str | Path) -> str:
-    """The command that prepares dataset `name`, for a message."""
+    """Returns the command that prepares dataset `name`, for a message."""
     text = PREPARE + (IMAGENET_TARS if name.startswith("imagenet2012") else "") + "."
     return text.format(name=name, data_dir=data_dir)
 

@@ -1,4 +1,4 @@
-"""What is measured of the loader, and the verdict on given numbers; no test waits for a clock."""
+"""The measurements of the loader, and the verdict on given numbers; no test depends on the clock."""
 
 import os
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from top_jax.config import AugmentConfig, DataConfig
-from top_jax.data import speed
+from top_jax.data import loader_speed as speed
+from top_jax.data.loader_speed import Lanes, verdict
 from top_jax.data.sources import DigitsSource, Record
-from top_jax.data.speed import Lanes, verdict
 
 TWO = Lanes(cores=2, workers=0, threads=2)
 RAND = AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1")
@@ -33,8 +33,8 @@ RAND = AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1")
             2000.0,
             True,
             13,
-            "the step takes 2,000 img/s: the loader is the bottleneck. About 13 cores of this kind would do, or "
-            "smaller images on the disk, or less augmentation on the host",
+            "the step takes 2,000 img/s: the loader is the bottleneck. About 13 such cores would be enough, or "
+            "smaller images on disk, or less augmentation on the host",
         ),
     ],
 )
@@ -153,6 +153,6 @@ def test_a_stage_runs_over_different_images_in_random_order():
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_whole_pipeline_is_measured_in_rounds(threads):
     config = DataConfig(num_threads=threads)
-    found = speed.measure_pipeline(DigitsSource("test"), config, RAND, (8, 8), batch_size=4, seconds=0.0)
-    assert found.images == 4 * threads and found.batch_size == 4  # one batch of each thread
-    assert found.images_per_second == found.images / found.seconds and found.start_seconds > 0
+    found, start = speed.measure_pipeline(DigitsSource("test"), config, RAND, (8, 8), batch_size=4, seconds=0.0)
+    assert found.images == 4 * threads  # one batch of each thread
+    assert found.images_per_second == found.images / found.seconds and start > 0

@@ -1,4 +1,4 @@
-"""How many images a second this machine reads, decodes and augments, by stage and as the whole pipeline."""
+"""Measures how many images per second this machine reads, decodes and augments, by stage and as a pipeline."""
 
 from __future__ import annotations
 
@@ -11,85 +11,68 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from top_jax.config import AugmentConfig, DataConfig
-from top_jax.data import transforms, workers
+from top_jax.data import transforms
 from top_jax.data.examples import ExampleReader
-from top_jax.data.pipeline import train_batches
+from top_jax.data.pipeline import available_cores, train_batches, worker_count
 from top_jax.data.sources import Source
 
-BATCH_SECONDS: Final = 0.25  # of one core for a batch, so that a measurement of seconds has enough of them
+BATCH_SECONDS: Final = 0.25  # of one core per batch, so that a measurement of seconds has enough batches
 LITTLE_TO_SPARE: Final = 0.8  # share of the time that the loader is busy
 PLAIN: Final = AugmentConfig()
 
 
 class Speed(NamedTuple):
-    """What was counted, and in how long."""
+    """Number of images counted, and the time they took."""
 
     images: int
     seconds: float
 
     @property
     def images_per_second(self) -> float:
-        """The rate."""
+        """Images per second."""
         return self.images / self.seconds
 
-
-class PipelineSpeed(NamedTuple):
-    """The whole pipeline, as a run starts it.
-
-    Attributes:
-        images: counted, after the warm-up.
-        seconds: that they took.
-        batch_size: images in a batch of the measurement.
-        start_seconds: until the first batch, worker processes and their imports included.
-    """
-
-    images: int
-    seconds: float
-    batch_size: int
-    start_seconds: float
-
-    @property
-    def images_per_second(self) -> float:
-        """The rate."""
-        return self.images / self.seconds
+    def to_dict(self) -> dict[str, float]:
+        """Returns counts and rate as JSON values."""
+        return {**self._asdict(), "images_per_second": self.images_per_second}
 
 
 class Lanes(NamedTuple):
-    """What decodes: threads in worker processes, or (`workers` 0) in the process that trains."""
+    """The threads that decode: in worker processes, or in the training process if `workers` is 0."""
 
-    cores: int  # that this process may use
+    cores: int  # available to this process
     workers: int
-    threads: int  # of each worker
+    threads: int  # per worker
 
     @property
     def total(self) -> int:
-        """Images in the making at a time, at most."""
+        """Largest number of batches in progress at a time."""
         return max(1, self.workers) * max(1, self.threads)
 
     @property
     def cores_used(self) -> int:
-        """Cores that they can keep busy."""
+        """Number of cores that the threads can keep busy."""
         return min(self.cores, self.total)
 
 
 def lanes(config: DataConfig) -> Lanes:
-    """What a run with this config decodes with, on this machine."""
-    return Lanes(workers.available_cores(), workers.count(config.num_workers), config.num_threads)
+    """Returns the threads that a run with this config decodes with on this machine."""
+    return Lanes(available_cores(), worker_count(config.num_workers), config.num_threads)
 
 
 def stages(
     source: Source, config: DataConfig, augment: AugmentConfig, size: transforms.Size
 ) -> dict[str, Callable[[int], Any]]:
-    """What happens to image `index` on the host, each stage with all before it, by a name that says so.
+    """Returns the stages of an image on the host by name, each a function of the index that includes those before it.
 
-    The last is left out where nothing on the host follows the crop.
+    The last stage is left out if the host does nothing after the crop.
     """
 
     def read_and_decode(index: int) -> None:
         try:
             transforms.decode(source[index].image)
         except transforms.DECODE_ERRORS:
-            pass  # it takes its time like any other; the inspection names it
+            pass  # its time counts; the inspection names the image
 
     config = dataclasses.replace(config, on_corrupt="skip")
     found = {"read + decode": read_and_decode, "read + decode + crop": _training(source, config, PLAIN, size)}
@@ -99,14 +82,14 @@ def stages(
 
 
 def measure_stage(stage: Callable[[int], Any], images: int, *, seconds: float, start: int = 0) -> Speed:
-    """Runs a stage in this thread, over images in random order as a run reads them, again from the first if need be.
+    """Runs a stage in this thread, over images in random order as in training, repeatedly if there are too few.
 
     Args:
-        stage: takes an index.
-        images: in the split.
-        seconds: after which no further image is begun; one is always measured.
-        start: place in that order to begin at. Files that were read a moment ago come from memory: with another start
-            for each stage, none profits from the one before it, where there are images enough.
+        stage: a function of an index.
+        images: number of images in the split.
+        seconds: no image is started after this time; at least one is measured.
+        start: place in the random order to start from. Recently read files come from memory, so each stage should
+            start where the last one ended.
     """
     order = np.random.default_rng(0).permutation(images)
     begun, count, spent = time.perf_counter(), 0, 0.0
@@ -118,7 +101,7 @@ def measure_stage(stage: Callable[[int], Any], images: int, *, seconds: float, s
 
 
 def measuring_batch_size(configured: int, *, images: int, images_per_second: float) -> int:
-    """The run's own batch size, or what one core makes in a quarter of a second where that is less."""
+    """Returns the run's batch size, or the number of images that one core makes in 0.25 s if that is smaller."""
     return max(1, min(configured, images, int(images_per_second * BATCH_SECONDS)))
 
 
@@ -130,18 +113,21 @@ def measure_pipeline(
     *,
     batch_size: int,
     seconds: float,
-) -> PipelineSpeed:
-    """Draws training batches as fast as they come, with the run's worker processes and threads.
+) -> tuple[Speed, float]:
+    """Draws training batches as fast as possible, with the run's worker processes and threads.
 
-    First as many are drawn as may lie ready, made while the others were starting.
+    As a warm-up, all batches are drawn that may have been prepared while the workers were starting.
 
     Args:
         source: the training images.
-        config: of the run.
-        augment: of the run.
-        size: of the model's input.
+        config: the run's.
+        augment: the run's.
+        size: (height, width) of the model's input, in pixels.
         batch_size: at most the number of images.
-        seconds: after which no further round (a batch from every thread) is begun; one is always measured.
+        seconds: no round (one batch from every thread) is started after this time; at least one is measured.
+
+    Returns:
+        The speed after the warm-up, and the seconds until the first batch, with the start of the worker processes.
     """
     at_work = lanes(config)
     config = dataclasses.replace(config, on_corrupt="skip")
@@ -149,7 +135,7 @@ def measure_pipeline(
         begun = time.perf_counter()
         next(batches)
         start_seconds = time.perf_counter() - begun
-        for _ in range(at_work.total + 2 * at_work.workers):  # what threads, and queues from processes, hold
+        for _ in range(at_work.total + 2 * at_work.workers):  # what threads and the queues of worker processes hold
             next(batches)
         begun, drawn, spent = time.perf_counter(), 0, 0.0
         while not drawn or spent < seconds:
@@ -157,17 +143,17 @@ def measure_pipeline(
                 next(batches)
             drawn += at_work.total
             spent = time.perf_counter() - begun
-    return PipelineSpeed(drawn * batch_size, spent, batch_size, start_seconds)
+    return Speed(drawn * batch_size, spent), start_seconds
 
 
 class Verdict(NamedTuple):
-    """Whether the loader holds up the step.
+    """Whether the loader is fast enough for the training step.
 
     Attributes:
-        bottleneck: it does.
-        busy: share of the time that the loader would work to feed the step; above 1 where it cannot.
-        cores_needed: for as many images as the step takes, at the rate per core that was measured.
-        text: all of it in words.
+        bottleneck: the loader is slower than the step.
+        busy: share of the time that the loader must work to feed the step; above 1 if it cannot.
+        cores_needed: number of cores that would feed the step, at the measured rate per core.
+        text: the verdict in words.
     """
 
     bottleneck: bool
@@ -180,9 +166,9 @@ def verdict(given: float, needed: float, at_work: Lanes) -> Verdict:
     """Compares the loader with the training step.
 
     Args:
-        given: images a second of the whole pipeline.
-        needed: images a second that the step takes, over all devices.
-        at_work: what the pipeline decodes with.
+        given: images per second of the whole pipeline.
+        needed: images per second that the step takes, over all devices.
+        at_work: the threads that the pipeline decodes with.
     """
     per_core, busy = given / at_work.cores_used, needed / given
     cores_needed = math.ceil(needed / per_core)
@@ -197,7 +183,7 @@ def verdict(given: float, needed: float, at_work: Lanes) -> Verdict:
 
 
 def loader_rate(given: float, at_work: Lanes) -> str:
-    """The pipeline's rate in words."""
+    """Returns the pipeline's rate in words."""
     used = at_work.cores_used
     cores = f"{used} core{'s' * (used != 1)}"
     of_all = "" if used == at_work.cores else f" of {at_work.cores}"
@@ -205,17 +191,16 @@ def loader_rate(given: float, at_work: Lanes) -> str:
 
 
 def number(rate: float) -> str:
-    """Three digits of a rate, or all before the point: 3.42, 31, 2,041."""
+    """Formats a rate with three digits, or as a whole number from 100 on: 3.42, 31, 2,041."""
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _remedy(cores_needed: int, at_work: Lanes) -> str:
-    cores = f"About {cores_needed} cores of this kind would do"
+    cores = f"About {cores_needed} such cores would be enough"
     if at_work.cores_used < at_work.cores:
-        return f"{cores}; it uses {at_work.cores_used} of {at_work.cores}: try --config.data.num_workers=" + str(
-            min(cores_needed, at_work.cores)
-        )
-    return f"{cores}, or smaller images on the disk, or less augmentation on the host"
+        workers = min(cores_needed, at_work.cores)
+        return f"{cores}; it uses {at_work.cores_used} of {at_work.cores}: try --config.data.num_workers={workers}"
+    return f"{cores}, or smaller images on disk, or less augmentation on the host"
 
 
 def _training(source: Source, config: DataConfig, augment: AugmentConfig, size: transforms.Size) -> Callable[..., Any]:
