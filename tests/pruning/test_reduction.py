@@ -69,10 +69,10 @@ def test_block_numbers_are_integers():
 
 @pytest.mark.parametrize("block", [6, 7])
 def test_a_prune_needs_a_block_after_it(block):
-    with pytest.raises(InputError, match=f"prunes after block {block} of 6: .* after block 5"):
+    with pytest.raises(InputError, match=f"after block {block} of 6"):
         Pruning(after_blocks=(block,), keep_ratio=0.5).schedule(9, 6)
 
 
 def test_no_token_left():
-    with pytest.raises(InputError, match="leaves none of 4 tokens after block 1"):
+    with pytest.raises(InputError, match="keep_ratio=1e-08 .* after block 1"):
         Pruning(after_blocks=(1,), keep_ratio=1e-8).schedule(4, 6)

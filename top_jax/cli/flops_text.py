@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, Final
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from top_jax.evaluation.flops.parts import PART_NAMES
-
-_STEPS: Final = {
-    "multiply_accumulates": "multiply-accumulates of the jaxpr, times two",
-    "border_taps": "taps on a border's padding, not counted",
-    "loop_trips": "loops, counted as if they ran once",
-    "elementwise": "element by element: norms, gates, activations",
-    "sums_and_sorts": "sums, extremes and sorts",
-}
+from top_jax.evaluation.flops import PART_NAMES
 
 
 def show_counts(counts: dict[str, Any]) -> None:
@@ -33,34 +25,19 @@ def show_counts(counts: dict[str, Any]) -> None:
 
 
 def show_check(counts: dict[str, Any]) -> None:
-    """Parameters, and the executed count beside the others."""
+    """Prints the parameters, and whether the `executed` count is what the traced model does."""
     found = counts["cross_check"]
     _say(f"{counts['parameters']:,} parameters")
     counted, above = found["jaxpr"], found["jaxpr_above_executed"]
-    of_scans = f", {counted['loops']:,} of scans, 4 of their 9 operations ({_verdict(above['scans'])})"
+    products = counted["products"] + counted["taps"]
     _say(
-        f"in the jaxpr of the model: {counted['products'] + counted['taps']:,} multiply-accumulates of products and "
-        f"convolutions ({_verdict(above['without_scans'])}){of_scans if counted['loops'] or above['scans'] else ''}"
+        f"check against the traced model: {products:,} multiply-accumulates in products and convolutions "
+        f"({_verdict(above['without_scans'])})"
     )
-    if found["xla"] is not None:
-        _show_xla(found["xla"], found["platform"])
-
-
-def _show_xla(xla: dict[str, Any], platform: str) -> None:
-    _say(f"XLA's cost analysis of the program before it is optimised ({platform}):")
-    table = _table("operations", "")
-    for name, operations in xla["steps"].items():
-        table.add_row(_STEPS[name], f"{operations:+,}")
-    table.add_row("explained", f"{sum(xla['steps'].values()):,}")
-    table.add_row("XLA", f"{xla['flops']:,}")
-    table.add_row("not explained", f"{xla['unexplained']:+,} ({xla['unexplained'] / xla['flops']:+.3%})")
-    _console().print(table)
-    difference = xla["transcendentals"] - xla["expected_transcendentals"]
-    explained = "as in the jaxpr" if difference == 0 else f"{difference:+,} beside the jaxpr's"
-    _say(f"and {xla['transcendentals']:,} exponentials, logarithms and roots ({explained})")
-    if xla["compiled_flops"] is not None:
-        more = xla["compiled_flops"] / xla["flops"] - 1
-        _say(f"of the optimised program: {xla['compiled_flops']:,} operations ({more:+.2%})")
+    if counted["loops"] or above["scans"]:
+        _say(
+            f"  and {counted['loops']:,} multiplications in scans, 4 of their 9 operations ({_verdict(above['scans'])})"
+        )
 
 
 def _parts_table(counts: dict[str, Any]) -> Table:
@@ -92,7 +69,7 @@ def _amount(macs: int, unit: str) -> str:
 
 
 def _verdict(above: int) -> str:
-    return "exactly as executed" if above == 0 else f"NOT as executed: {above:+,}"
+    return "equal to the executed count" if above == 0 else f"DIFFERENT from the executed count: {above:+,}"
 
 
 def _say(text: str) -> None:

@@ -121,7 +121,7 @@ class Reduction(abc.ABC):
             if block >= depth:
                 raise InputError(
                     f"after_blocks={self.after_blocks} prunes after block {block} of {depth}: no block would run on "
-                    f"the tokens that are left; the last possible place is after block {depth - 1}."
+                    f"the tokens that are left; the last place to prune is after block {depth - 1}."
                 )
             cuts.append(self.cut(block, num_patches, ratio))
             num_patches = cuts[-1].after

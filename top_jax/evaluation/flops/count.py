@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import Final
 
-from top_jax.evaluation.flops.deit import DEIT
-from top_jax.evaluation.flops.parts import CONVENTIONS, PART_NAMES, Macs, Parts, Passage
-from top_jax.evaluation.flops.plain_mamba import PLAIN_MAMBA
-from top_jax.evaluation.flops.reductions import reduction_macs
-from top_jax.evaluation.flops.vim import VIM
-from top_jax.models import BackboneConfig, DeitConfig, PlainMambaConfig, VimConfig
-from top_jax.pruning import Pruning, Reduction
-
-PARTS: Final[dict[type[BackboneConfig], Parts]] = {VimConfig: VIM, PlainMambaConfig: PLAIN_MAMBA, DeitConfig: DEIT}
+from top_jax.evaluation.flops.parts import CONVENTIONS, FAMILIES, PART_NAMES, BlockTokens, Macs
+from top_jax.models import BackboneConfig
+from top_jax.pruning import Cut, Evit, Merging, Pruning, Reduction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +16,9 @@ class Cost:
 
     Attributes:
         tokens_per_block: tokens that enter each block, class token included.
-        stem_and_head: their multiply-accumulates by part, the same in every convention.
-        blocks: by convention, each block's by part; what reduces tokens after a block is its part `merging`.
+        stem_and_head: multiply-accumulates of stem and head, the same in every convention.
+        blocks: for each convention, the multiply-accumulates of every block by part. Reducing tokens after a block is
+            that block's part `merging`.
     """
 
     tokens_per_block: tuple[int, ...]
@@ -37,31 +31,56 @@ class Cost:
         return {convention: sum(self.parts(convention).values()) for convention in self.blocks}
 
     def parts(self, convention: str) -> Macs:
-        """Multiply-accumulates by part, over all blocks; the parts that there are, in the order of `PART_NAMES`."""
+        """Returns multiply-accumulates by part, summed over the blocks, in the order of `PART_NAMES`, without zeros."""
         total: Counter[str] = Counter()
         for macs in (self.stem_and_head, *self.blocks[convention]):
             total.update(macs)
         return {part: total[part] for part in PART_NAMES if total[part]}
 
     def gmacs(self, convention: str) -> float:
-        """Billions of multiply-accumulates."""
+        """Returns billions of multiply-accumulates."""
         return self.macs[convention] / 1e9
 
 
 def count_macs(config: BackboneConfig, pruning: Reduction | None = None) -> Cost:
-    """Counts one image's multiply-accumulates; `pruning=None` is the dense model."""
-    reduction, class_tokens = pruning or Pruning(), 0 if config.CLASS_TOKEN is None else 1
+    """Counts one image's multiply-accumulates; `pruning=None` is the dense model.
+
+    Raises:
+        InputError: a reduction that a model of this depth and size cannot have.
+    """
+    reduction, family = pruning or Pruning(), FAMILIES[type(config)]
+    class_tokens = 0 if config.CLASS_TOKEN is None else 1
     cuts = {cut.block: cut for cut in reduction.schedule(config.num_patches, config.depth)}
     tokens = [config.num_patches + class_tokens]
     for block in range(1, config.depth + 1):
         tokens.append(cuts[block].after + class_tokens if block in cuts else tokens[-1])
-    parts = PARTS[type(config)]
 
     def block_macs(i: int, convention: str) -> Macs:
-        macs = parts.block(config, Passage(i, tokens[i], tokens[i + 1], reduction.alignment, convention))
+        macs = family.block(config, BlockTokens(i, tokens[i], tokens[i + 1], reduction.alignment, convention))
         if convention == "executed" and i + 1 in cuts:
-            macs["merging"] = reduction_macs(reduction, cuts[i + 1], config.embed_dim, parts.streams, class_tokens)
+            macs["merging"] = reduction_macs(reduction, cuts[i + 1], config.embed_dim, family.streams, class_tokens)
         return macs
 
     blocks = {convention: tuple(block_macs(i, convention) for i in range(config.depth)) for convention in CONVENTIONS}
-    return Cost(tuple(tokens[:-1]), parts.stem_and_head(config), blocks)
+    return Cost(tuple(tokens[:-1]), family.stem_and_head(config), blocks)
+
+
+def reduction_macs(reduction: Reduction, cut: Cut, width: int, streams: int, class_tokens: int) -> int:
+    """Counts the products that one reduction needs for one image; scores, sorts and gathers have none.
+
+    A method that is not known here counts as 0; `check_config` reports the difference if it multiplies after all.
+
+    Args:
+        reduction: the method.
+        cut: the entry of its schedule.
+        width: D.
+        streams: as in `FamilyCost`; each stream is reduced.
+        class_tokens: 1, or 0 for a model without one.
+    """
+    gone = cut.before - cut.kept
+    if isinstance(reduction, Evit) and reduction.fuse:
+        return gone * width * streams  # the fused token is a weighted sum of the others
+    if isinstance(reduction, Merging) and gone:
+        similarity = -(-cut.before // 2) * (cut.before // 2) * width  # every source with every target
+        return similarity + gone * (cut.after + class_tokens) * width * streams  # a one-hot product adds the merged
+    return 0

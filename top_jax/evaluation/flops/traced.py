@@ -1,8 +1,8 @@
-"""Multiplications of a traced function, counted from its jaxpr: knows JAX's primitives, and nothing of our models.
+"""Counts the multiplications of a traced function from its jaxpr; knows JAX's primitives and nothing of our models.
 
-The walk goes into every function that is called, takes the branch of the platform asked for, and keeps, for each
-array, whether it is padded or a window of such an array: a product with a window is a tap of a convolution that is
-written as shifted products. Whether it is zero it keeps for `xla_flops.py`.
+The walk enters every function that is called and takes the branch of the given platform. For each array it remembers
+whether it is padded, or a window of a padded array: a product with such a window is one tap of a convolution that is
+written as shifted products. It also remembers zeros, for `tools/xla_flops.py`.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ from jax.extend import core
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters import partial_eval
 
-_CALLED: Final = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # what jit, remat and the custom derivatives call
-_KEEPS: Final = ("broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze")  # what it was, it still is
+# Parameters of jit, remat and custom derivatives that hold the jaxpr which they call.
+_CALLED: Final = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+# Primitives whose result is padded, a window or zero if their operand is.
+_KEEPS: Final = ("broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze")
 
 Kind = Literal["padded", "window", "zero", ""]
-"""What is known of an array: padded, a window of a padded one, all zeros, or nothing."""
+"""What is known about an array: padded, a window of a padded array, all zeros, or nothing."""
 
 
 class Site(NamedTuple):
-    """A primitive of a program.
+    """One primitive operation of a program.
 
     Attributes:
-        equation: of the jaxpr.
+        equation: its equation in the jaxpr.
         trips: how often it runs.
-        in_loop: it stands in a loop that holds no other loop.
-        operands: what is known of them.
+        in_loop: whether it is in an innermost loop.
+        operands: what is known about each operand.
     """
 
     equation: Any
@@ -41,17 +43,17 @@ class Site(NamedTuple):
 
     @property
     def is_tap(self) -> bool:
-        """Whether it multiplies a window of a padded array."""
+        """Whether it multiplies a window of a padded array by something."""
         return self.equation.primitive.name == "mul" and "window" in self.operands
 
 
 class Multiplications(NamedTuple):
-    """Of a program.
+    """Multiplications of a program.
 
     Attributes:
         products: multiply-accumulates of matrix products and convolutions.
-        taps: of convolutions that are written as shifted products.
-        loops: multiplications in innermost loops, element by element and in products: the scans.
+        taps: multiply-accumulates of convolutions that are written as shifted products.
+        loops: multiplications in innermost loops, elementwise and in products: the scans.
     """
 
     products: int
@@ -60,7 +62,7 @@ class Multiplications(NamedTuple):
 
 
 def count_multiplications(program: ClosedJaxpr, platform: str) -> Multiplications:
-    """Counts what the program does on the platform, such as `cpu` or `cuda`."""
+    """Counts the multiplications that the program does on a platform such as `cpu` or `cuda`."""
     products = taps = loops = 0
     for site in sites(program, platform):
         name, macs = site.equation.primitive.name, site.trips * macs_of(site.equation)
@@ -73,7 +75,7 @@ def count_multiplications(program: ClosedJaxpr, platform: str) -> Multiplication
 
 
 def macs_of(equation: Any) -> int:
-    """Multiply-accumulates of a matrix product or a convolution, one for each tap on its padding too; else 0."""
+    """Returns the multiply-accumulates of a matrix product or a convolution, taps on padding included; else 0."""
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         shape = equation.invars[0].aval.shape
@@ -85,14 +87,14 @@ def macs_of(equation: Any) -> int:
 
 
 def size_of_result(equation: Any) -> int:
-    """Elements of the (first) result."""
+    """Returns the number of elements of the (first) result."""
     return math.prod(equation.outvars[0].aval.shape)
 
 
 def sites(program: ClosedJaxpr, platform: str) -> Iterator[Site]:
-    """Every primitive that the program runs on the platform and whose result is used.
+    """Yields every primitive that the program runs on the platform and whose result is used.
 
-    A loop whose trips only the data tell is taken once.
+    A loop whose number of trips depends on the data counts as one trip.
     """
     used, _ = partial_eval.dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars), instantiate=True)
     walk = _Walk(platform)
@@ -101,14 +103,14 @@ def sites(program: ClosedJaxpr, platform: str) -> Iterator[Site]:
 
 
 class _Walk:
-    """Goes through a program and notes its sites."""
+    """Walks through a program and collects its sites in `found`."""
 
     def __init__(self, platform: str):
         self.platform = platform
         self.found: list[Site] = []
 
     def through(self, jaxpr: Jaxpr, given: Sequence[Kind], trips: int, *, in_loop: bool = False) -> list[Kind]:
-        """Notes what a function runs; takes and returns what is known of its arguments and results."""
+        """Collects the sites of a function; takes and returns what is known about its arguments and results."""
         known: dict[Any, Kind] = dict(zip(jaxpr.invars, given, strict=True))
 
         def of(atom: Any) -> Kind:
@@ -127,7 +129,7 @@ class _Walk:
         return [of(atom) for atom in jaxpr.outvars]
 
     def _inside(self, equation: Any, arguments: list[Kind], trips: int, in_loop: bool) -> list[Kind] | None:
-        """As `through`, of what an equation calls; None if it calls nothing."""
+        """Walks through the function that an equation calls, as `through` does; returns None if it calls none."""
         name, params = equation.primitive.name, equation.params
         if name in ("scan", "while"):
             body = _open(params["jaxpr"] if name == "scan" else params["body_jaxpr"])
@@ -143,7 +145,7 @@ class _Walk:
         return self.through(_open(called), arguments, trips, in_loop=in_loop)
 
     def _branch(self, params: dict[str, Any]) -> int:
-        """Of `jax.lax.platform_dependent`, the platform's; of a condition on data the last, which is "true"."""
+        """Picks the platform's branch of `jax.lax.platform_dependent`, and the last ("true") of a condition on data."""
         platforms = params.get("branches_platforms") or ()
         fits = [i for i, names in enumerate(platforms) if names is None or self.platform in names]
         return fits[0] if fits else -1

@@ -1,0 +1,110 @@
+"""What the model of a run's config costs, and whether the count is what JAX computes: the data of `top-jax flops`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from top_jax.build import build_reduction, build_sizes
+from top_jax.config import RunConfig
+from top_jax.evaluation.flops.count import Cost, count_macs
+from top_jax.evaluation.flops.parts import SCAN_MULTIPLICATIONS, SCAN_OPERATIONS
+from top_jax.evaluation.flops.traced import Multiplications, count_multiplications
+from top_jax.models import Backbone, BackboneConfig
+from top_jax.models.registry import BACKBONES
+from top_jax.models.sizes import MambaConfig
+from top_jax.models.weights import parameter_count
+from top_jax.pruning import Reduction
+
+CHECK_STEPS: Final = 2  # how often `check_config` calls `on_step`
+
+
+class TracedModel(NamedTuple):
+    """A model's traced forward pass of one image, its scans as plain XLA operations whatever the config says.
+
+    Attributes:
+        traced: `jax.stages.Traced`.
+        parameters: number of learned values.
+        platform: the platform that it is lowered for, JAX's default.
+    """
+
+    traced: Any
+    parameters: int
+    platform: str
+
+
+def count_config(config: RunConfig) -> dict[str, Any]:
+    """Counts the config's model with its reduction, and dense; returns what JSON can hold.
+
+    Raises:
+        InputError: impossible sizes, or a reduction that the model cannot have.
+    """
+    sizes, reduction = build_sizes(config.model), build_reduction(config.pruning)
+    cost, dense = count_macs(sizes, reduction), count_macs(sizes)
+    return {
+        "model": config.model.name,
+        "pruning": config.pruning.settings(),
+        "class_token": sizes.CLASS_TOKEN is not None,
+        "tokens_per_block": list(cost.tokens_per_block),
+        "gmacs": {name: cost.gmacs(name) for name in cost.macs},
+        "dense_gmacs": {name: dense.gmacs(name) for name in dense.macs},
+        "parts": {name: cost.parts(name) for name in cost.macs},
+        "dense_parts": {name: dense.parts(name) for name in dense.macs},
+        "blocks": {name: list(blocks) for name, blocks in cost.blocks.items()},
+    }
+
+
+def check_config(config: RunConfig, *, on_step: Callable[[int], object] = lambda _: None) -> dict[str, Any]:
+    """Counts parameters, and compares the `executed` count with the traced model's; returns what JSON can hold.
+
+    Args:
+        config: the run's config.
+        on_step: called with 1 when the model is traced and when it is counted, for a progress bar.
+
+    Raises:
+        InputError: impossible sizes, or a reduction that the model cannot have.
+    """
+    sizes, reduction = build_sizes(config.model), build_reduction(config.pruning)
+    model = trace_model(sizes, reduction)
+    on_step(1)
+    counted, without_scans, scans = check_executed(model, count_macs(sizes, reduction))
+    on_step(1)
+    check = {
+        "platform": model.platform,
+        "dtype": config.model.dtype,
+        "jaxpr": counted._asdict(),
+        "jaxpr_above_executed": {"without_scans": without_scans, "scans": scans},
+    }
+    return {"parameters": model.parameters, "cross_check": check}
+
+
+def trace_model(config: BackboneConfig, pruning: Reduction | None) -> TracedModel:
+    """Traces the classifier without making its weights.
+
+    Raises:
+        InputError: a reduction that the model cannot have.
+    """
+    if isinstance(config, MambaConfig):
+        config = dataclasses.replace(config, implementation="xla")
+    model: Backbone = nnx.eval_shape(lambda: BACKBONES[type(config)](config, pruning, rngs=nnx.Rngs(0)))
+    model.eval()
+    image = jax.ShapeDtypeStruct((1, *config.img_size, 3), jnp.float32)
+    traced = jax.jit(lambda model, image: model(image)).trace(model, image)
+    return TracedModel(traced, parameter_count(model), jax.default_backend())
+
+
+def check_executed(model: TracedModel, cost: Cost) -> tuple[Multiplications, int, int]:
+    """Compares the `executed` count with the multiplications in the model's jaxpr.
+
+    Returns:
+        The jaxpr's multiplications, by how many they exceed `cost` without the scans, and in the scans.
+    """
+    counted, parts = count_multiplications(model.traced.jaxpr, model.platform), cost.parts("executed")
+    scan = parts.get("scan", 0)
+    multiplications = scan // SCAN_OPERATIONS * SCAN_MULTIPLICATIONS
+    return counted, counted.products + counted.taps - (sum(parts.values()) - scan), counted.loops - multiplications
