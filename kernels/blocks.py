@@ -1,4 +1,4 @@
-"""Block sizes of the GPU kernels: given, else from the device's tuning table, else by rule.
+"""Block sizes of the GPU kernels: those given, else those of the device's tuning table, else those of a rule.
 
 `python -m top_jax.cli.benchmark --tune` measures and writes `tuning/<device>.json`; no table is written by hand.
 """
@@ -16,19 +16,19 @@ from top_jax.errors import InputError
 from top_jax.files import write_json
 
 TUNING: Final = Path(__file__).parent / "tuning"
-_ELEMENTS_PER_WARP: Final = 512  # of the [N, channels] state: 16 registers of a thread
-_MOST_WARPS: Final = 32  # of a CUDA block
+_ELEMENTS_PER_WARP: Final = 512  # elements of the [N, channels] state: 16 registers of a thread
+_MOST_WARPS: Final = 32  # per CUDA block
 _MOST_OF_A_BLOCK: Final = 1024
-_CHUNK: Final = {"triton": 5, "pallas": 4}  # the longest that spills at no shape of a model
+_CHUNK: Final = {"triton": 5, "pallas": 4}  # the longest without register spills at the models' shapes
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """How a scan is cut up.
+    """How the kernels divide a scan.
 
     Attributes:
-        chunk: steps between two saved states; both passes are unrolled over as many.
-        forward_channels: channels of one program of the forward, a power of two.
+        chunk: steps between two saved states; both passes unroll that many steps.
+        forward_channels: channels of one program of the forward pass, a power of two.
         forward_warps: warps (of 32 threads) of that program, a power of two.
         backward_channels: as `forward_channels`, of the backward.
         backward_warps: as `forward_warps`, of the backward.
@@ -51,7 +51,7 @@ class Blocks:
 
 
 def choose(implementation: str, device: str, width: int, states: int) -> tuple[Blocks, str]:
-    """The blocks for a shape on a device, and where they come from (`table` or `rule`).
+    """Chooses the blocks for a shape on a device; also returns their source (`table` or `rule`).
 
     Args:
         implementation: `pallas` or `triton`.
@@ -65,7 +65,7 @@ def choose(implementation: str, device: str, width: int, states: int) -> tuple[B
 
 
 def by_rule(implementation: str, width: int, states: int) -> Blocks:
-    """One warp holds as much state as fits its registers without spilling (tests/kernels/test_*_compiles.py)."""
+    """Gives one warp as much state as fits its registers without spilling (tests/kernels/test_*_compiles.py)."""
     channels = min(max(_ELEMENTS_PER_WARP // power_of_two(states), 8), 128, power_of_two(width))
     return Blocks(_CHUNK[implementation], channels, 1, channels, 1)
 
@@ -80,7 +80,7 @@ def read_table(device: str) -> dict[str, Any] | None:
     """The tuning table of a device, or None if it was never tuned.
 
     Raises:
-        InputError: the file is none that `write_table` wrote.
+        InputError: the file is not one that `write_table` wrote.
     """
     path = table_path(device)
     if not path.is_file():
@@ -98,17 +98,17 @@ def read_table(device: str) -> dict[str, Any] | None:
 
 
 def table_path(device: str) -> Path:
-    """Where the tuning table of a device is kept: `NVIDIA H200` is `nvidia-h200.json`."""
+    """The file of a device's tuning table: `nvidia-h200.json` for `NVIDIA H200`."""
     return TUNING / f"{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
 
 
 def write_table(table: dict[str, Any], file: Path) -> None:
-    """Writes a tuning table, whole or not at all, and forgets what `read_table` remembers.
+    """Writes a tuning table, whole or not at all, and clears the cache of `read_table`.
 
     Args:
         table: `device` (JAX's device_kind), `date`, `fastest_first` (names that `auto` tries in turn), `blocks` (the
-            fields of `Blocks` by `table_key`), and whatever else is worth keeping.
-        file: `table_path(device)` for it to be used.
+            fields of `Blocks` by `table_key`), and any other fields.
+        file: `table_path(device)`, where `read_table` looks.
 
     Raises:
         OSError: it cannot be written there.
@@ -119,5 +119,5 @@ def write_table(table: dict[str, Any], file: Path) -> None:
 
 
 def table_key(implementation: str, width: int, states: int) -> str:
-    """Where `blocks` of a table holds those of a shape."""
+    """The key of a shape in a table's `blocks`."""
     return f"{implementation}/E{width}/N{states}"

@@ -1,8 +1,8 @@
-"""The aligned selective scan as Pallas kernels: a GPU with nothing but JAX, and any machine in interpret mode.
+"""The aligned selective scan as Pallas kernels: for a GPU with JAX alone, and for any machine in interpret mode.
 
-The same plan as `triton_kernels.py` (one program per image and block of channels, all directions in turn, the state in
-registers, docs/kernels.md), written so that it needs no masks: channels and states come padded to whole blocks, and
-the steps that fill no chunk are a shorter chunk of their own.
+The algorithm is that of `triton_kernels.py` (docs/kernels.md): one program per image and block of channels, all
+directions in turn, the state in registers. No masks are needed: channels and states are padded to whole blocks, and
+the last steps, which do not fill a chunk, are a shorter chunk.
 
 Letters: g direction, i place in the scan's own order, step = i counted from the front of the image, token = the row
 that step visits, row = the row its delta, B and C are read from.
@@ -114,7 +114,7 @@ def pallas_backward(
 
 
 Refs = dict[str, Any]
-Row = dict[str, Any]  # arrays, and where they came from: int or traced
+Row = dict[str, Any]  # arrays and their indices, int or traced
 
 
 def _forward_kernel(plan: ScanPlan, chunk: int, interpret: bool, refs: Refs) -> None:
@@ -159,13 +159,13 @@ def _finish(refs: Refs, plan: ScanPlan, g: Any, token: Any, y: jax.Array) -> Non
 
 
 class _Adjoint(NamedTuple):
-    """What the backward carries from step to step."""
+    """Values that the backward carries from step to step."""
 
     h: jax.Array  # [E block, N], cotangent of the state
     A: jax.Array  # [E block, N]
     D: jax.Array  # [E block]
     delta_bias: jax.Array  # [E block]
-    from_gap: jax.Array  # [E block], what the gap after a token owes to its dt
+    from_gap: jax.Array  # [E block], gradient of dt through the gap after its token
 
 
 def _backward_kernel(plan: ScanPlan, chunk: int, interpret: bool, refs: Refs) -> None:
@@ -191,7 +191,7 @@ def _backward_kernel(plan: ScanPlan, chunk: int, interpret: bool, refs: Refs) ->
 def _rebuild(
     refs: Refs, plan: ScanPlan, g: Any, c: Any, chunk: int, steps: int, a: jax.Array
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Once more through a chunk: of each step, what the state before it became (decay * h), and tau."""
+    """Runs the forward again through a chunk; returns each step's decayed state (decay * h) and tau."""
     h, bias = refs["starts"][g, c], refs["delta_bias"][g]
     dt_before = jnp.zeros_like(bias)
     if "gap" in refs:
@@ -211,7 +211,7 @@ def _rebuild(
 def _pull_back(
     refs: Refs, plan: ScanPlan, g: Any, row: Row, adjoint: _Adjoint, carried: jax.Array, tau: jax.Array, a: jax.Array
 ) -> _Adjoint:
-    """One step of the backward; docs/kernels.md derives it."""
+    """Runs one step of the backward, which docs/kernels.md derives."""
     token, raw = row["token"], row["delta"] + refs["delta_bias"][g]
     x, B, C, D, dt = row["u"], row["B"], row["C"], refs["D"][g], _softplus(raw)
     drive = dt * x
@@ -240,7 +240,7 @@ def _pull_back(
 
 
 def _output_gradient(refs: Refs, plan: ScanPlan, g: Any, token: Any, y: jax.Array) -> jax.Array:
-    """The cotangent of the sum over directions; the last direction, which knows the whole sum, stores that of z."""
+    """The cotangent of the sum over directions. The last direction, which has the whole sum, stores that of z."""
     dout = refs["dout"][token].astype(jnp.float32)
     if "z" not in refs:
         return dout
@@ -256,11 +256,11 @@ def _output_gradient(refs: Refs, plan: ScanPlan, g: Any, token: Any, y: jax.Arra
 
 
 def _sum_so_far(refs: Refs, plan: ScanPlan, g: Any, token: Any, y: jax.Array) -> jax.Array:
-    """A token's y summed over the directions up to this one, left in `total` for the next."""
+    """Sums a token's y over the directions up to this one, and leaves the sum in `total` for the next."""
     last = len(plan.reverse) - 1
     if not last:
         return y
-    y += jnp.where(g > 0, refs["total"][token], 0.0)  # nobody wrote there before the first
+    y += jnp.where(g > 0, refs["total"][token], 0.0)  # uninitialised before the first direction
 
     @pl.when(g < last)
     def store() -> None:
@@ -270,13 +270,13 @@ def _sum_so_far(refs: Refs, plan: ScanPlan, g: Any, token: Any, y: jax.Array) ->
 
 
 def _if_last(plan: ScanPlan, g: Any) -> Callable[[Callable[[], None]], None]:
-    """Decorates what only the last direction does."""
+    """Decorates a function that only the last direction runs."""
     last = len(plan.reverse) - 1
     return pl.when(g == last) if last else lambda run: run()
 
 
 def _load(refs: Refs, plan: ScanPlan, g: Any, i: Any, names: tuple[str, ...]) -> Row:
-    """The rows `[E block]` or `[N]` that place i of direction g reads, float32, and where it is."""
+    """Loads the float32 rows `[E block]` or `[N]` of place i of direction g, with the indices of its token and row."""
     length = refs["u"].shape[1]
     step = jnp.where(_backwards(plan, g), length - 1 - i, i) if any(plan.reverse) else i
     token = refs["order"][g, step] if "order" in refs else step
@@ -297,7 +297,7 @@ def _backwards(plan: ScanPlan, g: Any) -> Any:
 
 
 def _over_directions(sweep: Callable[[Any], None], plan: ScanPlan, interpret: bool) -> None:
-    """Runs one sweep after the other, in a loop: written out, four would take a compiler a minute."""
+    """Runs one sweep after the other in a loop; unrolled, four would take a minute to compile."""
     if len(plan.reverse) == 1:
         sweep(0)
         return
@@ -313,7 +313,7 @@ def _over_directions(sweep: Callable[[Any], None], plan: ScanPlan, interpret: bo
 def _over_chunks(
     run: Callable[[Any, Any, int], Any], carry: Any, length: int, chunk: int, *, backwards: bool = False
 ) -> Any:
-    """Runs all whole chunks in a loop, and the steps that are left as a chunk of their own."""
+    """Runs all whole chunks in a loop, and the remaining steps as a shorter chunk."""
     whole, rest = divmod(length, chunk)
     if rest and backwards:
         carry = run(whole, carry, rest)
@@ -368,7 +368,7 @@ def _inputs(arguments: ScanArguments, z: jax.Array | None, width: int, states: i
 
 
 def _resized(array: jax.Array, sizes: dict[int, int]) -> jax.Array:
-    """The array with some axes cut, or filled up with zeros, to new sizes."""
+    """Cuts some axes of an array to new sizes, or fills them up with zeros."""
     array = array[tuple(slice(sizes.get(axis)) for axis in range(array.ndim))]
     fill = [(0, sizes.get(axis, size) - size) for axis, size in enumerate(array.shape)]
     return jnp.pad(array, fill) if any(after for _, after in fill) else array
@@ -383,11 +383,11 @@ def _call(
     warps: int,
     interpret: bool,
 ) -> dict[str, Any]:
-    """Runs `kernel` on a dict of refs, each cut to the program's image and block of channels; absent ones have none."""
+    """Runs `kernel` on a dict of refs, each limited to the program's image and block of channels; None has no ref."""
     given = {name: operand for name, operand in inputs.items() if operand is not None}
     asked = {name: array for name, array in outputs.items() if array is not None}
     for name, array in {**{name: operand.array for name, operand in given.items()}, **asked}.items():
-        # Over a mesh this is traced for the whole batch, of which a device then has its share.
+        # Over a mesh this is traced for the whole batch, although each device runs only its part.
         symbolic = not all(isinstance(size, int) for size in array.shape)
         if not symbolic and math.prod(array.shape) > _LARGEST_INDEX * jax.device_count():
             raise InputError(

@@ -1,13 +1,13 @@
 """The aligned selective scan as raw Triton kernels; `triton_scan.py` launches them, docs/kernels.md derives them.
 
 One program per (image, block of channels), sequential in L, with the state `[E block, N]` in registers; states trail,
-so that a thread holds neighbouring ones and reads its share of B and C in one load. All directions run in one program,
+so that a thread holds neighbouring ones and reads its part of B and C in one load. All directions run in one program,
 one after the other: `total` carries their sum from sweep to sweep, and the last sweep applies the gate and the score.
 
 Letters: g direction, i place in the scan's own order, step = i counted from the front of the image (`reverse` counts
 down), token = the row that step visits, row = the row its delta, B and C are read from (token, or step where
 `reorder_parameters` is off). Steps are handled in chunks, unrolled, with the loads of a chunk ahead of its arithmetic.
-`A` comes multiplied by log2(e), because exp2 is what the hardware has.
+`A` comes multiplied by log2(e), because GPUs compute exp2.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def forward_kernel(
     block_e: tl.constexpr,
     block_n: tl.constexpr,
 ):
-    """Scans, sums the directions, gates and scores; `save` keeps the state with which each chunk is entered."""
+    """Scans, sums the directions, gates and scores; `save` keeps the state at the start of each chunk."""
     image = tl.program_id(0).to(tl.int64)
     n = tl.arange(0, block_n)
     e = tl.program_id(1) * block_e + tl.arange(0, block_e)
@@ -64,7 +64,7 @@ def forward_kernel(
     matrix = e[:, None] * states + n[None, :]
     chunks: tl.constexpr = (length + chunk - 1) // chunk
     for g in range(directions):
-        lane = g * batch + image  # of arrays that every direction has for itself
+        lane = g * batch + image  # row of arrays that no directions share
         backwards = ((reverse >> g) & 1) == 1
         u_g = u + (image if u_shared else lane) * length * width + e
         delta_g = delta + (image if delta_shared else lane) * length * width + e
@@ -129,7 +129,7 @@ def backward_kernel(
     order,
     starts,
     dout,  # [B, L, E]
-    # outputs; what several programs add to is left as partial sums, for a deterministic reduction outside
+    # outputs; several programs leave partial sums, for a deterministic reduction outside
     du,  # [G, B, L, E]
     ddelta,  # [G, B, L, E]
     dA,  # [G, B, E, N] float32, by the unscaled A
@@ -155,7 +155,7 @@ def backward_kernel(
     block_e: tl.constexpr,
     block_n: tl.constexpr,
 ):
-    """Walks the chunks against the scan, rebuilding the states of each from the one that was saved at its start."""
+    """Visits the chunks in reverse, rebuilding the states of each from the one saved at its start."""
     image = tl.program_id(0).to(tl.int64)
     n = tl.arange(0, block_n)
     e = tl.program_id(1) * block_e + tl.arange(0, block_e)
@@ -175,7 +175,7 @@ def backward_kernel(
         da = tl.zeros([block_e, block_n], tl.float32)
         dskip = tl.zeros([block_e], tl.float32)
         dbias = tl.zeros([block_e], tl.float32)
-        from_gap = tl.zeros([block_e], tl.float32)  # what the gap after a token owes to its dt
+        from_gap = tl.zeros([block_e], tl.float32)  # gradient of dt through the gap after its token
         for k in range(chunks):
             c = chunks - 1 - k
             h = tl.load(starts + (lane * chunks + c) * states * width + matrix, mask=real, other=0.0)
@@ -185,7 +185,7 @@ def backward_kernel(
                     delta_g, bias, order, lane, c * chunk - 1, length, width, real_e, backwards, has_order,
                     reorder_parameters,
                 )  # fmt: skip
-            # Once more through the chunk, keeping of each step what the state before it became: decay * h.
+            # Run the forward again through the chunk, keeping each step's decayed state: decay * h.
             carried, dts_before = (), ()
             for s in tl.static_range(chunk):
                 inside, step, token, row = visit(
@@ -202,7 +202,7 @@ def backward_kernel(
                 b = tl.load(B + (lane * length + row) * states + n, mask=real_n & inside, other=0.0)
                 carried += (tl.exp2(tau[:, None] * a) * h,)
                 h = carried[s] + (dt * x)[:, None] * b[None, :]
-            # And back. Rows are loaded anew (from the cache): keeping them, or the decays, spills registers.
+            # Then the backward. Rows are loaded again (from the cache): keeping them, or the decays, spills registers.
             for s in tl.static_range(chunk - 1, -1, -1):
                 inside, step, token, row = visit(
                     order, lane, c * chunk + s, length, backwards, has_order, reorder_parameters
@@ -272,7 +272,7 @@ def visit(
     has_order: tl.constexpr,
     reorder_parameters: tl.constexpr,
 ):
-    """Where the scan is at place i: (inside the sequence, step, token, row); letters as in the module docstring."""
+    """The indices of place i: (inside the sequence, step, token, row); letters as in the module docstring."""
     inside = (i >= 0) & (i < length)
     step = tl.where(backwards, length - 1 - i, i)
     token = step
@@ -304,8 +304,8 @@ def dt_at(
 
 @triton.jit
 def softplus(x):
-    """log(1 + exp(x)) to float32 accuracy for any x; log(1 + tiny) alone would lose the small values."""
-    tail = tl.exp2(-tl.abs(x) * LOG2_E)  # log1p(tail) = 2 artanh(tail / (2 + tail)), whose series ends quickly
+    """log(1 + exp(x)) to float32 accuracy for any x; log(1 + tiny) alone would lose small values."""
+    tail = tl.exp2(-tl.abs(x) * LOG2_E)  # log1p(tail) = 2 artanh(tail / (2 + tail)), whose series converges quickly
     s = tail / (2.0 + tail)
     q = s * s
     series = 1.0 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * (1 / 13))))))
@@ -314,7 +314,7 @@ def softplus(x):
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + exp(-x)); where exp overflows this is 0, as it should be."""
+    """1 / (1 + exp(-x)); where exp overflows, the result is 0, which is correct."""
     return 1.0 / (1.0 + tl.exp2(-x * LOG2_E))
 
 

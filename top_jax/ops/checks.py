@@ -1,4 +1,4 @@
-"""Refuses what no implementation of the scan could run, with one error that says what to do."""
+"""Checks of the scan's arguments that hold for every implementation; each error says what to do."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ DTYPES: Final = ("float32", "bfloat16", "float16")
 
 
 def check_arrays(names_without: tuple[str, ...], arrays: dict[str, Any]) -> None:
-    """Every argument must be an array of a dtype in `DTYPES`; those in `names_without` may be None.
+    """Checks that every argument is an array of a dtype in `DTYPES`, or None if it is in `names_without`.
 
     Raises:
-        InputError: the first that is not.
+        InputError: names the first argument that is neither.
     """
     for name, array in arrays.items():
         if array is None and name in names_without:
@@ -35,7 +35,7 @@ def check_shapes(sizes: dict[str, Any], arrays: dict[str, tuple[Any, str]]) -> N
     """Checks shapes against letters.
 
     Args:
-        sizes: what each letter stands for; an int, or a symbolic dimension of `jax.export`.
+        sizes: the size of each letter; an int, or a symbolic dimension of `jax.export`.
         arrays: name -> (array or None, its axes, such as `B L E`); `G?` may also be 1.
 
     Raises:
@@ -52,17 +52,17 @@ def check_shapes(sizes: dict[str, Any], arrays: dict[str, tuple[Any, str]]) -> N
         )
         if not fits:
             raise InputError(
-                f"{name} has shape {array.shape}; with {_told(sizes)} it must be {needed}, [{', '.join(letters)}] "
+                f"{name} has shape {array.shape}; with {_listed(sizes)} it must be {needed}, [{', '.join(letters)}] "
                 "(tokens before channels: transpose PyTorch's [B, E, L])."
             )
     if 0 in sizes.values():
         raise InputError(
-            f"the arrays came with {_told(sizes)}; the scan needs at least one token, image, channel and state."
+            f"the arrays have {_listed(sizes)}; the scan needs at least one token, image, channel and state."
         )
 
 
 def check_reverse(reverse: Any) -> bool:
-    """A direction as a bool; InputError for anything that only looks like one."""
+    """Returns a direction as a bool; raises InputError for any other type."""
     if not isinstance(reverse, bool | np.bool_):
         raise InputError(f"reverse is {reverse!r}; each direction needs True or False, known before jit.")
     return bool(reverse)
@@ -75,7 +75,7 @@ def check_alignment(alignment: str) -> None:
 
 
 def check_positions(positions: Any, shape: tuple[Any, ...], alignment: str) -> None:
-    """Positions must be there for `decay`, and be int32 of `shape`.
+    """Checks that positions are int32 of `shape`, or None unless the alignment is `decay`.
 
     Raises:
         InputError: they are not.
@@ -91,23 +91,24 @@ def check_positions(positions: Any, shape: tuple[Any, ...], alignment: str) -> N
 
 
 def check_places(name: str, places: Any, shape: tuple[Any, ...]) -> None:
-    """InputError unless `places` are int32 of `shape`."""
+    """Raises InputError unless `places` are int32 of `shape`."""
     if getattr(places, "shape", None) != shape or places.dtype != jnp.int32:
         came = f"{places.dtype}{list(places.shape)}" if hasattr(places, "dtype") else f"a {type(places).__name__}"
         raise InputError(f"{name} came as {came}; needed: int32{list(shape)}, one for each token.")
 
 
 def check_increasing(positions: jax.Array) -> None:
-    """Positions must increase strictly along the last axis.
+    """Checks that positions increase strictly along the last axis.
 
-    A traced check costs every call of a compiled program several milliseconds, whether or not anything reads it: JAX
-    then dispatches from Python. So models, whose positions increase by construction, leave it out.
+    Concrete positions are always checked; traced ones only under `checkify`, never under plain jit. A traced check
+    costs every call of a compiled program several milliseconds, even unused, because JAX then dispatches from Python.
+    So models, whose positions increase by construction, omit it.
 
     Raises:
-        InputError: they do not, seen where they are concrete; under `checkify` when traced; never under plain jit.
+        InputError: concrete positions do not increase.
     """
     if isinstance(positions, Tracer):
-        increase = positions[..., 1:] > positions[..., :-1]  # no differences, which may overflow
+        increase = positions[..., 1:] > positions[..., :-1]  # comparing, because differences may overflow
         checkify.debug_check(jnp.all(increase), "positions must increase strictly along every image's tokens")
         return
     places = np.asarray(positions)
@@ -122,17 +123,19 @@ def check_increasing(positions: jax.Array) -> None:
 
 
 def check_permutations(order: jax.Array) -> None:
-    """An order must visit each of the L tokens once: the kernels write where it points.
+    """Checks that an order visits each of the L tokens once, because the kernels write to the tokens it names.
+
+    Traced orders are checked as in `check_increasing`, at the same cost.
 
     Raises:
-        InputError: it does not; seen as in `check_increasing`, and as dear when traced.
+        InputError: a concrete order does not.
     """
-    everything = np.arange(order.shape[-1], dtype=np.int32)[None, None, :]
+    all_tokens = np.arange(order.shape[-1], dtype=np.int32)[None, None, :]
     if isinstance(order, Tracer):
-        visited = jnp.sort(order, axis=-1) == everything
+        visited = jnp.sort(order, axis=-1) == all_tokens
         checkify.debug_check(jnp.all(visited), "an order must visit every token of its image once")
         return
-    visited = np.sort(np.asarray(order), axis=-1) == everything
+    visited = np.sort(np.asarray(order), axis=-1) == all_tokens
     if not visited.all():
         *row, _ = (int(index) for index in np.argwhere(~visited)[0])
         raise InputError(
@@ -141,5 +144,5 @@ def check_permutations(order: jax.Array) -> None:
         )
 
 
-def _told(sizes: dict[str, Any]) -> str:
+def _listed(sizes: dict[str, Any]) -> str:
     return ", ".join(f"{letter}={size}" for letter, size in sizes.items())

@@ -1,8 +1,8 @@
-"""Functions that XLA cannot look into (kernels), run by each device on its own share of the batch.
+"""Runs functions that XLA cannot partition (kernels) on each device's part of the batch.
 
-Without help, a jitted program over a mesh gathers the whole batch on every device before such a function. `shard_map`
-has to know the mesh and the batch's mesh axes while tracing, and plain `jax.jit` tells neither then; the callbacks of
-`custom_partitioning` run in the compiler, once both are known.
+By default, a jitted program over a mesh gathers the whole batch on every device before such a function. `shard_map`
+needs the mesh and the batch's mesh axes during tracing, when plain `jax.jit` does not know them yet. The callbacks of
+`custom_partitioning` run in the compiler, where both are known.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ OutAxes = int | tuple[int, ...]
 
 
 def split_over_batch(function: Callable[..., Any], *, in_axes: InAxes, out_axes: OutAxes) -> Callable[..., Any]:
-    """`function`, split over the batch under `jax.jit` on any mesh, whichever of its axes split the batch.
+    """Splits `function` over the batch under `jax.jit` on any mesh, whichever mesh axes split the batch.
 
-    Each device calls it on its own images, so it is traced once more, for the batch of one share (rounded up, where
-    images do not split evenly; what is filled in is thrown away). An argument split along another axis is gathered
-    along it. On one device, and inside `jax.shard_map` over all mesh axes, what is compiled is `function` itself.
+    Each device calls it on its own images, so it is traced once more, for one device's part of the batch. Where images
+    do not split evenly that part is rounded up, and the padding is discarded. An argument split along another axis is
+    gathered along it. On one device, and inside `jax.shard_map` over all mesh axes, `function` itself is compiled.
 
-    Under `jax.vmap` the mapped axis becomes part of the batch, so `function` needs no batching rule of its own; only
-    where an argument without a batch is mapped does it become a loop. It has no derivative: call it in the rules of a
+    Under `jax.vmap` the mapped axis becomes part of the batch, so `function` needs no batching rule. If an argument
+    without a batch is mapped, the call becomes a loop. It has no derivative: call it in the rules of a
     `jax.custom_vjp`.
 
-    JAX's limits for a program with it on several devices: all its shardings are of one mesh, the persistent
-    compilation cache does not find it again, and `jax.export` refuses it.
+    JAX limits a program with it on several devices: all its shardings must be on one mesh, the persistent
+    compilation cache never finds it again, and `jax.export` rejects it.
 
     Args:
         function: takes arrays, and returns an array or a tuple of arrays, each with a batch. Images must not influence
@@ -74,7 +74,7 @@ def split_over_batch(function: Callable[..., Any], *, in_axes: InAxes, out_axes:
 
 
 def _without_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` on the arrays of one device, to which the mesh of the caller's `jax.set_mesh` means nothing."""
+    """Calls `function` on the arrays of one device, outside the mesh of the caller's `jax.set_mesh`."""
 
     def call(*arguments: jax.Array) -> Any:
         with use_abstract_mesh(AbstractMesh((), ())):
@@ -84,9 +84,9 @@ def _without_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _mesh_and_batch(mesh: Mesh, arguments: Sequence[jax.ShapeDtypeStruct], in_axes: InAxes) -> tuple[Mesh, Any]:
-    """The mesh, and which of its axes split the batch."""
+    """Returns the mesh, and the mesh axes that split the batch."""
     if mesh.empty:
-        # Inside a shard_map over some of the mesh's axes JAX does not name the others, so these devices share no work.
+        # Inside a shard_map over some mesh axes JAX does not name the others, so those devices repeat the work.
         devices = sorted(arguments[0].sharding.device_set, key=lambda device: device.id)
         return Mesh(np.array(devices), ("all",)), None
     return mesh, _batch_of([argument.sharding for argument in arguments], in_axes)
@@ -105,7 +105,7 @@ def _spec(axis: int | None, mesh_axes: Any) -> PartitionSpec:
 def _rule(
     arguments: Sequence[Any], results: Sequence[Any], in_axes: InAxes, out_axes: Sequence[int]
 ) -> tuple[str, dict[str, tuple[str, ...]]]:
-    """Shardy's rule: the batch is one factor everywhere, every other axis a factor of its own that must be whole."""
+    """Shardy's rule: the batch is one factor everywhere; every other axis is its own factor and must not be split."""
     names = (f"w{number}" for number in itertools.count())
     factors = [
         ["batch" if axis == batch else next(names) for axis in range(array.rank)]
@@ -118,7 +118,7 @@ def _rule(
 
 
 def _with_explicit_axes(split: Callable[..., Any], in_axes: InAxes, out_axes: OutAxes) -> Callable[..., Any]:
-    """`split` where mesh axes are `AxisType.Explicit`, shardings being part of types that kernels know nothing of."""
+    """Wraps `split` for `AxisType.Explicit` meshes, where shardings are part of types that kernels do not handle."""
 
     def call(*arguments: jax.Array) -> Any:
         shardings = [jax.typeof(argument).sharding for argument in arguments]
@@ -133,7 +133,7 @@ def _with_explicit_axes(split: Callable[..., Any], in_axes: InAxes, out_axes: Ou
 
 
 def _with_batching(split: Callable[..., Any], in_axes: InAxes, out_axes: OutAxes) -> Callable[..., Any]:
-    """`split` with a rule for `jax.vmap`, which custom_partitioning lacks."""
+    """Adds a rule for `jax.vmap` to `split`, which custom_partitioning lacks."""
     batched = custom_vmap(split)
 
     @batched.def_vmap
@@ -149,7 +149,7 @@ def _with_batching(split: Callable[..., Any], in_axes: InAxes, out_axes: OutAxes
 
 
 def _loop(function: Callable[..., Any], mapped: Sequence[bool], arguments: Sequence[jax.Array]) -> Any:
-    """`function` of every entry of the mapped arguments, one after the other."""
+    """Calls `function` on every entry of the mapped arguments, one after the other."""
 
     def one(entries: list[jax.Array]) -> Any:
         rest = iter(entries)
@@ -159,7 +159,7 @@ def _loop(function: Callable[..., Any], mapped: Sequence[bool], arguments: Seque
 
 
 def _fold(argument: jax.Array, is_mapped: bool, axis: int | None, *, size: int) -> jax.Array:
-    """`[V, .., B, ..]`, or an argument that is not mapped, as `[.., B V, ..]`: B first, so that a split stays one."""
+    """Reshapes `[V, .., B, ..]`, or an unmapped argument, to `[.., B V, ..]`: B leads, so its split stays valid."""
     if axis is None:
         return argument
     if not is_mapped:
@@ -169,6 +169,6 @@ def _fold(argument: jax.Array, is_mapped: bool, axis: int | None, *, size: int) 
 
 
 def _unfold(result: jax.Array, axis: int, *, size: int) -> jax.Array:
-    """`[.., B V, ..]` as `[V, .., B, ..]`."""
+    """Reshapes `[.., B V, ..]` to `[V, .., B, ..]`: the inverse of `_fold`."""
     split = result.reshape(*result.shape[:axis], result.shape[axis] // size, size, *result.shape[axis + 1 :])
     return jnp.moveaxis(split, axis + 1, 0)
