@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import relative_error
 
 from top_jax import ops
 from top_jax.ops import selective_scan
@@ -51,12 +52,6 @@ SIZES = {
     197: (5, 3, (False, "hold")),
 }
 WAYS = tuple(itertools.product((False, True), ("hold", "decay")))
-
-
-def relative_error(got, want) -> float:
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert got.shape == want.shape and np.isfinite(got).all()
-    return float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-12))
 
 
 def assert_close(got, want, tolerance: str, dtype: str = "") -> None:

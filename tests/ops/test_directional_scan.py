@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import relative_error
 
 from top_jax.errors import InputError
 from top_jax.kernels.blocks import Blocks
@@ -79,9 +80,7 @@ def graded(run: Any, arrays: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def assert_close(got: Any, want: Any, tolerance: float = TOLERANCE) -> None:
-    got, want = (np.asarray(array, np.float64) for array in (got, want))
-    assert got.shape == want.shape
-    assert np.abs(got - want).max() <= tolerance * np.abs(want).max()
+    assert relative_error(got, want) <= tolerance
 
 
 CASES = {
@@ -150,32 +149,32 @@ def test_blocks_may_be_given():
     arrays, blocks = inputs(1, 1), Blocks(3, 2, 1, 8, 1)
     got, _ = directional_scan(**arrays, reverse=(False,), implementation="pallas_interpret", blocks=blocks)
     assert_close(got, one_by_one(arrays, (False,), None, None, True))
-    with pytest.raises(InputError, match="blocks came with implementation 'xla'"):
+    with pytest.raises(InputError, match="blocks .* 'xla'"):
         directional_scan(**arrays, reverse=(False,), implementation="xla", blocks=blocks)
 
 
 @pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize(
-    "change, message",
+    "change, values",
     [
-        ({"reverse": ()}, "a bool for each of its G directions"),
-        ({"reverse": (False, True, False)}, r"u has shape \(2, 2, 11, 5\)"),
-        ({"u": draw(LENGTH, WIDTH)}, r"needs u \[G or 1, B, L, E\]"),
-        ({"z": draw(2, BATCH, LENGTH, WIDTH)}, "z has shape"),
-        ({"delta": draw(2, BATCH, LENGTH, WIDTH).astype(jnp.int32)}, "delta is int32; the scan takes float32"),
-        ({"order": orders(2)[0]}, r"order came as int32\[2, 11\]; needed: int32\[2, 2, 11\]"),
-        ({"order": orders(2) + 1}, "order of direction 0, image 0 does not visit every token once"),
-        ({"order": orders(2) * 0}, "does not visit every token once"),
-        ({"reverse": ("no", "yes")}, "reverse is 'no'; each direction needs True or False"),
-        ({"reverse": True}, "a bool for each of its G directions"),
-        ({"blocks": (5, 8, 1, 8, 1), "implementation": "pallas_interpret"}, "blocks is a tuple; needed"),
-        ({"score": ["clip"]}, "is unknown here"),
-        ({"alignment": "decay"}, "'decay' came without positions"),
-        ({"positions": orders(2), "alignment": "decay"}, "must increase strictly"),
-        ({"score": "best"}, "score='best' is unknown here"),
-        ({"implementation": "cuda"}, "implementation='cuda' is unknown"),
+        ({"reverse": ()}, r"reverse .* \(\)"),
+        ({"reverse": (False, True, False)}, r"u .* \(2, 2, 11, 5\)"),
+        ({"u": draw(LENGTH, WIDTH)}, r"u .* \(11, 5\)"),
+        ({"z": draw(2, BATCH, LENGTH, WIDTH)}, r"z .* \(2, 2, 11, 5\)"),
+        ({"delta": draw(2, BATCH, LENGTH, WIDTH).astype(jnp.int32)}, "delta .* int32; .* float32"),
+        ({"order": orders(2)[0]}, r"order .* int32\[2, 11\]; .* int32\[2, 2, 11\]"),
+        ({"order": orders(2) + 1}, "order of direction 0, image 0"),
+        ({"order": orders(2) * 0}, "order of direction 0, image 0"),
+        ({"reverse": ("no", "yes")}, "reverse .* 'no'"),
+        ({"reverse": True}, "reverse .* True"),
+        ({"blocks": (5, 8, 1, 8, 1), "implementation": "pallas_interpret"}, "blocks .* tuple"),
+        ({"score": ["clip"]}, r"score=\['clip'\]"),
+        ({"alignment": "decay"}, "alignment='decay'"),
+        ({"positions": orders(2), "alignment": "decay"}, "positions of image"),
+        ({"score": "best"}, "score='best'"),
+        ({"implementation": "cuda"}, "implementation='cuda'"),
     ],
 )
-def test_refuses(change, message):
-    with pytest.raises(InputError, match=message):
+def test_rejects(change, values):
+    with pytest.raises(InputError, match=values):
         directional_scan(**{**inputs(2, 2), "reverse": (False, True), **change})

@@ -1,6 +1,8 @@
-"""What the scan refuses, in words, and where."""
+"""Arguments that the scan rejects, with the offending value in the message."""
 
 from __future__ import annotations
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -36,30 +38,30 @@ def test_shapes(inputs, name, shape, needed):
     with pytest.raises(InputError) as error:
         selective_scan(**{**inputs, name: jnp.ones(shape)})
     message = str(error.value)
-    assert message.startswith(f"{name} has shape {shape}") and f"must be {needed}" in message
+    assert message.startswith(name) and str(shape) in message and needed in message
 
 
 @pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize("name, shape", [("u", (LENGTH, WIDTH)), ("A", (WIDTH,))])
 def test_ranks(inputs, name, shape):
-    with pytest.raises(InputError, match=r"needs u \[B, L, E\] and A \[E, N\]"):
+    with pytest.raises(InputError, match=re.escape(str(shape))):
         selective_scan(**{**inputs, name: jnp.ones(shape)})
 
 
 def test_no_token(make_inputs):
-    with pytest.raises(InputError, match="at least one token"):
+    with pytest.raises(InputError, match="L=0"):
         selective_scan(**make_inputs(2, 0, 3, 5))
 
 
 def test_unknown_names(inputs):
-    with pytest.raises(InputError, match="alignment='held' is unknown; choose one of none, hold, decay"):
+    with pytest.raises(InputError, match="alignment='held'.*none, hold, decay"):
         selective_scan(**inputs, alignment="held")
-    with pytest.raises(InputError, match="implementation='cuda' is unknown; choose one of auto, reference, xla"):
+    with pytest.raises(InputError, match="implementation='cuda'.*auto, reference, xla"):
         selective_scan(**inputs, implementation="cuda")
 
 
 def test_decay_needs_positions(inputs):
-    with pytest.raises(InputError, match="alignment='decay' came without positions"):
+    with pytest.raises(InputError, match="alignment='decay'"):
         selective_scan(**inputs, alignment="decay")
 
 
@@ -68,7 +70,7 @@ def test_decay_needs_positions(inputs):
     "positions", [jnp.arange(LENGTH), jnp.tile(jnp.arange(LENGTH + 1), (BATCH, 1)), jnp.ones((BATCH, LENGTH))]
 )
 def test_positions_of_another_kind(inputs, positions):
-    with pytest.raises(InputError, match=r"needed: int32\[2, 4\]"):
+    with pytest.raises(InputError, match=r"positions.*int32\[2, 4\]"):
         selective_scan(**inputs, positions=positions)
 
 
@@ -78,7 +80,7 @@ def bad_positions() -> jax.Array:
 
 @pytest.mark.parametrize("alignment", ["none", "hold", "decay"])
 def test_positions_that_do_not_increase(inputs, alignment):
-    with pytest.raises(InputError, match="positions of image 1 go from 5 to 5 at token 2"):
+    with pytest.raises(InputError, match="positions of image 1 .* 5 .* 5 .* token 2"):
         selective_scan(**inputs, positions=bad_positions(), alignment=alignment)
 
 
@@ -86,7 +88,7 @@ def test_traced_positions_are_checked_under_checkify(inputs):
     scan = jax.jit(lambda positions: selective_scan(**inputs, positions=positions, alignment="decay"))
     checked = checkify.checkify(scan, errors=checkify.user_checks)
     error, _ = checked(bad_positions())
-    assert "positions must increase strictly" in error.get()
+    assert "positions" in error.get()
     error, _ = checked(jnp.asarray([[0, 1, 2, 3], [0, 5, 6, 9]], jnp.int32))
     assert error.get() is None
 
@@ -98,21 +100,21 @@ def test_traced_positions_are_not_checked_under_plain_jit(inputs):
 
 @pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize(
-    "change, message",
+    "change, values",
     [
-        ({"u": [[1.0]]}, "u is a list; the scan needs a JAX or NumPy array"),
-        ({"delta": None}, "delta is a NoneType"),
-        ({"B": np.ones((BATCH, LENGTH, STATES))}, "B is float64; the scan takes float32, bfloat16, float16: cast it"),
-        ({"z": jnp.ones((BATCH, LENGTH, WIDTH), jnp.int32)}, "z is int32"),
-        ({"reverse": "yes"}, "reverse is 'yes'; each direction needs True or False"),
-        ({"reverse": [True]}, r"reverse is \[True\]"),
-        ({"implementation": None}, "implementation=None is unknown"),
-        ({"positions": [0, 1]}, r"positions came as a list; needed: int32\[2, 4\]"),
-        ({"positions": np.array([[3, 2, 1, 0]] * BATCH, np.uint8)}, r"positions came as uint8\[2, 4\]; needed: int32"),
+        ({"u": [[1.0]]}, "u .* list"),
+        ({"delta": None}, "delta .* NoneType"),
+        ({"B": np.ones((BATCH, LENGTH, STATES))}, "B .* float64; .*float32, bfloat16, float16"),
+        ({"z": jnp.ones((BATCH, LENGTH, WIDTH), jnp.int32)}, "z .* int32"),
+        ({"reverse": "yes"}, "reverse .* 'yes'"),
+        ({"reverse": [True]}, r"reverse .* \[True\]"),
+        ({"implementation": None}, "implementation=None"),
+        ({"positions": [0, 1]}, r"positions .* list; .* int32\[2, 4\]"),
+        ({"positions": np.array([[3, 2, 1, 0]] * BATCH, np.uint8)}, r"positions .* uint8\[2, 4\]; .* int32"),
     ],
 )
-def test_what_only_looks_right(inputs, change, message):
-    with pytest.raises(InputError, match=message):
+def test_what_only_looks_right(inputs, change, values):
+    with pytest.raises(InputError, match=values):
         selective_scan(**{**inputs, **change})
 
 
@@ -123,5 +125,5 @@ def test_positions_far_apart_are_fine(inputs):
 
 @pytest.mark.parametrize("sizes", [(0, 4, 3, 5), (2, 4, 0, 5), (2, 4, 3, 0)])
 def test_nothing_to_scan(sizes, make_inputs):
-    with pytest.raises(InputError, match="needs at least one token, image, channel and state"):
+    with pytest.raises(InputError, match="=0"):
         selective_scan(**make_inputs(*sizes))

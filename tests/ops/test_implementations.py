@@ -1,9 +1,10 @@
-"""What `auto` runs, what it says, and that a named implementation runs or raises."""
+"""What `auto` runs and logs; a named implementation runs or raises."""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 from types import SimpleNamespace
 
 import jax
@@ -42,19 +43,19 @@ TABLE = {"date": "2026-11-23", "blocks": {}}
 @pytest.mark.parametrize(
     "machine, name, why, fix",
     [
-        ({}, "triton", "there is no tuning table for NVIDIA H200", "--tune"),
-        ({"jax_triton": MISSING}, "pallas", "triton cannot run: jax-triton is not installed", "pip install"),
-        ({"table": {**TABLE, "fastest_first": ["pallas", "triton"]}}, "pallas", "measured fastest on 2026-11-23", None),
+        ({}, "triton", "NVIDIA H200", "--tune"),
+        ({"jax_triton": MISSING}, "pallas", MISSING, "pip install"),
+        ({"table": {**TABLE, "fastest_first": ["pallas", "triton"]}}, "pallas", "2026-11-23", None),
         (
             {"jax_triton": MISSING, "table": {**TABLE, "fastest_first": ["triton", "pallas"]}},
             "pallas",
-            "triton cannot run: jax-triton is not installed",
+            MISSING,
             "pip install",
         ),
-        ({"table": {**TABLE, "fastest_first": ["pallas", "xla"]}}, "pallas", "triton is not in the tuning", "--tune"),
-        ({"table": {**TABLE, "fastest_first": ["xla", "triton", "pallas"]}}, "xla", "measured fastest", None),
-        ({"capability": "7.5"}, "xla", "needs compute capability 8.0", None),
-        ({"kind": "AMD Instinct MI300X", "capability": "gfx942"}, "xla", "needs an NVIDIA GPU", None),
+        ({"table": {**TABLE, "fastest_first": ["pallas", "xla"]}}, "pallas", "triton", "--tune"),
+        ({"table": {**TABLE, "fastest_first": ["xla", "triton", "pallas"]}}, "xla", "2026-11-23", None),
+        ({"capability": "7.5"}, "xla", "7.5", None),
+        ({"kind": "AMD Instinct MI300X", "capability": "gfx942"}, "xla", "gfx942", None),
     ],
 )
 def test_auto_on_a_gpu(pretend, machine, name, why, fix):
@@ -68,18 +69,18 @@ def test_auto_on_a_gpu(pretend, machine, name, why, fix):
 def test_a_damaged_tuning_table(pretend, text):
     pretend()
     blocks.table_path("NVIDIA H200").write_text(text)
-    with pytest.raises(InputError, match="nvidia-h200.json is damaged: it needs fastest_first"):
+    with pytest.raises(InputError, match="nvidia-h200.json"):
         implementations.choose()
 
 
-def test_a_gpu_without_its_kernel_is_shouted_about_once(pretend, caplog):
+def test_a_gpu_without_its_kernel_gets_one_warning(pretend, caplog):
     pretend(capability="7.5")
     implementations._log.cache_clear()
     with caplog.at_level(logging.INFO, logger="absl"):
         assert {implementations.resolve("auto") for _ in range(2)} == {"xla"}
     (record,) = [record for record in caplog.records if "'auto' runs" in record.message]
     assert record.levelno == logging.WARNING
-    assert "runs 'xla'" in record.message and "triton cannot run: it needs compute capability 8.0" in record.message
+    assert "'xla'" in record.message and "7.5" in record.message
 
 
 def test_auto_on_a_cpu_runs_xla_and_says_so_once(caplog):
@@ -89,9 +90,8 @@ def test_auto_on_a_cpu_runs_xla_and_says_so_once(caplog):
     scan = {name: jnp.ones((1, 2, 3)) for name in ("u", "delta", "B", "C")} | {"A": -jnp.ones((3, 3))}
     with caplog.at_level(logging.INFO, logger="absl"):
         first, second = selective_scan(**scan), selective_scan(**scan, implementation="auto")
-    assert [message for message in caplog.messages if "'auto' runs" in message] == [
-        "selective_scan: implementation 'auto' runs 'xla': the device is a cpu, and the kernels are for GPUs."
-    ]
+    (message,) = [message for message in caplog.messages if "'auto' runs" in message]
+    assert "'xla'" in message and "cpu" in message
     np.testing.assert_array_equal(first, second)
 
 
@@ -99,13 +99,13 @@ def test_auto_on_a_cpu_runs_xla_and_says_so_once(caplog):
 def test_a_named_kernel_never_falls_back(name):
     if implementations.device().platform != "cpu":
         pytest.skip("the default device is no CPU")
-    with pytest.raises(InputError, match=f"implementation='{name}' cannot run here: it needs an NVIDIA GPU"):
+    with pytest.raises(InputError, match=f"implementation='{name}' .* cpu"):
         implementations.resolve(name)
 
 
 def test_triton_without_jax_triton(pretend):
     pretend(jax_triton=MISSING)
-    with pytest.raises(InputError, match=r"'triton' cannot run here: jax-triton is not installed: pip install"):
+    with pytest.raises(InputError, match=f"'triton' .*{re.escape(MISSING)}"):
         implementations.resolve("triton")
 
 
