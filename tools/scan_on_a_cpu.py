@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from top_jax.ops.xla import Steps, chunked_scan_backward, chunked_scan_forward, scan_forward
+from top_jax.optional import optional_package
 
 # Indexing a tensor at each step, as the reference does, gives autograd a gradient of the whole tensor per step. That is
 # quadratic in L: seconds at a ViM's 197 tokens, 16 times as many at 785.
@@ -86,6 +87,10 @@ def our_gradient(inputs: Steps, A: jax.Array, dy: jax.Array) -> Any:
     return chunked_scan_backward(inputs, A, starts, dy, reverse=False)
 
 
+def _torch() -> Any:
+    return optional_package("torch", purpose="the PyTorch loop", install="torch")
+
+
 def torch_loop(u: Any, delta: Any, A: Any, B: Any, C: Any) -> Any:
     """Mamba's reference on float32 tensors in its own layout; delta is after softplus.
 
@@ -93,7 +98,7 @@ def torch_loop(u: Any, delta: Any, A: Any, B: Any, C: Any) -> Any:
 
     Source: mamba_ssm/ops/selective_scan_interface.py, `selective_scan_ref`.
     """
-    import torch  # pyright: ignore[reportMissingImports]  an extra
+    torch = _torch()
 
     decay = torch.exp(torch.einsum("bdl,dn->bdln", delta, A))
     drive = torch.einsum("bdl,bnl,bdl->bdln", delta, B, u)
@@ -107,7 +112,7 @@ def torch_loop(u: Any, delta: Any, A: Any, B: Any, C: Any) -> Any:
 
 def torch_inputs(inputs: Steps, A: jax.Array) -> tuple[Any, ...]:
     """The arguments of `torch_loop` for which it computes what ours compute; they ask for gradients."""
-    import torch  # pyright: ignore[reportMissingImports]  an extra
+    torch = _torch()
 
     layout = lambda a: torch.tensor(np.moveaxis(np.asarray(a), 0, -1).copy(), requires_grad=True)  # noqa: E731
     return (*(layout(a) for a in (inputs.x / inputs.tau, inputs.tau, A, inputs.B, inputs.C)),)
@@ -130,7 +135,7 @@ def measure_torch(inputs: Steps, A: jax.Array, dy: jax.Array | None, rounds: Rou
         return [{"name": "torch loop", "absent": "PyTorch is not installed"}]
     if dy is not None and len(dy) > LONGEST_TORCH_GRADIENT:
         return [{"name": "torch loop", "absent": "not run: quadratic in L"}]
-    import torch  # pyright: ignore[reportMissingImports]  an extra
+    torch = _torch()
 
     arguments = torch_inputs(inputs, A)
     if dy is None:

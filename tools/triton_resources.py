@@ -11,7 +11,6 @@ warp issues for a token in one direction, prologue included, and of these the ex
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import re
 import subprocess
@@ -23,9 +22,11 @@ from typing import Any, Final, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from top_jax.errors import InputError
 from top_jax.kernels.blocks import by_rule
 from top_jax.kernels.operands import ScanArguments, ScanPlan
 from top_jax.kernels.triton_scan import KernelCall, backward_call, forward_call
+from top_jax.optional import optional_package
 
 _POINTERS: Final = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32"}
 
@@ -85,9 +86,14 @@ def compile_report(arch: int, shape: Shape, dtype: str = "bfloat16", batch: int 
     return rows
 
 
+def _triton(module: str = "") -> Any:
+    """Triton, or one of its modules."""
+    return optional_package(f"triton.{module}".rstrip("."), purpose="the report", install="'top-jax[kernels]'")
+
+
 def resources(cubin: bytes) -> dict[str, int]:
     """What a compiled kernel needs: registers, stack, local and shared bytes, and counts of instructions."""
-    import triton  # pyright: ignore[reportMissingImports]
+    triton = _triton()
 
     tools = Path(str(triton.__file__)).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -110,9 +116,7 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 def _compile(call: KernelCall, arch: int) -> bytes:
-    import triton  # pyright: ignore[reportMissingImports]
-    from triton.backends.compiler import GPUTarget  # pyright: ignore[reportMissingImports]
-    from triton.compiler import ASTSource  # pyright: ignore[reportMissingImports]
+    triton = _triton()
 
     from top_jax.kernels import triton_kernels
 
@@ -120,14 +124,15 @@ def _compile(call: KernelCall, arch: int) -> bytes:
     dtypes = [jnp.dtype(array.dtype).name for array in (*call.inputs, *call.outputs)]
     pointers = dict(zip(kernel.arg_names, (_POINTERS[dtype] for dtype in dtypes), strict=False))
     index = {name: at for at, name in enumerate(kernel.arg_names)}
-    source = ASTSource(
+    source = _triton("compiler").ASTSource(
         kernel,
         signature=pointers | dict.fromkeys(call.constants, "constexpr"),
         constexprs={(index[name],): value for name, value in call.constants.items()},
         attrs={(index[name],): [["tt.divisibility", 16]] for name in pointers},  # as XLA aligns its buffers
     )
     options = {"num_warps": call.warps, "num_stages": 1, "enable_fp_fusion": True}
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options).asm["cubin"]
+    target = _triton("backends.compiler").GPUTarget("cuda", arch, 32)
+    return triton.compile(source, target=target, options=options).asm["cubin"]
 
 
 def _output_of(tool: Path, *arguments: str) -> str:
@@ -163,10 +168,10 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--json", type=Path, help="write the rows here too")
     options = parser.parse_args()
-    if importlib.util.find_spec("triton") is None:
-        parser.error("Triton is not installed, and is what compiles: pip install 'top-jax[kernels]'")
-
-    import triton  # pyright: ignore[reportMissingImports]
+    try:
+        triton = _triton()
+    except InputError as error:
+        parser.error(str(error))
 
     rows = []
     for arch in options.arch:
