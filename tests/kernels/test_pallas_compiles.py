@@ -1,7 +1,7 @@
-"""Without a GPU: what the Pallas kernels hand to XLA compiles for sm_90, and nothing spills.
+"""The Pallas kernels' code for XLA compiles for sm_90 without a GPU, and nothing spills.
 
-XLA compiles it with a Triton of its own; here Triton's package does, from the same code. This file is also the program
-that the test starts, apart from the processes in which Triton interprets.
+XLA would compile it with its own copy of Triton; here Triton's package does, from the same code. This file is also the
+program that the test starts, outside the processes in which Triton interprets.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One contract for every implementation of the scan. A new one is a line in `IMPLEMENTATIONS`.
+"""One contract for every implementation of the scan; a new implementation is a line in `IMPLEMENTATIONS`.
 
 `triton_interpreter` is the implementation `triton`, run by Triton's interpreter (conftest.py).
 """
@@ -17,7 +17,7 @@ from comparison import relative_error
 from top_jax import ops
 from top_jax.ops import selective_scan
 
-# name -> what its program must contain, as proof that it ran and not another; and what it takes to run it.
+# name -> what its program must contain, as proof that this implementation ran; and the marks of its tests.
 IMPLEMENTATIONS = {
     "reference": (None, ()),
     "xla": ("custom_vjp_call", ()),
@@ -39,7 +39,7 @@ TOLERANCE = {
     "bfloat16 cut off": 2**-7,  # Triton's interpreter drops the bits that a GPU rounds
 }
 
-# Compiling is most of the time, so whatever needs no size of its own shares this one: B, L, E, N.
+# Most of the time is compilation, so tests without a special size share this one: B, L, E, N.
 BASE = (2, 9, 5, 3)
 # length -> E, N, (reverse, alignment): lengths around multiples of 8, a short image, a ViM image.
 SIZES = {
@@ -103,7 +103,7 @@ def test_official_scan(name, case, official_scans, run_scan):
 
 
 def _sizes() -> list:
-    """The base size in every way; each other size in one way, and slowly in the rest."""
+    """The base size in every way; each other size in one way, and in the rest under the mark `slow`."""
     cases = [(BASE[1:], way, True) for way in WAYS]
     cases += [((length, *sizes), way, way == quick) for length, (*sizes, quick) in SIZES.items() for way in WAYS]
     return [
@@ -213,13 +213,13 @@ def test_images_do_not_influence_each_other(name, make_inputs, make_positions, r
     run = functools.partial(run_scan, alignment="decay", implementation=name, reverse=False)
     together, together_grads = run(inputs, cotangent, positions=positions)
 
-    # Rows are bit-equal in a batch of the same size, whatever stands beside them ...
+    # Rows are bit-equal in a batch of the same size, whatever its other images ...
     strangers = {key: array.at[1:].set(1e3) for key, array in per_image.items() if key in ("u", "B", "C", "z")}
     apart, apart_grads = run({**inputs, **strangers}, cotangent, positions=positions.at[1:].add(5))
     np.testing.assert_array_equal(apart[0], together[0])
     for key in per_image:
         np.testing.assert_array_equal(apart_grads[key][0], together_grads[key][0])
-    # ... and to rounding alone (another batch size is another program, whose sums may run in another order).
+    # ... and equal up to rounding in another batch size, a different program whose sums may have another order.
     alone, _ = run({**inputs, **{k: a[:1] for k, a in per_image.items()}}, cotangent[:1], positions=positions[:1])
     assert relative_error(alone[0], together[0]) < 1e-6
 
@@ -250,7 +250,7 @@ def test_two_runs_are_bit_equal(name, make_inputs, make_positions, run_scan):
 def test_memory_of_the_gradient(make_inputs):
     """No array of B L E N: one in every 8 states is kept. The reference's autodiff keeps them all.
 
-    Of `xla` alone: what an interpreter allocates says nothing of the kernel.
+    Only for `xla`: the memory of an interpreter says nothing about the kernel.
     """
     batch, length, width, states = 2, 512, 32, 64
     inputs = make_inputs(batch, length, width, states)

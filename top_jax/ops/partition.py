@@ -48,8 +48,8 @@ def split_over_batch(function: Callable[..., Any], *, in_axes: InAxes, out_axes:
     Args:
         function: takes arrays, and returns an array or a tuple of arrays, each with a batch. Images must not influence
             each other. It may close over Python values, not over arrays.
-        in_axes: per argument the axis of the batch; None for one without a batch, which every device gets whole.
-        out_axes: the axis of the batch in the result, or per result.
+        in_axes: the batch axis of each argument; None if it has no batch, so that every device gets all of it.
+        out_axes: the batch axis of the result, or of each result.
 
     Returns:
         A function of the same positional arguments and the same results.

@@ -1,4 +1,4 @@
-"""The specification of the aligned selective scan: float32, one token at a time, to read beside the paper.
+"""The specification of the aligned selective scan: float32, one token at a time, written like the paper.
 
 Every other implementation is tested against this one; no model uses it by default.
 """
