@@ -1,4 +1,4 @@
-"""Whom the class token (or, without one, the average token) sees: the scans' hidden attention, drawn on the image."""
+"""How much the class token (or, without one, the average token) attends to each patch, drawn on the image."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from top_jax.figures.page import Panel, Section, draw_map
 from top_jax.figures.photo import Photo
 
 DECADES = 1000
-"""Ratio of the brightest to the darkest colour, at most: weights far from the class token go to nothing."""
+"""Largest ratio of the brightest to the darkest colour: weights far from the class token approach zero."""
 
 
 class AttentionMaps(NamedTuple):
-    """Of one image, by (variant, number of the block from 1).
+    """The attention of one image, by (variant, number of the block from 1).
 
     Attributes:
-        matrix: float32 `[L, L]` weight of each token's input (second axis) in each token's output.
-        places: int32 `[L]` raster place of each token; -1 the class token, -2 a fused one (EViT).
-        weights: float32 `[M]` what is drawn: the class token's row of the matrix, or the mean of all rows without one,
-            over its mean on the image's tokens (1: as much as the average token); NaN where there is no token.
+        matrix: float32 `[L, L]`, the weight of each token's input (second axis) in each token's output.
+        places: int32 `[L]`, the raster index of each token; -1 is the class token, -2 a fused token (EViT).
+        weights: float32 `[M]`, what is drawn: the class token's row of the matrix, or the mean of all rows in a model
+            without one. They are divided by their mean over the patch tokens, so that 1 is an average token's weight;
+            NaN where there is no token.
     """
 
     matrix: dict[tuple[str, int], np.ndarray]
@@ -34,7 +35,7 @@ class AttentionMaps(NamedTuple):
 
 
 def attention_maps(examination: Examination, num_patches: int) -> AttentionMaps:
-    """Of the first image, of the blocks that were looked into."""
+    """Returns the attention in the examined blocks of the image."""
     maps = AttentionMaps({}, {}, {})
     for block in examination.blocks:
         for name, trace in examination.traces.items():
@@ -47,19 +48,19 @@ def attention_maps(examination: Examination, num_patches: int) -> AttentionMaps:
 
 
 def attention_section(maps: AttentionMaps, photo: Photo, *, scans: bool) -> Section:
-    """A row per block, a panel per variant, all of a row on one scale.
+    """Returns a row per block with a panel per variant; the panels of a row share their colour scale.
 
     Args:
         maps: what is drawn.
-        photo: whose cells are coloured.
-        scans: the model's mixing is a scan's, not attention proper.
+        photo: the photo whose cells are coloured.
+        scans: whether the model mixes tokens by scans, not by attention.
     """
     rows = []
     for block in dict.fromkeys(block for _, block in maps.weights):
         row = {name: weights for (name, number), weights in maps.weights.items() if number == block}
         same = all(np.array_equal(weights, row[DENSE]) for weights in row.values())
         if same and len(row) > 1:
-            row = {"any variant, nothing dropped": row[DENSE]}
+            row = {"all variants (nothing dropped yet)": row[DENSE]}
         everything = np.concatenate(list(row.values()))
         high = float(np.nanmax(everything))
         low = max(float(np.nanmin(everything)), high / DECADES)
@@ -76,12 +77,12 @@ def attention_section(maps: AttentionMaps, photo: Photo, *, scans: bool) -> Sect
     who = "the class token" if any((places == CLASS).any() for places in maps.places.values()) else "the average token"
     what = (
         "Weight of each patch's input in the output of {who}: the scan unrolled to y_i = sum_j alpha_ij u_j "
-        "(arXiv 2403.01590), |alpha| of the sum of all directions, averaged over the channels"
+        "(arXiv 2403.01590); |alpha|, summed over directions before the absolute value, averaged over channels"
         if scans
         else "Attention of {who} to each patch, averaged over the heads"
     )
-    scale = "1 is the mean over the patches that are left (logarithmic scale)"
-    note = f"{what.format(who=who)}; {scale}. Hatched: no token is left there."
+    scale = "1 is the mean over the remaining patches (logarithmic scale)"
+    note = f"{what.format(who=who)}; {scale}. Hatched: dropped patches."
     return Section("Hidden attention" if scans else "Attention", note, rows)
 
 

@@ -1,4 +1,4 @@
-"""The passes that the pictures need: the model as configured, dense, and under the other alignments."""
+"""Runs the forward passes that the pictures need: the model as configured, dense, and with the other alignments."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ DENSE = "dense"
 
 
 class Examination(NamedTuple):
-    """What was found out about one image.
+    """The forward passes of one image.
 
     Attributes:
-        traces: by variant (`variants_of`), numpy arrays with a batch axis of 1.
-        configured: the variant that the model is configured to.
-        blocks: numbers, from 1, of the blocks whose attention was taken.
+        traces: by variant (`variants_of`); numpy arrays with a batch axis of 1.
+        configured: the variant of the model as configured.
+        blocks: the numbers, counted from 1, of the blocks whose attention was computed.
     """
 
     traces: dict[str, Trace]
@@ -39,9 +39,9 @@ class Examination(NamedTuple):
 
 
 def variants_of(model: Backbone) -> dict[str, Reduction]:
-    """The reductions to compare, by what they are called: dense, without alignment, with it, and as configured.
+    """Returns the reductions to compare, by name: dense, without alignment, with each alignment, and as configured.
 
-    Without alignment is for ToP the ViT way, tokens in the order of their scores. A DeiT has no scan to align.
+    Without alignment, ToP is pruned the ViT way: tokens in the order of their scores. A DeiT has no scan to align.
     """
     own = model.reduction
     variants: dict[str, Reduction] = {DENSE: Pruning()}
@@ -58,7 +58,7 @@ def variants_of(model: Backbone) -> dict[str, Reduction]:
 
 
 def name_of(reduction: Reduction) -> str:
-    """What a variant is called: its alignment, and the order of its tokens where that is open."""
+    """Returns the name of a variant: its alignment, and the order of its tokens where that can be chosen."""
     if not reduction.after_blocks:
         return DENSE
     if isinstance(reduction, Evit):
@@ -69,7 +69,7 @@ def name_of(reduction: Reduction) -> str:
 
 
 def blocks_to_see(model: Backbone) -> tuple[int, ...]:
-    """The last block that sees all tokens, and the last block."""
+    """Returns the numbers of the last block that sees all tokens and of the last block."""
     depth = model.config.depth
     return tuple(sorted({min(model.reduction.after_blocks, default=depth), depth}))
 
@@ -81,12 +81,14 @@ def examiner(
     *,
     on_pass: Callable[[int], None] = lambda count: None,
 ) -> Callable[[jax.Array], Examination]:
-    """A function that examines one image, float32 `[H, W, 3]`; each variant is compiled once, at the first image.
+    """Returns a function that examines one image, float32 `[H, W, 3]`, normalised.
+
+    Each variant is compiled once, at the first image.
 
     Args:
         model: in eval mode.
-        variants: of its reduction, its own among them.
-        blocks: numbers, from 1, of the blocks whose attention is wanted.
+        variants: the reductions to run it with, the model's own among them.
+        blocks: the numbers, counted from 1, of the blocks whose attention to compute.
         on_pass: called with 1 after each variant's pass, for a progress bar.
     """
     run = jax.jit(trace, static_argnames="attention_of")
@@ -103,10 +105,10 @@ def examiner(
 
 
 def with_reduction(model: Backbone, reduction: Reduction) -> Backbone:
-    """The same weights, not copied, in a model that reduces its tokens so.
+    """Returns a model with the same weights, not copied, and another reduction.
 
     Raises:
-        InputError: a reduction that the model cannot have.
+        InputError: the model cannot have this reduction.
     """
     build: Any = type(model)
     other = nnx.eval_shape(lambda: build(model.config, reduction, rngs=nnx.Rngs(0)))

@@ -1,4 +1,4 @@
-"""Which patches are still there after each reduction, on the photo itself."""
+"""Which patches remain after each reduction, drawn on the photo, and the scores that tokens were ranked by."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from top_jax.figures.photo import Photo
 
 
 class KeptTokens(NamedTuple):
-    """Of one image, after each of S reductions.
+    """The tokens of one image after each of its S reductions.
 
     Attributes:
-        after_blocks: int32 `[S]`, from 1.
-        source: int32 `[S, M]` which token stands for each patch, -1 where none does; two patches with the same number
-            are one token (merging).
-        tokens: int32 `[S]` tokens left, class token left out, fused ones (EViT) among them.
-        fused: int32 `[S]` how many of these stand for no one patch.
+        after_blocks: int32 `[S]`, the number of the block before each reduction, counted from 1.
+        source: int32 `[S, M]`, the index of the token that represents each patch, -1 for a dropped patch. Merged
+            patches share an index.
+        tokens: int32 `[S]`, the number of remaining tokens, with fused ones (EViT) and without the class token.
+        fused: int32 `[S]`, how many of them are fused tokens.
     """
 
     after_blocks: np.ndarray
@@ -32,7 +32,7 @@ class KeptTokens(NamedTuple):
 
 
 def kept_tokens(trace: Trace, num_patches: int) -> KeptTokens:
-    """Of the first image of a trace (numpy arrays)."""
+    """Returns the kept tokens of the first image of a trace (numpy arrays), which has M = `num_patches`."""
     stages = trace.stages.values()
     left = [stage.survivors[0] for stage in stages]
     return KeptTokens(
@@ -44,7 +44,13 @@ def kept_tokens(trace: Trace, num_patches: int) -> KeptTokens:
 
 
 def kept_section(kept: KeptTokens, photo: Photo, *, merges: bool) -> Section:
-    """The photo as the model sees it, then what is left of it."""
+    """Returns a panel with the model's input, and one with the remaining tokens after each reduction.
+
+    Args:
+        kept: what is drawn.
+        photo: the photo to draw on.
+        merges: whether tokens were merged, not dropped.
+    """
     num_patches = kept.source.shape[1] if kept.source.size else photo.grid[0] * photo.grid[1]
     panels = [
         Panel(f"input: {photo.grid[0]} x {photo.grid[1]} = {num_patches} tokens", functools.partial(_input, photo))
@@ -53,19 +59,19 @@ def kept_section(kept: KeptTokens, photo: Photo, *, merges: bool) -> Section:
         draw = functools.partial(_stage, photo, kept.source[stage])
         panels.append(Panel(_caption(kept, stage, num_patches, merges), draw))
     if not len(kept.after_blocks):
-        note = "This model is dense: every token goes through every block."
+        note = "This model is dense: every token passes through every block."
     elif merges:
-        note = "Patches of one token have its mean colour and no line between them; a token may be in several pieces."
+        note = "Merged patches have their mean colour and no line between them; a token may consist of several pieces."
     else:
-        note = "Patches in colour go on to the next blocks; grey ones were dropped. A line parts the two."
-    return Section("Tokens that are left", note, [panels])
+        note = "Patches in colour are kept, grey ones were dropped. Lines separate kept and dropped patches."
+    return Section("Remaining tokens", note, [panels])
 
 
 def _caption(kept: KeptTokens, stage: int, num_patches: int, merges: bool) -> str:
     tokens, fused, block = kept.tokens[stage], kept.fused[stage], kept.after_blocks[stage]
     if merges:
         return f"after block {block}: {num_patches} patches in {tokens} tokens"
-    more = f", + {fused} fused of the rest" if fused else ""
+    more = f", the rest fused into {fused}" if fused else ""
     return f"after block {block}: {tokens - fused} of {num_patches} tokens kept{more}"
 
 
@@ -82,7 +88,7 @@ def _stage(photo: Photo, source: np.ndarray, axes: Axes) -> None:
 
 
 def _merged(photo: Photo, source: np.ndarray) -> Photo:
-    """The photo with the patches of each token of several in their mean colour."""
+    """Returns the photo with merged patches in their mean colour."""
     shares = np.bincount(source[source >= 0], minlength=1)
     if shares.max(initial=0) <= 1:
         return photo
@@ -94,13 +100,13 @@ def _merged(photo: Photo, source: np.ndarray) -> Photo:
 
 
 class ScoreMaps(NamedTuple):
-    """Of one image, at each of S reductions.
+    """The scores of one image's tokens at each of its S reductions.
 
     Attributes:
-        after_blocks: int32 `[S]`, from 1.
-        scores: float32 `[S, M]` score of the token at each patch, NaN where it was gone already. A fused token's
-            (EViT) has no place and is not here.
-        kept: bool `[S, M]` whether the patch's token stayed.
+        after_blocks: int32 `[S]`, the number of the block before each reduction, counted from 1.
+        scores: float32 `[S, M]`, the score of the token at each patch, NaN if it was dropped earlier. The scores of
+            fused tokens (EViT), which have no place on the image, are left out.
+        kept: bool `[S, M]`, whether the patch's token was kept.
     """
 
     after_blocks: np.ndarray
@@ -109,7 +115,7 @@ class ScoreMaps(NamedTuple):
 
 
 def score_maps(trace: Trace, num_patches: int) -> ScoreMaps | None:
-    """Of the first image of a trace (numpy arrays); None where nothing was ranked."""
+    """Returns the scores of the first image of a trace (numpy arrays), or None if no reduction ranked tokens."""
     found = {block: stage for block, stage in trace.stages.items() if stage.scores is not None}
     if not found:
         return None
@@ -123,19 +129,22 @@ def score_maps(trace: Trace, num_patches: int) -> ScoreMaps | None:
 
 
 def scores_section(maps: ScoreMaps, photo: Photo, *, score: str) -> Section:
-    """A map per reduction, each with a scale of its own.
+    """Returns one map per reduction, each with a colour scale of its own.
 
     Args:
         maps: what is drawn.
-        photo: whose cells are coloured.
-        score: its name, as in `Pruning.score`.
+        photo: the photo whose cells are coloured.
+        score: the name of the score, as in `Pruning.score`.
     """
     panels = [
         Panel(f"'{score}' at the end of block {block}", functools.partial(_draw_scores, photo, scores, kept), "score")
         for block, scores, kept in zip(maps.after_blocks, maps.scores, maps.kept, strict=True)
     ]
-    note = "Higher (brighter) stays. White lines part what was kept from what was dropped; hatched: dropped earlier."
-    return Section("Scores that tokens were ranked by", note, [panels])
+    note = (
+        "Tokens with the highest (brightest) scores are kept. White lines separate kept and dropped patches. Hatched: "
+        "patches that were dropped earlier."
+    )
+    return Section("Scores of the tokens", note, [panels])
 
 
 def _draw_scores(photo: Photo, scores: np.ndarray, kept: np.ndarray, axes: Axes) -> ScalarMappable:

@@ -1,4 +1,7 @@
-"""One page of pictures: a heading, then sections of panels, placed in inches so that nothing can overlap."""
+"""One page of pictures: the layout of its sections and panels, its colours, and what is drawn on a photo's cells.
+
+Everything is placed in inches, so that nothing can overlap.
+"""
 
 from __future__ import annotations
 
@@ -17,27 +20,38 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from top_jax.figures.photo import Photo
+from top_jax.files import new_file
 
-INK, FAINT = "#222222", "#555555"
+# Okabe and Ito's colours: people with any kind of colour vision can distinguish them.
+BLACK: Final = "#000000"
+BLUE: Final = "#0072B2"
+GREEN: Final = "#009E73"
+ORANGE: Final = "#E69F00"
+PURPLE: Final = "#CC79A7"
+VERMILLION: Final = "#D55E00"
+INK: Final = "#222222"
+FAINT: Final = "#555555"
+GREY = np.array([225, 225, 225])
+MAP: Final = "cividis"  # perceptually uniform, for any kind of colour vision
 
 DPI = 120
 COLUMNS = 4
 PANEL = 2.45  # width of a panel, inches
-PITCH = 3.2  # from panel to panel: the numbers of a colour bar are between them
+PITCH = 3.2  # from one panel to the next; the numbers of a colour bar stand between them
 MARGIN = 0.3
 BAR = 0.09  # width of a colour bar
 LINE = {8: 0.15, 9: 0.165, 11: 0.21, 14: 0.28}  # height of a line of text, by its size in points
-CHARACTERS = {8: 17.5, 9: 15.5, 11: 12.5, 14: 9.8}  # that fit into an inch of width, at least
+CHARACTERS = {8: 17.5, 9: 15.5, 11: 12.5, 14: 9.8}  # that always fit into an inch of width, by size in points
 
 
 class Panel(NamedTuple):
-    """One picture.
+    """One picture on a page.
 
     Attributes:
-        title: above it; a line may be as wide as the panel.
-        draw: draws on axes in pixels of the model's input, y down; returns what a colour bar is to explain, if
-            anything.
-        bar: label of that colour bar.
+        title: the text above it, wrapped to the panel's width.
+        draw: draws on axes in pixels of the model's input, y pointing down. Returns what a colour bar explains, or
+            None for no colour bar.
+        bar: the label of that colour bar.
     """
 
     title: str
@@ -46,7 +60,7 @@ class Panel(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Rows of panels, wrapped where they are too long, under a heading and a note that says how to read them."""
+    """A heading, a note on how to read the panels, and rows of panels; rows that are too long are wrapped."""
 
     heading: str
     note: str
@@ -57,11 +71,14 @@ def draw_page(file: Path, title: str, subtitle: str, photo: Photo, sections: Seq
     """Writes a PNG.
 
     Args:
-        file: where.
-        title: the image and what the model says of it.
+        file: the PNG, overwritten if it is there.
+        title: the image and the model's prediction.
         subtitle: the model.
-        photo: gives the panels their aspect.
-        sections: from the top down.
+        photo: its model input gives all panels their aspect ratio.
+        sections: in order from the top.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     page = _Page(photo, columns=min(COLUMNS, max(len(row) for section in sections for row in section.rows)))
     page.text(title, 14, INK, weight="bold")
@@ -77,7 +94,7 @@ def draw_page(file: Path, title: str, subtitle: str, photo: Photo, sections: Seq
 
 
 class _Page:
-    """Collects what is to be drawn from the top down, because the height of a figure must be known to place it."""
+    """Collects what to draw from the top down: placing it needs the height of the whole figure."""
 
     def __init__(self, photo: Photo, columns: int):
         self.photo = photo
@@ -90,7 +107,7 @@ class _Page:
         self.height += inches
 
     def text(self, text: str, points: int, colour: str, *, weight: str = "normal") -> None:
-        """Wrapped to the page."""
+        """Adds a paragraph, wrapped to the page's width."""
         lines = _wrapped(text, int((self.width - 2 * MARGIN) * CHARACTERS[points]))
         self._write(lines, MARGIN, self.height, points, colour, weight)
         self.height += len(lines) * LINE[points] + 0.04
@@ -112,7 +129,8 @@ class _Page:
         figure = Figure(figsize=(self.width, self.height), dpi=DPI, facecolor="white")
         for place in self._placed:
             place(figure)
-        figure.savefig(file, format="png")
+        with new_file(file) as temporary:
+            figure.savefig(temporary, format="png")
 
     def _write(self, lines: list[str], left: float, top: float, points: int, colour: str, weight: str) -> None:
         def place(figure: Figure) -> None:
@@ -136,19 +154,22 @@ class _Page:
             axes.spines[:].set(linewidth=0.5, color=FAINT)
             if shown is not None:
                 bar = figure.colorbar(shown, cax=figure.add_axes(box(left + width + 0.05, BAR)))
-                if isinstance(shown.norm, LogNorm):  # its own labels, 6 x 10^-1, would reach the next panel
+                if isinstance(shown.norm, LogNorm):  # the default labels (6 x 10^-1) would reach the next panel
                     ticks = _round_numbers(*shown.get_clim())
                     bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
                     bar.minorticks_off()
                 bar.ax.tick_params(which="both", labelsize=6.5, length=2, pad=1.5)
-                bar.outline.set_linewidth(0.4)  # pyright: ignore[reportCallIssue]  typed as what it is not
+                bar.outline.set_linewidth(0.4)  # pyright: ignore[reportCallIssue]  wrong type in the stubs
                 bar.ax.set_xlabel(panel.bar, size=6.5, labelpad=2, loc="left")
 
         return place
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten between two numbers; of many powers, these alone; of none, any two numbers."""
+    """Returns tick positions between two positive numbers: 1, 2 and 5 times the powers of ten.
+
+    A range of many powers gets the powers alone; one that holds fewer than two such numbers gets two others.
+    """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if math.log10(high / low) < 1.5 else (1,)
     found = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
@@ -159,26 +180,14 @@ def _wrapped(text: str, width: int) -> list[str]:
     return [line for part in text.splitlines() for line in textwrap.wrap(part, width) or [""]]
 
 
-BLACK: Final = "#000000"
-BLUE: Final = "#0072B2"
-GREEN: Final = "#009E73"
-ORANGE: Final = "#E69F00"
-PURPLE: Final = "#CC79A7"
-VERMILLION: Final = "#D55E00"
-
-
-GREY = np.array([225, 225, 225])
-MAP = "cividis"  # perceptually uniform, made for all kinds of colour vision
-
-
 def draw_photo(axes: Axes, photo: Photo, *, dropped: np.ndarray | None = None, pale: float = 0.0) -> None:
-    """The photo in its place.
+    """Draws the photo.
 
     Args:
         axes: in pixels of the model's input.
-        photo: what is drawn.
-        dropped: bool `[M]`: these patches lose their colour and almost all contrast.
-        pale: share of white that is mixed into the whole.
+        photo: the photo.
+        dropped: bool `[M]`; these patches lose their colour and almost all contrast.
+        pale: share of white mixed into the photo, from 0 to 1.
     """
     height, width = photo.size
     pixels = photo.pixels * (1 - pale) + 255 * pale
@@ -191,7 +200,7 @@ def draw_photo(axes: Axes, photo: Photo, *, dropped: np.ndarray | None = None, p
 
 
 def draw_grid(axes: Axes, photo: Photo) -> None:
-    """Thin borders of all cells."""
+    """Draws thin borders around all cells."""
     left, right, bottom, top = photo.area
     rows, columns = photo.grid
     across = [[(left, top + r * photo.stride), (right, top + r * photo.stride)] for r in range(rows + 1)]
@@ -200,7 +209,15 @@ def draw_grid(axes: Axes, photo: Photo) -> None:
 
 
 def draw_borders(axes: Axes, photo: Photo, source: np.ndarray, *, colour: str, width: float = 1.1) -> None:
-    """A line wherever two neighbouring cells belong to different tokens: `source` int `[M]`, any number for each."""
+    """Draws a line between any two neighbouring cells that belong to different tokens.
+
+    Args:
+        axes: in pixels of the model's input.
+        photo: the photo whose cells they are.
+        source: int or bool `[M]`; cells with the same value belong together.
+        colour: of the lines.
+        width: of the lines, in points.
+    """
     left, _, _, top = photo.area
     cells, step = source.reshape(photo.grid), photo.stride
     lines = [
@@ -217,15 +234,18 @@ def draw_borders(axes: Axes, photo: Photo, source: np.ndarray, *, colour: str, w
 def draw_map(
     axes: Axes, photo: Photo, values: np.ndarray, low: float, high: float, *, log: bool = False
 ) -> ScalarMappable:
-    """Numbers as colours; hatched grey where there is none.
+    """Draws numbers as colours, and hatched grey where there is none.
 
     Args:
         axes: in pixels of the model's input.
-        photo: whose cells are coloured.
+        photo: the photo whose cells are coloured.
         values: float `[M]`, NaN where there is no token.
-        low: what has the darkest colour.
-        high: what has the brightest.
-        log: the same ratio is the same step in colour, wherever.
+        low: the value with the darkest colour.
+        high: the value with the brightest colour.
+        log: use a logarithmic colour scale.
+
+    Returns:
+        The coloured cells, for a colour bar.
     """
     draw_hatched(axes, photo, np.isnan(values))
     cells = np.ma.masked_invalid(values.reshape(photo.grid))
@@ -234,7 +254,7 @@ def draw_map(
 
 
 def draw_hatched(axes: Axes, photo: Photo, chosen: np.ndarray) -> None:
-    """Hatched grey over the cells of `chosen`, bool `[M]`."""
+    """Draws hatched grey over the cells of `chosen`, bool `[M]`."""
     left, _, _, top = photo.area
     side = photo.stride
     cells = [

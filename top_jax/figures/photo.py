@@ -1,4 +1,4 @@
-"""The part of a photo that a model sees, at a resolution for people, and where the model's patches lie in it."""
+"""The images to draw, the part of each that the model sees (at a higher resolution), and where its patches are."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from top_jax.errors import InputError
 from top_jax.models.sizes import BackboneConfig, MambaConfig
 
 LONG_SIDE = 512
-"""Pixels of a drawn photo's longer side, at least."""
+"""Minimum length of a drawn photo's longer side, in pixels."""
 
 
 class Photo(NamedTuple):
-    """What is drawn under every map.
+    """The photo that every map is drawn on.
 
     Attributes:
-        pixels: uint8 `[h, w, 3]`, a whole multiple of the model's input in height and width.
-        size: (height, width) of the model's input in pixels, the unit of everything that is drawn on it.
-        grid: rows and columns of patches.
-        patch: P, side of a patch.
-        stride: from patch to patch.
+        pixels: uint8 `[h, w, 3]`; h and w are the same whole multiple of the model's input.
+        size: (height, width) of the model's input in pixels, the unit of all that is drawn on the photo.
+        grid: (rows, columns) of patches.
+        patch: P, the side of a patch in pixels of the model's input.
+        stride: the distance from one patch to the next, in the same unit.
     """
 
     pixels: np.ndarray
@@ -38,16 +38,17 @@ class Photo(NamedTuple):
 
     @property
     def area(self) -> tuple[float, float, float, float]:
-        """(left, right, bottom, top) of the cells, for `imshow`: one stride by one stride around each patch's centre.
+        """(left, right, bottom, top) of all cells, as `imshow` takes it.
 
-        Where patches overlap (a stride below P), cells are what tiles the image; a rim belongs to no cell.
+        A cell is one stride by one stride around a patch's centre. Patches overlap if the stride is below P, but cells
+        tile the image; then the image has a rim that belongs to no cell.
         """
         rim = (self.patch - self.stride) / 2
         rows, columns = self.grid
         return rim, rim + columns * self.stride, rim + rows * self.stride, rim
 
     def places(self) -> np.ndarray:
-        """int `[h, w]`: the raster place of the cell in which each drawn pixel lies; the rim is its neighbour's."""
+        """Returns the raster index of each drawn pixel's cell, int `[h, w]`; the rim belongs to the nearest cell."""
         left, _, _, top = self.area
         times = self.pixels.shape[0] // self.size[0]
         rows, columns = (
@@ -57,26 +58,26 @@ class Photo(NamedTuple):
         return rows[:, None] * self.grid[1] + columns[None, :]
 
     def centres(self, places: np.ndarray) -> np.ndarray:
-        """(x, y) of the centres of the patches at raster `places`: float `[..., 2]`."""
+        """Returns (x, y) of the centres of the patches at raster `places`, float `[..., 2]`."""
         row, column = np.divmod(places, self.grid[1])
         return np.stack([column, row], axis=-1) * float(self.stride) + self.patch / 2
 
 
 def crop_for_display(image: Image.Image, config: BackboneConfig, *, eval_crop: float) -> Photo:
-    """The photo as evaluation crops it (`top_jax.data.transforms.resize_center_crop`), but not at the model's size.
+    """Crops an image as evaluation does (`top_jax.data.transforms.resize_center_crop`), at a higher resolution.
 
     Args:
         image: RGB.
-        config: of the model.
-        eval_crop: of the run's data.
+        config: sizes of the model.
+        eval_crop: the share of the image that the run's evaluation keeps.
 
     Returns:
-        The crop, of the original pixels. Where there are fewer than are drawn they stay squares, to be seen as such.
+        The crop, made from the original pixels. An image of fewer pixels than are drawn is enlarged without smoothing.
     """
     height, width = config.img_size
     resized, box = center_crop_box(image.size, config.img_size, eval_crop=eval_crop)
     across, down = image.width / resized[0], image.height / resized[1]
-    # Rounding may leave the box a hair outside the image, which PIL refuses.
+    # Rounding may leave the box slightly outside the image, which PIL refuses.
     left, right = (min(max(side * across, 0.0), float(image.width)) for side in box[::2])
     top, bottom = (min(max(side * down, 0.0), float(image.height)) for side in box[1::2])
     times = math.ceil(LONG_SIDE / max(height, width))
@@ -88,7 +89,14 @@ def crop_for_display(image: Image.Image, config: BackboneConfig, *, eval_crop: f
 
 
 class Picture(NamedTuple):
-    """An image to draw: what it is called on paper and as a file, and its label where that is known."""
+    """An image to draw.
+
+    Attributes:
+        name: its name on the page.
+        stem: the name of its files, without a suffix.
+        image: RGB.
+        label: index of its class; None if it is not known.
+    """
 
     name: str
     stem: str
@@ -97,22 +105,22 @@ class Picture(NamedTuple):
 
 
 def of_files(files: Sequence[str]) -> list[Picture]:
-    """Photos.
+    """Reads image files.
 
     Raises:
-        InputError: a file that is not there, or is no complete image.
+        InputError: a file is missing, or is not a complete image.
     """
     return [Picture(Path(file).name, Path(file).stem, transforms.read_image(file)) for file in files]
 
 
 def of_source(source: Source, count: int) -> list[Picture]:
-    """So many images of a source, evenly spread.
+    """Returns `count` evenly spaced images of a source.
 
     Raises:
-        InputError: more than it has, or one of them is unreadable.
+        InputError: the source has fewer images, or one of them cannot be read.
     """
     if count > len(source):
-        raise InputError(f"--examples={count}, but {source.name} has {len(source)} images; ask for fewer.")
+        raise InputError(f"--examples={count}, but {source.name} has only {len(source)} images; pass a smaller number.")
     pictures = []
     for i in range(count):
         index = i * len(source) // count
@@ -120,13 +128,15 @@ def of_source(source: Source, count: int) -> list[Picture]:
             record = source[index]
             image = transforms.decode(record.image)
         except transforms.DECODE_ERRORS as error:
-            raise InputError(f"unreadable image {source.describe(index)} ({error}); ask for another number.") from error
+            raise InputError(
+                f"cannot read image {source.describe(index)} ({error}); pass another --examples."
+            ) from error
         pictures.append(Picture(f"{source.name}, image {index}", f"image_{index}", image, record.label))
     return pictures
 
 
 def stems_of(pictures: Sequence[Picture]) -> list[str]:
-    """Names of the files, numbered where two would have the same."""
+    """Returns the stems of the files to write, all numbered if two would be the same."""
     stems = [picture.stem for picture in pictures]
     if len(set(stems)) == len(stems):
         return stems

@@ -1,6 +1,6 @@
 """The paths of the scans through an image, before and after its first reduction (ToP's figures 1 and 2).
 
-At the first reduction all variants have the same scores, so that they keep the same tokens: what differs is the path.
+At the first reduction all variants have the same scores and keep the same tokens: only their paths differ.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ PATHS = {
     4: ("rows from the top", "rows from the bottom", "columns from the left", "columns from the right"),
 }
 ALONG = "viridis"
-BRIGHTEST = 0.9  # of that map: its last yellow is lost on a pale photo
+BRIGHTEST = 0.9  # end of the range of ALONG: its brightest yellow cannot be seen on a pale photo
 
 
 class ScanPaths(NamedTuple):
-    """Of one image, in the block after the first reduction.
+    """The paths of the scans of one image, in the block after the first reduction.
 
     Attributes:
-        block: that block's number, from 1.
-        steps: by variant, int32 `[G, L]` raster place of the token of each step of each path, in the order of the scan;
-            -1 the class token, -2 a fused one (EViT).
-        gaps: by variant, int32 `[G, L]` dropped tokens that an aligned path passes before each step; 0 where there is
-            no alignment, because there they never existed.
+        block: the number of that block, counted from 1.
+        steps: by variant, int32 `[G, L]`: the raster index of the token at each step of each of G paths, in the order
+            of the scan; -1 is the class token, -2 a fused token (EViT).
+        gaps: by variant, int32 `[G, L]`: how many dropped tokens an aligned path passes before each step; 0 without
+            alignment.
     """
 
     block: int
@@ -43,9 +43,9 @@ class ScanPaths(NamedTuple):
 
 
 def scan_paths(examination: Examination) -> ScanPaths | None:
-    """Of the first image; None for a model without scans, or where the dense variant was not examined.
+    """Returns the paths of the examined image; those of the first block if the model is dense.
 
-    A dense model has the paths of its first block.
+    Returns None for a model without scans, and if the dense variant was not examined.
     """
     if DENSE not in examination.traces:
         return None
@@ -62,7 +62,7 @@ def scan_paths(examination: Examination) -> ScanPaths | None:
 
 
 def paths_section(paths: ScanPaths, photo: Photo) -> Section:
-    """A row per variant of the shape of its path, a panel per direction; `hold` and `decay` walk the same path."""
+    """Returns a panel per path and direction; variants with the same path, such as `hold` and `decay`, share one."""
     panels, walks = [], {}
     for name, steps in paths.steps.items():
         walks.setdefault((steps.tobytes(), paths.gaps[name].tobytes()), []).append(name)
@@ -71,12 +71,12 @@ def paths_section(paths: ScanPaths, photo: Photo) -> Section:
             draw = functools.partial(_draw, photo, paths.steps[names[0]][g], paths.gaps[names[0]][g])
             panels.append(Panel(f"{' = '.join(names)}: {direction}", draw))
     note = (
-        f"Order in which block {paths.block} reads its tokens, from dark to bright; green dot: first, orange square: "
-        "last. Hatched: no token is left there. Dotted: past such places, which an aligned scan (hold, decay) keeps. "
-        "Thin: to a token that is no neighbour on the image: to a new row and, without alignment ('none'), anywhere."
+        f"Order in which block {paths.block} reads its tokens, from dark to bright. Green dot: first token. Orange "
+        "square: last token. Hatched: dropped patches. Dotted: an aligned scan (hold, decay) passes dropped patches. "
+        "Thin: a jump between patches that are not neighbours, to a new row or, without alignment ('none'), anywhere."
     )
     if any((steps == CLASS).any() for steps in paths.steps.values()):
-        note += " Star: the class token, which has no place on the image and is drawn between its two neighbours."
+        note += " Star: the class token, drawn between its neighbours in the scan: it has no place on the image."
     return Section("Paths of the scans", note, [panels])
 
 
@@ -85,7 +85,7 @@ def _aligned(name: str) -> bool:
 
 
 def _gaps(whole: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Steps of the whole path `[G, M]` that are missing before each step of what is left of it `[G, L]`."""
+    """Returns how many steps of the dense path `[G, M]` are missing before each step of a pruned path `[G, L]`."""
     gaps = np.zeros_like(steps)
     for g in range(len(whole)):
         step_of = {int(place): step for step, place in enumerate(whole[g])}
@@ -106,7 +106,7 @@ def _draw(photo: Photo, steps: np.ndarray, gaps: np.ndarray, axes: Axes) -> Scal
     segments = np.stack([points[:-1], points[1:]], axis=1)
     along = np.linspace(0, BRIGHTEST, len(segments))
     moves = np.abs(segments[:, 1] - segments[:, 0]).max(axis=-1) / photo.stride
-    unit = 72 * PANEL / photo.size[1] * photo.stride  # points of a cell's side
+    unit = 72 * PANEL / photo.size[1] * photo.stride  # a cell's side in points
     width = min(max(unit / 7, 0.9), 2.5)
     passed, jump = gaps[1:] > 0, (gaps[1:] == 0) & (moves > 1.5)
     for chosen, style, share in ((~passed & ~jump, "-", 1.0), (passed, (0, (1, 1)), 0.9), (jump, "-", 0.45)):

@@ -1,4 +1,4 @@
-"""One image's sheet: everything that was found out about it, as a PNG and as arrays."""
+"""One image's sheet: all of its pictures in one PNG, and all of their arrays in one .npz."""
 
 from __future__ import annotations
 
@@ -14,20 +14,43 @@ from top_jax.figures.kept_tokens import KeptTokens, ScoreMaps, kept_section, kep
 from top_jax.figures.page import Section, draw_page
 from top_jax.figures.photo import Photo
 from top_jax.figures.scan_paths import ScanPaths, paths_section, scan_paths
+from top_jax.files import new_file
 from top_jax.models import Backbone, Deit
 from top_jax.pruning import Evit, Merging, Pruning, Reduction
 
 KINDS: Final = ("tokens", "scores", "paths", "attention")
 """The sections of a sheet."""
+ARRAYS: Final = {
+    "photo": "uint8 [h, w, 3]: the part of the image that the model sees, at the drawn resolution",
+    "grid": "int [2]: rows and columns of patches; M = rows x columns, and a place is a raster index 0..M-1",
+    "logits": "float32 [classes]: logits of the model as configured",
+    "after_blocks": "int32 [S]: blocks, counted from 1, after which tokens were reduced",
+    "source": "int32 [S, M]: index of the token that represents each patch after each reduction, -1 for a dropped "
+    "patch; merged patches share an index",
+    "kept": "bool [S, M]: source >= 0",
+    "tokens": "int32 [S]: number of remaining tokens, without the class token",
+    "fused": "int32 [S]: how many of them are fused tokens, which represent no single patch",
+    "scores": "float32 [S, M]: scores that tokens were ranked by, NaN for patches dropped earlier; absent if "
+    "the method ranks no tokens",
+    "path/VARIANT": "int32 [G, L]: place of the token at each step of each scan in the block after the first "
+    "reduction; -1 class token, -2 fused token",
+    "gaps/VARIANT": "int32 [G, L]: number of dropped tokens that an aligned scan passes before each step",
+    "attention/VARIANT/BLOCK": "float32 [L, L]: weight of each token's input (second axis) in each token's output: "
+    "|alpha| of the sum of all directions, averaged over channels (a DeiT: attention averaged over heads)",
+    "places/VARIANT/BLOCK": "int32 [L]: place of each of those tokens",
+    "attention_map/VARIANT/BLOCK": "float32 [M]: what is drawn: the class token's row (or the mean of all rows) "
+    "divided by its mean over the patches, NaN where there is no token",
+}
+"""The arrays of a .npz by name; VARIANT is named as in the picture, BLOCK is a number counted from 1."""
 
 
 class Subject(NamedTuple):
-    """An image and what is known of it.
+    """An image to draw a sheet of.
 
     Attributes:
-        name: of the image, for people.
-        photo: what is drawn.
-        label: its class, where that is known.
+        name: its name on the page.
+        photo: the part that the model sees.
+        label: index of its class; None if it is not known.
     """
 
     name: str
@@ -45,19 +68,22 @@ def draw_sheet(
     class_names: tuple[str, ...],
     kinds: tuple[str, ...] = KINDS,
 ) -> dict[str, Any]:
-    """Writes `stem`.png and `stem`.npz (`top_jax.figures.sheet.ARRAYS`).
+    """Writes `stem`.png and `stem`.npz (see `ARRAYS`).
 
     Args:
-        stem: the files, without their suffix.
+        stem: path of both files, without a suffix.
         subject: the image.
-        examination: of it.
-        model: as configured.
-        about: the model, for people; what reduces its tokens is added.
-        class_names: of each label.
-        kinds: the sections to draw, of `KINDS`; the arrays are always all of those that were computed.
+        examination: its forward passes.
+        model: the model as configured.
+        about: the model in words; its reduction is added.
+        class_names: the name of each label.
+        kinds: the sections to draw, out of `KINDS`. All arrays that were computed are written in any case.
 
     Returns:
-        What an index of several sheets should say of this one, for JSON.
+        The sheet's entry in an index of sheets: JSON values.
+
+    Raises:
+        OSError: the files cannot be written.
     """
     num_patches, trace = model.config.num_patches, examination.own
     kept = kept_tokens(trace, num_patches)
@@ -74,21 +100,21 @@ def draw_sheet(
     if attention.weights:
         sections["attention"] = attention_section(attention, subject.photo, scans=not isinstance(model, Deit))
     logits = np.asarray(trace.logits[0])
-    said = _said(logits, subject.label, class_names)
-    title = f"{subject.name}: predicted {said['prediction']} ({100 * said['probability']:.0f} %)"
-    if said["label"] is not None:
-        title += f", labelled {said['label']}"
+    prediction = _prediction(logits, subject.label, class_names)
+    title = f"{subject.name}: predicted {prediction['prediction']} ({100 * prediction['probability']:.0f} %)"
+    if prediction["label"] is not None:
+        title += f", labelled {prediction['label']}"
     chosen = [sections[kind] for kind in KINDS if kind in kinds and kind in sections]
     png, npz = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "npz"))
     draw_page(png, title, f"{about}; {describe_reduction(model.reduction)}.", subject.photo, chosen)
-    with npz.open("wb") as file:  # by name, np.savez would take a dot in it for a suffix
-        arrays = arrays_of(subject.photo, logits, kept, scores, paths, attention)
+    arrays = _arrays(subject.photo, logits, kept, scores, paths, attention)
+    with new_file(npz) as temporary, temporary.open("wb") as file:  # np.savez would add a suffix to a name
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]  none is named allow_pickle
     return {
         "image": subject.name,
         "png": png.name,
         "npz": npz.name,
-        **said,
+        **prediction,
         "predictions": {name: class_names[one.logits[0].argmax()] for name, one in examination.traces.items()},
         "tokens": {str(block): int(count) for block, count in zip(kept.after_blocks, kept.tokens, strict=True)},
         "class_token": bool((trace.blocks[1].places == CLASS).any()),
@@ -96,7 +122,7 @@ def draw_sheet(
 
 
 def describe_reduction(reduction: Reduction) -> str:
-    """A reduction for people, in a line."""
+    """Returns one line of text that describes a reduction."""
     if not reduction.after_blocks:
         return "dense"
     verb = {Merging: "merged", Evit: "pruned by EViT"}.get(type(reduction), "pruned")
@@ -112,7 +138,7 @@ def describe_reduction(reduction: Reduction) -> str:
     return f"{text}, alignment '{reduction.alignment}'"
 
 
-def _said(logits: np.ndarray, label: int | None, class_names: tuple[str, ...]) -> dict[str, Any]:
+def _prediction(logits: np.ndarray, label: int | None, class_names: tuple[str, ...]) -> dict[str, Any]:
     shares = np.exp(logits - logits.max())
     best = int(np.argmax(logits))
     return {
@@ -122,30 +148,7 @@ def _said(logits: np.ndarray, label: int | None, class_names: tuple[str, ...]) -
     }
 
 
-ARRAYS: Final = {
-    "photo": "uint8 [h, w, 3]: the part of the image that the model sees, at the drawn resolution",
-    "grid": "int [2]: rows and columns of patches; M = rows x columns, places are raster places 0..M-1",
-    "logits": "float32 [classes]: of the model as configured",
-    "after_blocks": "int32 [S]: blocks, from 1, after which tokens were reduced",
-    "source": "int32 [S, M]: token that stands for each patch after each reduction, -1 where none does; "
-    "patches with the same number are one token",
-    "kept": "bool [S, M]: source >= 0",
-    "tokens": "int32 [S]: tokens left, class token left out",
-    "fused": "int32 [S]: how many of them are fused ones, which stand for no one patch",
-    "scores": "float32 [S, M]: what tokens were ranked by, NaN where one was gone; absent where none is ranked",
-    "path/VARIANT": "int32 [G, L]: place of the token of each step of each scan in the block after the first "
-    "reduction; -1 class token, -2 fused token",
-    "gaps/VARIANT": "int32 [G, L]: dropped tokens that an aligned scan passes before each step",
-    "attention/VARIANT/BLOCK": "float32 [L, L]: weight of each token's input (second axis) in each token's output: "
-    "|alpha| averaged over channels, directions added up (a DeiT: attention averaged over heads)",
-    "places/VARIANT/BLOCK": "int32 [L]: place of each of those tokens",
-    "attention_map/VARIANT/BLOCK": "float32 [M]: what is drawn: the class token's row (or the mean of all rows) over "
-    "its mean on the patches, NaN where there is no token",
-}
-"""What is in the file, by name; VARIANT is as in the picture, BLOCK a number from 1."""
-
-
-def arrays_of(
+def _arrays(
     photo: Photo,
     logits: np.ndarray,
     kept: KeptTokens,
@@ -153,7 +156,7 @@ def arrays_of(
     paths: ScanPaths | None,
     attention: AttentionMaps,
 ) -> dict[str, np.ndarray]:
-    """What `ARRAYS` describes."""
+    """Returns the arrays that `ARRAYS` describes."""
     arrays = {
         "photo": photo.pixels,
         "grid": np.array(photo.grid),
