@@ -33,8 +33,8 @@ def test_same_tokens_as_pruning(quick_programs, tokens, evidence):
     def select(ranking, best_first):
         nonlocal traced
         traced += 1
-        choice = Ranking(ranking, best_first)
-        pruning = Selectable(after_blocks=(1,), keep_ratio=0.5, alignment="none", rankings=RANKINGS, choice=choice)
+        chosen = Ranking(ranking, best_first)
+        pruning = Selectable(after_blocks=(1,), keep_ratio=0.5, alignment="none", rankings=RANKINGS, chosen=chosen)
         return pruning(tokens, evidence, HALF)
 
     chosen = [(place, order) for place in range(len(RANKINGS)) for order in ("position", "score")]
@@ -56,6 +56,6 @@ def test_same_tokens_as_pruning(quick_programs, tokens, evidence):
 
 
 def test_keeping_everything_changes_nothing(tokens, evidence):
-    choice = Ranking(jnp.int32(0), jnp.bool_(True))
-    pruning = Selectable(after_blocks=(1,), alignment="none", rankings=RANKINGS, choice=choice)
+    chosen = Ranking(jnp.int32(0), jnp.bool_(True))
+    pruning = Selectable(after_blocks=(1,), alignment="none", rankings=RANKINGS, chosen=chosen)
     assert pruning(tokens, evidence, Cut(1, 8, 8, 8)) is tokens

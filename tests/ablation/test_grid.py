@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from top_jax.ablation import base_pruning, make_grid
-from top_jax.ablation.grid import DENSE, check_settings, default_alignments, default_scores, program
+from top_jax.ablation.grid import DENSE, check_settings, default_alignments, default_scores, program_key
 from top_jax.config import ModelConfig, PruningConfig
 from top_jax.errors import InputError
 from top_jax.pruning import Pruning
@@ -30,7 +30,7 @@ def test_tables_share_their_settings():
 
 
 def test_programs_come_side_by_side():
-    keys = [program(setting) for setting in make_grid(BASE)]
+    keys = [program_key(setting) for setting in make_grid(BASE)]
     assert len([key for key, _ in itertools.groupby(keys)]) == len(set(keys)) == 1 + 3 * 4
 
 
@@ -56,7 +56,7 @@ def test_base_is_the_configs_pruning(config):
 
 def test_a_dense_config_needs_after_blocks(config):
     dense = dataclasses.replace(config, pruning=PruningConfig())
-    with pytest.raises(InputError, match="nothing says where to prune; pass --after_blocks, such as"):
+    with pytest.raises(InputError, match="--after_blocks"):
         base_pruning(dense)
     assert base_pruning(dense, after_blocks=[1]) == Pruning(after_blocks=(1,), keep_ratio=0.7)
 
@@ -69,21 +69,21 @@ def test_a_model_without_scan(config):
     assert default_scores(config) == ("attention", "random", "uniform")
     assert default_alignments(config) == ("none:score", "none", "hold")
     check_settings(config, make_grid(base, alignments=default_alignments(config), scores=default_scores(config)))
-    with pytest.raises(InputError, match="alignment='decay' is of a scan"):
+    with pytest.raises(InputError, match="alignment='decay'"):
         check_settings(config, make_grid(base, tables=["alignment"]))
-    with pytest.raises(InputError, match="score='clip': this model's blocks give only attention"):
+    with pytest.raises(InputError, match="score='clip'.*attention"):
         check_settings(config, make_grid(base, tables=["score"], scores=["clip"]))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"alignments": ["hold:score"]}, "order='score' with alignment='hold'"),
+        ({"alignments": ["hold:score"]}, "order='score'.*alignment='hold'"),
         ({"alignments": ["best"]}, "best"),
-        ({"tables": ["speed"]}, "table 'speed' is unknown; choose from alignment, score, keep_ratio."),
-        ({"scores": ["luck"]}, "score='luck' is unknown"),
-        ({"keep_ratios": [1.5]}, "keep_ratio=1.5; needed: a share"),
-        ({"random_seeds": 0}, "random_seeds=0; needed: at least 1."),
+        ({"tables": ["speed"]}, "'speed'.*alignment, score, keep_ratio"),
+        ({"scores": ["luck"]}, "score='luck'"),
+        ({"keep_ratios": [1.5]}, "keep_ratio=1.5"),
+        ({"random_seeds": 0}, "random_seeds=0"),
     ],
 )
 def test_refuses(settings, message):

@@ -40,7 +40,7 @@ def settings_of(row):
     ],
 )
 def test_numbers_are_those_of_evaluate(finished, rows, setting):
-    """Of a model that was built with the setting, in a program of its own."""
+    """The same as of a model built with the setting, in a program of its own."""
     checkpoint = finished.checkpoints[1]
     shapes = build_abstract_model(finished.config.model, setting)
     model = fill(shapes, checkpoint_weights(checkpoint, finished.config.model))
@@ -56,7 +56,7 @@ def test_numbers_are_those_of_evaluate(finished, rows, setting):
 
 
 def test_every_setting_once_and_all_different(finished, rows):
-    """7 settings on 2 checkpoints, whose numbers tell them apart."""
+    """7 settings on 2 checkpoints, all with different numbers."""
     assert len(rows) == 2 * (1 + 2 + 1 + 1 + 2)
     assert len({row["loss"] for row in rows}) == len(rows)
     assert rows[0]["tokens_per_block"] == [5, 5] and rows[-1]["tokens_per_block"] == [5, 3]
@@ -73,7 +73,7 @@ def test_files(finished, rows):
         np.testing.assert_array_equal(correct[3], from_bits(lines[3]))
     tables = (finished.out / "tables.md").read_text()
     assert "## Alignment, without training" in tables and "## Score, without training" in tables
-    assert f"vim_tiny on digits/test, 360 images; checkpoints {finished.checkpoints[0]}, " in tables
+    assert "vim_tiny on digits/test, 360 images" in tables and str(finished.checkpoints[0]) in tables
     with (finished.out / "tables.csv").open() as file:
         by_score = {line["score"]: line for line in csv.DictReader(file) if line["table"] == "score"}
     assert by_score["random"]["runs"] == "4" and by_score["clip"]["runs"] == by_score["clip"]["checkpoints"] == "2"
@@ -93,9 +93,8 @@ def test_a_kill_costs_what_was_being_done(finished, tmp_path, monkeypatch):
     monkeypatch.setattr("top_jax.ablation.run.Program", None)  # now nothing is left to compile
     finished.said.clear()
     assert len(finished.run(out=out)) == 14
-    assert finished.said == [
-        "7 settings x 2 checkpoints, pruned after blocks 1; 360 images, read once; 14 results are there"
-    ]
+    assert len(finished.said) == 1 and finished.said[0].startswith("7 settings x 2 checkpoints")
+    assert "360 images" in finished.said[0] and "14 results" in finished.said[0]
 
 
 def test_refuses_results_of_other_settings(finished, config, tmp_path):
@@ -104,14 +103,10 @@ def test_refuses_results_of_other_settings(finished, config, tmp_path):
     def opened(out=finished.out, limit=None, config=config, base=finished.base, trains=False):
         return Results(out, common_settings(config, base, limit, trains))
 
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=rf"{finished.out} .*limit_images None there, 50 here"):
         opened(limit=50)
-    assert str(error.value) == (
-        f"{finished.out} holds results of other settings (limit_images None there, 50 here); go on with those, or "
-        "choose another --out."
-    )
     data = dataclasses.replace(config.data, mean=(0.0, 0.0, 0.0))
-    with pytest.raises(InputError, match=r"\(data.mean \[0.485, 0.456, 0.406\] there, \[0.0, 0.0, 0.0\] here\)"):
+    with pytest.raises(InputError, match=r"data.mean \[0.485, 0.456, 0.406\] there, \[0.0, 0.0, 0.0\] here"):
         opened(config=dataclasses.replace(config, data=data))
     with pytest.raises(InputError, match=r"base.keep_ratio 0.5 there, 0.7 here"):
         opened(base=dataclasses.replace(BASE, keep_ratio=0.7))
@@ -120,7 +115,7 @@ def test_refuses_results_of_other_settings(finished, config, tmp_path):
     results.check_weights("elsewhere", 3)
     first = results.rows[0]
     results.check_weights(first["checkpoint"], first["weights"])
-    with pytest.raises(InputError, match=r"holds results of other weights of .*/seed0 \(it was trained on, or"):
+    with pytest.raises(InputError, match=r"other weights of .*/seed0"):
         results.check_weights(first["checkpoint"], 3)
 
     out = shutil.copytree(finished.out, tmp_path / "out")
@@ -129,16 +124,16 @@ def test_refuses_results_of_other_settings(finished, config, tmp_path):
     with pytest.raises(InputError, match=r"training.batch_size 16 there, 8 here"):
         opened(out, config=faster, trains=True)
     (out / "settings.json").unlink()
-    with pytest.raises(InputError, match=r"results.jsonl has no settings.json beside it"):
+    with pytest.raises(InputError, match=r"settings\.json"):
         opened(out)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match=r"file cannot be written \(File exists\); choose another --out."):
+    with pytest.raises(InputError, match=r"/file \(File exists\).*--out"):
         opened(tmp_path / "file")
 
 
 def test_refuses_before_it_starts(finished, checkpoints, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(InputError, match="have the same weights, and are no two seeds"):
+    with pytest.raises(InputError, match=f"{checkpoints[0]} and {checkpoints[0]}"):
         finished.run([checkpoints[0], checkpoints[0]], out=out)
     with pytest.raises(InputError, match="prunes after block 2 of 2"):
         finished.run(grid=[Pruning(after_blocks=(2,), keep_ratio=0.5)], out=out)
@@ -146,7 +141,7 @@ def test_refuses_before_it_starts(finished, checkpoints, tmp_path):
         finished.run(limit_images=361, out=out)
     with pytest.raises(InputError, match="leave out --which and --ema"):
         finished.run(finetune=Finetune(1), which="latest", out=out)
-    with pytest.raises(InputError, match="needed: at least 1 step, and seeds of which no two are alike"):
+    with pytest.raises(InputError, match=r"finetune_seeds=\[1, 1\]"):
         Finetune(3, seeds=(1, 1))
     assert not out.exists()
 

@@ -41,7 +41,7 @@ def examination() -> Examination:
 
 @pytest.fixture
 def photo() -> Photo:
-    """Four drawn pixels to each of the model's; patches of 8, red in the first and blue in the others."""
+    """Four drawn pixels per side of a model pixel; patches of 8, the first red and the others blue."""
     pixels = np.zeros((64, 96, 3), np.uint8)
     pixels[:, :, 2] = 200
     pixels[:32, :32] = (200, 0, 0)
@@ -50,7 +50,7 @@ def photo() -> Photo:
 
 @pytest.fixture
 def pixels_of() -> Callable[..., np.ndarray]:
-    """Draws a function's picture to the edges of a canvas of 96 x 64 and reads it back: uint8 `[64, 96, 3]`."""
+    """Returns a function that draws a picture on a canvas of 96 x 64 pixels and returns them, uint8 `[64, 96, 3]`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

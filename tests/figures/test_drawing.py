@@ -1,4 +1,4 @@
-"""What is to be seen: the pixels of kept and dropped patches, crops, and whole sheets."""
+"""What can be seen: the pixels of kept and dropped patches, crops, and whole sheets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from top_jax.pruning import Evit, Merging, Pruning
 def test_dropped_patches_are_grey_and_kept_ones_are_not(examination, photo, pixels_of):
     section = kept_section(kept_tokens(examination.own, 6), photo, merges=False)
     (panels,) = section.rows
-    assert [panel.title for panel in panels] == ["input: 2 x 3 = 6 tokens", "after block 1: 3 of 6 tokens kept"]
+    assert "2 x 3 = 6 tokens" in panels[0].title and "block 1: 3 of 6 tokens" in panels[1].title
     before, after = (pixels_of(panel.draw, photo).astype(int) for panel in panels)
     for place, stays in enumerate([1, 0, 0, 1, 0, 1]):
         row, column = divmod(place, 3)
@@ -39,17 +39,17 @@ def test_merged_patches_have_one_colour(examination, photo, pixels_of):
     stage = examination.own.stages[1]._replace(source=np.array([[0, 0, 1, 2, 2, 2]]), scores=None)
     kept = kept_tokens(examination.own._replace(stages={1: stage}), 6)
     (panels,) = kept_section(kept, photo, merges=True).rows
-    assert panels[1].title == "after block 1: 6 patches in 3 tokens"
+    assert "block 1: 6 patches in 3 tokens" in panels[1].title
     after = pixels_of(panels[1].draw, photo)
     np.testing.assert_array_equal(after[16, 16], (100, 0, 100))  # half red, half blue
     np.testing.assert_array_equal(after[16, 48], (100, 0, 100))
     np.testing.assert_array_equal(after[16, 80], (0, 0, 200))
 
 
-def test_fused_tokens_are_told(examination, photo):
+def test_fused_tokens_are_in_the_title(examination, photo):
     kept = kept_tokens(examination.own, 6)._replace(tokens=np.array([4]), fused=np.array([1]))
     (panels,) = kept_section(kept, photo, merges=False).rows
-    assert panels[1].title == "after block 1: 3 of 6 tokens kept, + 1 fused of the rest"
+    assert "3 of 6 tokens" in panels[1].title and "fused into 1" in panels[1].title
 
 
 def test_the_brightest_score_and_the_hatched(examination, photo, pixels_of):

@@ -1,8 +1,15 @@
-"""Ablations of token pruning on trained weights: the paper's tables on a checkpoint of one's own.
+"""Ablations of token pruning on trained weights: the paper's tables on your own checkpoint.
 
-A setting is a `Pruning`, and the dense model the one that prunes nothing. `grid.py` says which settings a table needs,
-`run_ablation` evaluates each on every checkpoint (and, if asked to, after a short fine-tuning), `summarise` makes means
-and errors of the rows, and `report.py` tables and a picture of those.
+A setting is a `Pruning`; the dense model is the one that prunes nothing.
+
+    grid.py        which settings each table needs
+    run.py         evaluates each setting on each checkpoint, without training and after fine-tuning; writes the report
+    evaluate.py    the images, and the compiled program that settings share
+    finetune.py    the short training of a setting
+    results.py     one row per checkpoint and setting, and the directory that holds them
+    statistics.py  means of rows with their errors, and paired comparisons
+    tables.py      markdown and CSV
+    picture.py     accuracy against cost
 """
 
 from top_jax.ablation.finetune import Finetune

@@ -1,8 +1,12 @@
-"""One compiled program for all scores: compiling is most of the time that an ablation of a small model takes."""
+"""Evaluates settings: images are decoded once, and settings that differ in score, order or seed share a program.
+
+Most of the time that an ablation of a small model takes is spent on compiling.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -12,6 +16,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from top_jax.ablation.results import to_bits
 from top_jax.config import DataConfig
 from top_jax.data import PADDING_INDEX, Source, eval_batches, normalize, prefetch_to_device
 from top_jax.data.sources import Record
@@ -19,124 +24,37 @@ from top_jax.errors import InputError
 from top_jax.models.weights import Weights
 from top_jax.pruning import Cut, Evidence, Pruning, Tokens
 from top_jax.pruning.score import token_scores
-from top_jax.sharding import by_image, check_divisible, make_mesh
+from top_jax.sharding import by_image, check_divisible, make_mesh, replicated
 from top_jax.typing import Array, Float, Int, Slots, SlotScores
 
-
-class Ranking(NamedTuple):
-    """Of a setting, what a program takes as an argument.
-
-    Attributes:
-        ranking: int32, which of the program's rankings.
-        best_first: bool, order="score".
-    """
-
-    ranking: Any
-    best_first: Any
-
-
-class Outcome(NamedTuple):
-    """Of each image of a batch, whether the class of largest logit (the first of equals) is right, and the loss."""
-
-    correct: Int[Array, " B"]
-    loss: Float[Array, " B"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Selectable(Pruning):
-    """`Pruning` whose score and order are chosen when it runs.
-
-    Attributes:
-        rankings: (score, seed) of each that there is.
-        choice: of one, as traced arrays.
-    """
-
-    rankings: tuple[tuple[str, int], ...]
-    choice: Ranking
-
-    def scores(self, tokens: Tokens, evidence: Evidence, cut: Cut) -> SlotScores:
-        """Those of the chosen ranking; all are computed."""
-        slots = tokens.patch_slots()
-        of_each = [
-            token_scores(score, evidence, tokens.positions, slots, keep=cut.kept, seed=seed, block=cut.block)
-            for score, seed in self.rankings
-        ]
-        return jnp.take(jnp.stack(of_each), self.choice.ranking, axis=0)
-
-    def arranged(self, best: Slots) -> Slots:
-        """As the choice says."""
-        return jnp.where(self.choice.best_first, best, jnp.sort(best, axis=1))
-
-
-class Program:
-    """Classifies batches under any of some settings that differ in score, order and seed alone.
-
-    Args:
-        graphdef: of the model, pruned by any of them.
-        settings: at least one.
-        data: how pixels are normalised.
-    """
-
-    def __init__(self, graphdef: nnx.GraphDef[Any], settings: Sequence[Pruning], data: DataConfig):
-        self._rankings = tuple(dict.fromkeys((setting.score, setting.seed) for setting in settings))
-        self._step = _make_step(graphdef, settings[0], self._rankings, data)
-
-    def __call__(self, setting: Pruning, weights: Weights, batch: dict[str, jax.Array]) -> Outcome:
-        """Of one batch; compiles at the first."""
-        ranking = self._rankings.index((setting.score, setting.seed))
-        return self._step(weights, batch, Ranking(jnp.int32(ranking), jnp.bool_(setting.order == "score")))
-
-
-def _make_step(
-    graphdef: nnx.GraphDef[Any], like: Pruning, rankings: tuple[tuple[str, int], ...], data: DataConfig
-) -> Callable[[Weights, dict[str, jax.Array], Ranking], Outcome]:
-    @jax.jit
-    def step(weights: Weights, batch: dict[str, jax.Array], choice: Ranking) -> Outcome:
-        model = nnx.merge(graphdef, weights)
-        model.eval()
-        model.reduction = Selectable(
-            after_blocks=like.after_blocks,
-            keep_ratio=like.keep_ratio,
-            alignment=like.alignment,
-            rankings=rankings,
-            choice=choice,
-        )
-        logits = model(normalize(batch["image"], data.mean, data.std))
-        best = jnp.argmax(logits, axis=-1)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return Outcome((best == batch["label"]).astype(jnp.int32), loss)
-
-    return step
-
-
-HELD_BYTES: Final = 2_000_000_000  # of pixels, uint8, kept on the devices; beyond, each setting reads them anew
+HELD_BYTES: Final = 2_000_000_000  # of pixels (uint8) kept on the devices; above, each setting reads the images again
 
 DeviceBatch = dict[str, jax.Array]
 
 
 class Images:
-    """Batches of a split, as often as they are iterated over.
+    """The batches of an evaluation split; they can be iterated over any number of times.
 
     Args:
         source: the evaluation split.
-        data: how it is cropped and read.
+        data: how images are read and cropped.
         img_size: (height, width) of the model's input.
-        batch_size: over all devices.
-        limit: only the first so many images; None takes all.
+        batch_size: images per batch, over all devices.
+        limit: use only the first `limit` images; None for all.
 
     Attributes:
-        count: images, unreadable ones included.
-        held: whether they are read once.
+        count: number of images, unreadable ones included.
+        held: whether the images are read once and kept on the devices.
 
     Raises:
-        InputError: a limit that is not there, or a batch size that does not split over the devices.
+        InputError: a limit out of range, or a batch size that cannot be divided over the devices.
     """
 
     def __init__(
         self, source: Source, data: DataConfig, *, img_size: tuple[int, int], batch_size: int, limit: int | None
     ):
         if limit is not None and not 1 <= limit <= len(source):
-            raise InputError(f"limit_images={limit}; needed: 1 .. {len(source)}, what {source.name} has.")
+            raise InputError(f"limit_images={limit}; needed: 1 to {len(source)}, the size of {source.name}.")
         self.count = limit or len(source)
         batch_size = min(batch_size, self.count) if len(jax.devices()) == 1 else batch_size
         check_divisible("batch_size", batch_size)
@@ -159,7 +77,7 @@ class Images:
 
 
 class _First:
-    """The first images of a source."""
+    """The first `count` images of a source, as a source."""
 
     def __init__(self, source: Source, count: int):
         self._source, self._count = source, count
@@ -171,16 +89,133 @@ class _First:
     def __getitem__(self, index: int, /) -> Record:
         return self._source[index]
 
-    def describe(self, index: int) -> str:
-        return self._source.describe(index)
+    def setting_fields(self, index: int) -> str:
+        return self._source.setting_fields(index)
 
 
-def counted(batch: DeviceBatch) -> np.ndarray:
-    """bool [B]: rows that count."""
+class Ranking(NamedTuple):
+    """How tokens are ranked and ordered: the arguments of a program that stand for a setting.
+
+    Attributes:
+        index: int32, index into the program's list of rankings.
+        best_first: bool, whether the kept tokens stay in the order of their scores (`order="score"`).
+    """
+
+    index: Any
+    best_first: Any
+
+
+class Outcome(NamedTuple):
+    """The outcome of each image of a batch.
+
+    Attributes:
+        correct: whether the class of the largest logit (the first one of equal logits) is the label, 1 or 0.
+        loss: cross-entropy, in nats.
+    """
+
+    correct: Int[Array, " B"]
+    loss: Float[Array, " B"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selectable(Pruning):
+    """A `Pruning` whose score, seed and order are chosen at run time.
+
+    Attributes:
+        rankings: the (score, seed) pairs to choose from.
+        chosen: the choice, as traced arrays.
+    """
+
+    rankings: tuple[tuple[str, int], ...]
+    chosen: Ranking
+
+    def scores(self, tokens: Tokens, evidence: Evidence, cut: Cut) -> SlotScores:
+        """Returns the scores of the chosen ranking; those of all rankings are computed."""
+        slots = tokens.patch_slots()
+        of_each = [
+            token_scores(score, evidence, tokens.positions, slots, keep=cut.kept, seed=seed, block=cut.block)
+            for score, seed in self.rankings
+        ]
+        return jnp.take(jnp.stack(of_each), self.chosen.index, axis=0)
+
+    def arranged(self, best: Slots) -> Slots:
+        """Returns the kept slots in the chosen order."""
+        return jnp.where(self.chosen.best_first, best, jnp.sort(best, axis=1))
+
+
+class Program:
+    """A compiled program that classifies batches under settings that differ only in score, order and seed.
+
+    Args:
+        graphdef: structure of the model, pruned by any of the settings.
+        settings: the settings to choose from, at least one.
+        data: how pixels are normalised.
+    """
+
+    def __init__(self, graphdef: nnx.GraphDef[Any], settings: Sequence[Pruning], data: DataConfig):
+        self._rankings = tuple(dict.fromkeys((setting.score, setting.seed) for setting in settings))
+        self._step = _make_step(graphdef, settings[0], self._rankings, data)
+
+    def __call__(self, setting: Pruning, weights: Weights, batch: dict[str, jax.Array]) -> Outcome:
+        """Classifies one batch; the first call compiles."""
+        ranking = self._rankings.index((setting.score, setting.seed))
+        return self._step(weights, batch, Ranking(jnp.int32(ranking), jnp.bool_(setting.order == "score")))
+
+
+def _make_step(
+    graphdef: nnx.GraphDef[Any], like: Pruning, rankings: tuple[tuple[str, int], ...], data: DataConfig
+) -> Callable[[Weights, dict[str, jax.Array], Ranking], Outcome]:
+    @jax.jit
+    def step(weights: Weights, batch: dict[str, jax.Array], chosen: Ranking) -> Outcome:
+        model = nnx.merge(graphdef, weights)
+        model.eval()
+        model.reduction = Selectable(
+            after_blocks=like.after_blocks,
+            keep_ratio=like.keep_ratio,
+            alignment=like.alignment,
+            rankings=rankings,
+            chosen=chosen,
+        )
+        logits = model(normalize(batch["image"], data.mean, data.std))
+        best = jnp.argmax(logits, axis=-1)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return Outcome((best == batch["label"]).astype(jnp.int32), loss)
+
+    return step
+
+
+def evaluate(run: Program, setting: Pruning, weights: Weights, images: Images) -> dict[str, Any]:
+    """Evaluates a setting on all images.
+
+    Args:
+        run: a program that has the setting.
+        setting: how tokens are pruned.
+        weights: weights of the model.
+        images: the evaluation split.
+
+    Returns:
+        The fields of a row that hold its outcome: accuracy, correct, images, loss, left_out, correct_bits.
+    """
+    weights = jax.device_put(weights, replicated(make_mesh()))
+    outcomes = [(_counted(batch), _left_out(batch), run(setting, weights, batch)) for batch in images]
+    correct = np.concatenate([np.asarray(outcome.correct)[mask] for mask, _, outcome in outcomes]).astype(bool)
+    loss = np.concatenate([np.asarray(outcome.loss)[mask] for mask, _, outcome in outcomes])
+    return {
+        "accuracy": float(np.mean(correct)),
+        "correct": int(np.sum(correct)),
+        "images": len(correct),
+        "loss": float(np.mean(loss, dtype=np.float64)),
+        "left_out": list(itertools.chain.from_iterable(indices for _, indices, _ in outcomes)),
+        "correct_bits": to_bits(correct),
+    }
+
+
+def _counted(batch: DeviceBatch) -> np.ndarray:
+    """Returns which rows of a batch are images, not padding and not unreadable: bool `[B]`."""
     return np.asarray(batch["mask"]) > 0
 
 
-def left_out(batch: DeviceBatch) -> list[int]:
-    """Indices of images that cannot be read."""
+def _left_out(batch: DeviceBatch) -> list[int]:
+    """Returns the indices of images that cannot be read."""
     index = np.asarray(batch["index"])
-    return index[~counted(batch) & (index != PADDING_INDEX)].tolist()
+    return index[~_counted(batch) & (index != PADDING_INDEX)].tolist()

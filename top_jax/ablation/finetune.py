@@ -1,4 +1,4 @@
-"""The short training that a setting's model may get before it is evaluated, through `top_jax.training.train`."""
+"""The short training that a pruned model may get before it is evaluated, by `top_jax.training.train`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from top_jax.training import train
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.saved_weights import read_weights
 
-NEVER: Final = 1e9  # epochs: the run evaluates once, when it has ended
-SLOWER: Final = 10  # than the config's learning rate, unless it is given
+NEVER: Final = 1e9  # epochs: the run evaluates only at its end
+SLOWER: Final = 10  # the config's learning rate is divided by this, unless one is given
 
 
 @dataclasses.dataclass(frozen=True)
 class Finetune:
-    """How long, how fast, and how often.
+    """Length, learning rate and seeds of the fine-tuning.
 
     Attributes:
-        steps: of `config.batch_size` images each.
-        learning_rate: at its peak; None is a tenth of the config's.
-        seeds: one training each, of each setting (the dense model too: what training on does for it is the control).
+        steps: number of steps, each of `config.batch_size` images.
+        learning_rate: the peak learning rate; None for a tenth of the config's.
+        seeds: each setting is trained once per seed. The dense model is trained too, as the control.
+
+    Raises:
+        InputError: less than one step, no seed, or the same seed twice.
     """
 
     steps: int
@@ -35,15 +38,22 @@ class Finetune:
     def __post_init__(self) -> None:
         if self.steps < 1 or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(
-                f"finetune_steps={self.steps} with finetune_seeds={list(self.seeds)}; needed: at least 1 step, and "
-                "seeds of which no two are alike."
+                f"finetune_steps={self.steps} with finetune_seeds={list(self.seeds)}; needed: at least 1 step and at "
+                "least 1 seed, no seed twice."
             )
 
 
 def config_of(config: RunConfig, checkpoint: str, setting: Pruning, finetune: Finetune, seed: int) -> RunConfig:
-    """The run: that of `config` with another start, length, rate and pruning.
+    """Returns the config of one fine-tuning: `config` with other initial weights, length, learning rate and pruning.
 
-    No average of the weights is kept: over so few steps it would hardly leave the ones it starts from.
+    It keeps no average of the weights: after so few steps the average would still be close to the initial weights.
+
+    Args:
+        config: the config of the original run.
+        checkpoint: path of the initial weights.
+        setting: how tokens are pruned.
+        finetune: length and learning rate.
+        seed: seed of the fine-tuning.
     """
     optimizer = config.optimizer
     rate = optimizer.learning_rate / SLOWER if finetune.learning_rate is None else finetune.learning_rate
@@ -65,10 +75,10 @@ def config_of(config: RunConfig, checkpoint: str, setting: Pruning, finetune: Fi
 
 
 def tuned_weights(config: RunConfig, workdir: Path) -> Weights:
-    """Trains, or goes on, and returns the weights after the last step.
+    """Trains, or resumes a training, and returns the weights after the last step.
 
     Raises:
-        KeyboardInterrupt: a signal ended the training early; what it reached is saved.
+        KeyboardInterrupt: a signal ended the training early; its last step is saved.
     """
     if train(config, workdir) is None:
         raise KeyboardInterrupt
@@ -76,7 +86,7 @@ def tuned_weights(config: RunConfig, workdir: Path) -> Weights:
 
 
 def run_name(weights: int, row: dict[str, Any], seed: int) -> str:
-    """Of the run directory: the weights it starts from, the setting and the seed."""
+    """Returns the name of a run directory: fingerprint of the initial weights, setting, fine-tuning and seed."""
     ratio = row["keep_ratio"]
     ratios = "-".join(f"{r:g}" for r in ratio) if isinstance(ratio, list) else f"{ratio or 1:g}"
     named = [row["alignment"], row["order"], row["score"], row["random_seed"]]

@@ -1,4 +1,4 @@
-"""Which settings the tables need."""
+"""The settings that each table needs."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from top_jax.pruning.score import CONTROLS
 
 TABLES: Final = ("alignment", "score", "keep_ratio")
 ALIGNMENTS: Final = tuple(way if order == "position" else f"{way}:{order}" for way, order in WAYS)
-"""none:score (the naive ViT way: best tokens first), and none, hold and decay in scan order."""
-KEEP_RATIOS: Final = (0.9, 0.7, 0.5)  # each is a program to compile for each alignment
-KEEP_RATIO: Final = 0.7  # of a dense config that is given after_blocks alone
+"""`none:score` (kept tokens in the order of their scores: the naive ViT way), then none, hold and decay in scan order."""
+KEEP_RATIOS: Final = (0.9, 0.7, 0.5)  # each compiles one program per alignment
+KEEP_RATIO: Final = 0.7  # for a dense config that gets only after_blocks
 DENSE: Final = Pruning()
 
 
 def base_pruning(
     config: RunConfig, *, after_blocks: Sequence[int] | None = None, keep_ratio: float | None = None
 ) -> Pruning:
-    """The point at which the tables cross: each varies one thing of it.
+    """Returns the setting that all tables share: each table varies one part of it.
 
-    It is the config's own pruning where its method is `top`. Of another method, whose survivors a `Pruning` cannot
-    describe, only the schedule is taken.
+    It is the config's own pruning if its method is `top`. From another method, which a `Pruning` cannot describe, only
+    the schedule is taken.
 
     Args:
-        config: of the model; its pruning may be empty.
-        after_blocks: instead of the config's.
-        keep_ratio: instead of the config's; 0.7 where neither says.
+        config: the run config; its pruning may be empty.
+        after_blocks: replaces the config's.
+        keep_ratio: replaces the config's; 0.7 if neither is given.
 
     Raises:
         InputError: no schedule, or values out of range.
@@ -46,22 +46,20 @@ def base_pruning(
     if keep_ratio is not None:
         settings["keep_ratio"] = keep_ratio
     if not settings["after_blocks"]:
-        raise InputError(
-            "the config is dense, so that nothing says where to prune; pass --after_blocks, such as --after_blocks=2,4."
-        )
+        raise InputError("this config has no pruning; pass the blocks to prune after, such as --after_blocks=2,4.")
     evidence = _evidence(config)
     if "score" not in settings and "clip" not in evidence:
-        settings["score"] = evidence[0]  # DeiT's blocks have attention to rank by, and no scan
+        settings["score"] = evidence[0]  # DeiT ranks tokens by attention; it has no scan
     return Pruning(**{**settings, "seed": 0})
 
 
 def default_scores(config: RunConfig) -> tuple[str, ...]:
-    """All that the config's model can rank tokens by, controls last."""
+    """Returns every score that the config's model offers, the controls last."""
     return (*_evidence(config), *CONTROLS)
 
 
 def default_alignments(config: RunConfig) -> tuple[str, ...]:
-    """All that the config's model can have: `decay` is of a scan."""
+    """Returns every alignment that the config's model can have: `decay` needs a scan."""
     return ALIGNMENTS if _evidence(config) == SCAN_EVIDENCE else ALIGNMENTS[:-1]
 
 
@@ -75,22 +73,23 @@ def make_grid(
     keep_ratios: Sequence[float] = KEEP_RATIOS,
     random_seeds: int = 3,
 ) -> tuple[Pruning, ...]:
-    """The settings that the tables need, each once: the dense model, then what is alike side by side.
+    """Returns the settings that the tables need, each once: the dense model, then the others grouped by program.
 
     Args:
-        base: as of `base_pruning`.
-        tables: of `TABLES`. `alignment` varies that; `score` the score; `keep_ratio` that, for each alignment.
-        full: the whole product of the three lists instead, the base's keep ratio included.
-        alignments: `none`, `hold`, `decay`, with `:score` behind it to leave the survivors best first.
-        scores: what ranks tokens; `random` stands for `random_seeds` settings.
-        keep_ratios: of the curve, beside the base's; each is that of every prune.
-        random_seeds: of the control `random`.
+        base: the setting that all tables share, from `base_pruning`.
+        tables: a subset of `TABLES`. `alignment` varies the alignment, `score` the score, and `keep_ratio` the keep
+            ratio for each alignment.
+        full: every combination of the three lists instead of the tables; the base's keep ratio is included.
+        alignments: `none`, `hold` or `decay`. A suffix `:score` leaves the kept tokens in the order of their scores.
+        scores: scores to rank tokens by; `random` stands for `random_seeds` settings.
+        keep_ratios: keep ratios in addition to the base's, each applied to every prune.
+        random_seeds: number of seeds of the control `random`.
 
     Raises:
-        InputError: no table or an unknown one, or a setting that cannot be, such as `hold:score`.
+        InputError: no table, an unknown one, or an impossible setting such as `hold:score`.
     """
     if not (tables or full):
-        raise InputError(f"no table is chosen; choose from {', '.join(TABLES)}.")
+        raise InputError(f"no table is given; choose from {', '.join(TABLES)}.")
     if unknown := [table for table in tables if table not in TABLES]:
         raise InputError(f"table {unknown[0]!r} is unknown; choose from {', '.join(TABLES)}.")
     if random_seeds < 1:
@@ -108,15 +107,15 @@ def make_grid(
     settings = [seeded for c in combinations for seeded in _seeded(dataclasses.replace(base, **c), random_seeds)]
     alike: dict[Any, list[Pruning]] = {}
     for setting in dict.fromkeys(settings):
-        alike.setdefault(program(setting), []).append(setting)
+        alike.setdefault(program_key(setting), []).append(setting)
     return (DENSE, *itertools.chain.from_iterable(alike.values()))
 
 
 def check_settings(config: RunConfig, settings: Sequence[Pruning]) -> None:
-    """Makes sure that the config's model can have each of them, before anything takes long.
+    """Checks that the config's model can have each setting, before anything slow starts.
 
     Raises:
-        InputError: as the model would raise it.
+        InputError: the model's error for a setting that it cannot have.
     """
     sizes, evidence = build_sizes(config.model), _evidence(config)
     for setting in settings:
@@ -126,15 +125,15 @@ def check_settings(config: RunConfig, settings: Sequence[Pruning]) -> None:
         build_abstract_model(config.model, setting)
 
 
-def program(setting: Pruning) -> tuple[Any, ...]:
-    """What decides a compiled program; score, order and seed are chosen when it runs (`selectable.py`)."""
+def program_key(setting: Pruning) -> tuple[Any, ...]:
+    """Returns what settings of one compiled program share; score, order and seed are arguments (`evaluate.py`)."""
     return setting.after_blocks, setting.keep_ratio, setting.alignment
 
 
 def _variant(name: str) -> dict[str, Any]:
     alignment, _, order = name.partition(":")
     variant: dict[str, Any] = {"alignment": alignment, "order": order or "position"}
-    Pruning(**variant)  # raises where the two do not fit
+    Pruning(**variant)  # raises InputError if the two do not fit together
     return variant
 
 
@@ -144,6 +143,6 @@ def _seeded(setting: Pruning, seeds: int) -> Iterator[Pruning]:
 
 
 def _evidence(config: RunConfig) -> tuple[str, ...]:
-    """What the blocks of the config's model tell about their tokens."""
+    """Returns the names of the evidence that the blocks of the config's model give."""
     sizes = build_sizes(config.model)
     return BACKBONES[type(sizes)].EVIDENCE

@@ -1,4 +1,4 @@
-"""Accuracy against cost: the alignments as curves, the scores side by side."""
+"""The picture of an ablation: accuracy against cost for each alignment, and accuracy for each score."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from top_jax.ablation.results import ratio_of, ratio_text
 from top_jax.ablation.statistics import Cell
 from top_jax.ablation.tables import CONVENTION
 from top_jax.figures.page import BLACK, BLUE, GREEN, ORANGE, VERMILLION
+from top_jax.files import new_file
 from top_jax.pruning.score import CONTROLS
 
 GREY: Final = "#666666"
-# The curve of `hold` is broad, because that of `decay` often lies on it.
+# The curve of `hold` is broad, because `decay` often lies on top of it.
 STYLES: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("none", "score"): {
         "label": "none, score order (naive)",
@@ -31,23 +32,26 @@ STYLES: Final[dict[tuple[str, str], dict[str, Any]]] = {
 
 
 class Unit(NamedTuple):
-    """Of multiply-accumulates: its name, and how many there are in 1e9."""
+    """A unit of multiply-accumulates: its name, and how many of them are 1e9."""
 
     name: str
     per_giga: float
 
 
 def draw(cells: Sequence[Cell], base: dict[str, Any], file: Path) -> None:
-    """Draws one row of panels for each training (none first).
+    """Draws one row of two panels per fine-tuning, without fine-tuning first.
 
-    On the left accuracy against multiply-accumulates for each alignment at the base score, with the dense model; on the
-    right the scores at the base keep ratio and alignment. Bars are the standard deviation over runs where there are
-    several, and the standard error over images otherwise; each panel says which.
+    On the left: accuracy against multiply-accumulates for each alignment at the base score, with the dense model. On
+    the right: the scores at the base keep ratio and alignment. Bars are the standard deviation over runs if there are
+    several, else the standard error over images; each panel says which.
 
     Args:
-        cells: of `summarise`.
-        base: the point at which the tables cross.
-        file: PNG, overwritten.
+        cells: from `summarise`.
+        base: fields of the setting that all tables share.
+        file: the PNG, overwritten if it is there.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     trainings = list(dict.fromkeys(cell.finetuned for cell in cells))
     small = max(cell.gmacs[CONVENTION] for cell in cells) < 0.1
@@ -63,7 +67,8 @@ def draw(cells: Sequence[Cell], base: dict[str, Any], file: Path) -> None:
         right.set_title(f"Score ({base['alignment']}, keep {ratio_text(base['keep_ratio'])}), {title}", fontsize=11)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=10, frameon=False)
-    figure.savefig(file, dpi=150)
+    with new_file(file) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
 
 
 def _curves(axes: Axes, cells: Sequence[Cell], score: str, unit: Unit) -> None:
@@ -89,7 +94,7 @@ def _curve(axes: Axes, cells: list[Cell], unit: Unit, **style: Any) -> None:
 
 
 def _scores(axes: Axes, cells: Sequence[Cell], base: dict[str, Any]) -> None:
-    """One line per score, best on top; controls hollow."""
+    """Draws one line per score, the best on top, controls with hollow markers."""
     point = (base["alignment"], base["order"], ratio_of(base))
     some = [cell for cell in cells if (cell.alignment, cell.order, cell.keep_ratio) == point]
     some.sort(key=lambda cell: cell.accuracy.mean)
@@ -115,9 +120,9 @@ def _error(cell: Cell) -> float:
 
 
 def _meaning(cells: Sequence[Cell]) -> str:
-    """What the bars are."""
+    """Returns what the bars mean, for the axis label."""
     kinds = {cell.accuracy.spread is None for cell in cells}
     over_images, over_runs = "s.e. over images", "s.d. over runs"
     if kinds == {True, False}:
-        return f"bars: {over_runs}; of a single run {over_images}"
+        return f"bars: {over_runs} ({over_images} for a single run)"
     return f"bars: {over_images if kinds == {True} else over_runs}"

@@ -1,9 +1,9 @@
-"""The directory of an ablation, by which the same command goes on where it stopped.
+"""The results of an ablation: one row per checkpoint and setting, in a directory that a second command continues.
 
 settings.json      what all results have in common
-results.jsonl      one line per result, appended as they come
-runs/              of the fine-tuning
-results.json, correctness.npz, tables.md, tables.csv, accuracy_vs_gflops.png    made of these (`report.py`)
+results.jsonl      one row per line, appended after each evaluation
+runs/              run directories of the fine-tuning
+results.json, correctness.npz, tables.md, tables.csv, accuracy_vs_gflops.png    the report, made from these (`run.py`)
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from top_jax.training.run_directory import FREE_TO_CHANGE, flatten, told_differe
 
 
 class Results:
-    """Rows that are there, and where the next go.
+    """The rows of a results directory.
 
     Args:
-        path: the directory, made if need be.
-        settings: as of `common_settings`.
+        path: the directory; created if it does not exist.
+        settings: from `common_settings`.
 
     Raises:
-        InputError: it cannot be written, or holds results of other settings.
+        InputError: the directory cannot be written to, or holds results of other settings.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]):
@@ -42,76 +42,88 @@ class Results:
             path.mkdir(parents=True, exist_ok=True)
             self._check_same()
             rows = _whole_lines(self._file)
-            # Written anew, because a kill may have cut the last line short.
+            # Rewritten, because a kill may have cut the last line short.
             write_text(self._file, "".join(json.dumps(row) + "\n" for row in rows))
             write_json(path / "settings.json", settings)
         except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror}); choose another --out.") from error
-        self._rows = {identity(row): row for row in rows}
+            raise InputError(f"cannot write to {path} ({error.strerror}); choose another --out.") from error
+        self._rows = {row_key(row): row for row in rows}
 
     @property
     def rows(self) -> list[Row]:
-        """In the order in which they came."""
+        """All rows, oldest first."""
         return list(self._rows.values())
 
     def __contains__(self, row: Row) -> bool:
-        return identity(row) in self._rows
+        return row_key(row) in self._rows
 
     def add(self, row: Row) -> None:
-        """Keeps a row; it is on the disk when this returns."""
+        """Appends a row; when this returns, it is on the disk."""
         with self._file.open("a") as lines:
             lines.write(json.dumps(row) + "\n")
             lines.flush()
             os.fsync(lines.fileno())
-        self._rows[identity(row)] = row
+        self._rows[row_key(row)] = row
 
     def check_weights(self, checkpoint: str, fingerprint: int) -> None:
-        """Raises InputError where there are results of other weights of the same checkpoint."""
+        """Checks that all rows of a checkpoint come from the same weights.
+
+        Args:
+            checkpoint: its path, as given.
+            fingerprint: hash of its weights.
+
+        Raises:
+            InputError: the directory holds results of other weights of this checkpoint.
+        """
         for row in self.rows:
             if row["checkpoint"] == checkpoint and row["weights"] != fingerprint:
                 raise InputError(
-                    f"{self.path} holds results of other weights of {checkpoint} (it was trained on, or --which or "
-                    "--ema were others); choose another --out."
+                    f"{self.path} holds results of other weights of {checkpoint}: it was trained further, or --which "
+                    "or --ema differ; choose another --out."
                 )
 
     def _check_same(self) -> None:
         file = self.path / "settings.json"
         if not file.is_file():
             if self._file.is_file():
-                raise InputError(f"{self._file} has no settings.json beside it to say of what; choose another --out.")
+                raise InputError(f"{self.path} has results.jsonl but no settings.json; choose another --out.")
             return
         stored = json.loads(file.read_text())
-        if stored["training"] is None or self.settings["training"] is None:  # of one command of two that trained
+        if stored["training"] is None or self.settings["training"] is None:  # one of the two commands did not train
             stored["training"] = self.settings["training"] = stored["training"] or self.settings["training"]
         there, here = flatten(stored), flatten(json.loads(json.dumps(self.settings)))
         changed = [key for key in dict.fromkeys((*here, *there)) if there.get(key) != here.get(key)]
         if changed:
             raise InputError(
-                f"{self.path} holds results of other settings ({told_differences(changed, there, here)}); go on with "
-                "those, or choose another --out."
+                f"{self.path} holds results of other settings ({told_differences(changed, there, here)}); use the same "
+                "settings, or choose another --out."
             )
 
 
 def common_settings(config: RunConfig, base: Pruning, limit_images: int | None, trains: bool) -> dict[str, Any]:
-    """What all results of a directory have in common: what may change a number, and what rows do not say themselves.
+    """Returns what all results of a directory share: every setting that changes a number and is not in the rows.
 
     Args:
-        config: of the models and the data.
-        base: the point at which the tables cross.
-        limit_images: None is all of them.
-        trains: whether the settings of training count too.
+        config: the run config.
+        base: the setting that all tables share.
+        limit_images: number of images evaluated; None for all.
+        trains: whether the models are fine-tuned, so that the training settings matter too.
+
+    Returns:
+        JSON values by dotted key; `training` is None without fine-tuning.
     """
     content = {key: value for key, value in flatten(config.to_dict()).items() if key not in FREE_TO_CHANGE}
     of_training = ("batch_size", "augment.", "distillation.", "optimizer.")
     return {
         **{key: value for key, value in content.items() if key.startswith(("model.", "data."))},
         "limit_images": limit_images,
-        "base": {name: value for name, value in describe(base).items() if name != "random_seed"},
+        "base": {name: value for name, value in setting_fields(base).items() if name != "random_seed"},
         "training": {key: content[key] for key in content if key.startswith(of_training)} if trains else None,
     }
 
 
 def _whole_lines(file: Path) -> list[Row]:
+    """Returns the rows of a file up to the first line that is cut short."""
     rows = []
     for line in file.read_text().splitlines() if file.is_file() else []:
         try:
@@ -122,17 +134,23 @@ def _whole_lines(file: Path) -> list[Row]:
 
 
 Row = dict[str, Any]
-"""checkpoint, its weights (a fingerprint), seed (of its training, null for a file) and trained_pruned;
-after_blocks, keep_ratio, alignment, order, score, random_seed (null where they mean nothing: the last five for the
-dense model, random_seed but for the score random); finetuned (null, or steps, learning_rate, seed and run);
-tokens_per_block, gmacs by convention; accuracy (share), correct and images (counts), loss (nats); left_out (indices of
-unreadable images); correct_bits (base64: one bit per image that counted, in their order)."""
+"""One result, as JSON values.
+
+checkpoint, weights (their fingerprint), seed (of the training; null for a file), trained_pruned
+after_blocks, keep_ratio, alignment, order, score (the last four null for the dense model)
+random_seed (null except for the score `random`)
+finetuned (null, or steps, learning_rate, seed and run)
+tokens_per_block, gmacs (by convention)
+accuracy (from 0 to 1), correct and images (counts), loss (nats)
+left_out (indices of unreadable images)
+correct_bits (base64: one bit per evaluated image, in order)
+"""
 
 UNCHOSEN = {"keep_ratio": None, "alignment": None, "order": None, "score": None, "random_seed": None}
 
 
-def describe(setting: Pruning) -> Row:
-    """The part of a row that is the setting's."""
+def setting_fields(setting: Pruning) -> Row:
+    """Returns the fields of a row that describe its setting."""
     if not setting.after_blocks:
         return {"after_blocks": [], **UNCHOSEN}
     return {
@@ -146,7 +164,7 @@ def describe(setting: Pruning) -> Row:
 
 
 def label(row: Row) -> str:
-    """The setting in words."""
+    """Returns a row's setting in words, such as `hold, clip, keep 0.7`."""
     if not row["after_blocks"]:
         return "dense"
     order = ", score order" if row["order"] == "score" else ""
@@ -154,40 +172,40 @@ def label(row: Row) -> str:
 
 
 def ratio_of(setting: Row) -> Any:
-    """keep_ratio as a `Pruning` has it: in JSON a tuple became a list."""
+    """Returns keep_ratio as `Pruning` has it: JSON turned a tuple into a list."""
     ratio = setting["keep_ratio"]
     return tuple(ratio) if isinstance(ratio, list) else ratio
 
 
 def ratio_text(keep_ratio: float | Sequence[float] | None) -> str:
-    """0.8, or 0.8/0.7 where each prune has its own."""
+    """Returns `0.8`, or `0.8/0.7` if each prune has a ratio of its own."""
     ratios = keep_ratio if isinstance(keep_ratio, Sequence) else [1.0 if keep_ratio is None else keep_ratio]
     return "/".join(f"{ratio:g}" for ratio in ratios)
 
 
-def cell_of(row: Row) -> tuple[Any, ...]:
-    """What rows have in common that are averaged: the setting but for the seed of `random`, and the training."""
+def cell_key(row: Row) -> tuple[Any, ...]:
+    """Returns what the rows of one average share: the setting without the seed of `random`, and the fine-tuning."""
     finetuned = row["finetuned"] and (row["finetuned"]["steps"], row["finetuned"]["learning_rate"])
     return tuple(row["after_blocks"]), ratio_of(row), row["alignment"], row["order"], row["score"], finetuned
 
 
-def start_of(row: Row) -> tuple[Any, ...]:
-    """What rows have in common that are compared: the weights they started from, and how these were trained on."""
+def start_key(row: Row) -> tuple[Any, ...]:
+    """Returns what two rows must share to be compared: the initial weights and the fine-tuning with its seed."""
     finetuned = row["finetuned"]
     return row["weights"], finetuned and (finetuned["steps"], finetuned["learning_rate"], finetuned["seed"])
 
 
-def identity(row: Row) -> tuple[Any, ...]:
-    """What makes a row another one."""
-    return start_of(row), cell_of(row), row["random_seed"]
+def row_key(row: Row) -> tuple[Any, ...]:
+    """Returns what identifies a row."""
+    return start_key(row), cell_key(row), row["random_seed"]
 
 
 def to_bits(correct: np.ndarray) -> str:
-    """bool [images] as text."""
+    """Returns bool `[images]` as base64 text, one bit per image."""
     return base64.b64encode(np.packbits(correct).tobytes()).decode()
 
 
 def from_bits(row: Row) -> np.ndarray:
-    """bool [images] that a row counted: which of them it got right."""
+    """Returns which of the row's images were classified correctly, bool `[images]`."""
     packed = np.frombuffer(base64.b64decode(row["correct_bits"]), np.uint8)
     return np.unpackbits(packed, count=row["images"]).astype(bool)

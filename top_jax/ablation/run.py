@@ -1,4 +1,4 @@
-"""Runs an ablation: each setting on each checkpoint, once, whatever stops it in between."""
+"""Runs an ablation: evaluates each setting on each checkpoint once, continues after an interruption, and reports."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import nnx
 
 from top_jax.ablation import finetune as tuning
-from top_jax.ablation.evaluate import Images, Program, counted, left_out
+from top_jax.ablation.evaluate import Images, Program, evaluate
 from top_jax.ablation.finetune import Finetune
-from top_jax.ablation.grid import DENSE, check_settings, program
+from top_jax.ablation.grid import DENSE, check_settings, program_key
 from top_jax.ablation.picture import draw
-from top_jax.ablation.results import Results, Row, common_settings, describe, from_bits, label, to_bits
+from top_jax.ablation.results import Results, Row, common_settings, from_bits, label, setting_fields
 from top_jax.ablation.statistics import summarise
 from top_jax.ablation.tables import arrange, as_csv, markdown
 from top_jax.build import build_abstract_model, build_sizes
@@ -30,28 +29,27 @@ from top_jax.data import check_classes, open_source
 from top_jax.environment import environment
 from top_jax.errors import InputError
 from top_jax.evaluation.flops import count_macs
-from top_jax.files import write_json, write_text
+from top_jax.files import new_file, write_json, write_text
 from top_jax.models.weights import Weights
 from top_jax.pruning import Pruning
-from top_jax.sharding import make_mesh, replicated
 from top_jax.training.compilation_cache import enable_compilation_cache
 from top_jax.training.fingerprint import fingerprint
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.weights import checkpoint_weights
 
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""As `top_jax.cli.runner.progress`: a name and a total, and what moves it on by so many."""
+"""`top_jax.cli.runner.progress`: takes a name and a total, and yields a function that advances the bar."""
 
 
 class Checkpoint(NamedTuple):
-    """Weights of one of the models that are compared.
+    """The weights of one model.
 
     Attributes:
-        path: as it was given.
-        weights: all of the model's.
-        fingerprint: of them.
-        seed: of its training; None where it is not known (a file).
-        trained_pruned: whether it was pruned when it was trained, so that the dense model is not the one it was.
+        path: the path, as given.
+        weights: all weights of the model.
+        fingerprint: hash of the weights.
+        seed: seed of its training; None if it is not known (a file).
+        trained_pruned: whether the model was trained with pruning, so that its dense variant is not the model that was trained.
     """
 
     path: str
@@ -81,36 +79,36 @@ def run_ablation(
     say: Callable[[str], None] = print,
     progress: ProgressBar = _no_bar,
 ) -> list[Row]:
-    """Evaluates each setting on each checkpoint over the config's evaluation split, and reports.
+    """Evaluates each setting on each checkpoint over the config's evaluation split, and writes the report.
 
-    First all settings without training, then, if asked to, each after a fine-tuning of its own. The dense model is
-    always among them. What `out` holds already is not done again; at any moment it holds all that was done, but for
-    what was being evaluated.
+    All settings are evaluated without training first; with `finetune`, each is then evaluated after a fine-tuning of
+    its own. The dense model is always included. Results that `out` already holds are not computed again. Each result
+    is written as soon as it is known, so that an interruption loses only the evaluation in progress.
 
     Args:
-        config: model, data, and how to train; its pruning is not looked at.
-        checkpoints: run directories or official files: several are several seeds of one model.
-        settings: as of `make_grid`.
-        out: the directory of the results (`results.py`); made if need be.
-        base: the point at which the tables cross.
-        limit_images: only the first so many images.
-        finetune: how; None does not train.
-        which: `best` or `latest`, of a run directory.
-        ema: averaged weights; None takes them where a run kept them.
-        say: takes one line at the start and for each result.
+        config: model, data and training; its pruning is ignored.
+        checkpoints: run directories or official files; several are different seeds of one model.
+        settings: from `make_grid`.
+        out: the directory of the results (`results.py`); created if it does not exist.
+        base: the setting that all tables share.
+        limit_images: use only the first `limit_images` images; None for all.
+        finetune: the fine-tuning; None for no training.
+        which: which weights of a run directory to use, `best` or `latest`.
+        ema: whether to use averaged weights; None uses them if the run has them.
+        say: called with one line of text at the start and for each result.
         progress: makes a progress bar.
 
     Returns:
-        All rows of `out` (`rows.py`), those of earlier commands included.
+        All rows of `out` (`Row`), including those of earlier commands.
 
     Raises:
         InputError: bad input, before anything is evaluated.
-        KeyboardInterrupt: also where a signal ended a fine-tuning early.
+        KeyboardInterrupt: the user or a signal stopped the ablation, possibly during a fine-tuning.
     """
     settings = tuple(dict.fromkeys((DENSE, *settings)))
     check_settings(config, settings)
     if finetune is not None and (which != "best" or ema is not None):
-        raise InputError("fine-tuning starts from the weights that train.py would; leave out --which and --ema.")
+        raise InputError("fine-tuning starts from the weights that train.py would use; leave out --which and --ema.")
     images = _open_images(config, limit_images)
     loaded = [_load(path, config, which, ema) for path in checkpoints]
     _check_different(loaded)
@@ -118,10 +116,10 @@ def run_ablation(
     for checkpoint in loaded:
         results.check_weights(checkpoint.path, checkpoint.fingerprint)
     enable_compilation_cache()
-    how = "read once" if images.held else "too many to hold, so that they are read anew for every result"
+    how = "read once" if images.held else "too many to keep in memory: read again for every result"
     say(
         f"{len(settings)} settings x {len(loaded)} checkpoint{'s' * (len(loaded) > 1)}, pruned after blocks "
-        f"{', '.join(map(str, base.after_blocks))}; {images.count} images, {how}; {len(results.rows)} results are there"
+        f"{', '.join(map(str, base.after_blocks))}; {images.count} images, {how}; {len(results.rows)} results found"
     )
     ablation = _Ablation(config, images, results, say)
     ablation.evaluate_all(loaded, settings, progress)
@@ -133,12 +131,14 @@ def run_ablation(
 
 
 class _Ablation:
+    """Computes the missing results of one directory."""
+
     def __init__(self, config: RunConfig, images: Images, results: Results, say: Callable[[str], None]):
         self._config, self._images, self._results, self._say = config, images, results, say
         self._sizes = build_sizes(config.model)
 
     def evaluate_all(self, checkpoints: list[Checkpoint], settings: tuple[Pruning, ...], progress: ProgressBar) -> None:
-        """Every setting on every checkpoint, without training."""
+        """Evaluates every setting on every checkpoint, without training."""
         todo = [(s, c) for s, c in itertools.product(settings, checkpoints) if self._blank(s, c) not in self._results]
         with progress("settings", len(todo)) as advance:
             for run, setting, checkpoint in self._with_programs(todo):
@@ -146,7 +146,7 @@ class _Ablation:
                 advance(1)
 
     def finetune_all(self, checkpoints: list[Checkpoint], settings: tuple[Pruning, ...], finetune: Finetune) -> None:
-        """Every setting on every checkpoint, each trained for itself with every seed."""
+        """Fine-tunes and evaluates every setting on every checkpoint, once per seed."""
         todo = []
         for setting, checkpoint, seed in itertools.product(settings, checkpoints, finetune.seeds):
             config = tuning.config_of(self._config, checkpoint.path, setting, finetune, seed)
@@ -164,8 +164,8 @@ class _Ablation:
             self._add(run, setting, weights, row)
 
     def _with_programs(self, todo: list[tuple[Pruning, Any]]) -> Iterator[tuple[Program, Pruning, Any]]:
-        """What is to be done, with its program; one of them is held at a time."""
-        for _, alike in itertools.groupby(todo, key=lambda work: program(work[0])):
+        """Yields each piece of work with its program; only one program is kept in memory at a time."""
+        for _, alike in itertools.groupby(todo, key=lambda work: program_key(work[0])):
             work = list(alike)
             first = work[0][0]
             model = build_abstract_model(self._config.model, first)
@@ -173,40 +173,24 @@ class _Ablation:
             yield from ((shared, setting, other) for setting, other in work)
 
     def _blank(self, setting: Pruning, checkpoint: Checkpoint, finetuned: Row | None = None) -> Row:
-        """A row before its numbers."""
+        """Returns a row without its outcome."""
         cost = count_macs(self._sizes, setting)
         return {
             "checkpoint": checkpoint.path,
             "weights": checkpoint.fingerprint,
             "seed": checkpoint.seed,
             "trained_pruned": checkpoint.trained_pruned,
-            **describe(setting),
+            **setting_fields(setting),
             "finetuned": finetuned,
             "tokens_per_block": list(cost.tokens_per_block),
             "gmacs": {name: cost.gmacs(name) for name in cost.macs},
         }
 
     def _add(self, run: Program, setting: Pruning, weights: Weights, row: Row) -> None:
-        row = {**row, **_evaluate(run, setting, weights, self._images)}
+        row = {**row, **evaluate(run, setting, weights, self._images)}
         self._results.add(row)
         seed = "" if row["random_seed"] is None else f", seed {row['random_seed']}"
         self._say(f"{label(row)}{seed}: {row['accuracy']:.2%} of {row['images']} images, {row['checkpoint']}")
-
-
-def _evaluate(run: Program, setting: Pruning, weights: Weights, images: Images) -> dict[str, Any]:
-    """Accuracy, and which images were right."""
-    weights = jax.device_put(weights, replicated(make_mesh()))
-    outcomes = [(counted(batch), left_out(batch), run(setting, weights, batch)) for batch in images]
-    correct = np.concatenate([np.asarray(outcome.correct)[mask] for mask, _, outcome in outcomes]).astype(bool)
-    loss = np.concatenate([np.asarray(outcome.loss)[mask] for mask, _, outcome in outcomes])
-    return {
-        "accuracy": float(np.mean(correct)),
-        "correct": int(np.sum(correct)),
-        "images": len(correct),
-        "loss": float(np.mean(loss, dtype=np.float64)),
-        "left_out": list(itertools.chain.from_iterable(indices for _, indices, _ in outcomes)),
-        "correct_bits": to_bits(correct),
-    }
 
 
 def _open_images(config: RunConfig, limit: int | None) -> Images:
@@ -234,8 +218,8 @@ def _check_different(checkpoints: list[Checkpoint]) -> None:
     for checkpoint in checkpoints:
         if checkpoint.fingerprint in seen:
             raise InputError(
-                f"checkpoints {seen[checkpoint.fingerprint]} and {checkpoint.path} have the same weights, and are no "
-                "two seeds of a model; leave one out."
+                f"checkpoints {seen[checkpoint.fingerprint]} and {checkpoint.path} have the same weights, so they are "
+                "not two seeds of a model; leave one out."
             )
         seen[checkpoint.fingerprint] = checkpoint.path
 
@@ -243,8 +227,15 @@ def _check_different(checkpoints: list[Checkpoint]) -> None:
 def write_report(results: Results, config: RunConfig) -> None:
     """Writes results.json, correctness.npz, tables.md, tables.csv and accuracy_vs_gflops.png.
 
-    correctness.npz has, for the rows of results.json in their order: `correct` uint8 [rows, bytes], one bit per image
-    (`np.unpackbits(correct, axis=1, count=images)`), and `index` int64 [images], the images' places in the source.
+    correctness.npz holds `correct`, uint8 `[rows, bytes]`, with one bit per image for each row of results.json
+    (`np.unpackbits(correct, axis=1, count=images)`), and `index`, int64 `[images]`, the images' indices in the source.
+
+    Args:
+        results: the rows, and the directory to write to.
+        config: the run config.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     rows, path, base = results.rows, results.path, results.settings["base"]
     cells = summarise(rows)
@@ -258,7 +249,8 @@ def write_report(results: Results, config: RunConfig) -> None:
     write_json(path / "results.json", content)
     write_text(path / "tables.md", markdown(tables, rows, _in_words(about, rows, config)))
     write_text(path / "tables.csv", as_csv(tables))
-    np.savez_compressed(path / "correctness.npz", **_correctness(rows))
+    with new_file(path / "correctness.npz") as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **_correctness(rows))
     draw(cells, base, path / "accuracy_vs_gflops.png")
 
 
@@ -269,7 +261,7 @@ def _correctness(rows: list[Row]) -> dict[str, Any]:
 
 
 def _in_words(about: dict[str, Any], rows: list[Row], config: RunConfig) -> str:
-    pruned = {row["checkpoint"]: " (pruned in its own training)" * row["trained_pruned"] for row in rows}
+    pruned = {row["checkpoint"]: " (trained with pruning)" * row["trained_pruned"] for row in rows}
     checkpoints = ", ".join(f"{name}{how}" for name, how in pruned.items())
     where = about["environment"]
     data = config.data.name or config.data.source

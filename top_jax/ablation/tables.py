@@ -1,4 +1,4 @@
-"""Cells as the tables of a paper: markdown to read, CSV to compute with."""
+"""The tables of an ablation, as markdown and as CSV."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 from top_jax.ablation.results import Row, label, ratio_of, ratio_text
-from top_jax.ablation.statistics import Cell, Comparison, Number, compare
+from top_jax.ablation.statistics import Cell, Comparison, Estimate, compare
 from top_jax.pruning import WAYS
 
 CONVENTION: Final = "published"
 
 HOW_TO_READ: Final = """\
-Accuracy and drop in per cent, mean over runs. Behind `sd`, the standard deviation over runs (checkpoints, seeds of
-`random`, seeds of fine-tuning); behind `se`, the standard error over images. The drop is that from the dense model of
-the same checkpoint on the same images; lost and gained are the images on which the two differ, over all runs. GMACs are
-of one image, {convention} convention. Order `score` leaves the survivors best first: with alignment none it is the
-naive ViT way. `random` and `uniform` are controls."""
+Accuracy and drop are in per cent, averaged over runs. `sd` is the standard deviation over runs (checkpoints, seeds of
+`random`, seeds of fine-tuning), `se` the standard error over images. The drop is measured from the dense model of the
+same checkpoint on the same images; `lost / gained` counts the images that only the dense or only the pruned model
+classifies correctly, over all runs. GMACs are per image ({convention} convention). Order `score` leaves the kept tokens
+in the order of their scores: with alignment `none`, this is the naive ViT way. `random` and `uniform` are controls."""
 
 
 class Table(NamedTuple):
-    """A part of the cells, in the order in which they are read.
+    """One table: cells in the order of its lines.
 
     Attributes:
-        name: of `top_jax.ablation.TABLES`, or `all`.
-        title: of its section.
-        cells: the dense model first.
-        reference: what the others are compared with; None where pairs are not told.
+        name: one of `top_jax.ablation.TABLES`, or `all`.
+        title: heading of its section.
+        cells: the lines, the dense model first.
+        reference: the setting that the others are compared with; None for a table without comparisons.
     """
 
     name: str
@@ -39,11 +39,11 @@ class Table(NamedTuple):
 
 
 def arrange(cells: Iterable[Cell], base: dict[str, Any]) -> list[Table]:
-    """The tables that the cells suffice for; what no other has room for is in the table `all`.
+    """Returns the tables that the cells suffice for; if a cell fits into none, the table `all` holds every cell.
 
     Args:
-        cells: of `summarise`.
-        base: after_blocks, keep_ratio, alignment, order and score at which the tables cross.
+        cells: from `summarise`.
+        base: after_blocks, keep_ratio, alignment, order and score of the setting that all tables share.
     """
     by_training: dict[Any, list[Cell]] = {}
     for cell in cells:
@@ -52,20 +52,26 @@ def arrange(cells: Iterable[Cell], base: dict[str, Any]) -> list[Table]:
 
 
 def markdown(tables: Iterable[Table], rows: list[Row], about: str) -> str:
-    """All of it, with what the numbers mean and how they were made."""
+    """Returns all tables as one markdown document that explains its numbers.
+
+    Args:
+        tables: from `arrange`.
+        rows: the rows that their cells were made from.
+        about: a paragraph on models, data and machine.
+    """
     parts = [f"# Ablation of token pruning\n\n{about}\n\n{HOW_TO_READ.format(convention=CONVENTION)}\n"]
     for table in tables:
         parts.append(f"## {table.title}\n\n{_grid(_COLUMNS, table.cells)}\n")
         if table.reference is not None and (pairs := _pairs(table, rows)):
             parts.append(
-                f"Against {name_of(table.reference)}, on the same images (p: McNemar's exact test, of a single pair of "
-                f"runs):\n\n{_grid(_PAIR_COLUMNS, pairs)}\n"
+                f"Compared with {name_of(table.reference)} on the same images (p: McNemar's exact test, for a single "
+                f"pair of runs):\n\n{_grid(_PAIR_COLUMNS, pairs)}\n"
             )
     return "\n".join(parts)
 
 
 def as_csv(tables: Iterable[Table]) -> str:
-    """Every line of every table, numbers as shares."""
+    """Returns all lines of all tables as one CSV; accuracies and their errors are fractions."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
@@ -78,7 +84,7 @@ def as_csv(tables: Iterable[Table]) -> str:
 
 
 def name_of(cell: Cell) -> str:
-    """A setting in words."""
+    """Returns a cell's setting in words, such as `hold, clip, keep 0.7`."""
     return label(dataclasses.asdict(cell))
 
 
@@ -110,7 +116,7 @@ def _of_one_training(training: tuple[int, float] | None, cells: list[Cell], base
 
 
 def _varied(name: str, cell: Cell) -> Any:
-    """What a table is about: one that varies nothing would be none."""
+    """Returns what a table varies; one in which nothing varies is left out."""
     varied = {"alignment": (cell.alignment, cell.order), "score": cell.score, "keep_ratio": cell.keep_ratio}
     return varied.get(name, cell.key)
 
@@ -131,7 +137,7 @@ def _grid(columns: dict[str, Callable[[Any], str]], lines: list[Any]) -> str:
     return "\n".join([*head, *(f"| {' | '.join(show(line) for show in columns.values())} |" for line in lines)])
 
 
-def _percent(value: Number | None, *, signed: bool = False) -> str:
+def _percent(value: Estimate | None, *, signed: bool = False) -> str:
     if value is None:
         return "-"
     spread = "" if value.spread is None else f" sd {100 * value.spread:.2f}"
@@ -195,7 +201,7 @@ def _csv_cells(cell: Cell) -> list[Any]:
     return [*setting, *schedule, cell.gmacs[CONVENTION], *accuracy, *drop, *counts]
 
 
-def _csv_number(value: Number | None) -> list[Any]:
+def _csv_number(value: Estimate | None) -> list[Any]:
     if value is None:
         return ["", "", ""]
     return [value.mean, "" if value.spread is None else value.spread, value.sampling_error]
