@@ -89,8 +89,8 @@ class _First:
     def __getitem__(self, index: int, /) -> Record:
         return self._source[index]
 
-    def setting_fields(self, index: int) -> str:
-        return self._source.setting_fields(index)
+    def describe(self, index: int) -> str:
+        return self._source.describe(index)
 
 
 class Ranking(NamedTuple):

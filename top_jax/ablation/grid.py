@@ -16,7 +16,7 @@ from top_jax.pruning.score import CONTROLS
 
 TABLES: Final = ("alignment", "score", "keep_ratio")
 ALIGNMENTS: Final = tuple(way if order == "position" else f"{way}:{order}" for way, order in WAYS)
-"""`none:score` (kept tokens in the order of their scores: the naive ViT way), then none, hold and decay in scan order."""
+"""`none:score` (the naive ViT way: kept tokens in the order of their scores), then the alignments in scan order."""
 KEEP_RATIOS: Final = (0.9, 0.7, 0.5)  # each compiles one program per alignment
 KEEP_RATIO: Final = 0.7  # for a dense config that gets only after_blocks
 DENSE: Final = Pruning()

@@ -49,7 +49,7 @@ class Checkpoint(NamedTuple):
         weights: all weights of the model.
         fingerprint: hash of the weights.
         seed: seed of its training; None if it is not known (a file).
-        trained_pruned: whether the model was trained with pruning, so that its dense variant is not the model that was trained.
+        trained_pruned: whether it was trained with pruning; then the dense model is not the one that was trained.
     """
 
     path: str
