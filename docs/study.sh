@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The study of docs/study.md: dense models from three seeds, then pruned without training and after a fine-tune.
+# The study of docs/study.md: trains dense models from three seeds, then prunes them without training and after fine-tuning.
 #
 #   bash docs/study.sh MODEL OUT [FLAG...]    MODEL: vim, plain_mamba, or another configs/study_MODEL.py
 #
-# FLAGs go to every command, such as --config.data.data_dir=DIR. Every step goes on where an earlier call of the same
-# command stopped, so it may be given any amount of time: timeout -s TERM 570 bash docs/study.sh ...
+# FLAGs are passed to every command, such as --config.data.data_dir=DIR. A second call continues where the first stopped,
+# so each call may have a time limit: timeout -s TERM 570 bash docs/study.sh ...
 #
-# From the environment: SEEDS ("0 1 2"), SMALL_STEPS (1200; 0: no small images first), FINETUNE_STEPS (100), and flags
-# of cli.ablate for both ablations (PRUNED: "--after_blocks=2,4"), for the first (TABLES) and for the second (TUNED).
+# Environment variables: SEEDS ("0 1 2"), SMALL_STEPS (1200; 0 skips the small images), FINETUNE_STEPS (100), and flags of
+# cli.ablate: for both ablations (PRUNED: "--after_blocks=2,4"), only the first (TABLES), only the second (TUNED).
 set -euo pipefail
 model=$1 out=$2
 shift 2
@@ -18,11 +18,11 @@ mkdir -p "$out"
 for seed in ${SEEDS:-0 1 2}; do
   run=$out/seed$seed start=()
   if [ "${SMALL_STEPS:-1200}" != 0 ]; then
-    # Images of half the side have a quarter of the tokens; the whole ones resize the position embedding.
+    # Images of half the side have a quarter of the tokens; training on whole images then resizes the position embedding.
     python train.py --config "$config" --workdir "${run}_small" "$@" --config.seed="$seed" \
       --config.total_steps="${SMALL_STEPS:-1200}" --config.model.img_size=16 --config.data.shift=2 \
       --config.optimizer.learning_rate=3e-3
-    [ -f "${run}_small/summary.json" ] || exit 0 # a signal ended it; the next call goes on
+    [ -f "${run}_small/summary.json" ] || exit 0 # a signal ended it; the next call resumes
     [ -f "${run}_small.safetensors" ] ||
       python -m top_jax.cli.convert "${run}_small" "${run}_small.safetensors" --which latest
     start=(--config.init_from="${run}_small.safetensors")

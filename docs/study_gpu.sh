@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The study on a GPU machine that nothing can be fetched to, in calls of at most ten minutes (docs/study.md, section 4).
+# The study on a GPU machine without internet access, in calls of at most ten minutes (docs/study.md, section 4).
 #
-#   bash docs/study_gpu.sh prepare DATA_DIR   here: wheels and CIFAR-10 into .gpu, to be carried along with the checkout
-#   bash docs/study_gpu.sh run MODEL          there: goes on with the study for MINUTES (8), then packs it into $OUT
+#   bash docs/study_gpu.sh prepare DATA_DIR   here: puts wheels and CIFAR-10 into .gpu; copy it with the checkout
+#   bash docs/study_gpu.sh run MODEL          there: continues the study for MINUTES (8), then packs it into $OUT
 #
-# The parts that come back in $OUT (study.tar.gz.*) go into .gpu here before the next call.
+# Before the next call, copy the parts in $OUT (study.tar.gz.*) into .gpu here.
 set -euo pipefail
 
 prepare() {
