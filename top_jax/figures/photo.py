@@ -120,7 +120,7 @@ def of_source(source: Source, count: int) -> list[Picture]:
         InputError: the source has fewer images, or one of them cannot be read.
     """
     if count > len(source):
-        raise InputError(f"--examples={count}, but {source.name} has only {len(source)} images; pass a smaller number.")
+        raise InputError(f"--examples={count}, but {source.name} has {len(source)} images; pass a smaller number.")
     pictures = []
     for i in range(count):
         index = i * len(source) // count
