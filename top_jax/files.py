@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from top_jax.errors import InputError
 
@@ -65,6 +67,12 @@ def save_json(path: str | Path, content: Any) -> None:
     """Writes a JSON file for a path that the user chose. Raises InputError as `requested_file` does."""
     with requested_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a compressed .npz file, whole or not at all. Raises OSError as `new_file` does."""
+    with new_file(path) as temporary, temporary.open("wb") as file:  # given a name, NumPy would add its suffix
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _sync(path: Path) -> None:

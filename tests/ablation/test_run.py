@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from top_jax.ablation import Finetune
-from top_jax.ablation.evaluate import Images
+from top_jax.ablation.evaluate import EvaluationImages
 from top_jax.ablation.finetune import config_of
 from top_jax.ablation.results import Results, common_settings, from_bits
 from top_jax.build import build_abstract_model
@@ -156,7 +156,7 @@ def test_images_are_read_once_where_they_fit(config, monkeypatch):
         return read(self, index)
 
     monkeypatch.setattr(type(source), "__getitem__", counting)
-    make = lambda: Images(source, config.data, img_size=(8, 8), batch_size=16, limit=20)  # noqa: E731
+    make = lambda: EvaluationImages(source, config.data, img_size=(8, 8), batch_size=16, limit=20)  # noqa: E731
     images = make()
     first, second = ([np.asarray(batch["index"]).tolist() for batch in images] for _ in range(2))
     assert first == second == [list(range(16)), [*range(16, 20), *[-1] * 12]]

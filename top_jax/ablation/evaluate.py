@@ -32,7 +32,7 @@ HELD_BYTES: Final = 2_000_000_000  # of pixels (uint8) kept on the devices; abov
 DeviceBatch = dict[str, jax.Array]
 
 
-class Images:
+class EvaluationImages:
     """The batches of an evaluation split; they can be iterated over any number of times.
 
     Args:
@@ -184,7 +184,7 @@ def _make_step(
     return step
 
 
-def evaluate(run: Program, setting: Pruning, weights: Weights, images: Images) -> dict[str, Any]:
+def evaluate(run: Program, setting: Pruning, weights: Weights, images: EvaluationImages) -> dict[str, Any]:
     """Evaluates a setting on all images.
 
     Args:

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from top_jax.ablation import finetune as tuning
-from top_jax.ablation.evaluate import Images, Program, evaluate
+from top_jax.ablation.evaluate import EvaluationImages, Program, evaluate
 from top_jax.ablation.finetune import Finetune
 from top_jax.ablation.grid import DENSE, check_settings, program_key
 from top_jax.ablation.picture import draw
@@ -29,7 +29,7 @@ from top_jax.data import check_classes, open_source
 from top_jax.environment import environment
 from top_jax.errors import InputError
 from top_jax.evaluation.flops import count_macs
-from top_jax.files import new_file, write_json, write_text
+from top_jax.files import write_arrays, write_json, write_text
 from top_jax.models.weights import Weights
 from top_jax.pruning import Pruning
 from top_jax.training.compilation_cache import enable_compilation_cache
@@ -133,7 +133,7 @@ def run_ablation(
 class _Ablation:
     """Computes the missing results of one directory."""
 
-    def __init__(self, config: RunConfig, images: Images, results: Results, say: Callable[[str], None]):
+    def __init__(self, config: RunConfig, images: EvaluationImages, results: Results, say: Callable[[str], None]):
         self._config, self._images, self._results, self._say = config, images, results, say
         self._sizes = build_sizes(config.model)
 
@@ -193,12 +193,12 @@ class _Ablation:
         self._say(f"{label(row)}{seed}: {row['accuracy']:.2%} of {row['images']} images, {row['checkpoint']}")
 
 
-def _open_images(config: RunConfig, limit: int | None) -> Images:
+def _open_images(config: RunConfig, limit: int | None) -> EvaluationImages:
     source = open_source(config.data, train=False)
     check_classes(source, config.model.num_classes, "ablate it on the data it was trained for")
     size = build_sizes(config.model).img_size
     batch_size = config.eval_batch_size or config.batch_size
-    return Images(source, config.data, img_size=size, batch_size=batch_size, limit=limit)
+    return EvaluationImages(source, config.data, img_size=size, batch_size=batch_size, limit=limit)
 
 
 def _load(path: str | Path, config: RunConfig, which: str, ema: bool | None) -> Checkpoint:
@@ -249,12 +249,11 @@ def write_report(results: Results, config: RunConfig) -> None:
     write_json(path / "results.json", content)
     write_text(path / "tables.md", markdown(tables, rows, _in_words(about, rows, config)))
     write_text(path / "tables.csv", as_csv(tables))
-    with new_file(path / "correctness.npz") as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **_correctness(rows))
+    write_arrays(path / "correctness.npz", _correctness(rows))
     draw(cells, base, path / "accuracy_vs_gflops.png")
 
 
-def _correctness(rows: list[Row]) -> dict[str, Any]:
+def _correctness(rows: list[Row]) -> dict[str, np.ndarray]:
     images, missing = rows[0]["images"], rows[0]["left_out"]
     index = np.setdiff1d(np.arange(images + len(missing)), missing)
     return {"correct": np.stack([np.packbits(from_bits(row)) for row in rows]), "index": index}

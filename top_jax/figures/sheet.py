@@ -14,7 +14,7 @@ from top_jax.figures.kept_tokens import KeptTokens, ScoreMaps, kept_section, kep
 from top_jax.figures.page import Section, draw_page
 from top_jax.figures.photo import Photo
 from top_jax.figures.scan_paths import ScanPaths, paths_section, scan_paths
-from top_jax.files import new_file
+from top_jax.files import write_arrays
 from top_jax.models import Backbone, Deit
 from top_jax.pruning import Evit, Merging, Pruning, Reduction
 
@@ -107,9 +107,7 @@ def draw_sheet(
     chosen = [sections[kind] for kind in KINDS if kind in kinds and kind in sections]
     png, npz = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "npz"))
     draw_page(png, title, f"{about}; {describe_reduction(model.reduction)}.", subject.photo, chosen)
-    arrays = _arrays(subject.photo, logits, kept, scores, paths, attention)
-    with new_file(npz) as temporary, temporary.open("wb") as file:  # np.savez would add a suffix to a name
-        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]  none is named allow_pickle
+    write_arrays(npz, _arrays(subject.photo, logits, kept, scores, paths, attention))
     return {
         "image": subject.name,
         "png": png.name,
