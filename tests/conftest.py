@@ -5,20 +5,23 @@ The annotations of `top_jax` are checked at run time by jaxtyping and beartype: 
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import importlib.util
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# Before JAX reads it. Compiling is nearly all that the tests do, and takes half as long unoptimised. What tests
-# optimised code asks for it (tests/support/compilation.py), and XLA_FLAGS="" in the environment optimises everything.
-# Where there is a GPU the flag would be about its code too, and is left alone.
+import compilation
+
+# Set before JAX reads it. XLA_FLAGS="" in the environment optimises everything. On a machine with a GPU the flags
+# would also change the code for the GPU, so they are not set there.
 if not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    os.environ.setdefault("XLA_FLAGS", compilation.XLA_FLAGS)
 
 import jax
 import jaxtyping
@@ -28,7 +31,7 @@ from runs import TINY_CONFIG, Launcher
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures"
-# Folders whose code promises explicit dtypes and ranks: nothing is promoted or broadcast there without being said.
+# Folders whose code promises explicit dtypes and ranks: implicit promotion and broadcasting are errors there.
 STRICT = ("convert", "kernels", "models", "ops", "pruning")
 NEEDS = {
     "gpu": "needs a GPU (JAX finds none)",
@@ -52,7 +55,7 @@ jax.tree_util.register_dataclass = _register_dataclass_unchecked
 
 
 def pytest_configure() -> None:
-    # Triton reads it when it is imported, which PyTorch may do in any test: without a GPU its kernels are interpreted.
+    # Triton reads this when it is imported, and any test may import it through PyTorch.
     if not _has_gpu():
         os.environ["TRITON_INTERPRET"] = "1"
 
@@ -72,12 +75,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Prints each reason for skipping once, with the number of tests."""
     reasons = Counter()
     for report in terminalreporter.stats.get("skipped", []):
         if isinstance(report.longrepr, tuple):
             reasons[report.longrepr[2].removeprefix("Skipped: ")] += 1
-    counts = ", ".join(f"{reasons[reason]} {name}" for name, reason in NEEDS.items())
-    terminalreporter.write_line(f"skipped for want of: {counts}")
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"skipped {count}: {reason}")
 
 
 def _has_gpu() -> bool:
@@ -203,9 +207,20 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Launcher:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Path:
-    """The run directory of tests/tiny_run.py, trained without interruption; not to be written to."""
-    workdir = tmp_path_factory.mktemp("runs") / "finished"
-    out, err = launcher.finish(workdir)
-    (workdir / "stdout").write_text(out)
-    (workdir / "stderr").write_text(err)
+    """The run directory of tests/tiny_run.py, trained without interruption; read-only.
+
+    The first worker process trains it for all. `launcher` starts with its compiled programs: a copy, because JAX does
+    not lock the folder.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "finished_run"
+    folder.mkdir(exist_ok=True)
+    workdir, compiled = folder / "run", folder / "compiled"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (workdir / "stderr").exists():
+            out, err = Launcher(compiled).finish(workdir)
+            (workdir / "stdout").write_text(out)
+            (workdir / "stderr").write_text(err)
+    shutil.copytree(compiled, launcher.environment["JAX_COMPILATION_CACHE_DIR"], dirs_exist_ok=True)
     return workdir

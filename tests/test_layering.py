@@ -1,4 +1,4 @@
-"""Imports point one way (DESIGN.md, 4).
+"""Imports point one way (CONTRIBUTING.md, "Where things live").
 
 cli -> ablation -> training, benchmark, figures -> evaluation -> models -> pruning, ops -> kernels -> jax
 """

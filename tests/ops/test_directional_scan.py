@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -92,29 +93,39 @@ CASES = {
 }
 
 
+def arguments(case: str) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """Arrays and settings of a case."""
+    settings = {"order": False, "decay": False, "reorder_parameters": True, **CASES[case]}
+    count = len(settings["reverse"])
+    settings["order"] = orders(count) if settings["order"] else None
+    settings["positions"] = places(count) if settings["decay"] else None
+    return inputs(count, settings["shared"]), settings
+
+
+@functools.cache
+def expected(case: str) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Output and gradients by the definition, for every implementation."""
+    arrays, settings = arguments(case)
+    names = ("reverse", "order", "positions", "reorder_parameters")
+    return graded(lambda arrays: one_by_one(arrays, *(settings[name] for name in names)), arrays)
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", ALL)
 def test_equals_the_directions_one_by_one(name, case):
-    case = {"order": False, "decay": False, "reorder_parameters": True, **CASES[case]}
-    reverse, reorder = case["reverse"], case["reorder_parameters"]
-    arrays = inputs(len(reverse), case["shared"])
-    order = orders(len(reverse)) if case["order"] else None
-    positions = places(len(reverse)) if case["decay"] else None
+    arrays, settings = arguments(case)
 
     def run(arrays: dict[str, Any]) -> Any:
         return directional_scan(
             **arrays,
-            reverse=reverse,
-            order=order,
-            reorder_parameters=reorder,
-            positions=positions,
-            alignment="decay" if case["decay"] else "hold",
+            **{name: settings[name] for name in ("reverse", "order", "positions", "reorder_parameters")},
+            alignment="decay" if settings["decay"] else "hold",
             score="clip",
             implementation="triton" if name == "triton_interpreter" else name,
         )
 
     (y, score), grads = graded(run, arrays)
-    want, want_grads = graded(lambda arrays: one_by_one(arrays, reverse, order, positions, reorder), arrays)
+    want, want_grads = expected(case)
     assert_close(y, want)
     assert_close(score, token_score(want, "clip"))
     for key, grad in want_grads.items():
@@ -131,7 +142,7 @@ def test_scores(name, score):
     y, got = jax.jit(scan, compiler_options=FAST)(arrays)
     assert got.dtype == jnp.float32
     assert_close(got, token_score(y, score))
-    grads = jax.grad(lambda arrays: jnp.sum(scan(arrays)[1]))(arrays)
+    grads = jax.jit(jax.grad(lambda arrays: jnp.sum(scan(arrays)[1])), compiler_options=FAST)(arrays)
     assert not any(np.abs(grad).max() for grad in grads.values())  # a score carries no gradient
 
 

@@ -127,9 +127,11 @@ def test_one_device_compiles_the_function_itself():
     assert jax.eval_shape(split_launch, x, scale) == jax.eval_shape(launch, x, scale)
 
 
-@pytest.mark.parametrize("checks", ["parts", pytest.param("model", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "checks", ["kernel", *(pytest.param(name, marks=pytest.mark.slow) for name in ("parts", "model"))]
+)
 def test_eight_devices(root, checks):
-    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={DEVICES}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
     environment = {
         **os.environ,
         "PYTHONPATH": f"{root}:{root}/tests/support",
@@ -352,9 +354,8 @@ def check_a_model() -> None:
 
 
 CHECKS = {
+    "kernel": (check_the_control, check_a_kernel),
     "parts": (
-        check_the_control,
-        check_a_kernel,
         check_other_ways_to_split,
         check_what_does_not_split_evenly,
         check_the_scan,

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from compilation import XLA_FLAGS
 
 ROOT = Path(__file__).parents[2]
 TINY_CONFIG = ROOT / "tests" / "tiny_run.py"
@@ -37,11 +38,11 @@ class Launcher:
 
     def __init__(self, cache: Path, *, optimize: bool = False):
         self.environment = {
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
             **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "" if optimize else "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": "" if optimize else XLA_FLAGS,
         }
 
     def start(

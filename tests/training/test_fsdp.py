@@ -40,7 +40,7 @@ IMAGES = CONFIG.batch_size * 16 * 16 * 3
 
 @pytest.mark.slow
 def test_eight_devices(root):
-    flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     path = f"{root}:{root}/tests/support"
     environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)

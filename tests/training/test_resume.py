@@ -29,6 +29,7 @@ def test_uninterrupted(finished_run):
     )
 
 
+@pytest.mark.slow
 def test_killed_and_terminated(launcher, finished_run, tmp_path):
     """SIGKILL while a checkpoint is being written; then SIGTERM, which saves, says so and exits with status 0."""
     kill_at(launcher, tmp_path, half_written(tmp_path, "latest", after=4))

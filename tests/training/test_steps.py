@@ -330,7 +330,7 @@ def test_a_teacher_comes_with_its_weights(distilled):
 
 @pytest.mark.slow
 def test_eight_devices(root):
-    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={DEVICES}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
     environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     done = subprocess.run([sys.executable, "-W", "error", __file__], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "same\n"), done.stderr
