@@ -50,7 +50,7 @@ class Blocks:
                 raise InputError(f"{field.name}={value!r} was given; blocks need {need} there.")
 
 
-def choose(implementation: str, device: str, width: int, states: int) -> tuple[Blocks, str]:
+def choose_blocks(implementation: str, device: str, width: int, states: int) -> tuple[Blocks, str]:
     """Chooses the blocks for a shape on a device; also returns their source (`table` or `rule`).
 
     Args:

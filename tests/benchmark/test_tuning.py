@@ -36,7 +36,7 @@ def test_fastest_first():
 def test_the_table_is_followed(no_tables, fake_h200):
     """A table of other blocks and another order than the rule's."""
     chosen = blocks.Blocks(4, 16, 2, 64, 4)
-    assert blocks.choose("triton", "NVIDIA H200", 768, 16) == (blocks.by_rule("triton", 768, 16), "rule")
+    assert blocks.choose_blocks("triton", "NVIDIA H200", 768, 16) == (blocks.by_rule("triton", 768, 16), "rule")
     assert implementations.choose().name == "triton" and "--tune" in implementations.choose().fix
     table = {
         "device": "NVIDIA H200",
@@ -46,9 +46,9 @@ def test_the_table_is_followed(no_tables, fake_h200):
     }
     blocks.write_table(table, blocks.table_path("NVIDIA H200"))
     assert (no_tables / "nvidia-h200.json").is_file()
-    assert blocks.choose("triton", "NVIDIA H200", 768, 16) == (chosen, "table")
-    assert blocks.choose("triton", "NVIDIA H200", 384, 16)[1] == "rule"
-    assert blocks.choose("triton", "NVIDIA H100", 768, 16)[1] == "rule"
+    assert blocks.choose_blocks("triton", "NVIDIA H200", 768, 16) == (chosen, "table")
+    assert blocks.choose_blocks("triton", "NVIDIA H200", 384, 16)[1] == "rule"
+    assert blocks.choose_blocks("triton", "NVIDIA H100", 768, 16)[1] == "rule"
     choice = implementations.choose()
     assert choice == ("pallas", "measured fastest on 2026-11-23", None)
 

@@ -9,7 +9,7 @@ import pytest
 
 from top_jax.errors import InputError
 from top_jax.kernels import blocks
-from top_jax.kernels.blocks import Blocks, by_rule, choose
+from top_jax.kernels.blocks import Blocks, by_rule, choose_blocks
 
 
 @pytest.fixture
@@ -25,10 +25,10 @@ def test_the_table_comes_before_the_rule(tables):
     (tables / "nvidia-h200.json").write_text(
         json.dumps({"fastest_first": [], "date": "today", "blocks": {"triton/E768/N16": tuned}})
     )
-    assert choose("triton", "NVIDIA H200", 768, 16) == (Blocks(**tuned), "table")
-    assert choose("triton", "NVIDIA H200", 384, 16) == (by_rule("triton", 384, 16), "rule")
-    assert choose("pallas", "NVIDIA H200", 768, 16) == (by_rule("pallas", 768, 16), "rule")
-    assert choose("triton", "NVIDIA A100", 768, 16) == (by_rule("triton", 768, 16), "rule")
+    assert choose_blocks("triton", "NVIDIA H200", 768, 16) == (Blocks(**tuned), "table")
+    assert choose_blocks("triton", "NVIDIA H200", 384, 16) == (by_rule("triton", 384, 16), "rule")
+    assert choose_blocks("pallas", "NVIDIA H200", 768, 16) == (by_rule("pallas", 768, 16), "rule")
+    assert choose_blocks("triton", "NVIDIA A100", 768, 16) == (by_rule("triton", 768, 16), "rule")
 
 
 @pytest.mark.parametrize("width, states", [(1, 1), (5, 3), (768, 16), (384, 64), (31, 500)])

@@ -16,7 +16,7 @@ from top_jax.kernels.triton_scan import triton_backward, triton_forward
 from top_jax.ops.directions import for_each_direction
 from top_jax.ops.partition import split_over_batch
 
-_PASSES: Final = {
+_KERNELS: Final = {
     "pallas": (pallas_forward, pallas_backward),
     "pallas_interpret": (
         functools.partial(pallas_forward, interpret=True),
@@ -76,7 +76,7 @@ def _fused_backward(
     cotangents: tuple[jax.Array, jax.Array | None],
 ) -> tuple[Any, Any]:
     arguments, z, starts = saved
-    backward = _PASSES[implementation][1]
+    backward = _KERNELS[implementation][1]
     partial = _split_over_batch(
         lambda arguments, z, starts, dout: backward(arguments, z, starts, dout, plan, blocks),
         (arguments, z, starts, cotangents[0]),
@@ -104,7 +104,7 @@ fused_scan.defvjp(_fused_forward, _fused_backward)
 def _forward(
     implementation: str, plan: ScanPlan, blocks: Blocks, arguments: ScanArguments, z: Any, *, save: bool
 ) -> ScanOutputs:
-    forward = _PASSES[implementation][0]
+    forward = _KERNELS[implementation][0]
     return _split_over_batch(
         lambda arguments, z: forward(arguments, z, plan, blocks, save=save),
         (arguments, z),

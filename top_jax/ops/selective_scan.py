@@ -7,7 +7,7 @@ from typing import Any, Final
 import jax
 
 from top_jax.errors import InputError
-from top_jax.kernels.blocks import Blocks, choose
+from top_jax.kernels.blocks import Blocks, choose_blocks
 from top_jax.kernels.operands import ScanArguments, ScanPlan
 from top_jax.ops.checks import (
     check_alignment,
@@ -205,7 +205,7 @@ def _scan(
             raise InputError(f"blocks came with implementation {name!r}, which has none; leave them out.")
         y, sums = one_by_one(PLAIN[name], plan, arguments, z)
     else:
-        blocks = blocks or choose(name.removesuffix("_interpret"), device_kind(), width, states)[0]
+        blocks = blocks or choose_blocks(name.removesuffix("_interpret"), device_kind(), width, states)[0]
         result: Any = fused_scan(name, plan, blocks, kernel_arguments(arguments, len(plan.reverse)), z)
         y, sums = result
     if sums is None or plan.score is None:
