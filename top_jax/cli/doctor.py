@@ -181,7 +181,7 @@ def compare(report: dict[str, Any]) -> dict[str, Any]:
     if "step" not in report:
         return {"text": f"{speed.loader_rate(given, at_work)}; the step was not timed"}
     found = speed.verdict(given, report["step"]["images_per_second"], at_work)
-    shared = "; each was measured alone, and on a CPU they share the cores" if report["backend"] == "cpu" else ""
+    shared = "; each was measured alone, and on a CPU they share the cores" if report["platform"] == "cpu" else ""
     return {**found._asdict(), "text": found.text + shared}
 
 

@@ -14,13 +14,11 @@ UNREADABLE_SHOWN = 10
 def show_installation(report: dict[str, Any]) -> None:
     """Versions, devices and scans."""
     packages = ", ".join(f"{name} {version}" for name, version in report["packages"].items())
-    devices = report["devices"]
-    kinds = ", ".join(f"{devices.count(kind)} x {kind}" for kind in dict.fromkeys(devices))
     git = f" (git {report['git']})" if report["git"] else ""
     _heading("installation")
     _say(f"top_jax {report['top_jax']}{git}, Python {report['python']}")
     _say(packages)
-    _say(f"devices: {kinds} ({report['backend']})")
+    _say(f"devices: {report['devices']} x {report['device']} ({report['platform']})")
     scan = report["selective_scan"]
     _say(f"selective scan: auto is {scan['auto']} ({scan['why']})" + (f"; {scan['fix']}" if scan["fix"] else ""))
     table = _table()
