@@ -27,7 +27,7 @@ needs_safetensors = pytest.mark.skipif(importlib.util.find_spec("safetensors") i
 
 @needs_torch
 def test_a_real_training_checkpoint(save, state_dict, tiny):
-    """As the ViM authors' script writes it: a Namespace, an optimizer and averaged weights next to `model`."""
+    """The ViM authors' script writes a Namespace, an optimizer and averaged weights next to `model`."""
     import torch
 
     averaged = {name: array + 1 for name, array in state_dict.items()}
@@ -103,7 +103,7 @@ def test_tensors_that_are_no_plain_arrays(save):
 
 
 def mmcls_meta():
-    """What mmcv's runner and mmcls store next to the weights, and what a user's script may."""
+    """Returns what mmcv's runner and mmcls store next to the weights, and what a user's script may."""
     return {
         "env_info": "sys.platform: linux\nPython: 3.8.13",
         "config": "model = dict(\n    type='ImageClassifier')",

@@ -53,7 +53,7 @@ def test_resize_against_torch(source, target, class_token):
 
 @pytest.mark.parametrize("class_token", ["first", "middle"])
 def test_class_token_keeps_its_place(class_token):
-    """The same without torch, bit for bit."""
+    """Checks the same without torch, bit for bit."""
     patches = np.random.default_rng(0).normal(size=(1, 9, 6)).astype(np.float32)
     cls = np.full((1, 6), 1e6, np.float32)
     embedding = np.insert(patches, [place_of(class_token, 9)], cls, axis=1)

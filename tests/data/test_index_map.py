@@ -56,7 +56,7 @@ def test_a_host_takes_a_block_of_each_batch():
 
 @pytest.mark.parametrize("repeats", [2, 3, 7])
 def test_repeats_follow_each_other_and_differ(digits, repeats):
-    """Of each epoch's shuffle the first ceil(40 / repeats) images, each so often in a row, over batch borders."""
+    """An epoch has the first ceil(40 / repeats) images of its shuffle, each repeated in a row, across batches."""
     plain = take(train_batches(digits, CONFIG, **TRAIN), 3 * STEPS)
     batches = take(train_batches(digits, CONFIG, augment=AugmentConfig(repeats=repeats), **TRAIN), 3 * STEPS)
     for epoch in range(3):

@@ -131,7 +131,7 @@ def test_augment_comes_after_crop():
 
 
 def test_a_stage_runs_over_different_images_in_random_order():
-    """Until the time is over, once at least, and from where it is told to begin."""
+    """It runs until the time is over, at least once, from the given start."""
 
     def ticking(seen, times):
         def stage(index):

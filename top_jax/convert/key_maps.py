@@ -14,14 +14,14 @@ import numpy as np
 from top_jax.models import MODELS, BackboneConfig, DeitConfig, PlainMambaConfig, VimConfig
 
 Path = tuple[str | int, ...]
-"""Where a parameter is in our model: ("blocks", 3, "norm", "scale") is model.blocks[3].norm.scale."""
+"""Path of a parameter in our model: ("blocks", 3, "norm", "scale") is model.blocks[3].norm.scale."""
 
 LARGEST_COUNT: Final = 2**24  # float32 holds every whole number up to it
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a PyTorch array becomes ours: drop a unit axis, then permute the others.
+    """Conversion of a PyTorch array to ours: drop a unit axis, then permute the others.
 
     Attributes:
         axes: PyTorch's axes in our order; None keeps their order.

@@ -64,7 +64,7 @@ def inspect_split(
 
     Args:
         source: the split.
-        sample: number of images to decode, if there are so many.
+        sample: largest number of images to decode.
         on_image: called with 1 after each opened image.
     """
     broken: dict[int, str] = {}
