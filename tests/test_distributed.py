@@ -1,4 +1,4 @@
-"""Several processes as one: what can be told in one process. Two real ones: tests/training/test_processes.py."""
+"""Several processes as one: what one process can test. Two real ones: tests/training/test_processes.py."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_an_error_is_everybodys(answers):
     with pytest.raises(ValueError, match="mine"), distributed.together():
         raise ValueError("mine")
     other[0] = True
-    with pytest.raises(RunError, match="another process could not go on"), distributed.together():
+    with pytest.raises(RunError, match="another process"), distributed.together():
         pass
     assert asked == [False, True, False]
 
@@ -51,7 +51,7 @@ def test_outside_of_a_cluster(monkeypatch):
         raise ValueError("coordinator_address should be defined.")  # JAX's words, where it finds no cluster
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    with pytest.raises(InputError, match=r"no cluster that JAX knows .*Pass --coordinator_address, --num_processes to"):
+    with pytest.raises(InputError, match="--coordinator_address, --num_processes"):
         distributed.initialize(process_id=0)
 
 
@@ -72,7 +72,7 @@ def test_nobody_listens(capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(RunError, match=f"nobody listens at the coordinator's address {address} after 0 s"):
+    with pytest.raises(RunError, match=f"{address} after 0 s"):
         distributed.initialize(coordinator_address=address, num_processes=2, process_id=1, start_timeout=0)
 
 
@@ -85,7 +85,7 @@ def test_started_alike(monkeypatch):
     settings = {"seed": 4, "batch_size": 16, "workdir": "/runs/a"}
     distributed.check_same(settings)
     changed[1:] = 1  # by name: batch_size, seed, workdir
-    with pytest.raises(InputError, match=r"different settings \(seed=4 in process 0, workdir='/runs/a' in process 0\)"):
+    with pytest.raises(InputError, match=r"\(seed=4 in process 0, workdir='/runs/a' in process 0\)"):
         distributed.check_same(settings)
 
 

@@ -44,5 +44,5 @@ def test_the_devices_of_a_process_are_neighbours():
 
 
 def test_parts_that_do_not_divide():
-    with pytest.raises(InputError, match=r"fsdp=3 does not divide the 1 device; use a divisor of 1"):
+    with pytest.raises(InputError, match="fsdp=3 .* 1 device"):
         sharding.make_mesh(fsdp=3)

@@ -1,7 +1,7 @@
-"""Several processes as one: JAX's own `jax.distributed`, and the few things they must decide together.
+"""Several processes in one run: starts `jax.distributed`, and makes the decisions that all processes must share.
 
-Every process runs the same program on its own devices, so each must come to each collective computation, or all wait.
-What only one of them knows (a signal, an error, a full disk) therefore goes to all before anyone acts on it.
+Every process runs the same program on its own devices, and a collective computation waits until all processes reach it.
+So what only one process knows (a signal, an error, a full disk) is sent to all before any of them acts on it.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ def initialize(
     heartbeat_timeout: int = 100,
     start_timeout: int = 300,
 ) -> None:
-    """Joins the other processes; to be called before anything asks JAX for a device.
+    """Joins the other processes; must be called before anything uses a JAX device.
 
-    On SLURM, Cloud TPU, Open MPI and Kubernetes JAX finds out by itself what is not given.
+    On SLURM, Cloud TPU, Open MPI and Kubernetes JAX detects what is not given.
 
     Args:
         coordinator_address: "host:port" of process 0, reachable from all.
-        num_processes: how many there are.
-        process_id: which this is, from 0.
-        heartbeat_timeout: seconds after which a process that is not heard of counts as lost, and the others end.
+        num_processes: number of processes.
+        process_id: number of this process, from 0.
+        heartbeat_timeout: stop if another process is silent for this many seconds.
         start_timeout: seconds to wait for the others.
 
     Raises:
-        InputError: something is not given and cannot be found out, or cannot be.
+        InputError: an argument is wrong, or is missing and cannot be detected.
         RunError: the others cannot be reached.
     """
     if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
@@ -67,18 +67,18 @@ def initialize(
         given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
         missing = [f"--{name}" for name, value in given.items() if value is None]
         raise InputError(
-            f"this is no cluster that JAX knows (SLURM, Cloud TPU, Open MPI, Kubernetes): {str(error).rstrip('.')}. "
+            f"JAX detects no cluster here (SLURM, Cloud TPU, Open MPI, Kubernetes): {str(error).rstrip('.')}. "
             f"Pass {', '.join(missing) or 'other values'} to every process."
         ) from error
     except RuntimeError as error:
         raise RunError(
-            f"the processes did not find each other ({error}); process 0 must listen at the coordinator's address."
+            f"the processes cannot connect ({error}); process 0 must listen at the coordinator's address."
         ) from error
 
 
 def _wait_for(host: str, port: int, seconds: int) -> None:
-    """Returns once somebody listens there. JAX, where it has waited in vain, aborts the process."""
-    deadline, told = time.monotonic() + seconds, False
+    """Waits until process 0 listens there; JAX itself would abort the process after its timeout."""
+    deadline, announced = time.monotonic() + seconds, False
     while True:
         try:
             socket.create_connection((host, port), timeout=5).close()
@@ -86,24 +86,24 @@ def _wait_for(host: str, port: int, seconds: int) -> None:
         except OSError as error:
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"nobody listens at the coordinator's address {host}:{port} after {seconds} s ({error}); start "
+                    f"process 0 does not listen at {host}:{port} after {seconds} s ({error}); start "
                     "process 0 there, or pass its address with --coordinator_address."
                 ) from error
-        if not told:
+        if not announced:
             print(f"waiting for process 0 at {host}:{port}, at most {seconds} s", file=sys.stderr)
-            told = True
+            announced = True
         time.sleep(0.5)
 
 
 def is_primary() -> bool:
-    """Whether this is the process that writes files and speaks."""
+    """Whether this is the process that writes files and prints."""
     return jax.process_index() == 0
 
 
 def any_process(flag: bool) -> Any:
-    """Whether `flag` holds in any process, as a scalar whose `bool` waits for the answer.
+    """Returns whether `flag` is true in any process, as a scalar whose `bool` waits for the answer.
 
-    A collective: every process must call it at the same place.
+    This is a collective: every process must call it at the same place.
     """
     if jax.process_count() == 1:
         return np.bool_(flag)
@@ -120,10 +120,10 @@ def _any_program() -> tuple[jax.sharding.NamedSharding, Callable[[jax.Array], ja
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """A block that every process must get through: where one raises, all do.
+    """Runs a block in every process; if it raises in one, all raise.
 
     Raises:
-        RunError: another process failed; that one says why.
+        RunError: the block failed in another process, which reports why.
     """
     if jax.process_count() == 1:
         yield
@@ -134,33 +134,36 @@ def together() -> Iterator[None]:
         bool(any_process(True))
         raise
     if any_process(False):
-        raise RunError("another process could not go on; its message says why.")
+        raise RunError("another process failed; see its message.")
 
 
 def check_same(settings: dict[str, Any]) -> None:
-    """Makes sure that all processes were started alike: each calls it with what must be equal in all, by name.
+    """Checks that all processes have the same settings.
+
+    Args:
+        settings: by name; every process must call this.
 
     Raises:
-        InputError: in every process, where a setting differs in any; it names the setting and this process's value.
+        InputError: a setting differs; raised in every process, with the setting and this process's value.
     """
     if jax.process_count() == 1:
         return
     digests = np.array([zlib.crc32(repr(settings[name]).encode()) for name in sorted(settings)], np.uint32)
     differs = np.any(multihost_utils.process_allgather(digests) != digests, axis=0)
     if found := [name for name, other in zip(sorted(settings), differs, strict=True) if other]:
-        told = ", ".join(f"{name}={settings[name]!r} in process {jax.process_index()}" for name in found[:3])
+        values = ", ".join(f"{name}={settings[name]!r} in process {jax.process_index()}" for name in found[:3])
         raise InputError(
-            f"the processes were started with different settings ({told}{', ...' * (len(found) > 3)}); start all of "
+            f"the processes were started with different settings ({values}{', ...' * (len(found) > 3)}); start all of "
             "them with the same command."
         )
 
 
 def to_global(tree: Any, shardings: Any) -> Any:
-    """Arrays that every process has whole, placed over the devices of all.
+    """Places arrays that every process has whole over the devices of all processes.
 
     Args:
         tree: arrays, equal in all processes.
-        shardings: one for each.
+        shardings: one for each array.
     """
 
     def place(array: Any, on: jax.sharding.Sharding) -> jax.Array:

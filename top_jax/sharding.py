@@ -1,4 +1,4 @@
-"""How arrays lie on the devices: images split over all of them, weights whole on each or in parts (FSDP)."""
+"""Layouts of arrays over devices: images split over all of them, weights whole on each or in parts (FSDP)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from top_jax.errors import InputError
 
-SMALLEST_PART: Final = 1024  # numbers; an array whose parts would be smaller is kept whole: it costs nothing
+SMALLEST_PART: Final = 1024  # numbers; an array whose parts would be smaller stays whole, which costs little memory
 
 
 def make_mesh(fsdp: int = 1) -> Mesh:
-    """All devices of all processes, in the axes "data" and "fsdp".
+    """Arranges all devices of all processes along the axes "data" and "fsdp".
 
-    Each group of `fsdp` neighbours holds one copy of the weights between them. The devices of a process are
-    neighbours, so that its rows of a batch are.
+    Each group of `fsdp` neighbours shares one copy of the weights. The devices of a process are neighbours, and so are
+    its rows of a batch.
 
     Raises:
         InputError: `fsdp` does not divide the number of devices.
@@ -31,28 +31,28 @@ def make_mesh(fsdp: int = 1) -> Mesh:
 
 
 def in_order(devices: Sequence[Any]) -> list[Any]:
-    """Those of a process side by side, which by their numbers they need not be (a host of a TPU pod owns a square)."""
+    """Sorts devices by process; by their ids alone they can be mixed (a host of a TPU pod owns a square)."""
     return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 
 def by_image(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The first axis over all devices: a batch."""
+    """Returns the sharding of a batch: the first axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Whole on every device."""
+    """Returns the sharding of an array that every device has whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def in_parts(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
-    """A sharding for each array of weights, or of what an optimizer keeps about them.
+    """Returns a sharding for each array of weights, or of an optimizer's state.
 
-    The longest axis that the "fsdp" devices divide evenly is split over them. An array without one, or whose parts
-    would be tiny, is whole on every device; so is all of it where fsdp is 1.
+    The longest axis that the "fsdp" devices divide evenly is split over them. An array without such an axis, or with
+    tiny parts (`SMALLEST_PART`), is whole on every device, and so are all arrays if fsdp is 1.
 
     Args:
-        mesh: of `make_mesh`.
+        mesh: from `make_mesh`.
         tree: arrays, or their shapes.
     """
     parts = mesh.shape["fsdp"]
@@ -68,7 +68,7 @@ def in_parts(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
 
 
 def check_divisible(name: str, size: int, parts: int = 1) -> None:
-    """Raises InputError unless `size` images split evenly over the devices, each share into `parts`."""
+    """Raises InputError unless `size` images split evenly over the devices, and each device's share into `parts`."""
     devices = len(jax.devices())
     if size < 1 or size % (devices * parts):
         micro = f" times {parts} micro-batches" if parts > 1 else ""

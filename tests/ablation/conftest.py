@@ -16,7 +16,7 @@ from top_jax.build import build_abstract_model
 from top_jax.config import PruningConfig
 from top_jax.models.weights import weights_of
 from top_jax.training.run_directory import RunDirectory
-from top_jax.training.saved_weights import save_weights
+from top_jax.training.weights import save_weights
 
 
 @pytest.fixture(scope="session", autouse=True)

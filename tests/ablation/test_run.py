@@ -17,8 +17,7 @@ from top_jax.data import open_source
 from top_jax.errors import InputError
 from top_jax.evaluation.accuracy import evaluate_model
 from top_jax.pruning import Pruning
-from top_jax.training.saved_weights import fill
-from top_jax.training.weights import checkpoint_weights
+from top_jax.training.weights import checkpoint_weights, fill
 
 BASE = Pruning(after_blocks=(1,), keep_ratio=0.5)
 

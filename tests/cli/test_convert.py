@@ -13,7 +13,7 @@ from top_jax.convert import load_state_dict, state_dict_of
 from top_jax.convert.checkpoint_files import read_state_dict
 from top_jax.convert.key_summary import key_summary
 from top_jax.models import abstract_model
-from top_jax.training.saved_weights import load_checkpoint
+from top_jax.training.weights import load_checkpoint
 
 # The smallest of every family, as overrides; PlainMamba with BatchNorm in the stem and in a block.
 FAMILIES = {
@@ -142,7 +142,7 @@ def vim_run(tmp_path_factory, vim_file):
     from top_jax.config import RunConfig
     from top_jax.models.weights import weights_of
     from top_jax.training.run_directory import RunDirectory
-    from top_jax.training.saved_weights import save_weights
+    from top_jax.training.weights import save_weights
 
     run = RunDirectory(tmp_path_factory.mktemp("vim") / "run")
     sizes = {**SMALL, **FAMILIES["vim_tiny"], "img_size": (24, 16)}

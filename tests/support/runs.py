@@ -87,7 +87,7 @@ def assert_same_run(workdir: Path, finished: Path) -> None:
 def assert_same_weights(workdir: Path, finished: Path, which: str = "latest") -> None:
     """Every bit of a checkpoint's weights, and of their average where one is kept."""
     from top_jax.training.run_directory import RunDirectory
-    from top_jax.training.saved_weights import read_weights
+    from top_jax.training.weights import read_weights
 
     with_ema = RunDirectory(finished).read_config().optimizer.ema_decay is not None
     for ema in (False, True) if with_ema else (False,):

@@ -22,9 +22,8 @@ from top_jax.models.layers import DropPath
 from top_jax.models.weights import split_weights, statistics_of, weights_of
 from top_jax.training.checkpoints import Checkpoints
 from top_jax.training.run_directory import RunDirectory
-from top_jax.training.saved_weights import load_checkpoint, read_weights, save_weights
-from top_jax.training.state import create_state
-from top_jax.training.weights import checkpoint_weights, initial_weights
+from top_jax.training.steps import create_state
+from top_jax.training.weights import checkpoint_weights, initial_weights, load_checkpoint, read_weights, save_weights
 
 MODEL = ModelConfig(num_classes=3, img_size=(8,), patch_size=4, embed_dim=16, depth=2, d_state=4)
 WITH_STATISTICS = dataclasses.replace(MODEL, name="plain_mamba_l1", layers_with_dwconv=(0,))
@@ -91,11 +90,83 @@ def test_no_room(tmp_path, monkeypatch):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(4), DATA_STATE)
         monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1_900_000))
-        with pytest.raises(RunError, match=r"needs 2 MB and .* has 2 MB left; the checkpoint of step 4 is kept\. Make"):
+        with pytest.raises(RunError, match="needs 2 MB .* 2 MB left; .* step 4 is kept"):
             checkpoints.save(state, DATA_STATE)
         with pytest.raises(RunError, match="the disk is full"):
             checkpoints.save_if_best(state, 0.5)
     assert [path.name for path in (tmp_path / "latest").iterdir()] == ["4"] and best_steps(tmp_path) == []
+
+
+OUT_OF_MEMORY = [MemoryError("no memory"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 bytes")]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_out_of_memory_is_no_damage(tmp_path, monkeypatch, error):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(make_state(step), DATA_STATE)
+        checkpoints.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(ocp.CheckpointManager, "restore", raises(error))
+            with pytest.raises(type(error)) as caught:
+                checkpoints.restore(make_state())
+        assert caught.value is error
+        assert latest_steps(tmp_path) == ["1", "2"] and not (tmp_path / "damaged").exists()
+        assert_bit_equal(checkpoints.restore(make_state())[0], make_state(2))
+
+
+def raises(error):
+    def raise_it(*arguments, **options):
+        raise error
+
+    return raise_it
+
+
+def latest_steps(path):
+    return sorted(folder.name for folder in (path / "latest").iterdir())
+
+
+OTHER_LAYOUTS = {
+    "shape": (lambda w: jnp.zeros((4, 4)), r"weights\.params\.a\.w \(float32\[4, 3\] there, float32\[4, 4\] here\)"),
+    "dtype": (
+        lambda w: w.astype(jnp.float16),
+        r"weights\.params\.a\.w \(float32\[4, 3\] there, float16\[4, 3\] here\)",
+    ),
+    "more": (lambda w: {"x": w}, r"weights\.params\.a\.w\.x \(absent there, float32\[4, 3\] here\)"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_LAYOUTS)
+def test_another_layout_is_no_damage(tmp_path, name):
+    """Nor is it taken for the run's: it stays where it is, and the first difference is named."""
+    change, difference = OTHER_LAYOUTS[name]
+    state = make_state(with_ema=False)
+    params = {**state.params, "a": {"w": change(state.params["a"]["w"])}}
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(make_state(step, with_ema=False), DATA_STATE)
+        with pytest.raises(InputError, match=f"latest/2 .*{difference}"):
+            checkpoints.restore(dataclasses.replace(state, params=params))
+        with pytest.raises(InputError, match=r"weights\.ema\.a\.w \(absent there"):
+            checkpoints.restore(make_state(with_ema=True))
+        with pytest.raises(InputError, match=r"progress\.opt_state\..* \(.* absent here\)"):
+            checkpoints.restore(dataclasses.replace(state, opt_state=()))
+        assert latest_steps(tmp_path) == ["1", "2"] and not (tmp_path / "damaged").exists()
+        assert_bit_equal(checkpoints.restore(state)[0], make_state(2, with_ema=False))
+
+
+def test_numbered_blocks_of_another_layout(tmp_path):
+    """Twelve of them: their order, by which the seal is read, is that of numbers, not of names."""
+
+    def state_of(width):
+        params = {"blocks": {i: jnp.full((width,), float(i)) for i in range(12)}}
+        return create_state(params, {}, optax.adamw(1e-3), seed=0, with_ema=False)
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(dataclasses.replace(state_of(3), step=jnp.asarray(1, jnp.int32)), DATA_STATE)
+        with pytest.raises(InputError, match=r"weights\.params\.blocks\.0 \(float32\[3\] there, float32\[4\] here\)"):
+            checkpoints.restore(state_of(4))
+    assert latest_steps(tmp_path) == ["1"]
 
 
 def test_latest_keeps_two(tmp_path):
@@ -186,26 +257,46 @@ def test_load_checkpoint_has_the_runs_pruning(tmp_path):
 
 
 def test_load_checkpoint_refuses(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere is no run directory: it has no config\.json\. Pass one"):
+    with pytest.raises(InputError, match=r"nowhere .*config\.json"):
         load_checkpoint(tmp_path / "nowhere")
     make_run(tmp_path / "run", which=("latest",))
-    with pytest.raises(InputError, match="which='newest' is unknown; choose best or latest"):
+    with pytest.raises(InputError, match="which='newest'"):
         load_checkpoint(tmp_path / "run", "newest")
-    with pytest.raises(InputError, match=r"has no 'best' checkpoint yet; train on, or choose the other"):
+    with pytest.raises(InputError, match="no 'best' checkpoint"):
         load_checkpoint(tmp_path / "run", "best")
-    with pytest.raises(
-        InputError,
-        match=r"kept no averaged weights .*; take the plain ones \(ema=False, --noema\)",
-    ):
+    with pytest.raises(InputError, match="ema=False, --noema"):
         load_checkpoint(tmp_path / "run", "latest", ema=True)
     assert not (tmp_path / "nowhere").exists() and not list((tmp_path / "run").glob("checkpoints/best/*"))
     (tmp_path / "run" / "checkpoints" / "best").rmdir()
-    with pytest.raises(InputError, match="has no 'best' checkpoint yet"):
+    with pytest.raises(InputError, match="no 'best' checkpoint"):
         load_checkpoint(tmp_path / "run", "best")
     assert not (tmp_path / "run" / "checkpoints" / "best").exists()
     (tmp_path / "run" / "config.json").write_text('{"seed"')
-    with pytest.raises(InputError, match=r"config\.json cannot be read"):
+    with pytest.raises(InputError, match=r"config\.json"):
         load_checkpoint(tmp_path / "run", "latest")
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+@pytest.mark.parametrize("which", ["best", "latest"])
+def test_load_checkpoint_without_memory(tmp_path, monkeypatch, error, which):
+    make_run(tmp_path)
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", raises(error))
+    with pytest.raises(type(error)) as caught:
+        load_checkpoint(tmp_path, which)
+    assert caught.value is error
+
+
+def test_load_checkpoint_of_another_layout(tmp_path):
+    """A config.json that is not the checkpoint's: no damage, and no advice to delete anything."""
+    make_run(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model"]["d_state"] = 8
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for which, step in (("best", 3), ("latest", 4)):
+        with pytest.raises(
+            InputError, match=rf"{which}/{step} .*A_log \(float32\[32, 4\] there, float32\[32, 8\] here"
+        ):
+            load_checkpoint(tmp_path, which)
 
 
 @pytest.mark.parametrize("model", [MODEL, WITH_STATISTICS])
@@ -253,15 +344,13 @@ def test_init_from_what_does_not_fit(tmp_path):
     def start(**changes):
         return checkpoint_weights(tmp_path, dataclasses.replace(MODEL, **changes))
 
-    with pytest.raises(InputError, match=r"is of a model with 3 classes, and this one has 10"):
+    with pytest.raises(InputError, match="3 classes.* 10"):
         start(num_classes=10)
-    with pytest.raises(InputError, match=r"another model: .* such as blocks\.2\..*\(absent there, \(.*\) here\)"):
+    with pytest.raises(InputError, match=r"blocks\.2\..*\(absent there, \(.*\) here\)"):
         start(depth=3)
-    with pytest.raises(
-        InputError, match=r"such as blocks\.0\.mixer\.backward\.A_log \(\(32, 4\) there, \(32, 8\) here"
-    ):
+    with pytest.raises(InputError, match=r"blocks\.0\.mixer\.backward\.A_log \(\(32, 4\) there, \(32, 8\) here"):
         start(d_state=8)
-    with pytest.raises(InputError, match=r"checkpoint .*nowhere does not exist"):
+    with pytest.raises(InputError, match="nowhere"):
         checkpoint_weights(tmp_path / "nowhere", MODEL)
     start(drop_path=0.3, dtype="bfloat16")  # no parameter of another shape
 
@@ -289,7 +378,7 @@ def test_claim_refuses_another_runs_directory(tmp_path):
     free = dataclasses.replace(config, log_every=7, data=dataclasses.replace(config.data, num_workers=3))
     RunDirectory(tmp_path).claim(free)
     before = (tmp_path / "config.json").read_text()
-    with pytest.raises(InputError, match=r"another config \(seed 0 there, 1 here\); go on with the settings there"):
+    with pytest.raises(InputError, match=r"seed 0 there, 1 here"):
         RunDirectory(tmp_path).claim(dataclasses.replace(config, seed=1))
     assert (tmp_path / "config.json").read_text() == before
     assert json.loads(before)["log_every"] == 7
@@ -308,7 +397,7 @@ def test_claim_recognises_a_run_however_it_is_spelled(tmp_path):
     RunDirectory(tmp_path).write_json("config.json", content)
     RunDirectory(tmp_path).claim(config)
     other = dataclasses.replace(config, pruning=dataclasses.replace(pruning, alignment="decay"))
-    with pytest.raises(InputError, match=r"another config \(pruning\.alignment 'hold' there, 'decay' here\)"):
+    with pytest.raises(InputError, match=r"pruning\.alignment 'hold' there, 'decay' here"):
         RunDirectory(tmp_path).claim(other)
     with pytest.raises(InputError, match=r"\(model\.implementation 'auto' there, 'xla' here\)"):
         RunDirectory(tmp_path).claim(

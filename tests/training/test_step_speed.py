@@ -32,7 +32,7 @@ def test_batch_size(monkeypatch, platform, devices, configured, accumulate, size
 
 
 def test_a_batch_that_cannot_be_cut(tiny_config):
-    with pytest.raises(InputError, match="step_batch_size=7 is not divisible by .* times 2 micro-batches"):
+    with pytest.raises(InputError, match="step_batch_size=7 .* 2 micro-batches"):
         measure_step(tiny_config, batch_size=7)
 
 
@@ -41,7 +41,7 @@ def test_a_batch_that_does_not_fit(tiny_config, monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")
 
     monkeypatch.setattr(step_speed, "_measure", full)
-    with pytest.raises(RunError, match="16 images does not fit into the memory of .*smaller --step_batch_size"):
+    with pytest.raises(RunError, match="16 images .*--step_batch_size"):
         measure_step(tiny_config, batch_size=16)
 
 

@@ -28,8 +28,7 @@ from top_jax.models.layers import DropPath
 from top_jax.models.weights import weights_of
 from top_jax.pruning import Pruning
 from top_jax.training.distillation import prediction_loss, teach, token_loss
-from top_jax.training.state import create_state
-from top_jax.training.steps import make_train_step
+from top_jax.training.steps import create_state, make_train_step
 
 DATA = DataConfig(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 PLAIN = AugmentConfig(flip=False)
@@ -322,9 +321,9 @@ def test_distillation_by_hand(distilled):
 def test_a_teacher_comes_with_its_weights(distilled):
     graphdef, params, teacher, teacher_weights, _ = distilled
     state = create_state(params, {}, optax.sgd(1.0), seed=0, with_ema=False)
-    with pytest.raises(InputError, match="a teacher's weights if it was made with a teacher; pass both or none"):
+    with pytest.raises(InputError, match="teacher"):
         make_train_step(graphdef, optax.sgd(1.0), recipe(5), teacher)(state, random_batch())
-    with pytest.raises(InputError, match="pass both or none"):
+    with pytest.raises(InputError, match="teacher"):
         make_train_step(graphdef, optax.sgd(1.0), recipe(5))(state, random_batch(), teacher_weights)
 
 

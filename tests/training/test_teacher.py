@@ -12,9 +12,9 @@ from top_jax.build import build_model
 from top_jax.config import DistillationConfig, ModelConfig, PruningConfig, RunConfig
 from top_jax.errors import InputError
 from top_jax.models.weights import weights_of
+from top_jax.training.prepare import make_plan
 from top_jax.training.run_directory import RunDirectory
-from top_jax.training.saved_weights import save_weights
-from top_jax.training.teacher import load_teacher, read_teacher
+from top_jax.training.weights import keep_teacher, save_weights, teacher_weights
 
 MODEL = ModelConfig(
     name="plain_mamba_l1", num_classes=3, img_size=(8,), patch_size=4, embed_dim=16, depth=2, d_state=4, drop_path=0.2
@@ -55,20 +55,20 @@ def assert_bit_equal(got, expected):
 
 def test_a_run_keeps_its_teacher(tmp_path, source, weights):
     config, run = config_of(source), RunDirectory(tmp_path / "run")
-    loaded = load_teacher(run, config)
+    loaded = teacher_weights(run, config)
     assert loaded is not None and not run.path.exists()
     run.claim(config)
-    graphdef, kept = read_teacher(run, config, loaded)
+    keep_teacher(run, loaded)
+    kept = teacher_weights(run, config)
     assert_bit_equal(kept, weights)
-    teacher = nnx.merge(graphdef, kept)
+    teacher = nnx.merge(make_plan(config, 100).teacher, kept)
     assert teacher.schedule == () and teacher.config.embed_dim == 16
 
     shutil.rmtree(source)  # a later start needs no source, and would not look at another one
     again = RunDirectory(run.path)
-    assert load_teacher(again, config) is None
+    assert_bit_equal(teacher_weights(again, config), weights)
     again.claim(config)
-    assert_bit_equal(read_teacher(again, config)[1], weights)
-    with pytest.raises(InputError, match=r"another config \(distillation\.teacher"):
+    with pytest.raises(InputError, match=r"distillation\.teacher"):
         again.claim(config_of(tmp_path / "other"))
 
 
@@ -76,21 +76,22 @@ def test_a_start_that_was_killed_before_it_kept_it(tmp_path, source, weights):
     """Orbax names a checkpoint when it is whole: half of one is none."""
     config, run = config_of(source), RunDirectory(tmp_path / "run")
     (run.checkpoints / "teacher" / "0.orbax-checkpoint-tmp-1").mkdir(parents=True)
-    loaded = load_teacher(run, config)
+    loaded = teacher_weights(run, config)
     run.claim(config)
-    assert_bit_equal(read_teacher(run, config, loaded)[1], weights)
+    keep_teacher(run, loaded)
+    assert_bit_equal(teacher_weights(run, config), weights)
 
 
 def test_no_teacher(tmp_path):
-    assert load_teacher(RunDirectory(tmp_path / "run"), RunConfig(model=MODEL)) is None
+    assert teacher_weights(RunDirectory(tmp_path / "run"), RunConfig(model=MODEL)) is None
 
 
 def test_what_is_refused_before_anything_is_written(tmp_path, source):
     run = RunDirectory(tmp_path / "run")
-    with pytest.raises(InputError, match="nowhere does not exist; pass a run directory or an official"):
-        load_teacher(run, config_of(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="a model with 3 classes, and this one has 4"):
-        load_teacher(run, config_of(source, num_classes=4))
-    with pytest.raises(InputError, match="is of another model"):
-        load_teacher(run, config_of(source, embed_dim=32))
+    with pytest.raises(InputError, match="distillation.teacher.*nowhere"):
+        teacher_weights(run, config_of(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="3 classes.* 4"):
+        teacher_weights(run, config_of(source, num_classes=4))
+    with pytest.raises(InputError, match="another model"):
+        teacher_weights(run, config_of(source, embed_dim=32))
     assert not run.path.exists()

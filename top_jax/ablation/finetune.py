@@ -12,7 +12,7 @@ from top_jax.models.weights import Weights
 from top_jax.pruning import Pruning
 from top_jax.training import train
 from top_jax.training.run_directory import RunDirectory
-from top_jax.training.saved_weights import read_weights
+from top_jax.training.weights import read_weights
 
 NEVER: Final = 1e9  # epochs: the run evaluates only at its end
 SLOWER: Final = 10  # the config's learning rate is divided by this, unless one is given

@@ -21,7 +21,7 @@ from top_jax.config import RunConfig
 from top_jax.errors import InputError
 from top_jax.files import write_json, write_text
 from top_jax.pruning import Pruning
-from top_jax.training.run_directory import FREE_TO_CHANGE, flatten, told_differences
+from top_jax.training.run_directory import FREE_TO_CHANGE, describe_changes, flatten
 
 
 class Results:
@@ -95,7 +95,7 @@ class Results:
         changed = [key for key in dict.fromkeys((*here, *there)) if there.get(key) != here.get(key)]
         if changed:
             raise InputError(
-                f"{self.path} holds results of other settings ({told_differences(changed, there, here)}); use the same "
+                f"{self.path} holds results of other settings ({describe_changes(changed, there, here)}); use the same "
                 "settings, or choose another --out."
             )
 

@@ -32,9 +32,9 @@ from top_jax.evaluation.flops import count_macs
 from top_jax.files import write_arrays, write_json, write_text
 from top_jax.models.weights import Weights
 from top_jax.pruning import Pruning
-from top_jax.training.compilation_cache import enable_compilation_cache
-from top_jax.training.fingerprint import fingerprint
+from top_jax.training.programs import enable_compilation_cache
 from top_jax.training.run_directory import RunDirectory
+from top_jax.training.seals import fingerprint
 from top_jax.training.weights import checkpoint_weights
 
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]

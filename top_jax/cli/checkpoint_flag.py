@@ -29,8 +29,7 @@ def load_model(checkpoint: str | Path, config: RunConfig) -> Any:
         InputError: nothing there, weights of another model or class count, or a reduction that the model cannot have.
     """
     from top_jax.build import build_abstract_model, build_reduction
-    from top_jax.training.saved_weights import fill
-    from top_jax.training.weights import checkpoint_weights
+    from top_jax.training.weights import checkpoint_weights, fill
 
     reduction = build_reduction(config.pruning)
     shapes = build_abstract_model(config.model, reduction)

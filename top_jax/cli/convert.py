@@ -104,7 +104,7 @@ def _read_run(source: Path) -> tuple[RunConfig, Backbone, KeySummary, bool]:
     """The same of a run directory."""
     from top_jax.convert.key_summary import key_summary
     from top_jax.training.run_directory import RunDirectory
-    from top_jax.training.saved_weights import load_checkpoint
+    from top_jax.training.weights import load_checkpoint
 
     config = RunDirectory(source).read_config()
     if _MODEL.value not in (None, config.model.name):
@@ -121,7 +121,7 @@ def _write_run(target: Path, config: RunConfig, model: Backbone) -> str:
     """Writes a run directory; returns what to do with it."""
     from top_jax.models.weights import weights_of
     from top_jax.training.run_directory import RunDirectory
-    from top_jax.training.saved_weights import save_weights
+    from top_jax.training.weights import save_weights
 
     run = RunDirectory(target)
     run.claim(config)

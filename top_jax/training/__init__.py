@@ -1,6 +1,6 @@
-"""Training: a run from its config to its summary."""
+"""Training, from a config to a summary."""
 
 from top_jax.training.loop import train
-from top_jax.training.saved_weights import load_checkpoint
+from top_jax.training.weights import load_checkpoint
 
 __all__ = ["load_checkpoint", "train"]

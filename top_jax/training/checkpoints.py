@@ -1,12 +1,12 @@
-"""Orbax checkpoints of a run: saved as it goes, and restored whatever has become of them.
+"""Orbax checkpoints of a run: how they are saved, and how the newest sound one is restored.
 
-Each holds up to four items, so that weights can be read without an optimizer to hang them on:
+Each holds up to four items, so that weights can be read without an optimizer:
 
-    weights     {"params": ..., "ema": ...}, each with BatchNorm's statistics where there are any; all the arrays of a
-                best or a converted checkpoint, and of a teacher that a run keeps
+    weights     {"params": ..., "ema": ...}, each with BatchNorm's statistics if the model has any. A best or a
+                converted checkpoint, or a run's copy of its teacher, has no other arrays
     progress    step, optimizer state and key
-    data        JSON: where the run stood (`Position`)
-    seal        JSON: fingerprints of all that, by which a damaged file is known
+    data        JSON: the run's `Position`
+    seal        JSON: a fingerprint of each other item, which reveals damage (`top_jax.training.seals`)
 """
 
 from __future__ import annotations
@@ -22,28 +22,31 @@ import orbax.checkpoint as ocp
 from top_jax import distributed
 from top_jax.errors import RunError
 from top_jax.models.weights import split_weights
-from top_jax.training.saved_weights import accuracy_of
-from top_jax.training.seals import check_metrics, reason, restore_sealed, sealed
-from top_jax.training.state import TrainState
+from top_jax.training.seals import Damaged, check_metrics, restore_sealed, sealed
+from top_jax.training.steps import TrainState
+from top_jax.training.weights import accuracy_of
 
 logger = logging.getLogger(__name__)
 
 Position = dict[str, Any]
-"""Where a run stands, as JSON: `batches` taken from the stream (`Batches.get_state`), the numbers of those that were
-`skipped` because they gave a number that is not finite, and whether this step has been `evaluated` (0 or 1)."""
+"""Where a run stands, as JSON. `batches`: how many were taken from the stream (`Batches.get_state`). `skipped`: numbers
+of those that were left out because they gave a NaN or infinity. `evaluated`: whether this step has been (0 or 1)."""
 
 SLACK_BYTES: Final = 2_000_000  # of metadata around the arrays, and of metrics until the next checkpoint
 
 
 class Checkpoints:
-    """`latest/` (the last two, whole) and `best/` (one, weights only). Saving is asynchronous, and atomic.
+    """Keeps `latest/` (the last two, complete) and `best/` (one, weights only). Saving is asynchronous and atomic.
 
-    Of several processes each makes one, on the same directory, and calls the same methods; Orbax has each write its own
-    part of an array.
+    With several processes each makes one, on the same directory, and calls the same methods. Orbax has each process
+    write its own part of an array.
+
+    Args:
+        directory: the run's checkpoints/.
     """
 
     def __init__(self, directory: Path):
-        # What a kill left half-written is removed: a run has its directory to itself (RunDirectory.lock).
+        # Removes what a kill left half-written: no other process trains here (RunDirectory.lock).
         keep_two = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
         keep_best = ocp.CheckpointManagerOptions(max_to_keep=1, best_fn=accuracy_of, cleanup_tmp_directories=True)
         self._directory = directory
@@ -54,67 +57,82 @@ class Checkpoints:
         self._best = ocp.CheckpointManager(directory / "best", options=keep_best)
 
     def save(self, state: TrainState, position: Position) -> None:
-        """Saves everything; returns once the state is copied from the devices. No second save of one step."""
+        """Saves everything, once a step; returns when the state is copied from the devices."""
         step = int(state.step)
         if step == self._latest.latest_step():
             return
-        # First the best is whole: once this state is there, no later start evaluates the step again.
+        # Waits for the best checkpoint first: once this state is there, no later start evaluates the step again.
         self._make_sure_of_room(state)
         items = {"weights": state.weights(), "progress": _progress(state)}
         self._latest.save(step, args=sealed(items, data=position))
 
     def save_if_best(self, state: TrainState, accuracy: float) -> None:
-        """Saves the weights where they beat the best so far."""
+        """Saves the weights if they are more accurate than the best so far."""
         best = self.best_accuracy()
         if best is None or accuracy > best:
             step = int(state.step)
-            if step in self._best.all_steps():  # of an earlier start on another machine, whose numbers differ a little
+            if (
+                step in self._best.all_steps()
+            ):  # saved by an earlier start on another machine, with slightly other numbers
                 self._best.delete(step)
             self._make_sure_of_room(state.weights())
             metrics = {"accuracy": accuracy}
             items = sealed({"weights": state.weights()}, metrics=metrics)
-            # Forced, because a killed start may have left a best checkpoint of a step that is yet to come.
+            # Forced, because a killed start may have left a best checkpoint of a later step.
             self._best.save(step, args=items, metrics=metrics, force=True)
 
     def latest_step(self) -> int | None:
-        """Step of the newest whole checkpoint."""
+        """Returns the step of the newest complete checkpoint; None without one."""
         return self._latest.latest_step()
 
     def best_accuracy(self) -> float | None:
-        """Accuracy of the best checkpoint."""
+        """Returns the accuracy of the best checkpoint; None without one."""
         self._best.wait_until_finished()  # its file is read
         best = self._best.best_step()
         metrics = None if best is None else self._best.metrics(best)
         return None if metrics is None else accuracy_of(metrics)
 
     def restore(self, like: TrainState) -> tuple[TrainState, Position] | None:
-        """The newest state that can be read, placed as `like` is, with its position; None where nothing was saved.
+        """Restores the newest sound checkpoint.
 
-        A newer one that is damaged is told of and moved into `damaged/`: a run that goes on will save its step again.
+        Newer ones that are damaged are reported and moved into `damaged/`: a run that goes on saves their steps again.
+
+        Args:
+            like: shapes, dtypes and shardings of the state.
+
+        Returns:
+            The state and its position; None where nothing was saved.
 
         Raises:
-            RunError: there are checkpoints, and each is damaged.
+            RunError: every checkpoint is damaged; nothing is moved.
+            InputError: the newest sound checkpoint has another layout; nothing is moved.
+            MemoryError, jax.errors.JaxRuntimeError, OSError: a limit of this machine; nothing is moved.
         """
         self.wait()
         damaged: dict[int, str] = {}
         for step in sorted(self._latest.all_steps(), reverse=True):
-            try:
-                with distributed.together():
-                    restored = self._restore(step, like)
-            except Exception as error:  # whatever a damaged file makes Orbax raise
-                damaged[step] = reason(error)
-                continue
-            self._set_aside(damaged, good=step)
-            return restored
+            with distributed.together():  # for errors other than damage, which end the run in all processes
+                found = self._restore(step, like)
+            if distributed.any_process(isinstance(found, Damaged)):
+                damaged[step] = str(found) if isinstance(found, Damaged) else "another process cannot read it"
+            elif not isinstance(found, Damaged):
+                self._set_aside(damaged, good=step)
+                return found
         if damaged:
             reasons = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
             raise RunError(
-                f"no checkpoint in {self._directory / 'latest'} can be read ({reasons}). Restore one from a copy, or "
-                "delete the run directory and start again."
+                f"every checkpoint in {self._directory / 'latest'} is damaged ({reasons}). Restore one from a copy, or "
+                "start again with another --workdir."
             )
         return None
 
-    def _restore(self, step: int, like: TrainState) -> tuple[TrainState, Position]:
+    def _restore(self, step: int, like: TrainState) -> tuple[TrainState, Position] | Damaged:
+        try:
+            return self._restore_sound(step, like)
+        except Damaged as error:
+            return error.with_traceback(None)  # its frames would hold what was read
+
+    def _restore_sound(self, step: int, like: TrainState) -> tuple[TrainState, Position]:
         items = {"weights": like.weights(), "progress": _progress(like)}
         found = restore_sealed(self._latest, step, items, with_data=True)
         weights, progress = found["weights"], found["progress"]
@@ -126,26 +144,26 @@ class Checkpoints:
         for step, why in damaged.items():
             place = self._directory / "damaged" / f"{step}"
             logger.warning(
-                "the checkpoint of step %d is damaged (%s): moved to %s; going on from the one of step %d",
+                "the checkpoint of step %d is damaged (%s): moved to %s; going on from step %d",
                 *(step, why, place, good),
             )
             if distributed.is_primary():
                 _move(self._directory / "latest" / str(step), place)
         if damaged:
-            with distributed.together():  # nobody looks before they are gone
+            with distributed.together():  # no process lists the folder before they are gone
                 pass
             self._latest.reload()
 
     def wait(self) -> None:
-        """Returns once everything is on disk; raises what went wrong on the way."""
+        """Waits until everything is on disk; raises the errors of saves in the background."""
         for manager in (self._latest, self._best):
             manager.wait_until_finished()
             manager.check_for_errors()
 
     def _make_sure_of_room(self, content: Any) -> None:
-        """Waits for earlier saves, then raises RunError where the disk has no room for another one.
+        """Waits for earlier saves, then raises RunError if the disk has no room for another one.
 
-        Looked at before, because Orbax fails in its threads, each of which prints its own traceback.
+        Checked before saving, because Orbax would fail in its threads, each of which prints its own traceback.
         """
         self.wait()
         needed = int(1.05 * sum(leaf.nbytes for leaf in jax.tree.leaves(content))) + SLACK_BYTES
@@ -160,7 +178,7 @@ class Checkpoints:
             )
 
     def close(self) -> None:
-        """Waits and lets go."""
+        """Waits for saves in the background and releases the directory."""
         self._latest.close()
         self._best.close()
 
@@ -176,7 +194,7 @@ def _progress(state: TrainState) -> dict[str, Any]:
 
 
 def _set_best_aside(directory: Path) -> None:
-    """Moves a best checkpoint whose accuracy is not what was saved out of the way."""
+    """Moves a best checkpoint into `damaged/` if its accuracy is not what was saved."""
     for folder in (directory / "best").glob("*"):
         if not folder.name.isdigit():
             continue
@@ -184,7 +202,9 @@ def _set_best_aside(directory: Path) -> None:
             check_metrics(folder)
         except (OSError, ValueError) as error:
             place = directory / "damaged" / f"best-{folder.name}"
-            logger.warning("the best checkpoint is damaged (%s): moved to %s; the next one is kept", error, place)
+            logger.warning(
+                "the best checkpoint is damaged (%s): moved to %s; the next evaluation saves a new one", error, place
+            )
             _move(folder, place)
 
 

@@ -1,15 +1,15 @@
-"""What a model that loses tokens learns from the dense one.
+"""Losses by which a pruned model learns from the dense one.
 
 The loss of an image is (1 - weight) CE + weight T^2 KL(teacher_T || student_T) + token_weight MSE(tokens).
 
-Sources: the first two terms are DeiT's soft distillation (arXiv 2012.12877, section 4). That the teacher is the model
-itself before pruning, and that tokens which are kept should stay what they were in it, is DynamicViT's (arXiv
-2106.02034, section "Training and Inference"; raoyongming/DynamicViT, losses.py, `DistillDiffPruningLoss` with
-mse_token), which weighs the terms 1, 0.5 and 0.5.
+Sources: the first two terms are DeiT's soft distillation (arXiv 2012.12877, section 4). From DynamicViT: the
+teacher is the model itself before pruning, and kept tokens should keep its values (arXiv 2106.02034, section "Training
+and Inference"; raoyongming/DynamicViT, losses.py, `DistillDiffPruningLoss` with mse_token). Its weights of the three
+terms are 1, 0.5 and 0.5.
 
-Ours: the class token counts as one more token; the mean is over the tokens of each image and then over images
-(DynamicViT's images keep different numbers of tokens while it trains, and each token counts alike); a merged token is
-compared at the place that it kept, and a fused token, which has no place, with nothing.
+Ours: the class token counts as one more token. The mean is over the tokens of each image, then over images (during
+DynamicViT's training images keep different numbers of tokens, and all tokens count equally). A merged token is compared
+at the position that it kept. A fused token has no position and is left out.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from top_jax.typing import Array, Float, Images, Logits
 
 
 def teach(graphdef: nnx.GraphDef[Any], weights: Weights, images: Images) -> tuple[Logits, Features]:
-    """The teacher's logits and final tokens, through which no gradient flows.
+    """Returns the teacher's logits and final tokens, without gradients.
 
     Args:
-        graphdef: of the dense model; it runs in eval mode, whichever it is in.
+        graphdef: graph of the dense model, which is switched to eval mode.
         weights: all of its weights.
-        images: float32 `[B, H, W, 3]`, the very ones that the student sees.
+        images: float32 `[B, H, W, 3]`, the same that the student sees.
     """
     model = nnx.merge(graphdef, weights)
     model.eval()
@@ -41,18 +41,18 @@ def teach(graphdef: nnx.GraphDef[Any], weights: Weights, images: Images) -> tupl
 
 
 def prediction_loss(student: Logits, teacher: Logits, temperature: float) -> Float[Array, " B"]:
-    """T^2 KL(teacher_T || student_T), nats, of softmaxes of logits / T."""
+    """Returns T^2 KL(teacher_T || student_T) in nats, of softmaxes of logits / T."""
     log_student, log_teacher = (jax.nn.log_softmax(logits / temperature) for logits in (student, teacher))
     return temperature**2 * optax.losses.kl_divergence_with_log_targets(log_student, log_teacher)
 
 
 def token_loss(student: Features, teacher: Features) -> Float[Array, " B"]:
-    """Mean squared difference of final tokens, over channels and over the tokens that the student kept.
+    """Returns the mean squared difference of final tokens, over channels and the tokens that the student kept.
 
     Args:
-        student: its patch tokens are compared with the teacher's at their own positions; one that stands for no place
-            (position -1) is left out. Its class token, where there is one, is compared with the teacher's.
-        teacher: of the dense model, whose patch tokens are all there, in raster order.
+        student: each patch token is compared with the teacher's at the same position; a token without a position (-1)
+            is left out. If there is a class token, it is compared with the teacher's.
+        teacher: features of the dense model, with all patch tokens in raster order.
     """
     place = jnp.maximum(student.positions, 0)[:, :, None]
     difference = jnp.mean(jnp.square(student.x - jnp.take_along_axis(teacher.x, place, axis=1)), axis=-1)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request, not an end."""
+"""SIGTERM and Ctrl-C as requests to stop after the current step."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from top_jax import distributed
 
 
 class Interruption:
-    """While active, the first SIGTERM or SIGINT only sets `requested`; a second SIGINT interrupts as usual.
+    """Turns the first SIGTERM or SIGINT into a request (`requested`); a second SIGINT interrupts as usual.
 
-    Outside the main thread, where Python allows no handlers, it does nothing.
+    A context manager. Outside the main thread, where Python allows no signal handlers, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -40,16 +40,17 @@ class Interruption:
 
 
 class Agreement:
-    """Whether to stop, decided by all processes after the same step, though a signal may reach only one of them."""
+    """Decides whether to stop: all processes stop after the same step, even if a signal reaches only one of them."""
 
     def __init__(self, signals: Interruption):
         self._signals = signals
         self._answers: collections.deque[Any] = collections.deque()
 
     def decide(self) -> bool:
-        """To be called after every step by every process; in several, the answer is that of the call before.
+        """Returns whether to stop; every process calls it after every step.
 
-        An answer so old is there already: asking costs the devices no pause.
+        With several processes it returns the answer to the previous call, which has arrived by now, so that the devices
+        do not wait for it.
         """
         requested = self._signals.requested is not None
         if jax.process_count() == 1:

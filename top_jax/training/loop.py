@@ -1,4 +1,4 @@
-"""The training loop: set up, restore, step, evaluate, save, and go back where a number is not finite."""
+"""The training loop: step, evaluate, save, and go back after a number that is not finite."""
 
 from __future__ import annotations
 
@@ -24,116 +24,83 @@ from top_jax.evaluation.flops import count_macs
 from top_jax.memory import peak_memory
 from top_jax.models.weights import Weights
 from top_jax.training.checkpoints import Checkpoints, Position
-from top_jax.training.compilation_cache import enable_compilation_cache
 from top_jax.training.interruption import Agreement, Interruption
-from top_jax.training.messages import announce, conclude
-from top_jax.training.plan import Plan, make_plan
-from top_jax.training.programs import TrainPrograms
-from top_jax.training.reporting import Reporter, Silence, Throughput
-from top_jax.training.run_directory import RunDirectory, flatten
-from top_jax.training.start import start_or_resume
-from top_jax.training.state import TrainState
-from top_jax.training.steps import METRICS
-from top_jax.training.teacher import Teacher, load_teacher, read_teacher
-from top_jax.training.weights import initial_weights
+from top_jax.training.prepare import Prepared, prepare
+from top_jax.training.programs import TrainPrograms, enable_compilation_cache
+from top_jax.training.reporting import Reporter, Silence, Throughput, announce, conclude, make_reporter
+from top_jax.training.run_directory import RunDirectory
+from top_jax.training.steps import METRICS, TrainState
 
 Summary = dict[str, Any]
 
 
 def train(config: RunConfig, workdir: str | Path) -> Summary | None:
-    """Trains, or goes on training, the run that `config` describes.
+    """Trains the run that `config` describes, or resumes it.
 
     A run that was killed and is started again ends with the numbers of one that never stopped. SIGTERM (and Ctrl-C)
-    saves after the step at hand and returns. A loss (or gradient, or weight) that is not finite takes the run back to
-    its last checkpoint, from where it goes on without that batch.
+    saves after the current step and returns. After a loss, gradient or weight that is not finite the run goes back to
+    its last checkpoint and continues without that batch.
 
-    In several processes (`top_jax.distributed`) each calls this with the same config and the same directory, on a file
-    system that they share.
+    With several processes (`top_jax.distributed`) each calls this with the same config and the same directory, on a
+    file system that they share.
 
     Args:
-        config: all of it (`top_jax.config`).
+        config: all sections (`top_jax.config`).
         workdir: the run directory, made if need be.
 
     Returns:
-        What summary.json holds; None where a signal ended the run early.
+        The content of summary.json; None where a signal ended the run early.
 
     Raises:
-        InputError: bad input, before anything is written.
-        RunError: numbers that are not finite too often, a full disk, checkpoints that are all damaged, or another
-            process that failed.
+        InputError: bad input, before anything is written, or a checkpoint of another layout.
+        RunError: too many numbers that are not finite, a full disk, only damaged checkpoints, or another process that
+            failed.
     """
     enable_compilation_cache()
     with contextlib.ExitStack() as held:
         signals = held.enter_context(Interruption())
         with distributed.together():
-            run = RunDirectory(workdir)
-            distributed.check_same({"workdir": str(run.path), **_shared(config)})
-            plan = make_plan(config)
-            weights = None if run.has_checkpoints() else initial_weights(config)  # before claiming: may be bad input
-            taught_by = load_teacher(run, config)  # as well
+            prepared = prepare(config, RunDirectory(workdir))
             held.enter_context(_full_disk())
-            held.enter_context(run.lock())
-            run.claim(config)
-        teacher = None if config.distillation.teacher is None else read_teacher(run, config, taught_by)
-        checkpoints = held.enter_context(Checkpoints(run.checkpoints))
-        return _train(plan, run, checkpoints, signals, teacher, weights)
-
-
-def _train(
-    plan: Plan,
-    run: RunDirectory,
-    checkpoints: Checkpoints,
-    signals: Interruption,
-    teacher: Teacher | None,
-    weights: Weights | None,
-) -> Summary | None:
-    state, position = start_or_resume(plan, checkpoints, weights)
-    first_step = int(state.step)
-    with _reporter(run, first_step, plan) as reporter:
-        announce(plan, run, reporter, first_step)
-        summary = run.read_json("summary.json") if first_step == plan.total_steps else None
+            held.enter_context(prepared.run.lock())
+        prepared.claim()
+        checkpoints = held.enter_context(Checkpoints(prepared.run.checkpoints))
+        state, position = prepared.start(checkpoints)
+        first_step, total_steps = int(state.step), prepared.plan.total_steps
+        reporter = held.enter_context(make_reporter(prepared.run, first_step=first_step, total_steps=total_steps))
+        announce(prepared, reporter, first_step)
+        summary = prepared.run.read_json("summary.json") if first_step == total_steps else None
         if summary is None:
-            loop = Loop(plan, checkpoints, reporter, signals, teacher)
-            if not loop.run(state, position):
-                kept = checkpoints.latest_step()
-                what = "nothing to save yet" if kept is None else f"saved at step {kept}"
-                who = signals.requested or "a signal to another process"
-                reporter.say(f"{who}: {what}; start the same command again to go on.")
-                return None
-            summary = loop.summary()
-            if distributed.is_primary():
-                run.write_json("summary.json", summary)
-        conclude(summary, plan, run, reporter)
+            summary = Loop(prepared, checkpoints, reporter, signals).train(state, position)
+        if summary is not None:
+            conclude(prepared, reporter, summary)
         return summary
-
-
-def _shared(config: RunConfig) -> dict[str, Any]:
-    """What must be equal in all processes of a run: all but where a host keeps its data and how it reads it."""
-    of_the_host = ("data.data_dir", "data.num_workers", "data.num_threads")
-    return {key: value for key, value in flatten(config.to_dict()).items() if key not in of_the_host}
 
 
 @dataclasses.dataclass(frozen=True)
 class Dispatched:
     """A step that the devices may still be working on."""
 
-    step: int  # steps done after it
+    step: int  # number of steps including this one
     position: Position
     metrics: dict[str, jax.Array]
 
 
 class Loop:
-    """The steps of one start of a run, with what they share."""
+    """The steps from one start of a run to its end.
+
+    Args:
+        prepared: the run, claimed.
+        checkpoints: of its directory.
+        reporter: of this process.
+        signals: active.
+    """
 
     def __init__(
-        self,
-        plan: Plan,
-        checkpoints: Checkpoints,
-        reporter: Reporter | Silence,
-        signals: Interruption,
-        teacher: Teacher | None,
+        self, prepared: Prepared, checkpoints: Checkpoints, reporter: Reporter | Silence, signals: Interruption
     ):
-        self.plan = plan
+        self.prepared = prepared
+        self.plan = prepared.plan
         self.checkpoints = checkpoints
         self.reporter = reporter
         self.signals = signals
@@ -141,21 +108,34 @@ class Loop:
         self.throughput = Throughput()
         self.last_evaluation: dict[str, float | int] = {}
         self.skipped: list[int] = []
-        self.train_step = TrainPrograms(plan, teacher)
-        self.eval_step = make_eval_step(nnx.graphdef(plan.model), plan.config.data)
+        self.train_step = TrainPrograms(self.plan, prepared.teacher_weights)
+        self.eval_step = make_eval_step(nnx.graphdef(self.plan.model), self.plan.config.data)
         self._dispatched: collections.deque[Dispatched] = collections.deque()
 
+    def train(self, state: TrainState, position: Position) -> Summary | None:
+        """Runs to the end, and returns and writes the summary; None where a signal ended the run early."""
+        if not self.run(state, position):
+            kept = self.checkpoints.latest_step()
+            what = "nothing to save yet" if kept is None else f"saved at step {kept}"
+            who = self.signals.requested or "a signal to another process"
+            self.reporter.say(f"{who}: {what}; start the same command again to go on.")
+            return None
+        summary = self.summary()
+        if distributed.is_primary():
+            self.prepared.run.write_json("summary.json", summary)
+        return summary
+
     def run(self, state: TrainState, position: Position) -> bool:
-        """Steps until the end (True) or a signal (False); what was reached is saved either way."""
+        """Steps until the end (True) or a signal (False), and saves the state that was reached."""
         while True:
             try:
                 return self._run(state, position)
             except _NotFinite as error:
-                found = error.with_traceback(None)  # or its frames would hold the state while another is read
+                found = error.with_traceback(None)  # its frames would hold the state while another is read
             state, position = self._roll_back(found)
 
     def summary(self) -> Summary:
-        """The result, for summary.json."""
+        """Returns the result, for summary.json."""
         config, rates = self.plan.model.config, self.throughput.overall()
         pruned, dense = count_macs(config, self.plan.model.reduction), count_macs(config)
         return {
@@ -174,17 +154,17 @@ class Loop:
         }
 
     def _run(self, state: TrainState, position: Position) -> bool:
-        """As `run`, as long as all numbers are finite.
+        """Does what `run` does, and raises _NotFinite.
 
-        A step's numbers are read when the next one has been handed to the devices, which so are never idle; before
-        anything is evaluated or saved, and at the end, all of them are.
+        A step's numbers are read after the next step is dispatched, so that the devices are never idle. Before an
+        evaluation or a save, and at the end, all of them are read.
         """
         plan, step = self.plan, int(state.step)
-        evaluated = bool(position["evaluated"])  # False where a signal stopped the evaluation of this step
-        if not evaluated or step == plan.total_steps:  # the latter: killed between its last checkpoint and its summary
+        evaluated = bool(position["evaluated"])  # False if a signal stopped the evaluation of this step
+        if not evaluated or step == plan.total_steps:  # the latter: killed after its last checkpoint
             evaluated = self._evaluate(state, step)
         stop = not evaluated or bool(distributed.any_process(self.signals.requested is not None))
-        with plan.train_batches() as batches:
+        with self.prepared.train_batches() as batches:
             stream = self._batches(batches, position)
             while step < plan.total_steps and not stop:
                 with self.throughput.waiting():
@@ -210,7 +190,7 @@ class Loop:
         return step == plan.total_steps and evaluated
 
     def _batches(self, batches: Batches, position: Position) -> Iterator[tuple[dict[str, jax.Array], Position]]:
-        """The stream from `position` on, without the batches that are to be left out, and where each leaves it."""
+        """Yields the batches from `position` on, without those to skip, and the position after each."""
         batches.set_state(position)
         self.skipped = list(position["skipped"])
         for batch, after in prefetch_to_device(batches, self.plan.by_image, self.plan.config.data.prefetch):
@@ -218,7 +198,7 @@ class Loop:
                 yield batch, {**after, "skipped": self.skipped}
 
     def _settle(self, leave: int) -> None:
-        """Looks at the numbers of all dispatched steps but the last `leave`."""
+        """Reads the numbers of all dispatched steps except the last `leave`."""
         while len(self._dispatched) > leave:
             self._after_step(self._dispatched.popleft())
 
@@ -235,40 +215,40 @@ class Loop:
         self.reporter.step(step, {**shown, **self.throughput.overall()})
 
     def _roll_back(self, found: _NotFinite) -> tuple[TrainState, Position]:
-        """The last good state, from which the run goes on without the batch that broke it.
+        """Returns the last checkpoint, to go on from without the batch that gave the bad number.
 
         Raises:
-            RunError: it has happened `max_rollbacks` times already.
+            RunError: `max_rollbacks` batches have been skipped already.
         """
         self._dispatched.clear()
         skipped, limit = sorted({*self.skipped, found.batch}), self.plan.config.max_rollbacks
         kept = self.checkpoints.latest_step()
         if len(skipped) > limit:
             raise RunError(
-                f"{found}, with {limit} batches left out for the like already (max_rollbacks); "
+                f"{found}, and {limit} batches were already skipped for the same reason (max_rollbacks); "
                 + ("nothing was saved yet" if kept is None else f"the checkpoint of step {kept} is kept")
                 + ". Lower optimizer.learning_rate, or set optimizer.clip_norm."
             )
         self.throughput.pause()
-        state, position = start_or_resume(self.plan, self.checkpoints, None)
+        state, position = self.prepared.start(self.checkpoints)
         step = int(state.step)
         self.reporter.say(
-            f"{found}: back to step {step}, and on without batch {found.batch} "
-            f"({len(skipped)} left out so far, {limit} at most)"
+            f"{found}: back to step {step}, going on without batch {found.batch} "
+            f"({len(skipped)} skipped so far, {limit} at most)"
         )
         self.reporter.rewind(step)
         return state, {**position, "skipped": skipped}
 
     def _evaluate(self, state: TrainState, step: int) -> bool:
-        """Evaluates the weights, and their average where one is kept; the average then decides what is best.
+        """Evaluates the weights, and their average if one is kept, which then decides which checkpoint is best.
 
         Returns:
-            Whether it came to its end, rather than to a signal.
+            False if a signal stopped it.
         """
         self.throughput.pause()
-        plan, evaluation = self.plan, {}
+        evaluation: dict[str, float | int] = {}
         for name, weights in state.weights().items():
-            with self.reporter.evaluating(len(plan.eval_source)) as advance:
+            with self.reporter.evaluating(len(self.prepared.eval_source)) as advance:
                 result = self._evaluate_weights(weights, advance)
             if result is None:
                 return False
@@ -291,7 +271,7 @@ class Loop:
             return evaluate(
                 self.eval_step,
                 weights,
-                plan.eval_batches(),
+                self.prepared.eval_batches(),
                 plan.by_image,
                 prefetch=plan.config.data.prefetch,
                 on_batch=on_batch,
@@ -310,28 +290,22 @@ class _Stopped(Exception):
 
 
 class _NotFinite(Exception):
-    """A number that is not finite came out of a step."""
+    """A step gave a number that is not finite."""
 
     def __init__(self, name: str, value: float, step: int, batch: int):
         super().__init__(f"the {name} of step {step} is {value}")
         self.batch = batch  # its number in the stream
 
 
-def _reporter(run: RunDirectory, first_step: int, plan: Plan) -> Reporter | Silence:
-    if not distributed.is_primary():
-        return Silence()
-    return Reporter(run, first_step=first_step, total_steps=plan.total_steps)
-
-
 @contextlib.contextmanager
 def _full_disk() -> Iterator[None]:
-    """Turns a full disk, however it is reported, into one clear line."""
+    """Turns a full disk, however it is reported, into a RunError."""
     try:
         yield
     except Exception as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
             raise RunError(
-                "the disk is full: what was to be written now is not, the last whole checkpoint is kept. "
+                "the disk is full: this write failed, and the last complete checkpoint is kept. "
                 "Make room and start the same command again."
             ) from error
         raise

@@ -1,75 +1,67 @@
-"""The compiled training steps of a run: one for each stage of the keep-ratio warm-up."""
+"""The compiled training steps of a run, and the cache that keeps compiled programs between processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from pathlib import Path
 
 import jax
-from flax import nnx
-from jax.sharding import Mesh
 
 from top_jax import distributed
-from top_jax.build import build_abstract_model
 from top_jax.memory import step_memory
 from top_jax.models.weights import Weights
 from top_jax.sharding import in_parts, replicated
 from top_jax.training.keep_ratio import Stage, stage_at
-from top_jax.training.plan import Plan
-from top_jax.training.state import TrainState
-from top_jax.training.steps import DeviceBatch, Metrics, make_train_step
-from top_jax.training.teacher import Teacher
+from top_jax.training.prepare import Plan
+from top_jax.training.steps import DeviceBatch, Metrics, TrainState, make_train_step
 
 
 class TrainPrograms:
-    """`(state, batch) -> (state, metrics)`, compiled when the first step of its stage comes; the state is donated."""
+    """The training step of each stage of the keep-ratio warm-up, compiled when the stage starts.
 
-    def __init__(self, plan: Plan, teacher: Teacher | None):
+    Args:
+        plan: of the run.
+        teacher_weights: of the dense model; given exactly when the plan has a teacher.
+    """
+
+    def __init__(self, plan: Plan, teacher_weights: Weights | None):
         self._plan = plan
-        self._teacher, weights = (None, None) if teacher is None else teacher
-        # Laid out as the student's, so that with FSDP no device holds all of them either.
-        self._teacher_weights = distributed.to_global(weights, in_parts(plan.mesh, weights))
+        # Laid out like the student's weights, so that with FSDP no device holds all of them either.
+        self._teacher_weights = distributed.to_global(teacher_weights, in_parts(plan.mesh, teacher_weights))
         self._compiled: dict[Stage, jax.stages.Compiled] = {}
 
-    def stage(self, step: int) -> Stage:
-        """The stage in which the step after `step` steps runs."""
-        return stage_at(self._plan.stages, step)
+    def __call__(self, step: int, state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
+        """Runs the step that follows `step` steps; the state's memory is reused (donated)."""
+        return self.compile(step, state, batch)(state, batch, self._teacher_weights)
+
+    def compile(self, step: int, state: TrainState, batch: DeviceBatch) -> jax.stages.Compiled:
+        """Returns the program of the step that follows `step` steps, compiling it at the first call of its stage."""
+        stage = stage_at(self._plan.stages, step)
+        if stage not in self._compiled:
+            function = make_train_step(
+                self._plan.graph(stage.reduction), self._plan.optimizer, self._plan.config, self._plan.teacher
+            )
+            # Donating the state's memory needs results that are laid out as the state is now.
+            shardings = (jax.tree.map(lambda leaf: leaf.sharding, state), replicated(self._plan.mesh))
+            program = jax.jit(function, donate_argnums=0, out_shardings=shardings)
+            self._compiled[stage] = program.lower(state, batch, self._teacher_weights).compile()
+        return self._compiled[stage]
 
     def is_compiled(self, step: int) -> bool:
-        """Whether the next step can start at once."""
-        return self.stage(step) in self._compiled
-
-    def __call__(self, step: int, state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
-        """The step after `step` steps."""
-        stage = self.stage(step)
-        if stage not in self._compiled:
-            self._compiled[stage] = self._compile(stage, state, batch)
-        return self._compiled[stage](state, batch, self._teacher_weights)
-
-    def program(self, step: int) -> jax.stages.Compiled:
-        """What that step runs, once it is compiled."""
-        return self._compiled[self.stage(step)]
+        """Whether the step that follows `step` steps can start at once."""
+        return stage_at(self._plan.stages, step) in self._compiled
 
     def memory(self) -> dict[str, int]:
-        """What the largest of the programs so far takes on each device, in bytes; empty before the first step."""
+        """Returns the memory of the largest program so far on each device, in bytes; empty before the first step."""
         plans = (step_memory(program) for program in self._compiled.values())
         return max(plans, key=lambda plan: plan.get("total", 0), default={})
 
-    def _compile(self, stage: Stage, state: TrainState, batch: DeviceBatch) -> jax.stages.Compiled:
-        plan, config = self._plan, self._plan.config
-        model = build_abstract_model(config.model, stage.reduction)
-        step = make_train_step(nnx.graphdef(model), plan.optimizer, config, self._teacher)
-        return compile_step(step, plan.mesh, state, batch, self._teacher_weights)
 
+def enable_compilation_cache() -> None:
+    """Turns on JAX's persistent compilation cache, unless JAX_COMPILATION_CACHE_DIR is set.
 
-def compile_step(
-    step: Callable[..., tuple[TrainState, Metrics]],
-    mesh: Mesh,
-    state: TrainState,
-    batch: DeviceBatch,
-    teacher_weights: Weights | None,
-) -> jax.stages.Compiled:
-    """`step(state, batch, teacher_weights)` of `make_train_step`, compiled for these; it takes the state's memory."""
-    # Results lie as the state lies now: that is what makes donating it worth while.
-    shardings = (jax.tree.map(lambda leaf: leaf.sharding, state), replicated(mesh))
-    program = jax.jit(step, donate_argnums=0, out_shardings=shardings)
-    return program.lower(state, batch, teacher_weights).compile()
+    Its folder is $XDG_CACHE_HOME/top_jax (by default ~/.cache/top_jax). It holds what took over a second to compile.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(root / "top_jax" / "xla"))

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard, and a person at the terminal."""
+"""What a run reports: metrics.jsonl, TensorBoard, and lines on the terminal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from top_jax import distributed
 from top_jax.files import write_text
+from top_jax.pruning import Reduction
+from top_jax.training.prepare import Prepared
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.tensorboard import ScalarWriter
 
@@ -21,12 +26,12 @@ from top_jax.training.tensorboard import ScalarWriter
 class Reporter:
     """Writes metrics as they come and moves a progress bar; a context manager.
 
-    Of several processes the first reports; the others make a `Silence`.
+    With several processes the first one reports; the others use a `Silence` (`make_reporter`).
 
     Args:
         run: where to write.
-        first_step: steps done before this start; what an earlier start reported beyond them is dropped, because the
-            run will report it again.
+        first_step: steps before this start. Reports of later steps, by an earlier start, are dropped: the run will
+            report them again.
         total_steps: length of the bar.
     """
 
@@ -36,7 +41,7 @@ class Reporter:
         self._open(first_step)
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None),  # what the others leave: a line must fit into 80 columns
+            BarColumn(bar_width=None),  # takes the rest of 80 columns
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(compact=True),
@@ -48,17 +53,17 @@ class Reporter:
         self._training = self._progress.add_task("train", total=total_steps, completed=first_step, status="")
 
     def rewind(self, step: int) -> None:
-        """Goes back to where `step` steps were done: what has been reported of later ones is void."""
+        """Goes back to the state after `step` steps, and drops the reports of later steps."""
         self._close()
         self._open(step)
 
     def step(self, step: int, values: dict[str, float | int]) -> None:
-        """Moves the bar; `values` stand beside it."""
+        """Moves the bar and shows `values` next to it."""
         self._progress.update(self._training, completed=step, status=_readable(values))
 
     @contextlib.contextmanager
     def evaluating(self, images: int) -> Iterator[Callable[[int], None]]:
-        """A second bar, of an evaluation; yields the function that moves it on by so many images."""
+        """Shows a second bar, for an evaluation; yields the function that moves it on by a number of images."""
         task = self._progress.add_task("eval", total=images, status="")
         try:
             yield lambda count: self._progress.advance(task, count)
@@ -66,7 +71,7 @@ class Reporter:
             self._progress.remove_task(task)
 
     def metrics(self, kind: str, step: int, values: dict[str, float | int]) -> None:
-        """Reports numbers of the state after `step` steps, in all places; once, even if another start already did."""
+        """Reports numbers of the state after `step` steps everywhere, unless an earlier start already has."""
         if kind != "train" or not self.console.is_terminal:
             self.say(f"{kind} {step}/{self._total_steps}  {_readable(values)}")
         if step == self._first_step and kind in self._reported:
@@ -101,24 +106,24 @@ class Reporter:
 
 
 class Silence:
-    """The Reporter of every process but the first."""
+    """Reports nothing: used by every process except the first."""
 
     def rewind(self, step: int) -> None:
-        """Nothing to take back."""
+        """Does nothing."""
 
     def step(self, step: int, values: dict[str, float | int]) -> None:
-        """Nothing to show."""
+        """Does nothing."""
 
     @contextlib.contextmanager
     def evaluating(self, images: int) -> Iterator[Callable[[int], None]]:
-        """A function that does nothing."""
+        """Yields a function that does nothing."""
         yield lambda count: None
 
     def metrics(self, kind: str, step: int, values: dict[str, float | int]) -> None:
-        """Nothing to write."""
+        """Does nothing."""
 
     def say(self, text: str) -> None:
-        """Nothing to say."""
+        """Does nothing."""
 
     def __enter__(self) -> Silence:
         return self
@@ -140,7 +145,7 @@ class Throughput:
         self._since: float | None = None
 
     def add(self, images: int) -> None:
-        """A step of so many images has ended."""
+        """Counts a step of `images` images that has ended."""
         now = time.perf_counter()
         if self._since is not None:
             self._images += images
@@ -149,22 +154,22 @@ class Throughput:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """While the next batch is not there yet."""
+        """Counts the time of the block as waiting for data."""
         start = time.perf_counter()
         yield
         if self._since is not None:
             self._waited += time.perf_counter() - start
 
     def pause(self) -> None:
-        """What happens until `resume` is no training step."""
+        """Stops the clock until `resume`."""
         self._since = None
 
     def resume(self) -> None:
-        """Training goes on, compiled."""
+        """Starts the clock again, before a compiled step."""
         self._since = time.perf_counter()
 
     def recent(self) -> dict[str, float]:
-        """`images_per_second` and `data_wait` since the last call; 0.0 where no step was timed."""
+        """Returns `images_per_second` and `data_wait` since the last call; 0.0 if no step was timed."""
         rates = _rates(self._images, self._seconds, self._waited)
         self._total_images += self._images
         self._total_seconds += self._seconds
@@ -173,7 +178,7 @@ class Throughput:
         return rates
 
     def overall(self) -> dict[str, float]:
-        """The same since the start."""
+        """Returns both numbers since the start."""
         seconds, waited = self._total_seconds + self._seconds, self._total_waited + self._waited
         return _rates(self._total_images + self._images, seconds, waited)
 
@@ -185,7 +190,7 @@ def _rates(images: int, seconds: float, waited: float) -> dict[str, float]:
 
 
 def _drop_after(file: Path, step: int) -> None:
-    """Removes lines of later steps, and a last line that a kill cut short."""
+    """Removes the lines of later steps, and a last line that a kill cut short."""
     if not file.is_file():
         return
     kept = []
@@ -199,15 +204,15 @@ def _drop_after(file: Path, step: int) -> None:
 
 
 def _kinds_at(file: Path, step: int) -> set[str]:
-    """What has been reported of a step."""
+    """Returns the kinds of reports of a step."""
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     return {line["kind"] for line in lines if line["step"] == step}
 
 
 def _readable(values: dict[str, float | int]) -> str:
-    """Numbers as a person reads them, without those that say nothing new."""
-    told = {n: v for n, v in values.items() if not n.endswith("images") and (v or not n.endswith("unreadable"))}
-    return "  ".join(_item(name, value) for name, value in told.items())
+    """Formats numbers for a person, without those that say nothing new."""
+    shown = {n: v for n, v in values.items() if not n.endswith("images") and (v or not n.endswith("unreadable"))}
+    return "  ".join(_item(name, value) for name, value in shown.items())
 
 
 def _item(name: str, value: float | int) -> str:
@@ -223,3 +228,58 @@ def _short(value: float | int) -> str:
     if isinstance(value, int) or not math.isfinite(value):
         return str(value)
     return f"{value:.3g}" if abs(value) < 0.01 or abs(value) >= 1000 else f"{value:.4g}"
+
+
+def make_reporter(run: RunDirectory, *, first_step: int, total_steps: int) -> Reporter | Silence:
+    """Returns the reporter of this process; arguments as for `Reporter`."""
+    return Reporter(run, first_step=first_step, total_steps=total_steps) if distributed.is_primary() else Silence()
+
+
+def announce(prepared: Prepared, reporter: Reporter | Silence, first_step: int) -> None:
+    """Prints what starts where, on which devices, and what may be a mistake."""
+    plan, config = prepared.plan, prepared.plan.config
+    train_source, eval_source = prepared.train_source, prepared.eval_source
+    start = f"going on after step {first_step}" if first_step else "starting"
+    scan = "" if plan.model.scan_implementation is None else f", {plan.model.scan_implementation} scan"
+    processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    parts = f", weights in {config.fsdp} parts" if config.fsdp > 1 else ""
+    reporter.say(
+        f"{prepared.run.path}: {start}; {plan.total_steps} steps of {config.batch_size} images on "
+        f"{len(jax.devices())} x {jax.devices()[0].device_kind}{processes}{parts}; {config.model.name}{scan}; "
+        f"{train_source.name} ({len(train_source)} images to train, {len(eval_source)} to evaluate)"
+    )
+    if plan.model.reduction.after_blocks and config.init_from is None and not first_step:
+        reporter.say(
+            "no init_from: the pruned model starts from random weights. The paper fine-tunes dense ones: "
+            "--config.init_from=RUN_DIRECTORY or an official file (.pth, .safetensors)"
+        )
+    if len(plan.stages) > 1:
+        stages = ", ".join(f"{_ratios(stage.reduction)} from step {stage.first_step}" for stage in plan.stages)
+        reporter.say(f"keep ratio {stages}; evaluations use the last")
+
+
+def conclude(prepared: Prepared, reporter: Reporter | Silence, summary: dict[str, Any]) -> None:
+    """Prints the result."""
+    stages = " -> ".join(str(n) for n in dict.fromkeys(summary["tokens_per_block"]))
+    has_class_token = summary["tokens_per_block"][0] > prepared.plan.model.config.num_patches
+    costs = ", ".join(
+        f"{cost:.3g} of {summary['dense_gmacs'][name]:.3g} ({cost / summary['dense_gmacs'][name]:.1%}, {name})"
+        for name, cost in summary["gmacs"].items()
+    )
+    average = f", averaged weights {summary['ema_accuracy']:.2%}" if "ema_accuracy" in summary else ""
+    reporter.say(
+        f"accuracy {summary['accuracy']:.2%}{average}, best {summary['best_accuracy']:.2%}; {summary['images']} images"
+    )
+    reporter.say(f"tokens per stage {stages}{' (class token included)' * has_class_token}; GMACs {costs}")
+    if summary["skipped_batches"]:
+        reporter.say(f"skipped, because they gave numbers that are not finite: batches {summary['skipped_batches']}")
+    reporter.say(
+        f"{summary['train_images_per_second']:.1f} img/s training ({summary['data_wait']:.0%} of the time waiting for "
+        f"data), {summary['images_per_second']:.1f} img/s evaluation on {summary['device']}; everything is in "
+        f"{prepared.run.path}"
+    )
+
+
+def _ratios(reduction: Reduction) -> str:
+    """Formats the distinct keep ratios, such as 1/0.9; a dense model keeps everything."""
+    return "/".join(f"{ratio:.3g}" for ratio in dict.fromkeys(reduction.ratios)) or "1"

@@ -1,11 +1,11 @@
-"""The folder of one run: who owns it, and what it says about how it was made.
+"""The folder of one run: its files, and which run owns it.
 
-config.json        the run's config, by which a resumed run is recognised
+config.json        the run's config; a run with another config is refused
 environment.json   versions, devices and git revision of the last start
-metrics.jsonl      one line per report
-tensorboard/       the same for TensorBoard
+metrics.jsonl      reported numbers, one line per report
+tensorboard/       the same numbers for TensorBoard
 checkpoints/       latest/, best/, teacher/ and damaged/ (`top_jax.training.checkpoints`)
-summary.json       the result, once finished
+summary.json       the result of a finished run
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from top_jax.config import RunConfig
 from top_jax.environment import environment
 from top_jax.errors import InputError
 
-# Settings that may differ between a run and its continuation: they do not touch a single number of it, but for the
-# order of sums (fsdp, as another number of devices does).
+# Settings that may change when a run is resumed. They change none of its numbers, except that fsdp, like the number of
+# devices, changes the order of sums.
 FREE_TO_CHANGE: Final = (
     "log_every",
     "checkpoint_every",
@@ -39,7 +39,7 @@ FREE_TO_CHANGE: Final = (
 
 
 class RunDirectory:
-    """Paths of a run directory, and its JSON files.
+    """Paths and JSON files of a run directory.
 
     Raises:
         InputError: the path is a URL.
@@ -47,27 +47,23 @@ class RunDirectory:
 
     def __init__(self, path: str | Path):
         if "://" in str(path):
-            raise InputError(f"workdir {path} is a URL; a folder is needed: mount the bucket, and pass where it is.")
+            raise InputError(
+                f"workdir {path} is a URL, but must be a folder: mount the bucket, and pass the mounted path."
+            )
         self.path = Path(path).absolute()
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
 
     def claim(self, config: RunConfig) -> None:
-        """Makes the directory this run's own, or recognises it as this run's from an earlier start.
+        """Makes the directory this run's own, unless another run has checkpoints here.
 
-        Of several processes, which share the file system, the first writes.
+        With several processes, which share the file system, the first one writes.
 
         Raises:
             InputError: it cannot be written, or it holds the checkpoints of a run with another config.
         """
-        if self.has_checkpoints():
-            if not (self.path / "config.json").is_file():
-                raise InputError(
-                    f"workdir {self.path} holds checkpoints but no config.json to say of which run; restore it, or "
-                    "choose another --workdir."
-                )
-            self._check_same_run(config)
+        self.check_same_run(config)
         if not distributed.is_primary():
             return
         try:
@@ -79,9 +75,9 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other runs from training here too, until the block or the process ends, however it ends.
+        """Prevents other processes from training here until the block, or this process, ends.
 
-        Of several processes of one run the first holds the lock.
+        With several processes of one run the first one holds the lock.
 
         Raises:
             InputError: another process holds it, or the directory cannot be made.
@@ -105,20 +101,24 @@ class RunDirectory:
                 pass  # a file system without locks
             yield
 
-    def has_checkpoints(self) -> bool:
-        """Whether anything has been saved here; Orbax gives a checkpoint its number when it is whole."""
-        return any(path.name.isdigit() for path in self.checkpoints.glob("*/*"))
+    def has_checkpoints(self, which: str = "*") -> bool:
+        """Whether there is a complete checkpoint: Orbax names it by its number when it is complete.
+
+        Args:
+            which: `latest` or `best`; by default any kind.
+        """
+        return any(path.name.isdigit() for path in self.checkpoints.glob(f"{which}/*"))
 
     def read_config(self) -> RunConfig:
-        """The config of the run that lives here.
+        """Reads the run's config.
 
         Raises:
-            InputError: this is no run directory.
+            InputError: this is not a run directory, or its config.json cannot be read.
         """
         file = self.path / "config.json"
         if not file.is_file():
             raise InputError(
-                f"{self.path} is no run directory: it has no config.json. Pass one that train.py or convert made."
+                f"{self.path} is not a run directory: it has no config.json. Pass one that train.py or convert wrote."
             )
         try:
             content = json.loads(file.read_text())
@@ -127,31 +127,43 @@ class RunDirectory:
         return RunConfig.from_config_dict(content)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """One of its JSON files, or None where there is none (whole files only: see `write_json`)."""
+        """Reads one of its JSON files; None if it does not exist."""
         file = self.path / name
         return json.loads(file.read_text()) if file.is_file() else None
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Writes one of its JSON files, whole or not at all."""
+        """Writes one of its JSON files atomically."""
         files.write_json(self.path / name, content)
 
     def _not_writable(self, error: OSError) -> InputError:
         return InputError(f"workdir {self.path} cannot be written ({error.strerror}); choose another with --workdir.")
 
-    def _check_same_run(self, config: RunConfig) -> None:
+    def check_same_run(self, config: RunConfig) -> None:
+        """Checks that the directory is empty of checkpoints, or holds those of this run.
+
+        Raises:
+            InputError: it holds checkpoints without a config.json, or of a run with another config.
+        """
+        if not self.has_checkpoints():
+            return
+        if not (self.path / "config.json").is_file():
+            raise InputError(
+                f"workdir {self.path} holds checkpoints but no config.json, so their run is unknown; restore the file, "
+                "or choose another --workdir."
+            )
         there, here = _meaning(self.read_config()), _meaning(config)
         changed = [key for key in here if key not in FREE_TO_CHANGE and here[key] != there.get(key)]
         if changed:
             raise InputError(
-                f"workdir {self.path} holds a run with another config ({told_differences(changed, there, here)}); go "
-                "on with the settings there, or choose another --workdir."
+                f"workdir {self.path} holds a run with another config ({describe_changes(changed, there, here)}); "
+                "use its settings, or choose another --workdir."
             )
 
 
 def _meaning(config: RunConfig) -> dict[str, Any]:
-    """Settings by dotted key, where one that is not set has the value of the model or of the pruning method.
+    """Returns settings by dotted key, with the defaults of the model and of the pruning method filled in.
 
-    So a run goes on however its config is spelled: older releases named what is now left to the model.
+    So two spellings of one run are equal: older releases wrote out what is now a default.
     """
     content = config.to_dict()
     content["model"] |= dataclasses.asdict(build_sizes(config.model))
@@ -159,14 +171,14 @@ def _meaning(config: RunConfig) -> dict[str, Any]:
     return flatten(content)
 
 
-def told_differences(changed: list[str], there: dict[str, Any], here: dict[str, Any]) -> str:
-    """The first three of the settings that changed, with both values."""
-    told = ", ".join(f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in changed[:3])
-    return f"{told}{', ...' * (len(changed) > 3)}"
+def describe_changes(changed: list[str], there: dict[str, Any], here: dict[str, Any]) -> str:
+    """Lists the first three of the settings that changed, with both values."""
+    first = ", ".join(f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in changed[:3])
+    return f"{first}{', ...' * (len(changed) > 3)}"
 
 
 def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dict as one, by dotted key."""
+    """Returns a nested dict as a flat one with dotted keys."""
     flat = {}
     for key, value in node.items():
         if isinstance(value, dict):

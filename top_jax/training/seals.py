@@ -1,35 +1,93 @@
-"""What makes a checkpoint's damage known: the fingerprint of each of its items, saved with it.
+"""Seals of checkpoints: fingerprints that prove damage, and how a damaged checkpoint is told from one that is sound.
 
-Orbax and the file formats below it find a file that is cut short, but not every bit that has flipped.
+Orbax and the file formats below it detect a file that is cut short, but not every flipped bit. So each checkpoint holds
+the fingerprint of each of its items.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import gc
 import inspect
 import json
 import logging
 import sys
+import threading
+import traceback
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
+from jax.sharding import NamedSharding, PartitionSpec
 
-from top_jax.training.fingerprint import fingerprint
+from top_jax.errors import InputError
+
+PRIME: Final = 2654435761  # Knuth's, 2**32 over the golden ratio: neighbouring positions get unlike numbers
+LATE_READS_SECONDS: Final = 60.0  # how long to wait for reads that are still running after an error
+
+# Limits of the machine, which a sound checkpoint can run into too: error numbers, and codes of TensorStore and XLA.
+LIMITS: Final = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM)
+LIMIT_CODES: Final = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")
+
+
+class Damaged(Exception):
+    """A seal or a file of a checkpoint is not as it was saved; the message is one line."""
+
+
+def fingerprint(tree: Any) -> int:
+    """Hashes every value and its position; the result does not depend on how arrays are split over devices.
+
+    On the devices that hold them, the bits of each number are scrambled together with its position by a bijection, and
+    summed as integers modulo 2**32, so that the order of the sum cannot matter.
+
+    Args:
+        tree: arrays of numbers of 32 bits or fewer; with several processes all must call this.
+
+    Returns:
+        0 .. 2**32 - 1.
+    """
+    sums = jax.device_get([_sum_of_scrambled(leaf) for leaf in jax.tree.leaves(tree)])
+    return zlib.crc32(np.asarray(sums, np.uint32).tobytes())
+
+
+@jax.jit
+def _sum_of_scrambled(array: jax.Array) -> jax.Array:
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+    place = jnp.zeros(bits.shape, jnp.uint32)
+    for axis, size in enumerate(bits.shape):  # by axis, because flattening would gather an array that is split
+        along = jnp.arange(size, dtype=jnp.uint32).reshape((size,) + (1,) * (bits.ndim - axis - 1))
+        place = (place + along) * jnp.uint32(PRIME)
+    return jnp.sum(_scrambled(bits ^ _scrambled(place)), dtype=jnp.uint32)
+
+
+def _scrambled(x: jax.Array) -> jax.Array:
+    """Maps uint32 to uint32, one to one. Source: the finaliser of MurmurHash3 (Appleby, public domain)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _checksum(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def sealed(
     arrays: dict[str, Any], *, data: dict[str, Any] | None = None, metrics: dict[str, float] | None = None
 ) -> ocp.args.Composite:
-    """What is to be saved: items of arrays, where given one of JSON, and the fingerprint of each.
+    """Builds what Orbax is to save: items of arrays, an optional item of JSON, and the fingerprint of each.
 
     Args:
         arrays: trees by the name of their item.
         data: becomes the item "data".
-        metrics: what the manager saves by itself, which is only fingerprinted here.
+        metrics: saved by the manager itself, so only fingerprinted here.
     """
     items: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in arrays.items()}
     seal = {name: fingerprint(item) for name, item in arrays.items()}
@@ -43,31 +101,86 @@ def sealed(
 def restore_sealed(
     manager: ocp.CheckpointManager, step: int, like: dict[str, Any], *, with_data: bool = False
 ) -> dict[str, Any]:
-    """Items of a checkpoint, each just as it was saved.
+    """Restores items of a checkpoint, bit for bit as they were saved.
 
     Args:
-        manager: of the folder that it is in.
+        manager: of the folder that holds the checkpoint.
         step: its number.
         like: arrays, or their shapes and shardings, of the items that are wanted.
         with_data: whether the item "data" is wanted too.
 
     Raises:
-        ValueError: an item is not what was saved. Whatever else a damaged file makes Orbax raise.
+        Damaged: an item is not what was saved, or a file cannot be read.
+        InputError: the checkpoint is sound and has another layout; the message names the first difference.
+        MemoryError, jax.errors.JaxRuntimeError, OSError: a limit of this machine; the checkpoint may be sound.
     """
+    folder = Path(manager.directory) / str(step)
+    with reading():
+        for name, item in like.items():
+            saved = _saved_layout(folder / name)
+            if difference := _first_difference(saved, item):
+                # A flipped bit can change the layout too, so the seal decides: it raises Damaged where it is broken.
+                _restore(manager, step, {name: _placed(saved, like=item)}, with_data=False)
+                raise InputError(
+                    f"checkpoint {folder} has another layout than this run: {name}.{difference}. It was written with "
+                    "other settings or by another version of the code; go on with those, or choose another --workdir."
+                )
+        return _restore(manager, step, like, with_data=with_data)
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, like: dict[str, Any], *, with_data: bool) -> dict[str, Any]:
     abstract = {name: ocp.args.StandardRestore(_abstract(item)) for name, item in like.items()}
     more = {"data": ocp.args.JsonRestore()} if with_data else {}
-    with quietly():
-        items = manager.restore(step, args=ocp.args.Composite(**abstract, **more, seal=ocp.args.JsonRestore()))
+    items = manager.restore(step, args=ocp.args.Composite(**abstract, **more, seal=ocp.args.JsonRestore()))
     found = {name: fingerprint(items[name]) for name in like}
     if with_data:
         found["data"] = _checksum(items["data"])
     if broken := [name for name in found if found[name] != items["seal"].get(name)]:
-        raise ValueError(f"its {' and '.join(broken)} differ from what was saved")
+        raise Damaged(f"its {' and '.join(broken)} differ from what was saved")
     return {name: items[name] for name in found}
 
 
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
+
+
+def _saved_layout(item: Path) -> Any:
+    """Shapes and dtypes of an item on disk, as a tree; its numbered keys are ints, as they were when it was saved."""
+
+    def with_ints(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {int(key) if key.isdigit() else key: with_ints(value) for key, value in node.items()}
+        return [with_ints(value) for value in node] if isinstance(node, list | tuple) else node
+
+    with ocp.StandardCheckpointer() as reader:
+        return with_ints(reader.metadata(item).item_metadata.tree)
+
+
+def _first_difference(saved: Any, wanted: Any) -> str | None:
+    """Describes the first array that differs in path, shape or dtype; None where none does."""
+    there, here = _by_path(saved), _by_path(wanted)
+    for path in [*here, *(path for path in there if path not in here)]:
+        if there.get(path) != here.get(path):
+            return f"{path} ({there.get(path, 'absent')} there, {here.get(path, 'absent')} here)"
+    return None
+
+
+def _by_path(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    keystr = jax.tree_util.keystr
+    return {keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _placed(saved: Any, like: Any) -> Any:
+    """The layout on disk, to be restored whole on every device that `like` lies on."""
+    place = jax.tree.leaves(like)[0].sharding
+    if isinstance(place, NamedSharding):
+        place = NamedSharding(place.mesh, PartitionSpec())
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), saved)
+
+
 def check_metrics(folder: Path) -> None:
-    """Looks at a checkpoint's metrics before Orbax does, which could not even list a folder with a broken file.
+    """Checks a checkpoint's metrics before Orbax reads them, which cannot even list a folder with a broken file.
 
     Raises:
         ValueError, OSError: they cannot be read, or are not what was saved.
@@ -77,43 +190,75 @@ def check_metrics(folder: Path) -> None:
         raise ValueError("its accuracy differs from what was saved")
 
 
-def reason(error: BaseException) -> str:
-    """The first line of what was wrong first."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error).strip().splitlines() or [type(error).__name__]
-    return text[0][:200]
-
-
-def _checksum(content: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
-
-
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Keeps what Orbax says about a damaged file off the terminal: whoever reads it says it in one line.
+def reading() -> Iterator[None]:
+    """Turns what a damaged file makes Orbax raise into `Damaged`, and keeps Orbax's own reports off the terminal.
 
-    It gives up at the first array that cannot be read. The threads that read the others then find no one waiting, which
-    they tell Python's hook for errors that no one can catch, some of them later than this block ends.
+    Orbax gives up at the first array that it cannot read. The threads that read the other arrays then find no one
+    waiting, which they report to `sys.unraisablehook`, some of them later. So after an error the block waits for them,
+    and only then restores the hook.
+
+    Raises:
+        Damaged: the block raised anything but an InputError or an error that a sound checkpoint can cause too.
     """
-    absl, asyncio, hook = logging.getLogger("absl"), logging.getLogger("asyncio"), sys.unraisablehook
-    levels = absl.level, asyncio.level
+    loggers, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
+    levels = [logger.level for logger in loggers]
 
     def without_late_reads(found: Any) -> None:
         of_orbax = inspect.iscoroutine(found.object) and "orbax" in found.object.cr_code.co_filename
         if not of_orbax and str(found.exc_value) != "Event loop is closed":
             hook(found)
 
-    absl.setLevel(logging.CRITICAL + 1)
-    asyncio.setLevel(logging.CRITICAL + 1)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     sys.unraisablehook = without_late_reads
     try:
         yield
+    except (Damaged, InputError):
+        raise
+    except Exception as error:
+        _end_late_reads(error)
+        if _is_limit(error):
+            raise
+        raise Damaged(_reason(error)) from error
     finally:
-        absl.setLevel(levels[0])
-    asyncio.setLevel(levels[1])  # these two not where something was raised, because of what comes later
-    sys.unraisablehook = hook
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
-def _abstract(tree: Any) -> Any:
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
+def _end_late_reads(error: BaseException) -> None:
+    """Waits for the reads that an error left running, and frees what still refers to them."""
+    # Orbax keeps no handle to its reads, but the garbage collector knows them.
+    reads = [found for found in gc.get_objects() if isinstance(found, tensorstore.Future)]
+    ended = threading.Semaphore(0)
+    for read in reads:
+        read.add_done_callback(lambda _: ended.release())  # runs after Orbax's own callback, which is what reports
+    for _ in reads:
+        if not ended.acquire(timeout=LATE_READS_SECONDS):
+            break
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)  # the frames hold unfinished coroutines
+        cause = cause.__cause__ or cause.__context__
+    del reads
+    gc.collect()
+
+
+def _is_limit(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a limit of this machine, such as its memory."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in LIMITS):
+            return True
+        if any(code in str(error) for code in LIMIT_CODES):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what caused an error first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip().splitlines() or [type(error).__name__]
+    return text[0][:200]

@@ -1,4 +1,4 @@
-"""How long a training step takes: the run's own, compiled, on a batch of random pixels that is on the devices."""
+"""Times a run's own compiled training step, on a batch of random pixels that lies on the devices."""
 
 from __future__ import annotations
 
@@ -10,22 +10,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 
-from top_jax.build import build_abstract_model, build_reduction
 from top_jax.config import RunConfig
 from top_jax.errors import RunError
-from top_jax.memory import step_memory
-from top_jax.models import Backbone
-from top_jax.sharding import by_image, check_divisible, in_parts, make_mesh
-from top_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from top_jax.training.programs import compile_step
-from top_jax.training.start import first_state
-from top_jax.training.steps import DeviceBatch, make_train_step
+from top_jax.sharding import check_divisible
+from top_jax.training.prepare import Plan, make_plan
+from top_jax.training.programs import TrainPrograms
+from top_jax.training.steps import DeviceBatch
 from top_jax.training.weights import initial_weights
 
-CPU_IMAGES = 8  # a device: a CPU takes seconds for these already
+CPU_IMAGES = 8  # per device: a CPU takes seconds even for these
 FEWEST_STEPS, MOST_STEPS = 3, 20
 
 
@@ -35,12 +29,12 @@ class StepSpeed:
 
     Attributes:
         batch_size: images a step, over all devices and micro-batches.
-        devices: how many.
+        devices: number of devices.
         device: their kind.
-        steps: how many were timed, after one that was not.
-        seconds: median of a step.
-        compile_seconds: to trace and compile it.
-        memory: of the compiled step on each device (`top_jax.memory.step_memory`).
+        steps: number of timed steps, after a first one that is not timed.
+        seconds: median time of a step.
+        compile_seconds: time to trace and compile it.
+        memory: bytes that the compiled step takes on each device (`top_jax.memory.step_memory`).
     """
 
     batch_size: int
@@ -53,12 +47,12 @@ class StepSpeed:
 
     @property
     def images_per_second(self) -> float:
-        """Over all devices."""
+        """Training speed over all devices."""
         return self.batch_size / self.seconds
 
 
 def timed_batch_size(config: RunConfig) -> int:
-    """The run's batch size; on CPUs, which would take minutes for it, a small one that the devices divide."""
+    """Returns the run's batch size; on CPUs, which would take minutes for it, a small one that the devices divide."""
     devices = jax.devices()
     if devices[0].platform != "cpu":
         return config.batch_size
@@ -68,18 +62,18 @@ def timed_batch_size(config: RunConfig) -> int:
 
 
 def measure_step(config: RunConfig, *, batch_size: int | None = None, seconds: float = 3.0) -> StepSpeed:
-    """Compiles and times the config's training step, with all its pruning and, where it has one, its teacher.
+    """Compiles and times the config's training step, with its final pruning and its teacher, if it has one.
 
     Nothing is read from a disk: weights (the teacher's too), pixels and labels are random, and lie on the devices
     before the first step.
 
     Args:
         config: of the run.
-        batch_size: images a step over all devices; None is `timed_batch_size`.
-        seconds: after which no further step is begun; at least three are timed, and at most twenty.
+        batch_size: images per step over all devices; None takes `timed_batch_size`.
+        seconds: no step starts later than this, but at least three steps are timed, and at most twenty.
 
     Raises:
-        InputError: a model or schedule that cannot be, or a batch that the devices do not divide.
+        InputError: impossible model settings, or a batch that the devices do not divide.
         RunError: a batch that does not fit into the devices' memory.
     """
     batch_size = timed_batch_size(config) if batch_size is None else batch_size
@@ -97,25 +91,16 @@ def measure_step(config: RunConfig, *, batch_size: int | None = None, seconds: f
 
 
 def _measure(config: RunConfig, seconds: float) -> StepSpeed:
-    pruning = build_reduction(config.pruning)
-    model = build_abstract_model(config.model, pruning)
-    mesh = make_mesh(config.fsdp)
-    # Only the cost of a step counts, and no schedule changes it.
-    schedule = learning_rate_schedule(
-        config.optimizer, batch_size=config.batch_size, total_steps=2, steps_per_epoch=1.0
-    )
-    optimizer = make_optimizer(config.optimizer, schedule)
+    # Only the final pruning is timed, and an epoch of one step will do: the schedules do not change a step's cost.
+    pruning = dataclasses.replace(config.pruning, warmup_epochs=0.0)
+    plan = make_plan(dataclasses.replace(config, pruning=pruning), num_images=config.batch_size)
     weights = jax.device_get(initial_weights(config))
-    state, batch = first_state(config, model, optimizer, mesh, weights), _random_batch(config, model, mesh)
-    teacher, teacher_weights = None, None
-    if config.distillation.teacher is not None:  # the dense model; it has the same parameters
-        teacher = nnx.graphdef(build_abstract_model(config.model))
-        teacher_weights = jax.device_put(weights, in_parts(mesh, weights))
-    step = make_train_step(nnx.graphdef(model), optimizer, config, teacher)
+    state, batch = plan.first_state(weights), _random_batch(plan)
+    programs = TrainPrograms(plan, None if plan.teacher is None else weights)  # the dense model has the same parameters
     begun = time.perf_counter()
-    program = compile_step(step, mesh, state, batch, teacher_weights)
+    programs.compile(0, state, batch)
     compile_seconds = time.perf_counter() - begun
-    times = _time(lambda state: program(state, batch, teacher_weights), state, seconds)
+    times = _time(lambda state: programs(0, state, batch), state, seconds)
     return StepSpeed(
         batch_size=config.batch_size,
         devices=len(jax.devices()),
@@ -123,12 +108,12 @@ def _measure(config: RunConfig, seconds: float) -> StepSpeed:
         steps=len(times),
         seconds=statistics.median(times),
         compile_seconds=compile_seconds,
-        memory=step_memory(program),
+        memory=programs.memory(),
     )
 
 
 def _time(step: Callable[[Any], tuple[Any, Any]], state: Any, seconds: float) -> list[float]:
-    """Seconds of each step but the first, which still has to find its memory."""
+    """Returns the seconds of each step except the first, which still allocates memory."""
     times: list[float] = []
     begun = time.perf_counter()
     while len(times) <= FEWEST_STEPS or (len(times) <= MOST_STEPS and time.perf_counter() - begun < seconds):
@@ -139,12 +124,12 @@ def _time(step: Callable[[Any], tuple[Any, Any]], state: Any, seconds: float) ->
     return times[1:]
 
 
-def _random_batch(config: RunConfig, model: Backbone, mesh: Mesh) -> DeviceBatch:
-    rng, size = np.random.default_rng(0), config.batch_size
+def _random_batch(plan: Plan) -> DeviceBatch:
+    rng, size, num_classes = np.random.default_rng(0), plan.config.batch_size, plan.config.model.num_classes
     batch = {
-        "image": rng.integers(0, 256, (size, *model.config.img_size, 3), dtype=np.uint8),
-        "label": rng.integers(0, config.model.num_classes, size, dtype=np.int32),
+        "image": rng.integers(0, 256, (size, *plan.model.config.img_size, 3), dtype=np.uint8),
+        "label": rng.integers(0, num_classes, size, dtype=np.int32),
         "mask": np.ones(size, np.float32),
         "index": np.arange(size, dtype=np.int32),
     }
-    return jax.device_put(batch, by_image(mesh))
+    return jax.device_put(batch, plan.by_image)

@@ -1,4 +1,4 @@
-"""The pure functions that training and evaluation jit."""
+"""The state of a run, and the training step: pure functions to be jitted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,48 @@ from top_jax.data.device_augment import augment
 from top_jax.errors import InputError
 from top_jax.models.weights import Weights, join_weights, statistics_of
 from top_jax.training.distillation import prediction_loss, teach, token_loss
-from top_jax.training.state import TrainState
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step reads and writes; all of it is saved in checkpoints.
+
+    Attributes:
+        step: int32, number of steps so far.
+        params: float32 parameters, updated by the optimizer.
+        stats: float32 running statistics of BatchNorm, updated by the forward pass; empty without BatchNorm.
+        ema: exponential moving average of both, or None.
+        opt_state: state of the optimizer.
+        key: data of the PRNG key that every step's randomness derives from; it never changes.
+    """
+
+    step: jax.Array
+    params: Weights
+    stats: Weights
+    ema: Weights | None
+    opt_state: Any
+    key: jax.Array
+
+    def weights(self) -> dict[str, Weights]:
+        """Returns the complete weights to evaluate and keep, by name: params, and ema if there is an average."""
+        weights = {"params": join_weights(self.params, self.stats)}
+        return weights if self.ema is None else {**weights, "ema": self.ema}
+
+
+def create_state(
+    params: Weights, stats: Weights, optimizer: optax.GradientTransformation, *, seed: int, with_ema: bool
+) -> TrainState:
+    """Returns the state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        stats=stats,
+        ema=jax.tree.map(jnp.copy, join_weights(params, stats)) if with_ema else None,
+        opt_state=optimizer.init(params),
+        key=jax.random.key_data(jax.random.key(seed)),
+    )
+
 
 DeviceBatch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -29,10 +70,10 @@ METRICS: Final = (
     "param_norm",
     "stats_norm",
 )
-"""As they are reported; the losses of distillation only with a teacher, stats_norm only of a model with BatchNorm."""
+"""Names of the metrics. The losses of distillation need a teacher, and stats_norm a model with BatchNorm."""
 
 APART: Final = 2**32 - 1
-"""Folded into a key for augmentation: rows of a batch and drop-paths of a model, folded into the same, count from 0."""
+"""Folded into a key for augmentation, apart from batch rows and drop-paths: those fold in numbers from 0."""
 
 
 def make_train_step(
@@ -43,29 +84,28 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Builds `train_step(state, batch, teacher_weights=None) -> (state, metrics)`.
 
-    The whole batch is augmented and mixed (`top_jax.data.device_augment`). Then it is cut into `optimizer.accumulate`
-    micro-batches whose gradients are summed with the weights they have in the whole batch, so that the result is that
-    of the large batch. An image of mask 0 counts for nothing.
+    The whole batch is augmented and mixed (`top_jax.data.device_augment`). It is then split into
+    `optimizer.accumulate` micro-batches. Their gradients are summed with the weights that they have in the whole batch,
+    so that the result is that of the large batch. Images with mask 0 do not contribute.
 
-    BatchNorm is apart from both. It normalises with the statistics of one micro-batch, over all devices, and moves the
-    running ones once for each, in order. An image of mask 0 is among them as the pixels that stand in its place: the
-    model does not know of masks.
+    BatchNorm is the exception to both. It normalises with the statistics of one micro-batch, over all devices, and
+    updates the running statistics once per micro-batch, in order. It includes images with mask 0, by the pixels that
+    replace them: the model does not see the mask.
 
     Args:
-        graphdef: of the model; the step runs it in train mode, whichever it is in.
-        optimizer: as `make_optimizer` builds it.
-        config: the sections optimizer (label smoothing, micro-batches, the moving average), data (how pixels are
-            normalised), augment and distillation, and `model.num_classes`.
-        teacher: of the dense model to learn from (`top_jax.training.distillation`), whose weights each call then
-            needs; both are `Backbone`s. None: no distillation, whatever the config says.
+        graphdef: graph of the model; the step switches it to train mode.
+        optimizer: from `make_optimizer`.
+        config: its sections optimizer (label smoothing, micro-batches, the moving average), data (pixel
+            normalisation), augment and distillation, and `model.num_classes`.
+        teacher: graph of the dense model to learn from (`top_jax.training.distillation`); each call then needs its
+            weights. Both models are `Backbone`s. None turns distillation off, whatever the config says.
 
     Returns:
-        A pure function, to be jitted; it raises InputError for a teacher without weights, or weights without one.
-        Metrics (`METRICS`) are float32 scalars: loss (the one that is minimised) and accuracy over the batch, where
-        the right class of a mixed image is that of its larger share (the lower class where both are equal);
-        distillation_loss and token_loss, before they are weighted; grad_norm before clipping, param_norm after the
-        step, and stats_norm, of BatchNorm's running means and variances after it. Where all are finite, so is every
-        number of the new state.
+        A pure function, to be jitted; it raises InputError for a teacher without weights, or weights without a teacher.
+        Metrics (`METRICS`) are float32 scalars. loss: what is minimised. accuracy: over the batch; the class of a mixed
+        image is that of its larger share, and the lower class if both are equal. distillation_loss, token_loss: before
+        they are weighted. grad_norm: before clipping. param_norm: after the step. stats_norm: of BatchNorm's running
+        means and variances after the step. If all of them are finite, so is every number of the new state.
     """
     recipe = config.optimizer
     gradient = _make_gradient(graphdef, config, teacher)
@@ -103,12 +143,12 @@ def _make_gradient(
 ) -> Callable[..., tuple[tuple[Metrics, Weights], Weights]]:
     """Builds `gradient(params, stats, micro, total, teacher_weights)`.
 
-    Its result is what micro-batches add up (metrics, gradients), and the statistics that the next one goes on from.
+    It returns the metrics and gradients, to be summed over micro-batches, and the statistics for the next one.
     """
     distillation = config.distillation
 
     def losses(model: Any, micro: DeviceBatch, teaching: Any) -> tuple[jax.Array, Metrics]:
-        """Logits, and `[B]` each: loss, and with a teacher its parts."""
+        """Returns logits, and per image `[B]` the loss and, with a teacher, its parts."""
         if teaching is None:
             logits = model(micro["image"], micro["key"])
             return logits, {"loss": optax.softmax_cross_entropy(logits, micro["target"])}
@@ -144,7 +184,7 @@ def _make_gradient(
 
 
 def _augmented(state: TrainState, batch: DeviceBatch, config: RunConfig) -> DeviceBatch:
-    """The batch as the model sees it: image, target, mask, and key for the drop-paths."""
+    """Returns the batch as the model sees it: image, target, mask, and key for the drop-paths."""
     step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     keys = _image_keys(step_key, len(batch["label"]))
     images, targets = augment(
@@ -166,7 +206,7 @@ def _updated(
     optimizer: optax.GradientTransformation,
     recipe: OptimizerConfig,
 ) -> TrainState:
-    """The state after the step of these gradients, which left these statistics."""
+    """Returns the state after the step with these gradients and new statistics."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = cast("Weights", optax.apply_updates(state.params, updates))
     ema = state.ema
@@ -176,16 +216,16 @@ def _updated(
 
 
 def _stats_norm(stats: Weights) -> Metrics:
-    """Of the means and variances; the scalars among the statistics count batches."""
+    """Returns the norm of running means and variances; the scalars among the statistics count batches."""
     moments = [leaf for leaf in jax.tree.leaves(stats) if leaf.ndim]
     return {"stats_norm": optax.tree.norm(moments)} if moments else {}
 
 
 def _image_keys(step_key: jax.Array, batch_size: int) -> jax.Array:
-    """One key per image, from its place in the global batch: devices and micro-batches do not change the draws."""
+    """Returns a key per image, from its row in the global batch: devices and micro-batches do not change the draws."""
     return jax.vmap(lambda place: jax.random.fold_in(step_key, place))(jnp.arange(batch_size))
 
 
 def _split(batch: DeviceBatch, parts: int) -> DeviceBatch:
-    """`[B, ...]` to `[parts, B / parts, ...]`; every device keeps its own images, as neighbours go to other parts."""
+    """Reshapes `[B, ...]` to `[parts, B / parts, ...]`, rows in turn, so that every device keeps its own images."""
     return jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)

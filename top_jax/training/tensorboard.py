@@ -1,4 +1,4 @@
-"""Scalars for TensorBoard, on disk as soon as they are written."""
+"""Writes scalars for TensorBoard straight to disk."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 class ScalarWriter:
     """Writes one event file.
 
-    tensorboardX's own SummaryWriter hands scalars to a thread that writes them later, or, on a full disk, no more:
-    a killed run would lose them, and a full disk would block it. So only its records and messages are used.
+    tensorboardX's own SummaryWriter hands scalars to a thread that writes them later, and stops writing on a full disk.
+    A killed run would lose scalars, and a full disk would block it. So only its records and messages are used.
 
     Args:
         directory: made if need be; holds one file per start of a run.
-        purge_step: what earlier files say of this step and later ones is void.
+        purge_step: TensorBoard ignores what earlier files hold for this step and later ones.
     """
 
     def __init__(self, directory: Path, *, purge_step: int):
         _import_without_torch("tensorboardX")
         from tensorboardX.record_writer import RecordWriter
 
-        # Protocol buffers make their classes at run time, so that a type checker cannot see them.
+        # Protocol buffers create their classes at run time, so a type checker cannot see them.
         messages: Any = importlib.import_module("tensorboardX.proto.event_pb2")
         summaries: Any = importlib.import_module("tensorboardX.proto.summary_pb2")
         self._event = messages.Event
@@ -38,13 +38,13 @@ class ScalarWriter:
         self._write(step=purge_step, session_log=started)
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Adds scalars, by tag."""
+        """Writes scalars by tag."""
         scalars = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         self._write(step=step, summary=self._summary(value=scalars))
         self._records.flush()
 
     def close(self) -> None:
-        """Ends the file."""
+        """Closes the file."""
         self._records.close()
 
     def _write(self, **content: Any) -> None:
@@ -52,7 +52,7 @@ class ScalarWriter:
 
 
 def _import_without_torch(name: str) -> None:
-    """Imports a module that would import PyTorch, for seconds and for nothing, where that is installed."""
+    """Imports a module without the PyTorch that it would import if installed: that takes seconds, for nothing."""
     if name in sys.modules or "torch" in sys.modules:
         return
     sys.modules["torch"] = None  # type: ignore[assignment]  # to `import`, this means "not installed"

@@ -1,4 +1,4 @@
-"""Weights for a model from wherever they are: a run directory, an official file, or a seed."""
+"""Reads and writes weights: those of a run directory, an official file, a seed or a teacher."""
 
 from __future__ import annotations
 
@@ -6,19 +6,40 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+import orbax.checkpoint as ocp
 from flax import nnx
 
-from top_jax.build import build_model
+from top_jax.build import build_abstract_model, build_model, build_reduction
 from top_jax.config import ModelConfig, RunConfig
 from top_jax.convert import load_torch_checkpoint
-from top_jax.errors import InputError
+from top_jax.errors import InputError, RunError
+from top_jax.models import Backbone
 from top_jax.models.weights import Weights, weights_of
 from top_jax.training.run_directory import RunDirectory
-from top_jax.training.saved_weights import abstract_weights, read_weights
+from top_jax.training.seals import Damaged, reading, restore_sealed, sealed
+
+
+def load_checkpoint(path: str | Path, which: str = "best", ema: bool | None = None) -> Backbone:
+    """Loads the model of a run directory (of train.py or convert): weights and pruning, in eval mode.
+
+    Args:
+        path: the run directory.
+        which: `best` (by evaluation accuracy) or `latest`.
+        ema: whether to take the averaged weights; None takes them where the run kept them.
+
+    Raises:
+        InputError: no run directory, no such checkpoint, or no averaged weights in it.
+        RunError: the checkpoint is damaged.
+    """
+    run = RunDirectory(path)
+    config = run.read_config()
+    model = build_abstract_model(config.model, build_reduction(config.pruning))
+    return fill(model, read_weights(run, which, ema))
 
 
 def initial_weights(config: RunConfig) -> Weights:
-    """The run's first weights: those of `init_from`, or random ones from its seed.
+    """Returns the run's first weights: those of `init_from`, or random ones from its seed.
 
     Pruning adds no parameters, so the dense model's weights fit the pruned one.
     """
@@ -30,16 +51,17 @@ def initial_weights(config: RunConfig) -> Weights:
 def checkpoint_weights(
     checkpoint: str | Path, config: ModelConfig, *, which: str = "best", ema: bool | None = None
 ) -> Weights:
-    """Weights for the model of `config`.
+    """Reads the weights of a checkpoint for the model of `config`.
 
     Args:
         checkpoint: a run directory, or an official .pth or .safetensors file.
-        config: the model they must fit.
+        config: the model that they must fit.
         which: `best` or `latest`, of a run directory.
-        ema: averaged weights; None takes them where a run kept them, and not from a file.
+        ema: whether to take averaged weights; None takes them where a run kept them, and never from a file.
 
     Raises:
-        InputError: nothing there, or weights of another model or class count.
+        InputError: no such checkpoint, or weights of another model or class count.
+        RunError: the checkpoint is damaged.
     """
     path = Path(checkpoint)
     if path.is_dir():
@@ -57,15 +79,15 @@ def _check_same_model(run: RunDirectory, config: ModelConfig) -> None:
     trained = run.read_config().model
     if trained.num_classes != config.num_classes:
         raise InputError(
-            f"checkpoint {run.path} is of a model with {trained.num_classes} classes, and this one has "
-            f"{config.num_classes}; use data of as many classes, or another checkpoint."
+            f"checkpoint {run.path} has {trained.num_classes} classes, but this model has {config.num_classes}; use "
+            "data with the same number of classes, or another checkpoint."
         )
     there, here = _shapes(trained), _shapes(config)
     different = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
     if different:
         name = different[0]
         raise InputError(
-            f"checkpoint {run.path} is of another model: {len(different)} weights differ, such as {name} "
+            f"checkpoint {run.path} holds another model: {len(different)} weights differ, such as {name} "
             f"({there.get(name, 'absent')} there, {here.get(name, 'absent')} here); use the model settings that "
             "it was trained with."
         )
@@ -74,3 +96,107 @@ def _check_same_model(run: RunDirectory, config: ModelConfig) -> None:
 def _shapes(config: ModelConfig) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(abstract_weights(config))
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
+
+
+def read_weights(run: RunDirectory, which: str = "best", ema: bool | None = None) -> Weights:
+    """Reads the weights of a run directory's checkpoint; arguments and errors as for `load_checkpoint`."""
+    if which not in ("best", "latest"):
+        raise InputError(f"which={which!r} is unknown; choose best or latest.")
+    config = run.read_config()
+    kept_ema = config.optimizer.ema_decay is not None
+    if ema and not kept_ema:
+        raise InputError(
+            f"{run.path} has no averaged weights (its optimizer.ema_decay is not set); use the plain ones (ema=False, "
+            "--noema)."
+        )
+    weights = abstract_weights(config.model)
+    like = {"params": weights, "ema": weights} if kept_ema else {"params": weights}
+    found = _read(run, which, like, otherwise="choose the other of best and latest")
+    return found["ema" if (kept_ema if ema is None else ema) else "params"]
+
+
+def _read(run: RunDirectory, which: str, like: dict[str, Weights], *, otherwise: str) -> dict[str, Weights]:
+    try:
+        found = _read_newest(run.checkpoints / which, like, by_accuracy=which == "best")
+    except Damaged as error:
+        raise RunError(
+            f"the {which!r} checkpoint of {run.path} is damaged ({error}); {otherwise}, or restore it from a copy."
+        ) from error
+    if found is None:
+        raise InputError(f"{run.path} has no {which!r} checkpoint yet; train on, or {otherwise}.")
+    return found
+
+
+def _read_newest(folder: Path, like: dict[str, Weights], *, by_accuracy: bool) -> dict[str, Weights] | None:
+    """Reads the newest, or the most accurate, checkpoint in a folder; None where there is none."""
+    options = ocp.CheckpointManagerOptions(
+        create=False, read_only=True, save_interval_steps=0, best_fn=accuracy_of if by_accuracy else None
+    )
+    with reading(), ocp.CheckpointManager(folder, options=options) as manager:
+        step = manager.best_step()  # without accuracy, the latest
+        if step is None:
+            step = manager.latest_step()  # a converted checkpoint has no accuracy
+        return None if step is None else restore_sealed(manager, step, {"weights": like})["weights"]
+
+
+def save_weights(run: RunDirectory, weights: Weights, which: tuple[str, ...] = ("best", "latest")) -> None:
+    """Writes checkpoints of weights alone, as a converted model or a teacher has them."""
+    for name in which:
+        with ocp.CheckpointManager(run.checkpoints / name) as manager:
+            manager.save(0, args=sealed({"weights": {"params": weights}}))
+
+
+def keeps_teacher(run: RunDirectory) -> bool:
+    """Whether the run directory holds a whole copy of its teacher, in checkpoints/teacher."""
+    return (run.checkpoints / "teacher" / "0").is_dir()
+
+
+def teacher_weights(run: RunDirectory, config: RunConfig) -> Weights | None:
+    """Reads the teacher's weights: the run's own copy, or `distillation.teacher` where it has none yet.
+
+    A run keeps a copy (`keep_teacher`), so that the teacher is the same at every start, even if the source is gone.
+
+    Args:
+        run: the run directory; where it holds a copy, its config must be this one (`RunDirectory.check_same_run`).
+        config: of the run.
+
+    Returns:
+        Weights of the dense model of the run's own size, on the default device; None for a run without a teacher.
+
+    Raises:
+        InputError: no such source, or weights of another model or class count.
+        RunError: the run's copy is damaged.
+    """
+    if config.distillation.teacher is None:
+        return None
+    if keeps_teacher(run):
+        like = {"params": abstract_weights(config.model)}
+        return _read(run, "teacher", like, otherwise="delete it, to read it from distillation.teacher again")["params"]
+    try:
+        return checkpoint_weights(config.distillation.teacher, config.model)
+    except InputError as error:
+        raise InputError(f"config.distillation.teacher, the dense model of the run's own size: {error}") from error
+
+
+def keep_teacher(run: RunDirectory, weights: Weights) -> None:
+    """Writes the run's copy of its teacher, unless it is there; to be called once the directory is claimed."""
+    if not keeps_teacher(run):
+        # NumPy arrays: all processes have the same weights, and then one of them writes.
+        save_weights(run, jax.tree.map(np.asarray, weights), which=("teacher",))
+
+
+def abstract_weights(config: ModelConfig) -> Weights:
+    """Returns the shapes of a model's weights, to restore into on the default device."""
+    shapes = weights_of(build_abstract_model(config))
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes)
+
+
+def fill(model: Backbone, weights: Weights) -> Backbone:
+    """Returns the model with these weights."""
+    return nnx.merge(nnx.graphdef(model), weights)
+
+
+def accuracy_of(metrics: Any) -> float:
+    """Returns the number by which one checkpoint is better than another."""
+    return metrics["accuracy"]

@@ -1,6 +1,6 @@
 """Faults that a run must survive, each tried on a config: a function of a `Bench` that fills in a `Tally`.
 
-It raises AssertionError where the fault is not survived. tests/faults.py runs them all and prints a table;
+It raises AssertionError where the fault is not survived. tests/fault_table.py runs them all and prints a table;
 tests/training/test_faults.py runs them on tests/tiny_run.py.
 """
 

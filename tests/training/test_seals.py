@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from top_jax.training.fingerprint import fingerprint
+from top_jax.training.seals import fingerprint
 
 TREE = {
     "w": np.linspace(-1, 1, 60, dtype=np.float32).reshape(3, 4, 5),
@@ -56,7 +56,7 @@ def test_every_place_counts():
 SPLIT = """
 import jax, numpy as np
 from top_jax.sharding import by_image, make_mesh, replicated
-from top_jax.training.fingerprint import fingerprint
+from top_jax.training.seals import fingerprint
 x = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
 mesh = make_mesh(fsdp=2)
 print(len({fingerprint(jax.device_put(x, where(mesh))) for where in (by_image, replicated)}), len(jax.devices()))

@@ -1,6 +1,6 @@
 """Runs a config once without interruption, and once for each fault that a run must survive; prints a table.
 
-python tests/faults.py [--config tests/tiny_run.py] [--kills 10] [--only NAME,...] [--json FILE] [-- --config.KEY=...]
+python tests/fault_table.py [--config FILE] [--kills 10] [--only NAME,...] [--json FILE] [-- --config.KEY=...]
 
 Every start is a process of its own. The exit status is 1 where one fault was not survived. The moments are random, and
 the same again with the same --seed.
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT)]  # before this folder, or `faults` would be this file
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT)]  # first: they hold what this file imports
 os.environ["JAX_PLATFORMS"] = "cpu"  # as in the processes that are started
 
 from faults import FAULTS, Bench, Skipped, Tally  # noqa: E402

@@ -1,0 +1,213 @@
+"""Everything that a run needs before its first step. All bad input ends here, before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from top_jax import distributed
+from top_jax.build import build_abstract_model, build_reduction
+from top_jax.config import RunConfig
+from top_jax.data import Batches, Source, check_classes, eval_batches, open_source, train_batches
+from top_jax.models import Backbone
+from top_jax.models.weights import Weights, split_weights, statistics_of
+from top_jax.pruning import Reduction
+from top_jax.sharding import by_image, check_divisible, in_parts, make_mesh
+from top_jax.training.checkpoints import Checkpoints, Position
+from top_jax.training.keep_ratio import Stage, stages
+from top_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from top_jax.training.run_directory import RunDirectory, flatten
+from top_jax.training.steps import TrainState, create_state
+from top_jax.training.weights import abstract_weights, initial_weights, keep_teacher, teacher_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run's steps as its config describes them; nothing is read from a disk for it.
+
+    Attributes:
+        config: of the run.
+        model: with the final pruning; shapes only, in eval mode.
+        teacher: graph of the dense model to learn from, or None.
+        total_steps: of the run.
+        eval_every: steps between evaluations.
+        stages: of the keep-ratio warm-up, at least one.
+        schedule: learning rate by step.
+        optimizer: follows that schedule.
+        mesh: of all devices.
+    """
+
+    config: RunConfig
+    model: Backbone
+    teacher: nnx.GraphDef[Any] | None
+    total_steps: int
+    eval_every: int
+    stages: tuple[Stage, ...]
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+
+    @property
+    def by_image(self) -> NamedSharding:
+        """Sharding of a batch: its rows over all devices."""
+        return by_image(self.mesh)
+
+    def graph(self, reduction: Reduction) -> nnx.GraphDef[Any]:
+        """Returns the graph of the model with another reduction, such as that of a warm-up stage."""
+        return nnx.graphdef(build_abstract_model(self.config.model, reduction))
+
+    def first_state(self, weights: Weights) -> TrainState:
+        """Returns the state before the first step, laid out over the mesh (`top_jax.sharding.in_parts`).
+
+        Args:
+            weights: all of the model's, the same in every process.
+        """
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state_layout())
+        # Through the host: with several processes a compiled function takes arrays of one process only as NumPy's.
+        return jax.jit(self._create_state, out_shardings=shardings)(jax.device_get(weights))
+
+    def state_layout(self) -> Any:
+        """Returns the state's shapes, dtypes and shardings, to restore a checkpoint into."""
+        shapes = jax.eval_shape(self._create_state, abstract_weights(self.config.model))
+        place = lambda a, on: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on)  # noqa: E731
+        return jax.tree.map(place, shapes, in_parts(self.mesh, shapes))
+
+    def _create_state(self, weights: Weights) -> TrainState:
+        params, stats = split_weights(weights, like=statistics_of(self.model))
+        with_ema = self.config.optimizer.ema_decay is not None
+        return create_state(params, stats, self.optimizer, seed=self.config.seed, with_ema=with_ema)
+
+
+def make_plan(config: RunConfig, num_images: int) -> Plan:
+    """Derives a run's steps from its config.
+
+    Args:
+        config: of the run.
+        num_images: images of an epoch.
+
+    Raises:
+        InputError: settings that do not fit together, or do not fit the devices.
+    """
+    model = build_abstract_model(config.model, build_reduction(config.pruning))
+    teacher = None if config.distillation.teacher is None else nnx.graphdef(build_abstract_model(config.model))
+    check_divisible("batch_size", config.batch_size, config.optimizer.accumulate)
+    steps_per_epoch = num_images / config.batch_size
+    total_steps = config.total_steps or max(1, round(config.epochs * steps_per_epoch))
+    schedule = learning_rate_schedule(
+        config.optimizer, batch_size=config.batch_size, total_steps=total_steps, steps_per_epoch=steps_per_epoch
+    )
+    return Plan(
+        config=config,
+        model=model,
+        teacher=teacher,
+        total_steps=total_steps,
+        eval_every=max(1, round(config.eval_every_epochs * steps_per_epoch)),
+        stages=stages(
+            config.pruning,
+            num_patches=model.config.num_patches,
+            depth=model.config.depth,
+            steps_per_epoch=steps_per_epoch,
+            total_steps=total_steps,
+        ),
+        schedule=schedule,
+        optimizer=make_optimizer(config.optimizer, schedule),
+        mesh=make_mesh(config.fsdp),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run that can be claimed and started: its inputs are read and checked, and nothing is written.
+
+    Attributes:
+        run: its directory.
+        plan: its steps.
+        train_source: images to train on.
+        eval_source: images to evaluate.
+        first_weights: where it starts; None where its directory holds a checkpoint to go on from.
+        teacher_weights: of the dense model to learn from, or None.
+    """
+
+    run: RunDirectory
+    plan: Plan
+    train_source: Source
+    eval_source: Source
+    first_weights: Weights | None
+    teacher_weights: Weights | None
+
+    def train_batches(self) -> Batches:
+        """Returns the stream of training batches, from its beginning."""
+        config = self.plan.config
+        return train_batches(
+            self.train_source,
+            config.data,
+            augment=config.augment,
+            img_size=self.plan.model.config.img_size,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def eval_batches(self) -> Batches:
+        """Returns the batches of one pass over the evaluation split."""
+        config = self.plan.config
+        return eval_batches(
+            self.eval_source,
+            config.data,
+            img_size=self.plan.model.config.img_size,
+            batch_size=config.eval_batch_size or config.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def claim(self) -> None:
+        """Makes the directory this run's own, and keeps a copy of the teacher there; the lock must be held."""
+        with distributed.together():
+            self.run.claim(self.plan.config)
+        if self.teacher_weights is not None:
+            keep_teacher(self.run, self.teacher_weights)
+
+    def start(self, checkpoints: Checkpoints) -> tuple[TrainState, Position]:
+        """Returns the newest checkpoint, or the state and position before the first step."""
+        if restored := checkpoints.restore(self.plan.state_layout()):
+            return restored
+        weights = self.first_weights or initial_weights(self.plan.config)  # None: the checkpoints have been removed
+        return self.plan.first_state(weights), {"batches": 0, "skipped": [], "evaluated": 1}
+
+
+def prepare(config: RunConfig, run: RunDirectory) -> Prepared:
+    """Reads and checks all that a run needs; writes nothing.
+
+    With several processes each calls this; what must be equal in all of them is compared.
+
+    Raises:
+        InputError: bad input: settings, data, weights, or a directory that holds another run.
+        RunError: a checkpoint among the inputs is damaged.
+    """
+    # A host may keep its data elsewhere and read it in its own way.
+    of_the_host = ("data.data_dir", "data.num_workers", "data.num_threads")
+    settings = {key: value for key, value in flatten(config.to_dict()).items() if key not in of_the_host}
+    distributed.check_same({"workdir": str(run.path), **settings})
+    train_source, eval_source = (open_source(config.data, train=train) for train in (True, False))
+    for source in (train_source, eval_source):
+        check_classes(source, config.model.num_classes, f"set --config.model.num_classes={source.num_classes}")
+    plan = make_plan(config, num_images=len(train_source))
+    check_divisible("eval_batch_size", config.eval_batch_size or config.batch_size)
+    run.check_same_run(config)
+    prepared = Prepared(
+        run=run,
+        plan=plan,
+        train_source=train_source,
+        eval_source=eval_source,
+        first_weights=None if run.has_checkpoints("latest") else initial_weights(config),
+        teacher_weights=teacher_weights(run, config),
+    )
+    prepared.train_batches()  # reads nothing yet, but checks the settings
+    prepared.eval_batches()
+    return prepared
