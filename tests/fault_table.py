@@ -45,7 +45,7 @@ HEADINGS = (
 
 @dataclasses.dataclass
 class Result:
-    """What came of one fault, for the table and the JSON."""
+    """The result of one fault, for the table and the JSON."""
 
     fault: str
     outcome: str  # "survived", "skipped" or "not survived"
@@ -54,7 +54,7 @@ class Result:
     tally: Tally
 
     def row(self) -> tuple[str, ...]:
-        """As it stands in the table."""
+        """Returns the row of the table."""
         tally = self.tally
         known = {True: "yes", False: "no", None: "-"}
         return (
@@ -70,7 +70,7 @@ class Result:
 
 
 def main() -> int:
-    """Flags to trials, trials to table and JSON."""
+    """Tries the faults that the flags name; prints the table and writes the JSON."""
     arguments, flags = _arguments()
     for name in ("absl", "asyncio"):  # Orbax, about what is damaged here and read in this process
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -154,7 +154,7 @@ def _report(arguments: argparse.Namespace, flags: list[str], results: list[Resul
 
 
 def _table(results: list[Result]) -> str:
-    """Markdown, so that it can be put where it is read."""
+    """Formats the results as a markdown table."""
     rows = [HEADINGS, tuple("---" for _ in HEADINGS), *(result.row() for result in results)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices."""
+"""Counts what a compiled program sends between devices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLLECTIVE = re.compile(
 
 
 def traffic(program: jax.stages.Compiled) -> list[tuple[str, int]]:
-    """Name and number of elements of every collective of a compiled program."""
+    """Returns name and number of elements of every collective of a compiled program."""
     text = program.as_text()
     assert text is not None
     found = []

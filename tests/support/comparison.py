@@ -1,4 +1,4 @@
-"""How the tests compare numbers; on the import path by pyproject.toml, `pythonpath`."""
+"""Comparison of numbers in the tests; on the import path by pyproject.toml, `pythonpath`."""
 
 from __future__ import annotations
 

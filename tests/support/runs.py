@@ -1,4 +1,4 @@
-"""Runs of train.py in processes of their own: started, killed at a moment, and compared."""
+"""Starts, kills and compares runs of train.py in processes of their own."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Launcher:
     def start(
         self, workdir: Path, *flags: str, config: Path = TINY_CONFIG, program: str | None = None, **options: Any
     ) -> subprocess.Popen[str]:
-        """`program` is run in train.py's place, with its command line."""
+        """Starts train.py, or `program` in its place with the same command line."""
         script = ["train.py"] if program is None else ["-c", program]
         command = [sys.executable, *script, f"--config={config}", f"--workdir={workdir}", *flags]
         settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": self.environment}
@@ -62,7 +62,7 @@ class Launcher:
 
     @staticmethod
     def surprises(err: str) -> str:
-        """What is on stderr, but for Orbax's hint of a slow disk, which a busy machine brings about."""
+        """Returns stderr without Orbax's hint of a slow disk, which a busy machine causes."""
         return "".join(line for line in err.splitlines(True) if "Waiting for previous save to complete" not in line)
 
 
@@ -77,7 +77,7 @@ def summary(workdir: Path) -> dict[str, Any]:
 
 
 def assert_same_run(workdir: Path, finished: Path) -> None:
-    """Every reported number, the result, and every bit of the final and the best weights."""
+    """Checks that every reported number, the result, and every bit of the final and best weights are equal."""
     assert metrics(workdir) == metrics(finished)
     assert summary(workdir) == summary(finished)
     for which in ("latest", "best"):
@@ -85,7 +85,7 @@ def assert_same_run(workdir: Path, finished: Path) -> None:
 
 
 def assert_same_weights(workdir: Path, finished: Path, which: str = "latest") -> None:
-    """Every bit of a checkpoint's weights, and of their average where one is kept."""
+    """Checks that every bit of a checkpoint's weights, and of their average if there is one, is equal."""
     from top_jax.training.run_directory import RunDirectory
     from top_jax.training.weights import read_weights
 
@@ -98,7 +98,7 @@ def assert_same_weights(workdir: Path, finished: Path, which: str = "latest") ->
 def wait_for(
     process: subprocess.Popen[str], happened: Callable[[], bool], seconds: float = 200, every: float = 0.0005
 ) -> None:
-    """Returns at the moment; fails where the process ends before."""
+    """Waits until `happened`; fails if the process ends first."""
     deadline = time.monotonic() + seconds
     while not happened():
         assert process.poll() is None, process.communicate()[1]
@@ -112,7 +112,7 @@ def reached(workdir: Path, step: int) -> Callable[[], bool]:
 
 
 def half_written(workdir: Path, which: str, after: int) -> Callable[[], bool]:
-    """A checkpoint of a later step than `after` is being written: Orbax renames it when it is whole."""
+    """Returns whether a checkpoint of a later step than `after` is being written; Orbax renames it when complete."""
 
     def happened() -> bool:
         folders = (workdir / "checkpoints" / which).glob("*tmp*")

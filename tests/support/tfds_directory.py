@@ -1,4 +1,4 @@
-"""A TFDS data_dir as the tests write it: array_record, no TensorFlow."""
+"""Writes a TFDS data_dir for the tests: array_record, no TensorFlow."""
 
 from __future__ import annotations
 

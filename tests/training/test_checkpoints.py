@@ -319,7 +319,7 @@ def test_init_from_a_dense_run(model, tmp_path):
 
 
 def test_without_statistics_the_files_are_as_ever(tmp_path):
-    """What releases before BatchNorm wrote and read: the parameters, and nothing beside them."""
+    """Releases before BatchNorm wrote and read the parameters and nothing else."""
     make_run(tmp_path)
     params = nnx.to_pure_dict(nnx.state(build_model(MODEL), nnx.Param))
     for which, step in (("best", 3), ("latest", 4)):

@@ -1,4 +1,4 @@
-"""Seals of checkpoints: fingerprints that prove damage, and how a damaged checkpoint is told from one that is sound.
+"""Seals of checkpoints: fingerprints that prove damage, and the checks that distinguish damage from other errors.
 
 Orbax and the file formats below it detect a file that is cut short, but not every flipped bit. So each checkpoint holds
 the fingerprint of each of its items.
@@ -44,8 +44,8 @@ class Damaged(Exception):
 def fingerprint(tree: Any) -> int:
     """Hashes every value and its position; the result does not depend on how arrays are split over devices.
 
-    On the devices that hold them, the bits of each number are scrambled together with its position by a bijection, and
-    summed as integers modulo 2**32, so that the order of the sum cannot matter.
+    The devices that hold the numbers scramble the bits of each together with its position, by a bijection. They sum the
+    results as integers modulo 2**32, so that the order of the sum cannot matter.
 
     Args:
         tree: arrays of numbers of 32 bits or fewer; with several processes all must call this.

@@ -52,7 +52,7 @@ class ScalarWriter:
 
 
 def _import_without_torch(name: str) -> None:
-    """Imports a module without the PyTorch that it would import if installed: that takes seconds, for nothing."""
+    """Imports a module, but not PyTorch, which it would import if installed: that takes seconds and is not needed."""
     if name in sys.modules or "torch" in sys.modules:
         return
     sys.modules["torch"] = None  # type: ignore[assignment]  # to `import`, this means "not installed"

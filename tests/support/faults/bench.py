@@ -1,4 +1,4 @@
-"""What trials of faults share: where they run, what is started and watched, and what is counted."""
+"""Shared by all trials of faults: where they run, how a start is watched, and what is counted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATIENCE: Final = 600.0  # seconds until a start counts as hanging
 
 
 class Started:
-    """A start of train.py, what it prints going into files: a pipe that nobody empties would stop it."""
+    """A start of train.py that prints into files, since a full pipe would block it."""
 
     def __init__(self, process: subprocess.Popen[str], workdir: Path, out: Path, err: Path):
         self.process, self.workdir = process, workdir
@@ -31,26 +31,26 @@ class Started:
 
     @property
     def out(self) -> str:
-        """Its stdout so far."""
+        """Returns its stdout so far."""
         return self._out.read_text()
 
     @property
     def err(self) -> str:
-        """Its stderr so far, without what a busy machine brings about."""
+        """Returns its stderr so far, without warnings that a busy machine causes."""
         return runs.Launcher.surprises(self._err.read_text())
 
     def first_step(self) -> int | None:
-        """From where it goes on; None as long as it has not said so."""
+        """Returns the step that it starts after; None if it has not printed it yet."""
         if found := re.search(r"going on after step (\d+)", self.out):
             return int(found[1])
         return 0 if ": starting; " in self.out else None
 
     def last_step(self) -> int:
-        """The last step that it reported; 0 before the first."""
+        """Returns the last step that it reported; 0 before the first."""
         return int((re.findall(r"^train (\d+)/", self.out, re.MULTILINE) or [0])[-1])
 
     def until(self, happened: Callable[[], bool], every: float = 0.02) -> Started:
-        """Waits for the moment, looking so often; fails where it ends, or nothing happens for too long."""
+        """Waits until `happened`, checking every `every` seconds; fails if the process ends or time runs out."""
         try:
             runs.wait_for(self.process, happened, PATIENCE, every)
         except AssertionError as error:
@@ -61,18 +61,18 @@ class Started:
         return self
 
     def signal(self, number: int) -> None:
-        """Sends a signal; to one that has ended, nothing."""
+        """Sends a signal, unless the process has ended."""
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
 
     def kill(self) -> Started:
-        """SIGKILL, and waits until it is gone."""
+        """Sends SIGKILL and waits until the process is gone."""
         self.process.kill()
         self.process.wait()
         return self
 
     def end(self, status: int = 0, seconds: float = PATIENCE) -> Started:
-        """Waits until it ends by itself, which must be with this status."""
+        """Waits until it ends by itself, and checks its exit status."""
         try:
             got = self.process.wait(seconds)
         except subprocess.TimeoutExpired as error:
@@ -82,7 +82,7 @@ class Started:
         return self
 
     def one_line_error(self, status: int = 1) -> str:
-        """Waits for an end in one clear line, and gives it."""
+        """Waits for it to fail with one clear line, and returns the line."""
         self.end(status)
         lines = self.err.splitlines()
         assert len(lines) == 1 and lines[0].startswith("error: "), f"not one clear line: {self.err[-2000:]}"
@@ -91,7 +91,7 @@ class Started:
 
 @dataclasses.dataclass
 class Tally:
-    """What came of one fault."""
+    """Counts of one fault."""
 
     done: str = ""  # in words
     tried: int = 0
@@ -102,16 +102,16 @@ class Tally:
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def lose(self, started: Started) -> None:
-        """Counts the steps of a start that ended before its time and that the next one makes again."""
+        """Counts the steps of an interrupted start that the next start repeats."""
         redone = max(0, started.last_step() - runs.latest_step(started.workdir))
         self.steps_lost = (self.steps_lost or 0) + redone
 
     def survive(self) -> None:
-        """All that has been tried so far is survived."""
+        """Counts everything tried so far as survived."""
         self.survived = self.tried
 
     def compare(self, workdir: Path, reference: Path) -> float:
-        """Fills in the differences from a run without the fault; returns the largest of a reported loss, relative."""
+        """Fills in the differences from a run without the fault; returns the largest relative one of a loss."""
         here, there = runs.summary(workdir)["loss"], runs.summary(reference)["loss"]
         self.difference = abs(here - there) / abs(there)
         try:
@@ -123,13 +123,13 @@ class Tally:
         return max(abs(a - b) / abs(b) for a, b in pairs)
 
     def same(self, workdir: Path, reference: Path) -> None:
-        """The run is that one, in every number and bit."""
+        """Checks that two runs are equal in every number and bit."""
         self.compare(workdir, reference)
         runs.assert_same_run(workdir, reference)
         self.survive()
 
     def close(self, workdir: Path, reference: Path) -> None:
-        """The run is that one, but for rounding."""
+        """Checks that two runs are equal up to rounding."""
         largest = self.compare(workdir, reference)
         self.notes.append(f"largest difference of a loss {largest:.1e}, relative")
         assert largest < ROUNDING, f"a loss differs by {largest:.1e}, relative"
@@ -137,7 +137,7 @@ class Tally:
 
 
 class Bench:
-    """Where faults are tried on one config.
+    """Starts runs of one config, to try faults on.
 
     Args:
         launcher: starts processes.
@@ -171,28 +171,28 @@ class Bench:
 
     @functools.cached_property
     def config(self) -> Any:
-        """The RunConfig, as the run without interruption has it."""
+        """The RunConfig of the run without interruption."""
         from top_jax.training.run_directory import RunDirectory
 
         return RunDirectory(self.finished()).read_config()
 
     @functools.cached_property
     def total_steps(self) -> int:
-        """Of the run."""
+        """Number of steps of the run."""
         return runs.summary(self.finished())["steps"]
 
     def random(self, fault: str) -> random.Random:
-        """The same for a fault, whichever others are tried."""
+        """Returns a generator that depends on the fault alone, not on which others are tried."""
         return random.Random(f"{self.seed} {fault}")
 
     def workdir(self, name: str) -> Path:
-        """Of a run that is yet to start."""
+        """Returns a new run directory, not made yet."""
         return self.scratch / name
 
     def start(
         self, workdir: Path, *flags: str, devices: int = 1, program: str | None = None, **environment: str
     ) -> Started:
-        """Starts train.py, or `program` in its place, on so many virtual devices."""
+        """Starts train.py, or `program` in its place, on `devices` virtual devices."""
         self._starts += 1
         out, err = (self.scratch / f"start-{self._starts}.{name}" for name in ("out", "err"))
         variables = {**self.launcher.environment, "COLUMNS": "200", **environment}
@@ -210,7 +210,7 @@ class Bench:
         return self.start(workdir, f"--checkpoint={workdir}", program=EVALUATE)
 
     def finished(self, *flags: str, devices: int = 1, program: str | None = None, **environment: str) -> Path:
-        """The run directory of an end without interruption; trained once for each set of arguments."""
+        """Returns the directory of a run without interruption; trained once for each set of arguments."""
         key = (flags, devices, program, tuple(environment.items()))
         if key not in self._finished:
             workdir = self.workdir(f"finished-{len(self._finished)}")
@@ -228,18 +228,18 @@ class Bench:
 
     @functools.cached_property
     def stopped(self) -> Path:
-        """The run directory of a run that was terminated after more than half of it; to be copied."""
+        """Returns the directory of a run that was terminated in its second half; to be copied."""
         workdir = self.workdir("stopped")
         self.say("a run that is terminated, for its checkpoints to be damaged")
         self.terminate(workdir, runs.reached(workdir, self.total_steps * 6 // 10))
         return workdir
 
     def copy_of_stopped(self, name: str) -> Path:
-        """A run directory to do harm to."""
+        """Returns a copy of `stopped`, to be damaged."""
         return shutil.copytree(self.stopped, self.workdir(name))
 
     def terminate(self, workdir: Path, happened: Callable[[], bool], *flags: str, **options: Any) -> Started:
-        """Starts, and sends SIGTERM at a moment."""
+        """Starts a run, and sends SIGTERM at a moment."""
         started = self.start(workdir, *flags, **options).until(happened)
         started.signal(signal.SIGTERM)
         return started.end()

@@ -14,18 +14,18 @@ from faults.bench import Bench, Tally
 
 
 def checkpoint(workdir: Path, which: str = "latest", place: int = -1) -> Path:
-    """A checkpoint's folder: by default the newest."""
+    """Returns a checkpoint's folder, by default the newest."""
     steps = sorted(int(path.name) for path in workdir.glob(f"checkpoints/{which}/*") if path.name.isdigit())
     return workdir / "checkpoints" / which / str(steps[place])
 
 
 def index(folder: Path) -> Path:
-    """The file that says where the weights' arrays lie; of the others, some hold what was written over since."""
+    """Returns the file that says where the weights' arrays lie; other files may hold bytes that nothing reads."""
     return next((folder / "weights" / "d").iterdir())
 
 
 def cut(file: Path) -> None:
-    """Leaves the first half, as a disk does that lost its power."""
+    """Leaves the first half of a file, as after a power failure."""
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
@@ -37,7 +37,7 @@ def flip(file: Path, offset: int, bit: int = 0) -> None:
 
 
 def newest_truncated(bench: Bench, tally: Tally) -> None:
-    """The run goes on from the one before, and says so."""
+    """Truncates the newest checkpoint: the run goes on from the one before, and says so."""
     workdir = bench.copy_of_stopped("truncated")
     file = index(checkpoint(workdir))
     cut(file)
@@ -46,7 +46,7 @@ def newest_truncated(bench: Bench, tally: Tally) -> None:
 
 
 def newest_empty(bench: Bench, tally: Tally) -> None:
-    """A folder with a number and nothing in it."""
+    """Empties the newest checkpoint's folder: the run goes on from the one before."""
     workdir = bench.copy_of_stopped("emptied")
     newest = checkpoint(workdir)
     shutil.rmtree(newest)
@@ -67,7 +67,7 @@ def _falls_back(bench: Bench, tally: Tally, workdir: Path) -> None:
 
 
 def all_damaged(bench: Bench, tally: Tally) -> None:
-    """One clear line, and nothing is moved or written over: a copy may be put back."""
+    """Damages all checkpoints: the run stops with one line and moves nothing, so that a copy can be restored."""
     workdir = bench.copy_of_stopped("all-damaged")
     for place in (-1, -2):
         cut(index(checkpoint(workdir, place=place)))
@@ -81,7 +81,7 @@ def all_damaged(bench: Bench, tally: Tally) -> None:
 
 
 def none_left(bench: Bench, tally: Tally) -> None:
-    """Empty folders of checkpoints are a run that starts."""
+    """Removes all checkpoints: the run starts from its first step."""
     workdir = bench.copy_of_stopped("none-left")
     tally.done, tally.tried = "all checkpoints removed, their folders left", 1
     tally.steps_lost = int(checkpoint(workdir).name)
@@ -94,7 +94,7 @@ def none_left(bench: Bench, tally: Tally) -> None:
 
 
 def best_damaged(bench: Bench, tally: Tally) -> None:
-    """An evaluation says so in one line; training goes on."""
+    """Damages the best checkpoint: an evaluation stops with one line, training goes on."""
     ways = {
         "the metrics of the best checkpoint cut in half": lambda best: cut(best / "metrics" / "metrics"),
         "its accuracy changed": lambda best: lower_accuracy(best / "metrics" / "metrics"),
@@ -121,14 +121,14 @@ def best_damaged(bench: Bench, tally: Tally) -> None:
 
 
 def lower_accuracy(file: Path) -> None:
-    """Changes one digit of it."""
+    """Changes one digit of an accuracy."""
     text = file.read_text()
     place = next(i for i, c in enumerate(text) if c in "123456789")
     file.write_text(f"{text[:place]}{int(text[place]) - 1}{text[place + 1 :]}")
 
 
 def any_bit(bench: Bench, tally: Tally) -> None:
-    """Flips in every file of a checkpoint: each is known, or changes nothing that is restored.
+    """Flips bits in every file of a checkpoint: each is detected, or changes nothing that is restored.
 
     In this process, one after the other: what is looked at is what a start of the run would restore.
     """
@@ -163,7 +163,7 @@ def any_bit(bench: Bench, tally: Tally) -> None:
 
 
 def restore(workdir: Path, like: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What a start of the run would go on from: the state, and its position in the stream."""
+    """Returns what a start of the run would go on from: the state, and its position in the stream."""
     from top_jax.training.checkpoints import Checkpoints
     from top_jax.training.prepare import prepare
     from top_jax.training.run_directory import RunDirectory
@@ -184,7 +184,7 @@ def same_bits(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def _places(rng: random.Random, path: Path) -> list[tuple[int, int]]:
-    """Bytes and bits to flip: of short JSON every other, because each says something, and of the rest a few."""
+    """Returns bytes and bits to flip: every other byte of short JSON, and a few of other files."""
     size = path.stat().st_size
     if size <= 128 and path.name == "metadata":
         offsets = range(rng.randrange(2), size, 2)

@@ -1,4 +1,4 @@
-"""Saved on some devices, restored on others."""
+"""Checkpoints that are saved on some devices and restored on others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDE: Final = "--config.model.embed_dim=64"
 
 
 def fits(bench: Bench) -> tuple[str, ...]:
-    """The flag by which an evaluation batch splits over eight devices, where it does not yet."""
+    """Returns the flag, if one is needed, with which an evaluation batch splits over eight devices."""
     size = bench.config.eval_batch_size or bench.config.batch_size
     return () if size % 8 == 0 else (f"--config.eval_batch_size={-(-size // 8) * 8}",)
 
@@ -30,17 +30,17 @@ def _moved(bench: Bench, tally: Tally, before: int, after: int) -> None:
 
 
 def eight_then_one(bench: Bench, tally: Tally) -> None:
-    """Data parallel, then alone."""
+    """Stops on eight devices, and goes on with one."""
     _moved(bench, tally, before=8, after=1)
 
 
 def one_then_eight(bench: Bench, tally: Tally) -> None:
-    """Alone, then data parallel."""
+    """Stops on one device, and goes on with eight."""
     _moved(bench, tally, before=1, after=8)
 
 
 def weights_in_parts(bench: Bench, tally: Tally) -> None:
-    """FSDP over four devices, then over two, and on one."""
+    """Stops with FSDP over four devices, and goes on with two and with one."""
     flags = (*fits(bench), WIDE)
     reference, step = bench.finished(*flags), bench.total_steps // 2
     saved = bench.workdir("fsdp-4")

@@ -12,11 +12,11 @@ from faults.bench import Bench, Tally
 
 
 class Skipped(Exception):
-    """A fault that cannot be tried here; says why."""
+    """Raised if a fault cannot be tried here; the message says why."""
 
 
 def full_disk(bench: Bench, tally: Tally) -> None:
-    """Room for one or two checkpoints: one line, status 1, and a start with more room goes on from the last of them."""
+    """Fills the disk after one or two checkpoints: one line, status 1; with more room the run goes on from the last."""
     from top_jax.training.checkpoints import SLACK_BYTES
 
     reference = bench.finished()
@@ -44,6 +44,6 @@ def full_disk(bench: Bench, tally: Tally) -> None:
 
 
 def _size(folder: Path) -> int:
-    """Of its newest checkpoint, in bytes and whole blocks."""
+    """Returns the size of the newest checkpoint in bytes, in whole blocks."""
     newest = folder / str(max(int(path.name) for path in folder.iterdir() if path.name.isdigit()))
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in newest.rglob("*"))

@@ -12,7 +12,7 @@ from faults.bench import Bench, Tally
 
 
 def unreadable(bench: Bench, tally: Tally) -> None:
-    """Each is named and left out, in training and in evaluation; nothing else changes, and the run ends."""
+    """Damages images: each is named and left out in training and evaluation; nothing else changes."""
     intact, broken = bench.workdir("images"), bench.workdir("images-some-unreadable")
     train = bench.total_steps * bench.config.batch_size // 2  # so that each is drawn
     write_digits(intact, train=min(train, 1000), test=200)
@@ -33,13 +33,13 @@ def unreadable(bench: Bench, tally: Tally) -> None:
 
 
 def flags(folder: Path) -> tuple[str, ...]:
-    """The config's run on these images."""
+    """Returns the flags that run the config on these images."""
     changes = ("source=image_folder", f"data_dir={folder}", "train_split=train", "eval_split=test")
     return "--config.model.num_classes=10", *(f"--config.data.{change}" for change in changes)
 
 
 def write_digits(folder: Path, *, train: int, test: int) -> None:
-    """The bundled digits as an image folder of PNGs."""
+    """Writes the bundled digits as an image folder of PNGs."""
     from PIL import Image
     from sklearn import datasets
 
@@ -53,7 +53,7 @@ def write_digits(folder: Path, *, train: int, test: int) -> None:
 
 
 def damage_some(folder: Path) -> tuple[Path, Path, Path, Path]:
-    """Three of the training images and one of the test images."""
+    """Damages three training images and one test image."""
     train = sorted(folder.glob("train/*/*.png"))
     half, empty, text = train[len(train) // 5 :: len(train) // 4][:3]
     half_of_test = sorted(folder.glob("test/*/*.png"))[50]

@@ -14,7 +14,7 @@ ATTEMPTS: Final = 6  # at a moment that lasts milliseconds
 
 
 def at_random_moments(bench: Bench, tally: Tally) -> None:
-    """One run, killed over and over: so many random steps, and a random time after each.
+    """Kills one run repeatedly: at random steps, a random time after each.
 
     A moment that an earlier start has passed already is one of the start itself.
     """
@@ -45,25 +45,25 @@ def at_random_moments(bench: Bench, tally: Tally) -> None:
 
 
 def _wait(started: Started, seconds: float, until_step: int) -> None:
-    """So long, or until it reports this step: what one start took is no measure of another."""
+    """Waits for some seconds, or until a step is reported: starts differ in speed."""
     end = time.monotonic() + seconds
     started.until(lambda: time.monotonic() > end or started.last_step() >= until_step)
 
 
 def random_steps(rng: random.Random, total_steps: int, count: int) -> list[int]:
-    """In order; at least one in each half of the run, where there are two."""
+    """Returns random steps in order, at least one in each half of the run if there are two or more."""
     last = total_steps - 3  # so that it is there to be killed
     halves = [rng.randint(1, last // 2), rng.randint(last // 2 + 1, last)][-count:]
     return sorted(halves + [rng.randint(1, last) for _ in range(count - len(halves))])
 
 
 def while_saving_the_latest(bench: Bench, tally: Tally) -> None:
-    """The first checkpoint is whole, the second is not."""
+    """Kills while the second checkpoint is being written."""
     _while_saving(bench, tally, "latest", after=bench.config.checkpoint_every)
 
 
 def while_saving_the_best(bench: Bench, tally: Tally) -> None:
-    """The first best weights."""
+    """Kills while the first best weights are being written."""
     _while_saving(bench, tally, "best", after=0)
 
 

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: a batch that gives them, and a run that gives nothing else."""
+"""Numbers that are not finite: from a few batches, or from every step."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ runpy.run_path("train.py", run_name="__main__")
 
 
 def broken_batches(total_steps: int) -> tuple[int, ...]:
-    """Numbers of batches: before anything is saved, and two in a row in the middle."""
+    """Returns numbers of batches: one before anything is saved, and two in a row in the middle."""
     middle = total_steps // 2 + 1
     return 1, middle, middle + 1
 
 
 def broken_run(bench: Bench, workdir: Path) -> Started:
-    """Starts a run in which some batches give a loss, and so weights, that are not finite."""
+    """Starts a run in which some batches give a loss and weights that are not finite."""
     return bench.start(workdir, program=PROGRAM, NAN_BATCHES=",".join(map(str, broken_batches(bench.total_steps))))
 
 
 def without_broken_batches(bench: Bench) -> Path:
-    """The run that never sees them."""
+    """Returns the run that never sees these batches."""
     left_out = ",".join(map(str, broken_batches(bench.total_steps)))
     return bench.finished(program=PROGRAM, SKIPPED_BATCHES=left_out)
 
 
 def a_few_batches(bench: Bench, tally: Tally) -> None:
-    """The run goes back to its last checkpoint each time, and ends as if these batches had never been drawn."""
+    """The run goes back to its last checkpoint each time, and ends as if it had never seen these batches."""
     broken, workdir = broken_batches(bench.total_steps), bench.workdir("not-finite")
     reference = without_broken_batches(bench)
     tally.done, tally.tried = f"a loss that is nan, and so the weights, of batches {broken}", len(broken)
@@ -71,7 +71,7 @@ def a_few_batches(bench: Bench, tally: Tally) -> None:
 
 
 def went_back(started: Started, broken: tuple[int, ...]) -> int:
-    """Asserts that a run has gone back for each of these batches and said so; gives the steps it lost by that."""
+    """Checks that a run went back for each of these batches and said so; returns the steps that it lost."""
     lost = 0
     for count, batch in enumerate(broken, 1):
         step = batch - count + 2  # the one that would follow, had the others never been drawn
@@ -83,7 +83,7 @@ def went_back(started: Started, broken: tuple[int, ...]) -> int:
 
 
 def killed_after_going_back(bench: Bench, tally: Tally) -> None:
-    """What was left out is left out again, be it in a checkpoint already or found once more."""
+    """Kills the run each time it has gone back: skipped batches stay skipped."""
     broken, workdir = broken_batches(bench.total_steps), bench.workdir("not-finite-and-killed")
     reference = without_broken_batches(bench)
     tally.done = f"a loss that is nan, of batches {broken}; SIGKILL after each time that the run had gone back"
@@ -98,7 +98,7 @@ def killed_after_going_back(bench: Bench, tally: Tally) -> None:
 
 
 def never_finite(bench: Bench, tally: Tally) -> None:
-    """It gives up after `max_rollbacks`, in one line; the checkpoint that it leaves is good."""
+    """The run gives up after `max_rollbacks`, in one line, and leaves a sound checkpoint."""
     from top_jax.training import load_checkpoint
 
     workdir = bench.workdir("never-finite")

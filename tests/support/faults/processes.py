@@ -1,4 +1,4 @@
-"""Two processes of one run, of which one or both end before their time."""
+"""Two processes of one run, one or both of which are killed or stopped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BOUND: Final = 90.0  # seconds until the other has ended: several heartbeats, on
 
 
 class Pair:
-    """The two processes of one start, joined by jax.distributed on this machine."""
+    """Two processes on this machine, joined by jax.distributed."""
 
     def __init__(self, bench: Bench, workdir: Path):
         with socket.socket() as free:
@@ -33,7 +33,7 @@ class Pair:
 
     @property
     def first(self) -> Started:
-        """The one that speaks."""
+        """The process that reports."""
         return self.members[0]
 
     def until_step(self, step: int) -> Pair:
@@ -42,7 +42,7 @@ class Pair:
         return self
 
     def kill(self) -> None:
-        """Whatever is left of it."""
+        """Kills what is left of both."""
         for member in self.members:
             member.kill()
 
@@ -57,7 +57,7 @@ class Pair:
 
 
 def finished_pair(bench: Bench) -> Path:
-    """The run directory of two processes that nothing interrupts; trained once."""
+    """Returns the directory of an uninterrupted run of two processes; trained once."""
     workdir = bench.workdir("finished-pair")
     if not (workdir / "summary.json").exists():
         bench.say("a run of two processes without interruption")
@@ -66,13 +66,13 @@ def finished_pair(bench: Bench) -> Path:
 
 
 def uninterrupted(bench: Bench, tally: Tally) -> None:
-    """No fault, but what the others are compared with: two processes and one give the same losses."""
+    """No fault, but the reference of the others: two processes and one give the same losses."""
     tally.done, tally.tried = "nothing: two processes instead of one", 1
     tally.close(finished_pair(bench), bench.finished())
 
 
 def one_killed(bench: Bench, tally: Tally) -> None:
-    """The other, which would wait for it for ever, ends by itself; then both are started again."""
+    """Kills one process: the other ends by itself instead of waiting for ever; then both are started again."""
     rng, workdir, reference = bench.random("one of two"), bench.workdir("one-of-two-killed"), finished_pair(bench)
     steps = random_steps(rng, bench.total_steps, 2)
     tally.done = f"SIGKILL of the second process at step {steps[0]}, then of the first at step {steps[1]}"
@@ -95,7 +95,7 @@ def one_killed(bench: Bench, tally: Tally) -> None:
 
 
 def both_killed(bench: Bench, tally: Tally) -> None:
-    """At once, as when the power fails."""
+    """Kills both processes at once, as in a power failure."""
     rng, workdir, reference = bench.random("both"), bench.workdir("both-killed"), finished_pair(bench)
     step = rng.randint(bench.total_steps // 3, bench.total_steps - 3)
     tally.done, tally.tried = f"SIGKILL of both processes at step {step}", 1
@@ -110,7 +110,7 @@ def both_killed(bench: Bench, tally: Tally) -> None:
 
 
 def one_terminated(bench: Bench, tally: Tally) -> None:
-    """Both stop after the same step and save it, whichever of them the signal reaches."""
+    """Sends SIGTERM to one process: both stop after the same step and save it."""
     rng, workdir, reference = bench.random("terminated"), bench.workdir("one-of-two-terminated"), finished_pair(bench)
     half = bench.total_steps // 2
     steps = rng.randint(2, half - 3), rng.randint(half + 2, bench.total_steps - 4)
@@ -130,7 +130,7 @@ def one_terminated(bench: Bench, tally: Tally) -> None:
 
 
 def newest_damaged(bench: Bench, tally: Tally) -> None:
-    """Both fall back to the same checkpoint."""
+    """Damages the newest checkpoint: both processes fall back to the same one."""
     reference = finished_pair(bench)
     workdir = shutil.copytree(reference, bench.workdir("pair-damaged"))
     (workdir / "summary.json").unlink()

@@ -1,4 +1,4 @@
-"""SIGTERM, as a cluster sends it before it takes the machine away."""
+"""SIGTERM, which a cluster sends before it takes the machine away."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from faults.bench import Bench, Tally
 
 
 def terminated(bench: Bench, tally: Tally) -> None:
-    """Once; then, of the next start, twice: while it saves already."""
+    """Sends SIGTERM once, and to the next start twice, the second time while it saves."""
     rng, workdir, reference = bench.random("terminated"), bench.workdir("terminated"), bench.finished()
     half = bench.total_steps // 2
     moments = rng.randint(1, half - 2), rng.randint(half + 2, bench.total_steps - 3)
@@ -50,7 +50,7 @@ runpy.run_path("train.py", run_name="__main__")
 
 
 def terminated_in_an_evaluation(bench: Bench, tally: Tally) -> None:
-    """It is given up, since nobody may wait for it, and made good by the next start."""
+    """Sends SIGTERM during an evaluation: it stops at once, and the next start repeats it."""
     workdir, reference = bench.workdir("terminated-in-evaluation"), bench.finished()
     first = next(line["step"] for line in metrics(reference) if line["kind"] == "eval")
     tally.done, tally.tried = f"SIGTERM during the evaluation of step {first}", 1
