@@ -1,4 +1,4 @@
-"""Several processes as one: what one process can test. Two real ones: tests/training/test_processes.py."""
+"""Several processes as one: what one process can test. Two real ones: tests/training/test_faults.py."""
 
 from __future__ import annotations
 
