@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ def test_tables(cells):
         "none, score order, clip, keep 0.5",
         "hold, clip, keep 0.5",
     ]
-    text = markdown(tables.values(), ROWS, "about")
+    text = re.sub(" +", " ", markdown(tables.values(), ROWS, "about"))
     assert "| none | score | clip | 0.5 | 5 > 3 | 0.5 | 40.00 se 15.49 | 40.00 se 25.30 | 6 / 2 | 1 (1) | 10 |" in text
     assert "| hold, random, keep 0.5 | -22.50 sd 9.57 se " in text
     assert "| none, score order, clip, keep 0.5 | -30.00 se 20.25 | 1 | 4 | 1 | 0.375 |" in text

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from top_jax.ablation.results import Row, label, ratio_of, ratio_text
 from top_jax.ablation.statistics import Cell, Comparison, Estimate, compare
 from top_jax.pruning import WAYS
+from top_jax.tables import markdown as markdown_table
 
 CONVENTION: Final = "published"
 
@@ -133,8 +134,7 @@ def _pairs(table: Table, rows: list[Row]) -> list[Comparison]:
 
 
 def _grid(columns: dict[str, Callable[[Any], str]], lines: list[Any]) -> str:
-    head = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    return "\n".join([*head, *(f"| {' | '.join(show(line) for show in columns.values())} |" for line in lines)])
+    return markdown_table(list(columns), [[show(line) for show in columns.values()] for line in lines])
 
 
 def _percent(value: Estimate | None, *, signed: bool = False) -> str:
