@@ -112,7 +112,7 @@ def test_unreadable_images_are_left_out_and_told(model, source):
 def test_refuses(model, source):
     other = Broken(source, ())
     other.num_classes, other.name = 7, "other"
-    with pytest.raises(InputError, match=r"other has 7 classes and the model 10; evaluate it on the data"):
+    with pytest.raises(InputError, match="7 classes .* 10"):
         evaluate_model(model, other, DATA, batch_size=8)
-    with pytest.raises(InputError, match=r"batch_size=0 is not divisible by 1 device;"):
+    with pytest.raises(InputError, match="batch_size=0"):
         evaluate_model(model, source, DATA, batch_size=0)

@@ -63,15 +63,15 @@ def _equal(first, second) -> dict[str, bool]:
         (
             "deit_tiny",
             Pruning(after_blocks=(1,)),
-            "score='clip': this model's blocks give only attention, random, uniform",
+            "score='clip'",
         ),
         (
             "vim_tiny",
             Evit(after_blocks=(1,)),
-            "score='attention': this model's blocks give only clip, noclip, l1, l2, delta",
+            "score='attention'",
         ),
-        ("plain_mamba_l1", Evit(after_blocks=(1,)), "score='attention': this model's blocks give only clip"),
-        ("plain_mamba_l1", Merging(after_blocks=(1,), keep_ratio=0.4), "merging leaves at least 8"),
+        ("plain_mamba_l1", Evit(after_blocks=(1,)), "score='attention'"),
+        ("plain_mamba_l1", Merging(after_blocks=(1,), keep_ratio=0.4), "keep_ratio=0.4"),
     ],
 )
 def test_a_reduction_that_the_model_cannot_do(name, pruning, message):
@@ -105,20 +105,20 @@ def test_weights_fit_every_reduction(name):
         ("vim_tiny", dict(embed_dim="16"), "embed_dim='16'; needed: a whole number"),
         ("vim_tiny", dict(num_classes=True), "num_classes=True; needed"),
         ("plain_mamba_l1", dict(d_state=0), "d_state=0; needed"),
-        ("plain_mamba_l1", dict(num_convs_patch_embed=-1), "num_convs_patch_embed=-1; needed: 0 or more"),
-        ("deit_tiny", dict(mlp_ratio=0), "mlp_ratio=0; needed: above 0"),
-        ("deit_tiny", dict(img_size="16"), "img_size='16'; needed: a side, or"),
-        ("deit_tiny", dict(img_size=16.0), "img_size=16.0; needed: a side, or"),
-        ("vim_tiny", dict(drop_path=1.5), r"drop_path=1.5; needed: a rate in \[0, 1\)"),
-        ("vim_tiny", dict(dtype="foo"), "dtype='foo'; needed: a float type"),
-        ("vim_tiny", dict(dtype="int32"), "dtype='int32'; needed: a float type"),
-        ("plain_mamba_l1", dict(implementation="foo"), "implementation='foo' is unknown; choose one of auto, "),
-        ("vim_tiny", dict(pruning="foo"), r"pruning='foo' is no reduction; pass top_jax.Pruning\(...\)"),
-        ("vim_tiny", dict(pruning=Pruning), "is no reduction"),
+        ("plain_mamba_l1", dict(num_convs_patch_embed=-1), "num_convs_patch_embed=-1"),
+        ("deit_tiny", dict(mlp_ratio=0), "mlp_ratio=0"),
+        ("deit_tiny", dict(img_size="16"), "img_size='16'"),
+        ("deit_tiny", dict(img_size=16.0), "img_size=16.0"),
+        ("vim_tiny", dict(drop_path=1.5), "drop_path=1.5"),
+        ("vim_tiny", dict(dtype="foo"), "dtype='foo'"),
+        ("vim_tiny", dict(dtype="int32"), "dtype='int32'"),
+        ("plain_mamba_l1", dict(implementation="foo"), "implementation='foo'"),
+        ("vim_tiny", dict(pruning="foo"), "pruning='foo'"),
+        ("vim_tiny", dict(pruning=Pruning), "pruning=<class"),
         (
             "deit_tiny",
             dict(pruning=Merging(alignment="decay")),
-            "alignment='decay' is of a scan, and this model has none",
+            "alignment='decay'",
         ),
     ],
 )
@@ -129,8 +129,8 @@ def test_settings_out_of_range(name, sizes, message, without_type_checks):
 
 def test_inputs_that_are_not_images_and_keys(images, without_type_checks):
     model = make("vim_tiny", drop_path=0.1)
-    with pytest.raises(InputError, match="images have dtype uint8; needed: floats, normalised"):
+    with pytest.raises(InputError, match="uint8"):
         model(images.astype(jnp.uint8))
     model.train()
-    with pytest.raises(InputError, match=r"\(2,\) keys for 3 images; pass one key per image"):
+    with pytest.raises(InputError, match=r"\(2,\) for 3 images"):
         model(images, jax.random.split(jax.random.key(0), 2))

@@ -235,7 +235,7 @@ def test_drop_path():
 def test_train_mode(quick_jit, images, forward):
     model = make(drop_path=0.6)
     model.train()
-    with pytest.raises(InputError, match="needs keys="):
+    with pytest.raises(InputError, match="keys="):
         model(images)
 
     @quick_jit
@@ -261,13 +261,13 @@ def test_sizes(images):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(num_heads=5), "embed_dim=12 with num_heads=5: .* pass an embed_dim that is a multiple of num_heads"),
+        (dict(num_heads=5), "embed_dim=12 with num_heads=5"),
         (dict(num_heads=0), "embed_dim=12 with num_heads=0"),
-        (dict(img_size=(16, 18)), r"img_size=\(16, 18\) with patch_size=4: .* multiples of patch_size"),
-        (dict(img_size=0), r"img_size=\(0, 0\); needed: a side in pixels"),
-        (dict(stride=2), "deit_tiny has no setting 'stride'; it has num_classes, img_size"),
-        (dict(pruning=Pruning(after_blocks=(1,), keep_ratio=0.5)), "score='clip': .* give only attention, random, uni"),
-        (dict(pruning=Evit(after_blocks=(3,), keep_ratio=0.5)), "prunes after block 3 of 3"),
+        (dict(img_size=(16, 18)), r"img_size=\(16, 18\) with patch_size=4"),
+        (dict(img_size=0), r"img_size=\(0, 0\)"),
+        (dict(stride=2), "deit_tiny .* 'stride'"),
+        (dict(pruning=Pruning(after_blocks=(1,), keep_ratio=0.5)), "score='clip'"),
+        (dict(pruning=Evit(after_blocks=(3,), keep_ratio=0.5)), "block 3 of 3"),
     ],
 )
 def test_wrong_use(settings, message):

@@ -233,7 +233,7 @@ def test_every_score_runs(score, images):
 
 @pytest.mark.parametrize("name", ["vim_tiny", "plain_mamba_l1"])
 def test_the_default_score_is_deits(name):
-    with pytest.raises(InputError, match="score='attention': this model's blocks give only clip, .*; choose one of"):
+    with pytest.raises(InputError, match="score='attention'"):
         make(name, pruning=Evit(after_blocks=(1,), keep_ratio=0.5))
 
 

@@ -59,7 +59,7 @@ def test_any_order_and_tokens_without_a_place():
 
 
 def test_unknown_fill():
-    with pytest.raises(InputError, match="fill='mean' is unknown; choose one of zero, nearest, carry"):
+    with pytest.raises(InputError, match="fill='mean'"):
         to_grid(features(POSITIONS), "mean")
 
 
@@ -95,5 +95,5 @@ def test_stages(alignment, make_model, images, quick_jit):
 
 @pytest.mark.parametrize("stages", [(0,), (2, 4)])
 def test_a_stage_that_is_not_there(stages, make_model, images):
-    with pytest.raises(InputError, match="this model has the blocks 1 to 3"):
+    with pytest.raises(InputError, match="stages="):
         make_model().features(images, stages=stages)

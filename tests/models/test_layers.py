@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from top_jax.models.batch_norm import BatchNorm
 from top_jax.models.depthwise_conv import depthwise_conv2d, grouped_conv2d, shifted_conv2d
+from top_jax.models.layers import BatchNorm
 
 SHAPES = [((2, 5, 7, 3), 7), ((1, 1, 1, 2), 7), ((3, 4, 2, 5), 3), ((2, 6, 6, 1), 5), ((1, 3, 3, 4), 1)]
 

@@ -196,5 +196,5 @@ def test_deit_attends_to_a_merged_token_as_to_its_patches(forward):
 
 
 def test_more_than_a_merge_can_do():
-    with pytest.raises(InputError, match="keep_ratio=0.4 leaves 6 of 15 tokens, but merging leaves at least 7"):
+    with pytest.raises(InputError, match="keep_ratio=0.4 .* 6 of 15 .* 7"):
         make("vim_tiny", pruning=merging(keep_ratio=0.4))

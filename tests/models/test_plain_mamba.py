@@ -125,12 +125,12 @@ def test_sizes(name, sizes, grid):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (dict(img_size=0), r"img_size=\(0, 0\); needed: a side in pixels, or \(height, width\)"),
-        (dict(stride=3), "stride=3: PlainMamba's stem halves the image; pass an even number"),
-        (dict(patch_size=5), "patch_size=5: PlainMamba's stem"),
-        (dict(d_conv=4), "d_conv=4; needed: an odd side"),
-        (dict(depth=2, layers_with_dwconv=(2,)), r"layers_with_dwconv=\(2,\); the blocks are 0 to 1"),
-        (dict(num_heads=3), "plain_mamba_l1 has no setting 'num_heads'; it has"),
+        (dict(img_size=0), r"img_size=\(0, 0\)"),
+        (dict(stride=3), "stride=3"),
+        (dict(patch_size=5), "patch_size=5"),
+        (dict(d_conv=4), "d_conv=4"),
+        (dict(depth=2, layers_with_dwconv=(2,)), r"layers_with_dwconv=\(2,\)"),
+        (dict(num_heads=3), "plain_mamba_l1 .* 'num_heads'"),
     ],
 )
 def test_sizes_that_do_not_fit(sizes, message):

@@ -127,7 +127,7 @@ def test_one_compilation_for_many_batches(make_model, images):
 
 
 def test_schedule_that_does_not_fit(make_model):
-    with pytest.raises(ValueError, match="prunes after block 3 of 3"):
+    with pytest.raises(ValueError, match="block 3 of 3"):
         make_model(pruning=Pruning(after_blocks=(3,), keep_ratio=0.5))
 
 

@@ -117,7 +117,7 @@ def test_train_mode(make_model, images, forward):
     model = make_model(drop_path=0.6)
     want = forward(model, images)
     model.train()
-    with pytest.raises(InputError, match="needs keys="):
+    with pytest.raises(InputError, match="keys="):
         model(images)
     keys = jax.random.split(jax.random.key(1), 3)
     train = jax.jit(lambda model, images, keys: model(images, keys), compiler_options=FAST)
@@ -157,18 +157,18 @@ def test_patches_are_cut_row_by_row(make_model):
 
 
 def test_unknown_model_and_override():
-    with pytest.raises(InputError, match="model 'vim_huge' is unknown; choose one of vim_tiny, vim_small, vim_base, "):
+    with pytest.raises(InputError, match="'vim_huge' .* vim_tiny"):
         create_model("vim_huge")
-    with pytest.raises(InputError, match="vim_tiny has no setting 'num_heads'; it has num_classes, img_size"):
+    with pytest.raises(InputError, match="vim_tiny .* 'num_heads'"):
         create_model("vim_tiny", num_heads=3)
 
 
 @pytest.mark.parametrize(
     "sizes, message",
     [
-        (dict(img_size=30, patch_size=8), r"\(30 - 8\) is not divisible by the stride; sides such as 24 or 32"),
-        (dict(img_size=(32, 33), patch_size=8, stride=4), r"\(33 - 8\) is not divisible"),
-        (dict(img_size=4, patch_size=8), "sides such as 8 or 16"),
+        (dict(img_size=30, patch_size=8), r"\(30 - 8\) .* 24 or 32"),
+        (dict(img_size=(32, 33), patch_size=8, stride=4), r"\(33 - 8\)"),
+        (dict(img_size=4, patch_size=8), "8 or 16"),
     ],
 )
 def test_sizes_that_do_not_fit(sizes, message):
@@ -177,5 +177,5 @@ def test_sizes_that_do_not_fit(sizes, message):
 
 
 def test_images_of_another_size(make_model):
-    with pytest.raises(InputError, match=r"images have shape \(2, 8, 16, 3\); this model needs \[B, 16, 16, 3\]"):
+    with pytest.raises(InputError, match=r"\(2, 8, 16, 3\).*\[B, 16, 16, 3\]"):
         make_model()(jnp.zeros((2, 8, 16, 3)))

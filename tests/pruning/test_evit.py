@@ -185,10 +185,10 @@ def test_controls_rank_as_in_top_and_fuse_the_mean():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(score="best"), "score='best' is unknown; choose one of clip, .*attention, random, uniform"),
-        (dict(order="best"), "order='best' is unknown; choose one of position, score"),
-        (dict(after_blocks=(5, 3)), "increasing block numbers"),
-        (dict(after_blocks=(5,), keep_ratio=0.0), r"keep_ratio=0.0; needed: a share in \(0, 1\]"),
+        (dict(score="best"), "score='best'"),
+        (dict(order="best"), "order='best'"),
+        (dict(after_blocks=(5, 3)), r"after_blocks=\(5, 3\)"),
+        (dict(after_blocks=(5,), keep_ratio=0.0), "keep_ratio=0.0"),
     ],
 )
 def test_refused_settings(settings, message):
@@ -205,8 +205,8 @@ def test_a_scan_reads_a_smaller_image():
 @pytest.mark.parametrize(
     "score, offered, message",
     [
-        ("attention", ("clip", "l1"), "score='attention': .* only clip, l1, random, uniform; choose one of these"),
-        ("clip", ("attention",), "score='clip': .* give only attention, random, uniform; choose one of these"),
+        ("attention", ("clip", "l1"), "score='attention' .* clip, l1, random, uniform"),
+        ("clip", ("attention",), "score='clip' .* attention, random, uniform"),
     ],
 )
 def test_evidence_that_a_model_does_not_give(score, offered, message):

@@ -341,13 +341,13 @@ def test_every_source_and_no_more_can_be_merged(count, least):
     assert Merging(after_blocks=(1,), keep_ratio=least / count).schedule(count, 2) == (Cut(1, count, least, least),)
     if least == 1:
         return
-    with pytest.raises(InputError, match=rf"leaves {least - 1} of {count} tokens, but merging leaves at least {least}"):
+    with pytest.raises(InputError, match=f"{least - 1} of {count} .* {least}"):
         Merging(after_blocks=(1,), keep_ratio=(least - 1) / count).schedule(count, 2)
 
 
 def test_what_is_left_after_a_merge_counts_for_the_next():
     assert Merging(after_blocks=(5, 10), keep_ratio=0.5).schedule(196, 24) == (Cut(5, 196, 98, 98), Cut(10, 98, 49, 49))
-    with pytest.raises(InputError, match="keep_ratio=0.4 leaves 40 of 98 tokens, but merging leaves at least 49"):
+    with pytest.raises(InputError, match="keep_ratio=0.4 .* 40 of 98 .* 49"):
         Merging(after_blocks=(5, 10), keep_ratio=(0.5, 0.4)).schedule(196, 24)
 
 
@@ -362,7 +362,7 @@ def test_settings():
     merging = Merging(after_blocks=(1,), keep_ratio=0.5)
     assert merging.evidence is None and merging.alignment == "hold"
     merging.check_evidence(())
-    with pytest.raises(InputError, match="alignment='held' is unknown"):
+    with pytest.raises(InputError, match="alignment='held'"):
         Merging(alignment="held")
 
 

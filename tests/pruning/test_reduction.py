@@ -41,17 +41,17 @@ def test_one_token_can_be_left():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"after_blocks": (5, 3)}, "increasing block numbers from 1"),
-        ({"after_blocks": (5, 5)}, "increasing block numbers from 1"),
-        ({"after_blocks": (0, 5)}, "increasing block numbers from 1"),
-        ({"after_blocks": (5,), "keep_ratio": 0.0}, r"keep_ratio=0.0; needed: a share in \(0, 1\]"),
+        ({"after_blocks": (5, 3)}, r"after_blocks=\(5, 3\)"),
+        ({"after_blocks": (5, 5)}, r"after_blocks=\(5, 5\)"),
+        ({"after_blocks": (0, 5)}, r"after_blocks=\(0, 5\)"),
+        ({"after_blocks": (5,), "keep_ratio": 0.0}, "keep_ratio=0.0"),
         ({"after_blocks": (5,), "keep_ratio": 1.1}, "keep_ratio=1.1"),
         ({"after_blocks": (5,), "keep_ratio": float("nan")}, "keep_ratio=nan"),
         ({"after_blocks": (5, 9), "keep_ratio": (0.8, -0.1)}, "keep_ratio=-0.1"),
-        ({"after_blocks": (5, 9), "keep_ratio": (0.8,)}, "1 numbers for 2 prunes"),
-        ({"score": "best"}, "score='best' is unknown; choose one of clip, noclip, l1, l2, delta, attention, random"),
-        ({"alignment": "held"}, "alignment='held' is unknown"),
-        ({"order": "best"}, "order='best' is unknown; choose one of position, score"),
+        ({"after_blocks": (5, 9), "keep_ratio": (0.8,)}, "1 numbers for 2"),
+        ({"score": "best"}, "score='best'"),
+        ({"alignment": "held"}, "alignment='held'"),
+        ({"order": "best"}, "order='best'"),
         ({"order": "score"}, "order='score' with alignment='hold'"),
         ({"order": "score", "alignment": "decay"}, "order='score' with alignment='decay'"),
     ],
@@ -63,7 +63,7 @@ def test_refused_settings(settings, message):
 
 @pytest.mark.usefixtures("without_type_checks")
 def test_block_numbers_are_integers():
-    with pytest.raises(InputError, match="increasing block numbers"):
+    with pytest.raises(InputError, match=r"after_blocks=\(1.5,\)"):
         Pruning(after_blocks=(1.5,))
 
 

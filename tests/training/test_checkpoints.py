@@ -17,8 +17,7 @@ import top_jax
 from top_jax.build import build_model
 from top_jax.config import ModelConfig, OptimizerConfig, PruningConfig, RunConfig
 from top_jax.errors import InputError, RunError
-from top_jax.models.batch_norm import BatchNorm
-from top_jax.models.layers import DropPath
+from top_jax.models.layers import BatchNorm, DropPath
 from top_jax.models.weights import split_weights, statistics_of, weights_of
 from top_jax.training.checkpoints import Checkpoints
 from top_jax.training.run_directory import RunDirectory

@@ -22,7 +22,7 @@ from flax import nnx
 from top_jax.config import AugmentConfig, DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from top_jax.evaluation.accuracy import make_eval_step
 from top_jax.models import create_model
-from top_jax.models.batch_norm import BatchNorm
+from top_jax.models.layers import BatchNorm
 from top_jax.models.weights import join_weights, split_weights, statistics_of, weights_of
 from top_jax.training.checkpoints import Checkpoints
 from top_jax.training.optimizer import make_optimizer

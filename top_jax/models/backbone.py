@@ -1,4 +1,4 @@
-"""What every backbone does: embed, run the blocks and reduce tokens after some of them, norm, classify."""
+"""The forward pass that all backbones share: embed, blocks with token reduction after some of them, norm, head."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from top_jax.errors import InputError
-from top_jax.models.batch_norm import moves_statistics
 from top_jax.models.features import Features, make_features
+from top_jax.models.layers import moves_statistics
 from top_jax.models.sizes import BackboneConfig, MambaConfig
 from top_jax.models.weights import Weights, statistics_of
 from top_jax.ops import ScanArguments, ScanPlan
@@ -23,16 +23,16 @@ from top_jax.typing import Array, Embedded, Float, Images, Logits
 
 
 class BlockRun(NamedTuple):
-    """One block of a forward pass, for those who look inside (`Backbone.features`, `watch`).
+    """What happened in one block of a forward pass; passed to the `watch` function of `Backbone.features`.
 
     Attributes:
-        number: 1-based.
-        block: itself.
-        entering: its tokens.
-        paths: what `Backbone.paths` gave for them.
-        mixed: the tokens after its mixing half, the candidates of the reduction where there is one.
-        evidence: what it tells about them.
-        leaving: the tokens after it, reduced where there is a reduction.
+        number: 1-based number of the block.
+        block: the block.
+        entering: tokens that enter it.
+        paths: what `Backbone.paths` returned for them.
+        mixed: tokens after its mixing half; the candidates of the reduction if there is one.
+        evidence: what the block says about them.
+        leaving: tokens that leave it, after the reduction if there is one.
     """
 
     number: int
@@ -45,20 +45,23 @@ class BlockRun(NamedTuple):
 
 
 class Block(nnx.Module, abc.ABC):
-    """One block of a backbone, in the two halves between which tokens may be reduced."""
+    """One block of a backbone. It has two halves; tokens may be reduced between them."""
 
     @abc.abstractmethod
     def mix(self, tokens: Tokens, paths: Any, keys: jax.Array | None) -> tuple[Tokens, Evidence]:
-        """The half in which tokens see each other; with it goes what scores need, reduced to `[B, L]` each.
+        """Runs the half in which tokens see each other.
 
         Args:
-            tokens: of this stage.
-            paths: what `Backbone.paths` gave for them.
+            tokens: tokens of this stage.
+            paths: what `Backbone.paths` returned for them.
             keys: `[B]`, as in `Backbone.__call__`.
+
+        Returns:
+            The mixed tokens, and what token scores need to know about them: float32 `[B, L]` arrays by name.
         """
 
     def transform(self, tokens: Tokens, keys: jax.Array | None) -> Tokens:
-        """The half that acts on each token by itself (DeiT's MLP); a Mamba block has none."""
+        """Runs the half that changes each token by itself (DeiT's MLP); a Mamba block has none."""
         return tokens
 
     def scan_arguments(self, tokens: Tokens, paths: Any) -> tuple[ScanArguments, ScanPlan] | None:
@@ -67,16 +70,23 @@ class Block(nnx.Module, abc.ABC):
 
 
 class Backbone(nnx.Module, abc.ABC):
-    """A classifier; the dense model is the one with the empty reduction schedule.
+    """A classifier; the dense model is the one whose reduction schedule is empty.
 
-    A family sets `EVIDENCE`, `blocks` and `head`, and implements `embed`, `normalised` and `pool`; `paths`, where its
-    scans need to be told where tokens are; and `stream`, where x is not the residual stream.
+    A family sets `EVIDENCE`, `blocks` and `head`, and implements `embed`, `normalised` and `pool`. It overrides `paths`
+    if its scans depend on where the tokens are, and `stream` if x is not the residual stream.
+
+    Attributes:
+        config: the family's `BackboneConfig`.
+        reduction: how tokens are reduced; `Pruning()` without blocks for the dense model.
+        schedule: what the reduction cuts after which block, for this model's depth and image size.
+        blocks: the blocks, in order.
+        head: the classifier.
     """
 
     EVIDENCE: ClassVar[tuple[str, ...]]
-    """What its blocks tell about their tokens."""
+    """Names of what its blocks say about their tokens (`top_jax.pruning.Evidence`)."""
 
-    config: Any  # the family's own; a BackboneConfig
+    config: Any  # a BackboneConfig; each family has its own
     blocks: nnx.List[Block]
     head: nnx.Linear
 
@@ -88,13 +98,13 @@ class Backbone(nnx.Module, abc.ABC):
             )
         self.reduction = Pruning() if pruning is None else pruning
         if self.reduction.alignment == "decay" and not isinstance(config, MambaConfig):
-            raise InputError("alignment='decay' is of a scan, and this model has none; use 'hold' or 'none'.")
+            raise InputError("alignment='decay' needs a scan, and this model has none; use 'hold' or 'none'.")
         self.reduction.check_evidence(self.EVIDENCE)
         self.schedule = self.reduction.schedule(config.num_patches, config.depth)
 
     @property
     def scan_implementation(self) -> str | None:
-        """The implementation that its scans run on this machine's default device; None for a model without scans.
+        """Implementation of the scans on this machine's default device; None for a model without scans.
 
         Raises:
             InputError: an unknown implementation, or one that cannot run here.
@@ -106,18 +116,18 @@ class Backbone(nnx.Module, abc.ABC):
 
         Args:
             images: float32 `[B, H, W, 3]`, normalised.
-            keys: `[B]` PRNG keys, one per image: needed in train mode with drop_path > 0.
+            keys: `[B]` PRNG keys, one per image; needed in train mode with drop_path > 0.
 
         Returns:
             float32 logits `[B, num_classes]`.
 
         Raises:
-            InputError: images of another size than the model's.
+            InputError: the images do not have the model's size.
         """
         return self.classify(self.features(images, keys))
 
     def classify(self, features: Features) -> Logits:
-        """Logits of `features`."""
+        """Returns float32 logits `[B, num_classes]` for the result of `features`."""
         return self.head(self.pool(features).astype(self.config.dtype)).astype(jnp.float32)
 
     def features(
@@ -128,17 +138,17 @@ class Backbone(nnx.Module, abc.ABC):
         stages: tuple[int, ...] = (),
         watch: Callable[[BlockRun], None] | None = None,
     ) -> Features:
-        """Final tokens of images, after the final norm.
+        """Returns the tokens after the final norm.
 
         Args:
-            images: as of `__call__`.
-            keys: as of `__call__`.
-            stages: 1-based blocks after which the tokens are wanted too: `Features.stages` holds the stream that
-                leaves each (after its reduction, where there is one), without a norm.
-            watch: called with what happened in each block, once it ran (under jit, with tracers).
+            images: as in `__call__`.
+            keys: as in `__call__`.
+            stages: 1-based numbers of blocks whose tokens are returned too: `Features.stages` holds the residual
+                stream that leaves each of them (reduced, if the block is followed by a reduction), without a norm.
+            watch: called after each block with what happened in it (with tracers, under jit).
 
         Raises:
-            InputError: images of another size than the model's, or a block that is not there.
+            InputError: the images do not have the model's size, or `stages` names a block that does not exist.
         """
         self._check(images, keys, stages)
         tokens = self.embed(images)
@@ -162,23 +172,23 @@ class Backbone(nnx.Module, abc.ABC):
 
     @abc.abstractmethod
     def embed(self, images: Images) -> Tokens:
-        """The tokens that enter the first block."""
+        """Returns the tokens that enter the first block."""
 
     def paths(self, tokens: Tokens) -> Any:
-        """What the scans of one stage share: the way they take through these tokens, where they need one."""
+        """Returns what the scans of one stage share, such as the order in which they visit these tokens, or None."""
         return None
 
     def stream(self, tokens: Tokens) -> Embedded:
-        """float32 `[B, L, D]` residual stream after a block."""
+        """Returns the residual stream after a block, float32 `[B, L, D]`."""
         return tokens.x
 
     @abc.abstractmethod
     def normalised(self, tokens: Tokens, keys: jax.Array | None) -> Embedded:
-        """float32 `[B, L, D]` after the final norm."""
+        """Applies the final norm; returns float32 `[B, L, D]`."""
 
     @abc.abstractmethod
     def pool(self, features: Features) -> Float[Array, "B D"]:
-        """The vector that the head reads."""
+        """Returns the vector that the head reads."""
 
     def _run(self, half: Callable[..., Any], block: Block, *arguments: Any) -> Any:
         return _recomputed(half, block, *arguments) if self.config.remat else half(block, *arguments)
@@ -195,19 +205,19 @@ class Backbone(nnx.Module, abc.ABC):
             )
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise InputError(
-                f"images have dtype {images.dtype}; needed: floats, normalised as top_jax.preprocess does it."
+                f"images have dtype {images.dtype}; needed: floats, normalised as top_jax.preprocess does."
             )
         if keys is not None and keys.shape[:1] != images.shape[:1]:
-            raise InputError(f"{keys.shape} keys for {len(images)} images; pass one key per image.")
+            raise InputError(f"keys have shape {keys.shape} for {len(images)} images; pass one key per image.")
         if any(not 1 <= stage <= self.config.depth for stage in stages):
-            raise InputError(f"stages={stages}; this model has the blocks 1 to {self.config.depth}.")
+            raise InputError(f"stages={stages}; this model has blocks 1 to {self.config.depth}.")
 
 
 def _recomputed(half: Callable[..., Any], block: Block, *arguments: Any) -> Any:
-    """`half(block, *arguments)`, computed once more in the backward pass instead of keeping what is between.
+    """Returns `half(block, *arguments)`, recomputed in the backward pass instead of storing its activations.
 
-    Not nnx.remat, which writes every weight back into the block and so refuses a model that a compiled function closes
-    over. Here BatchNorm's statistics alone go back, and in train mode alone.
+    nnx.remat writes every weight back into the block, so it refuses a model that a compiled function closes over. Here
+    only BatchNorm's statistics are written back, and only in train mode.
     """
     graphdef, state = nnx.split(block)
 

@@ -1,9 +1,9 @@
-"""DeiT, arXiv 2012.12877, with token reduction inside its blocks: the transformer that EViT and ToMe are measured on.
+"""DeiT, arXiv 2012.12877, with token reduction inside its blocks: the transformer of the EViT and ToMe papers.
 
     images -> class token + patches + position -> [attention -> reduce -> MLP] * depth -> norm -> class token -> head
 
 Source: facebookresearch/deit (timm 0.3.2's `VisionTransformer`), and youweiliang/evit, evit.py, for the place of the
-reduction: between a block's attention and its MLP.
+reduction between a block's attention and its MLP.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from top_jax.typing import Array, Embedded, Float, Images, PerToken
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeitConfig(BackboneConfig):
-    """Sizes of a DeiT: those of `BackboneConfig`, and its own.
+    """Sizes of a DeiT: those of `BackboneConfig`, and more.
 
     Attributes:
-        img_size: multiples of the patch.
+        img_size: (height, width), multiples of patch_size.
         num_heads: attention heads, each D / num_heads wide.
-        mlp_ratio: width of the MLP / D.
+        mlp_ratio: width of the MLP divided by D.
 
     Raises:
-        InputError: sizes that do not fit together.
+        InputError: a value out of range, or sizes that do not fit together.
     """
 
     CLASS_TOKEN: ClassVar[ClassHome | None] = "first"
@@ -68,7 +68,7 @@ class DeitConfig(BackboneConfig):
 
     @property
     def head_dim(self) -> int:
-        """Width of one head."""
+        """Width of one attention head."""
         return self.embed_dim // self.num_heads
 
     @property
@@ -80,7 +80,7 @@ class DeitConfig(BackboneConfig):
 class Attention(nnx.Module):
     """Softmax attention of every token to every token.
 
-    Written out rather than left to `jax.nn.dot_product_attention`, which does not give the class token's row.
+    `jax.nn.dot_product_attention` cannot be used: it does not return the class token's attention.
     """
 
     def __init__(self, config: DeitConfig, *, rngs: nnx.Rngs):
@@ -89,12 +89,12 @@ class Attention(nnx.Module):
         self.proj = _linear(config.embed_dim, config.embed_dim, config, rngs)
 
     def __call__(self, x: Embedded, size: PerToken | None) -> tuple[Embedded, PerToken]:
-        """Mixes `[B, L, D]`, normed.
+        """Mixes tokens `[B, L, D]`.
 
         Args:
-            x: the class token first.
-            size: float32 `[B, L]` patches that each token stands for, or None for one each. A token of n patches
-                draws the attention of n equal ones: log n is added to the logits (arXiv 2210.09461, section 3).
+            x: tokens after the norm, the class token first.
+            size: float32 `[B, L]` number of patches that each token stands for, or None for one each. A token of n
+                patches gets the attention of n equal ones: log n is added to its logit (arXiv 2210.09461, section 3).
 
         Returns:
             `[B, L, D]`, and float32 `[B, L]`: the class token's attention to each token, averaged over the heads.
@@ -104,7 +104,7 @@ class Attention(nnx.Module):
         return self.proj(rearrange(mixed, "b h l d -> b l (h d)")), jnp.mean(weights[:, :, 0], axis=1)
 
     def weights(self, x: Embedded, size: PerToken | None) -> tuple[Float[Array, "B h L L"], Float[Array, "B h L d"]]:
-        """float32 `[B, heads, L, L]` attention of each token (third axis) to each, and the values that it weighs."""
+        """Returns each token's attention to each token, float32 `[B, heads, L, L]`, queries first; and the values."""
         q, k, v = rearrange(self.qkv(x), "b l (qkv h d) -> qkv b h l d", qkv=3, h=self.config.num_heads)
         logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) * self.config.head_dim**-0.5
         if size is not None:
@@ -120,12 +120,12 @@ class Mlp(nnx.Module):
         self.fc2 = _linear(config.mlp_dim, config.embed_dim, config, rngs)
 
     def __call__(self, x: Embedded) -> Embedded:
-        """`[B, L, D]`, each token by itself."""
+        """Maps `[B, L, D]` to `[B, L, D]`, each token by itself."""
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
 
 class DeitBlock(Block):
-    """x + attention(LayerNorm(x)), a reduction where there is one, x + MLP(LayerNorm(x))."""
+    """x + attention(LayerNorm(x)), then the reduction if there is one, then x + MLP(LayerNorm(x))."""
 
     def __init__(self, config: DeitConfig, index: int, *, rngs: nnx.Rngs):
         self.config = config
@@ -138,26 +138,26 @@ class DeitBlock(Block):
         self.drop_path2 = DropPath(rate, 2 * index + 1)
 
     def mix(self, tokens: Tokens, paths: None, keys: jax.Array | None) -> tuple[Tokens, Evidence]:
-        """The attention; attention needs no paths."""
+        """Runs the attention; `paths` is None, because attention needs none."""
         mixed, attention = self.attn(self._normed(tokens), tokens.size)
         x = tokens.x + self.drop_path1(mixed, keys).astype(jnp.float32)
         return dataclasses.replace(tokens, x=x), {"attention": attention}
 
     def attention(self, tokens: Tokens) -> Float[Array, "B L L"]:
-        """float32 `[B, L, L]` attention of each token (second axis) to each, averaged over the heads."""
+        """Returns each token's attention to each token, the mean over the heads, float32 `[B, L, L]`, queries first."""
         return jnp.mean(self.attn.weights(self._normed(tokens), tokens.size)[0], axis=1)
 
     def _normed(self, tokens: Tokens) -> Embedded:
         return self.norm1(tokens.x).astype(self.config.dtype)
 
     def transform(self, tokens: Tokens, keys: jax.Array | None) -> Tokens:
-        """The MLP."""
+        """Runs the MLP."""
         made = self.mlp(self.norm2(tokens.x).astype(self.config.dtype))
         return dataclasses.replace(tokens, x=tokens.x + self.drop_path2(made, keys).astype(jnp.float32))
 
 
 class Deit(Backbone):
-    """A DeiT classifier, the one without a distillation token."""
+    """A DeiT classifier without a distillation token."""
 
     EVIDENCE: ClassVar = ("attention",)
 
@@ -180,7 +180,7 @@ class Deit(Backbone):
         self.head = _linear(width, config.num_classes, config, rngs)
 
     def embed(self, images: Images) -> Tokens:
-        """The class token, then the patches, with their position embedding; the stream is float32."""
+        """Returns the class token and the patches, position embedding added; the stream is float32."""
         x = self.patch_embed(images).astype(jnp.float32)
         batch, _, width = x.shape
         cls = jnp.broadcast_to(self.cls_token[...], (batch, 1, width))
@@ -195,15 +195,15 @@ class Deit(Backbone):
         )
 
     def normalised(self, tokens: Tokens, keys: jax.Array | None) -> Embedded:
-        """The final norm."""
+        """Applies the final norm."""
         return self.norm(tokens.x)
 
     def pool(self, features: Features) -> Float[Array, "B D"]:
-        """The class token."""
+        """Returns the class token."""
         assert features.cls is not None  # every DeiT has one
         return features.cls
 
 
 def _linear(inputs: int, outputs: int, config: DeitConfig, rngs: nnx.Rngs) -> nnx.Linear:
-    """A projection computed in the model's dtype."""
+    """Returns a projection computed in the model's dtype."""
     return nnx.Linear(inputs, outputs, dtype=config.dtype, kernel_init=init.trunc_normal, rngs=rngs)

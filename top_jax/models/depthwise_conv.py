@@ -1,4 +1,4 @@
-"""A depthwise 2D convolution that is quick on a CPU too, forward and backward."""
+"""A depthwise 2D convolution that is fast on a CPU too, forward and backward."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def depthwise_conv2d(x: Grid, kernel: Taps) -> Grid:
         kernel: `[taps, taps, E]`, in the dtype of x.
 
     Returns:
-        `[B, H, W, E]`. On a CPU by shifted products with their own gradient, because XLA's grouped convolution, which
-        is taken everywhere else, runs there many times as long (docs/models.md has the table).
+        `[B, H, W, E]`. A CPU runs shifted products with their own gradient, because XLA's grouped convolution is many
+        times slower there (docs/models.md has the table); other devices run the grouped convolution.
 
     Source: torch.nn.Conv2d(E, E, taps, padding=taps // 2, groups=E, bias=False).
     """
@@ -30,7 +30,7 @@ def depthwise_conv2d(x: Grid, kernel: Taps) -> Grid:
 
 
 def grouped_conv2d(x: Grid, kernel: Taps) -> Grid:
-    """`depthwise_conv2d` as XLA's grouped convolution."""
+    """Computes `depthwise_conv2d` by XLA's grouped convolution."""
     return jax.lax.conv_general_dilated(
         x,
         kernel[:, :, None, :],
@@ -43,7 +43,7 @@ def grouped_conv2d(x: Grid, kernel: Taps) -> Grid:
 
 @jax.custom_vjp
 def shifted_conv2d(x: Grid, kernel: Taps) -> Grid:
-    """`depthwise_conv2d` as a sum, in float32, of shifted products."""
+    """Computes `depthwise_conv2d` as a float32 sum of shifted products."""
     height, width, taps = x.shape[1], x.shape[2], kernel.shape[0]
     padded, weights = _pad(x, taps).astype(jnp.float32), kernel.astype(jnp.float32)
     products = (
@@ -59,7 +59,7 @@ def _shifted_forward(x: Grid, kernel: Taps) -> tuple[Grid, tuple[Grid, Taps]]:
 
 
 def _shifted_backward(saved: tuple[Grid, Taps], dy: Grid) -> tuple[Grid, Taps]:
-    """dx is a convolution with the kernel turned round; dkernel one sum per tap, in a loop that compiles once."""
+    """Computes dx by a convolution with the flipped kernel, and dkernel by a loop over taps, which compiles once."""
     x, kernel = saved
     taps = kernel.shape[0]
     padded = _pad(x, taps)

@@ -1,4 +1,4 @@
-"""What a backbone hands to a dense task: the tokens that are left, where they were, and the grid they fill."""
+"""Features for dense tasks: the tokens that are left, their places in the image, and the map they form."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Features:
         positions: int32 `[B, K]` each token's place in raster order, 0..M-1; -1 for a token that stands for no place
             (EViT's fused token).
         cls: float32 `[B, D]` the class token, or None for a model without one.
-        source: int32 `[B, M]` which of the K tokens stands for each patch of the image, -1 where none does.
-        grid: rows and columns of patches of the image; M = rows x columns.
-        size: float32 `[B, K]` patches that each token stands for; None where nothing is merged.
-        stages: the same after each of the blocks that were asked for.
+        source: int32 `[B, M]` which of the K tokens stands for each patch of the image, -1 if none does.
+        grid: rows and columns of patches in the image; M = rows x columns.
+        size: float32 `[B, K]` number of patches that each token stands for; None if nothing was merged.
+        stages: the features after each of the requested blocks.
     """
 
     x: Float[Array, "B K D"]
@@ -42,7 +42,7 @@ class Features:
 
 
 def make_features(tokens: Tokens, grid: tuple[int, int]) -> Features:
-    """Parts patch tokens from the class token, which owns a place of its own among the tokens' positions."""
+    """Separates the patch tokens from the class token, which has a position of its own among the tokens."""
     x, positions, size, cls = tokens.x, tokens.positions, tokens.size, None
     num_patches = grid[0] * grid[1]
     if tokens.cls_index is not None:
@@ -58,24 +58,24 @@ def make_features(tokens: Tokens, grid: tuple[int, int]) -> Features:
 
 
 def _sources(positions: Int[Array, "B K"], num_patches: int) -> Int[Array, "B M"]:
-    """The token at each place, -1 where there is none."""
+    """Returns the token at each place of the image, -1 for a place without one."""
     tokens = jnp.arange(positions.shape[1], dtype=jnp.int32)
     nowhere = jnp.full((num_patches,), -1, jnp.int32)
-    places = jnp.where(positions < 0, num_patches, positions)  # out of the image, so dropped
+    places = jnp.where(positions < 0, num_patches, positions)  # outside of the image, so dropped
     return jax.vmap(lambda row: nowhere.at[row].set(tokens, mode="drop"))(places)
 
 
 def to_grid(features: Features, fill: str = "zero") -> Float[Array, "B H W D"]:
-    """The feature map of a dense task: every token back where it was.
+    """Returns a feature map with every token back at its place in the image.
 
     Args:
-        features: of a model, or one of its `stages`.
-        fill: what stands where no token is left: `zero`; `nearest`, the token closest on the grid (of equally close
-            ones the first in raster order); `carry`, the one before it in raster order (the first token before the
-            first), as a `hold` scan would carry its state.
+        features: what `Backbone.features` returned, or one of its `stages`.
+        fill: value of the places without a token. `zero`; `nearest`: the closest token on the grid, the first in
+            raster order among equally close ones; `carry`: the last token before the place in raster order, as a
+            `hold` scan would carry its state (places before the first token get the first one).
 
     Returns:
-        float32 `[B, rows, columns, D]`. A merged token stands for all of its patches.
+        float32 `[B, rows, columns, D]`. A merged token fills the places of all its patches.
 
     Raises:
         InputError: an unknown fill.

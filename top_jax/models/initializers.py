@@ -1,4 +1,4 @@
-"""Initial values of the official models (PyTorch's defaults where they set none)."""
+"""Initial values as the official models have them; PyTorch's defaults if they set none."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from jax.typing import DTypeLike
 Initializer = Callable[..., jax.Array]
 
 
-# timm 0.4.12's lecun_normal_ divides by the spread of a normal cut at 2 sigma, but then cuts at an absolute 2.
+# timm 0.4.12's lecun_normal_ divides by the deviation of a normal truncated at 2 sigma, but then truncates at 2.
 patch_embed: Initializer = jax.nn.initializers.variance_scaling(0.87962566103423978**-2, "fan_in", "normal")
 
 
-# timm's and mmcls's trunc_normal_: of spread 0.02 and cut at an absolute 2, which is no cut at all.
+# timm's and mmcls's trunc_normal_: deviation 0.02, truncated at 2, which is no truncation in effect.
 trunc_normal: Initializer = jax.nn.initializers.normal(0.02)
 
 
 def uniform(bound: float) -> Initializer:
-    """U(-bound, bound)."""
+    """Returns an initializer that draws from U(-bound, bound)."""
 
     def initialize(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -30,17 +30,17 @@ def uniform(bound: float) -> Initializer:
 
 
 def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """torch.nn.Linear's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for a kernel `[in, out]`."""
+    """Draws torch.nn.Linear's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for a kernel `[in, out]`."""
     return uniform(shape[0] ** -0.5)(key, shape, dtype)
 
 
 def uniform_fan_in_conv(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """torch.nn.Conv2d's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for a kernel `[h, w, in, out]`."""
+    """Draws torch.nn.Conv2d's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for a kernel `[h, w, in, out]`."""
     return uniform(math.prod(shape[:-1]) ** -0.5)(key, shape, dtype)
 
 
 def residual_out(depth: int) -> Initializer:
-    """`uniform_fan_in` divided by sqrt(depth), for the projection back into the residual stream (GPT-2's rule)."""
+    """Returns `uniform_fan_in` divided by sqrt(depth), for the projection into the residual stream (GPT-2's rule)."""
 
     def initialize(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         return uniform_fan_in(key, shape, dtype) / math.sqrt(depth)
@@ -51,12 +51,15 @@ def residual_out(depth: int) -> Initializer:
 def dt_bias(
     key: jax.Array, shape: tuple[int, ...], smallest: float = 1e-3, largest: float = 1e-1, floor: float = 1e-4
 ) -> jax.Array:
-    """Bias whose softplus is log-uniform in [smallest, largest], at least `floor`. Source: mamba_simple.py."""
+    """Draws a bias whose softplus is log-uniform in [smallest, largest] and at least `floor`.
+
+    Source: hustvl/Vim, mamba-1p1p1/mamba_ssm/modules/mamba_simple.py.
+    """
     log_dt = jax.random.uniform(key, shape, jnp.float32, math.log(smallest), math.log(largest))
     dt = jnp.maximum(jnp.exp(log_dt), floor)
     return dt + jnp.log(-jnp.expm1(-dt))  # the inverse of softplus
 
 
 def a_log(inner_dim: int, d_state: int) -> jax.Array:
-    """log(1..N) for every channel: S4D-real. `[E, N]`."""
+    """Returns log(1..N) for every channel (S4D-real), float32 `[E, N]`."""
     return jnp.tile(jnp.log(jnp.arange(1, d_state + 1, dtype=jnp.float32))[None, :], (inner_dim, 1))

@@ -18,7 +18,7 @@ from top_jax.typing import Array, Embedded, Float, Images, Inner, PerChannel
 class PatchEmbed(nnx.Module):
     """Cuts images into P x P patches, `stride` apart, and projects each to width D.
 
-    Source: hustvl/Vim, vim/models_mamba.py, `PatchEmbed`, whose initial values are the default.
+    Source: hustvl/Vim, vim/models_mamba.py, `PatchEmbed`; its initial values are the defaults here.
     """
 
     def __init__(
@@ -45,12 +45,16 @@ class PatchEmbed(nnx.Module):
         )
 
     def __call__(self, images: Images) -> Float[Array, "B M D"]:
-        """`[B, H, W, 3]` to `[B, M, D]`, patches in raster order."""
+        """Maps `[B, H, W, 3]` to `[B, M, D]`, patches in raster order."""
         return rearrange(self.proj(images), "b rows columns d -> b (rows columns) d")
 
 
 def height_width(img_size: int | Sequence[int]) -> tuple[int, int]:
-    """An image size as (height, width); an int is a square."""
+    """Returns an image size as (height, width); an int means a square.
+
+    Raises:
+        InputError: neither an int nor a pair.
+    """
     if isinstance(img_size, int):
         return img_size, img_size
     if not isinstance(img_size, Sequence) or isinstance(img_size, str) or len(img_size) != 2:
@@ -59,10 +63,10 @@ def height_width(img_size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def patch_grid(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple[int, int]:
-    """Rows and columns of patches.
+    """Returns the rows and columns of patches.
 
     Raises:
-        InputError: (image side - patch) is negative or not divisible by the stride.
+        InputError: (image side - patch size) is negative or not divisible by the stride.
     """
     for side in img_size:
         if side < patch_size or (side - patch_size) % stride:
@@ -75,11 +79,58 @@ def patch_grid(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple
     return height, width
 
 
-class DropPath(nnx.Module):
-    """Stochastic depth: in training, zeroes a whole branch of an image with probability `rate` and scales the rest.
+class BatchNorm(nnx.Module):
+    """Normalises each channel over all other axes, in float32.
 
-    The draw is a function of the image's own key, so that it depends neither on the batch around the image nor on
-    how the batch is split over devices and micro-batches.
+    In train mode it uses the mean and variance of the batch, and moves the running ones by `momentum`. The running
+    variance moves towards the unbiased one, n / (n - 1) times the other, as in PyTorch but not in flax.nnx.BatchNorm.
+    In eval mode it uses the running ones. On a mesh, the batch is the global one, over all devices.
+
+    Source: torch.nn.BatchNorm2d (momentum 0.1, eps 1e-5).
+    """
+
+    def __init__(self, width: int, *, momentum: float = 0.1, epsilon: float = 1e-5):
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.use_running_average = False  # set by Module.train() and Module.eval()
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros((width,), jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones((width,), jnp.float32))
+        # PyTorch's num_batches_tracked, only kept to convert back; a float, so that jax.grad accepts the model.
+        self.num_batches = nnx.BatchStat(jnp.zeros((), jnp.float32))
+
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """Normalises `[..., D]`; returns the dtype of x."""
+        x32 = x.astype(jnp.float32)
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            mean = jnp.mean(x32, axis=range(x.ndim - 1))
+            var = jnp.var(x32, axis=range(x.ndim - 1))
+            self._update(mean, var, count=x.size // x.shape[-1])
+        scale = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        return ((x32 - mean.reshape(shape)) * scale.reshape(shape) + self.bias[...].reshape(shape)).astype(x.dtype)
+
+    def _update(self, mean: Float[Array, " D"], var: Float[Array, " D"], count: int) -> None:
+        mean, var = jax.lax.stop_gradient((mean, var))
+        kept, new = 1 - self.momentum, self.momentum
+        self.mean[...] = kept * self.mean[...] + new * mean
+        self.var[...] = kept * self.var[...] + new * var * (count / max(count - 1, 1))
+        self.num_batches[...] += 1
+
+
+def moves_statistics(module: nnx.Module) -> bool:
+    """Returns whether calling `module` would move the statistics of a BatchNorm in it."""
+    return any(isinstance(part, BatchNorm) and not part.use_running_average for _, part in nnx.iter_modules(module))
+
+
+class DropPath(nnx.Module):
+    """Stochastic depth: in training, zeroes a whole branch of an image with probability `rate` and scales the others.
+
+    The draw depends only on the image's own key, not on the other images of the batch, nor on how the batch is split
+    over devices and micro-batches.
 
     Source: arXiv 1603.09382; timm's `DropPath`.
     """
@@ -90,32 +141,42 @@ class DropPath(nnx.Module):
         self.deterministic = False  # set by Module.train() and Module.eval()
 
     def __call__(self, x: Embedded, keys: jax.Array | None) -> Embedded:
-        """Applies to `[B, L, D]`; `keys` `[B]`, one per image, is needed in training with a rate above 0."""
+        """Drops some images' branches `[B, L, D]`.
+
+        Args:
+            x: output of the branch.
+            keys: `[B]` PRNG keys, one per image; needed in train mode with a rate above 0.
+
+        Raises:
+            InputError: the keys are missing.
+        """
         if self.deterministic or self.rate == 0:
             return x
         if keys is None:
-            raise InputError("a model in train mode with drop_path > 0 needs keys=..., one key per image, or .eval().")
+            raise InputError(
+                "a model in train mode with drop_path > 0 needs keys=..., one per image; pass them, or call .eval()."
+            )
         draw = lambda key: jax.random.bernoulli(jax.random.fold_in(key, self.index), 1 - self.rate)  # noqa: E731
         keep = jax.vmap(draw)(keys)[:, None, None]
         return jnp.where(keep, x / jnp.asarray(1 - self.rate, x.dtype), jnp.zeros_like(x))
 
 
 def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """float32, with the variance as PyTorch computes it (the mean of squared differences)."""
+    """Returns a float32 LayerNorm whose variance is the mean of squared differences, as in PyTorch."""
     return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
 
 
 def causal_conv1d(x: Inner, kernel: Float[Array, "width E"], bias: PerChannel, *, reverse: bool) -> Inner:
-    """Depthwise convolution along L that sees no token later in the scan.
+    """Convolves each channel along L; a token sees only itself and tokens earlier in the scan.
 
     Args:
         x: `[B, L, E]`.
         kernel: `[width, E]`; the last tap weighs the token itself.
         bias: `[E]`.
-        reverse: the scan runs from the last token to the first.
+        reverse: whether the scan runs from the last token to the first.
 
     Returns:
-        `[B, L, E]`, dtype of x. A sum of shifted products: XLA fuses it, where a grouped convolution would not.
+        `[B, L, E]`, dtype of x. A sum of shifted products, which XLA fuses, unlike a grouped convolution.
 
     Source: Dao-AILab/causal-conv1d, `causal_conv1d_ref` (without its activation).
     """

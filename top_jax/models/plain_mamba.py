@@ -18,10 +18,9 @@ from flax import nnx
 from top_jax.errors import InputError
 from top_jax.models import initializers as init
 from top_jax.models.backbone import Backbone, Block
-from top_jax.models.batch_norm import BatchNorm
 from top_jax.models.depthwise_conv import depthwise_conv2d
 from top_jax.models.features import Features
-from top_jax.models.layers import DropPath, layer_norm
+from top_jax.models.layers import BatchNorm, DropPath, layer_norm
 from top_jax.models.sizes import MambaConfig
 from top_jax.models.traversals import DIRECTIONS, Traversals, from_cells, to_cells, traverse
 from top_jax.ops import ScanArguments, ScanPlan, directional_scan
@@ -34,19 +33,19 @@ STEM_WIDTH = 64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlainMambaConfig(MambaConfig):
-    """Sizes of a PlainMamba: those of `MambaConfig`, and its own.
+    """Sizes of a PlainMamba: those of `MambaConfig`, and more.
 
     Attributes:
-        img_size: any; the stem pads what does not fill a last patch with zeros.
-        patch_size: even, because the stem halves the image before it cuts P / 2 patches; so is the stride.
+        img_size: any size; the stem pads an incomplete last patch with zeros.
+        patch_size: even, because the stem halves the image before it cuts patches of P / 2; so is the stride.
         d_conv: side of the depthwise convolution on the grid, odd.
-        num_convs_patch_embed: 3 x 3 convolutions in the stem.
-        layers_with_dwconv: blocks, from 0, that end in a 3 x 3 depthwise convolution.
-        reorder_parameters: let delta, B and C follow each traversal as u does. The official code does not (False, the
-            default, which its checkpoints are trained with): see `PlainMambaMixer`.
+        num_convs_patch_embed: number of 3 x 3 convolutions in the stem.
+        layers_with_dwconv: indices, from 0, of the blocks that end in a 3 x 3 depthwise convolution.
+        reorder_parameters: whether delta, B and C follow each traversal as u does. False, the default, is what the
+            official code does and its checkpoints are trained with (`PlainMambaMixer`).
 
     Raises:
-        InputError: sizes outside these.
+        InputError: a value out of range.
     """
 
     d_conv: int = 7
@@ -91,12 +90,12 @@ class ConvBatchNorm(nnx.Module):
         self.norm = BatchNorm(STEM_WIDTH)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B rows columns width"]:
-        """`[B, H, W, C]` to `[B, H / stride, W / stride, 64]`."""
+        """Maps `[B, H, W, C]` to `[B, H / stride, W / stride, 64]`."""
         return jax.nn.relu(self.norm(self.conv(x)))
 
 
 class ConvPatchEmbed(nnx.Module):
-    """7 x 7 convolution that halves the image, 3 x 3 convolutions, then patches of P / 2.
+    """A 7 x 7 convolution that halves the image, 3 x 3 convolutions, then a projection of patches of P / 2.
 
     Source: mmcls/plain_mamba_dev/models/modules/patch_embed.py (padding "corner").
     """
@@ -121,7 +120,7 @@ class ConvPatchEmbed(nnx.Module):
         )
 
     def __call__(self, images: Images) -> Float[Array, "B M D"]:
-        """`[B, H, W, 3]` to `[B, M, D]`, patches in raster order."""
+        """Maps `[B, H, W, 3]` to `[B, M, D]`, patches in raster order."""
         x = self.stem(images)
         for conv in self.convs:
             x = conv(x)
@@ -138,12 +137,12 @@ class ConvPatchEmbed(nnx.Module):
 class PlainMambaMixer(nnx.Module):
     """in_proj -> (x, z); x convolved on the grid; y = sum of four scans, gated by SiLU(z); out_proj(y).
 
-    Two quirks of the official code, which its checkpoints are trained with and which we keep:
+    We keep two quirks of the official code, because its checkpoints are trained with them:
 
-    * In each traversal only u is put into the traversal's order; delta, B and C stay in raster order, so that step i
-      scans u of the token it visits with the parameters of raster token i. `reorder_parameters=True` is the
-      corrected form, for models trained here.
-    * dt_proj's bias enters twice: in the projection, and again before softplus.
+    * In each traversal only u is put into the traversal's order; delta, B and C stay in raster order. Step i scans u
+      of the token that it visits with the parameters of raster token i. `reorder_parameters=True` is the corrected
+      form, for models trained here.
+    * dt_proj's bias is added twice: in the projection, and again before softplus.
 
     Source: ChenhongyiYang/PlainMamba, plain_mamba_layer.py, `PlainMamba2D`.
     """
@@ -181,7 +180,7 @@ class PlainMambaMixer(nnx.Module):
             positions=paths.positions,
             alignment="none" if paths.positions is None else "decay",
             implementation=self.config.implementation,
-            check_order=False,  # the model's own
+            check_order=False,  # the model makes the order and the positions itself
         )
         time_step = mean_time_step(scan.delta[0], self.dt_bias)
         return self.out_proj(y), scan_evidence(y, self._time_step(time_step, paths))
@@ -212,7 +211,7 @@ class PlainMambaMixer(nnx.Module):
             x[None],
             self.dt_proj(dt)[None],
             -jnp.exp(self.A_log[...])[None],
-            B[None].astype(jnp.float32) + self._direction_B(paths),  # 0.02 beside 1 is little in bfloat16
+            B[None].astype(jnp.float32) + self._direction_B(paths),  # bfloat16 would lose much of 0.02 added to 1
             C[None],
             self.D[...][None],
             self.dt_bias[None],
@@ -224,12 +223,12 @@ class PlainMambaMixer(nnx.Module):
         return from_cells(grid, paths) + self.conv_bias[...].astype(x.dtype)[None, None, :]
 
     def _direction_B(self, paths: Traversals) -> Float[Array, "4 B L N"]:
-        """The vector of the move of each step. A product, because its gradient sums in a fixed order."""
+        """Returns the direction vector of each step's move; a product, because its gradient sums in a fixed order."""
         chosen = jax.nn.one_hot(paths.moves, DIRECTIONS + 1, dtype=jnp.float32)
         return jnp.einsum("gblm,mn->gbln", chosen, self.direction_Bs[...], precision=jax.lax.Precision.HIGHEST)
 
     def _time_step(self, mean: PerToken, paths: Traversals) -> PerToken:
-        """The time steps with which the four scans took each token in, summed; `mean` is that of each raster token."""
+        """Sums, for each token, the time steps with which the four scans read it; `mean` is in raster order."""
         if self.config.reorder_parameters:
             return DIRECTIONS * mean
         step_of_token = jnp.argsort(paths.order, axis=-1)
@@ -237,20 +236,20 @@ class PlainMambaMixer(nnx.Module):
 
 
 class DepthwiseTail(nnx.Module):
-    """3 x 3 depthwise convolution -> BatchNorm -> exact GELU, in place of the stream and not beside it."""
+    """3 x 3 depthwise convolution -> BatchNorm -> exact GELU; replaces the stream, there is no skip connection."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(init.uniform(1 / 3)(rngs.params(), (3, 3, width)))
         self.norm = BatchNorm(width)
 
     def __call__(self, x: Embedded, paths: Traversals) -> Embedded:
-        """`[B, L, D]`; the statistics are those of the tokens that are there."""
+        """Maps `[B, L, D]` to `[B, L, D]`; the statistics are those of the tokens that are left."""
         x = from_cells(depthwise_conv2d(to_cells(x, paths), self.kernel[...].astype(x.dtype)), paths)
         return jax.nn.gelu(self.norm(x), approximate=False)
 
 
 class PlainMambaLayer(Block):
-    """x + mixer(LayerNorm(x)), and in some layers a convolution at the end."""
+    """x + mixer(LayerNorm(x)), followed in some layers by a `DepthwiseTail`."""
 
     def __init__(self, config: PlainMambaConfig, index: int, *, rngs: nnx.Rngs):
         self.config = config
@@ -260,7 +259,7 @@ class PlainMambaLayer(Block):
         self.tail = DepthwiseTail(config.embed_dim, rngs=rngs) if index in config.layers_with_dwconv else None
 
     def mix(self, tokens: Tokens, paths: Traversals, keys: jax.Array | None) -> tuple[Tokens, Evidence]:
-        """The whole layer."""
+        """Runs the whole layer."""
         mixed, evidence = self.mixer(self._normed(tokens), paths)
         x = tokens.x + self.drop_path(mixed, keys).astype(jnp.float32)
         if self.tail is not None:
@@ -290,25 +289,25 @@ class PlainMamba(Backbone):
         self.head = nnx.Linear(width, config.num_classes, dtype=config.dtype, kernel_init=init.trunc_normal, rngs=rngs)
 
     def embed(self, images: Images) -> Tokens:
-        """Patches with their position embedding; the stream is float32."""
+        """Returns the patches, position embedding added; the stream is float32."""
         x = self.patch_embed(images).astype(jnp.float32) + self.pos_embed[...]
         places = jnp.arange(x.shape[1], dtype=jnp.int32)[None, :]
         return Tokens(x=x, residual=None, positions=jnp.broadcast_to(places, x.shape[:2]), cls_index=None)
 
     def paths(self, tokens: Tokens) -> Traversals:
-        """The four traversals of the tokens of a stage."""
+        """Returns the four traversals of the tokens of a stage."""
         return traverse(
             tokens.positions, self.config.grid, self.reduction.alignment, by_token=self.config.reorder_parameters
         )
 
     def normalised(self, tokens: Tokens, keys: jax.Array | None) -> Embedded:
-        """The final norm."""
+        """Applies the final norm."""
         return self.norm(tokens.x)
 
     def pool(self, features: Features) -> Float[Array, "B D"]:
-        """The mean over the tokens that are left; merged ones count once for each of their patches.
+        """Returns the mean over the tokens that are left; a merged token is weighted by its number of patches.
 
-        Source of the weights: facebookresearch/ToMe, tome/patch/mae.py (a ViT that is pooled so).
+        Source of the weights: facebookresearch/ToMe, tome/patch/mae.py (for a ViT with mean pooling).
         """
         if features.size is None:
             return jnp.mean(features.x, axis=1)
@@ -318,8 +317,8 @@ class PlainMamba(Backbone):
 def _linear(
     inputs: int, outputs: int, config: PlainMambaConfig, rngs: nnx.Rngs, *, use_bias: bool = True
 ) -> nnx.Linear:
-    """A projection computed in the model's dtype, started as the official training configs have it.
+    """Returns a projection computed in the model's dtype, initialised as in the official training configs.
 
-    They start *every* linear layer so, the time step's too: mmcls applies `init_cfg` after the layer's own start.
+    They initialise *every* linear layer like this, dt_proj too: mmcls applies `init_cfg` after the layer's own values.
     """
     return nnx.Linear(inputs, outputs, use_bias=use_bias, dtype=config.dtype, kernel_init=init.trunc_normal, rngs=rngs)

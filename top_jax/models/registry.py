@@ -1,4 +1,4 @@
-"""Names of models: the sizes behind each, and the one way to build them."""
+"""The named models: their sizes, and how to build them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MODELS: Final = {
 
 
 def model_config(name: str, **overrides: Any) -> BackboneConfig:
-    """The named model's sizes with some overridden; overrides as for `create_model`.
+    """Returns the sizes of a named model, some of them overridden as in `create_model`.
 
     Raises:
         InputError: an unknown name or override, or sizes that do not fit together.
@@ -50,9 +50,7 @@ def model_config(name: str, **overrides: Any) -> BackboneConfig:
     overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
     if "img_size" in overrides:
         overrides["img_size"] = height_width(overrides["img_size"])
-    if (
-        isinstance(base, MambaConfig) and overrides.get("stride") is None
-    ):  # the stride follows the patch unless it is given
+    if isinstance(base, MambaConfig) and overrides.get("stride") is None:  # patches do not overlap by default
         overrides["stride"] = overrides.get("patch_size", base.patch_size)
     return dataclasses.replace(base, **overrides)
 
@@ -60,15 +58,15 @@ def model_config(name: str, **overrides: Any) -> BackboneConfig:
 def create_model(
     name: str, *, rngs: nnx.Rngs | None = None, pruning: Reduction | None = None, **overrides: Any
 ) -> Backbone:
-    """Builds a model with random weights, in eval mode (`.train()` switches drop-path and batch statistics on).
+    """Builds a model with random weights, in eval mode; `.train()` turns on drop-path and batch statistics.
 
     Args:
         name: a key of `MODELS`, such as `vim_small` or `plain_mamba_l1`.
-        rngs: source of the initial weights; `nnx.Rngs(0)` if not given.
+        rngs: source of the initial weights, `nnx.Rngs(0)` by default.
         pruning: how tokens are reduced (`top_jax.pruning`); None is the dense model. It adds no parameters.
         **overrides: any field of the model's config (`VimConfig`, `PlainMambaConfig`, `DeitConfig`): `num_classes`,
-            `img_size` (a side, or (height, width)), `patch_size`, `stride` (the patch's, if not given), `embed_dim`,
-            `depth`, `d_state`, `drop_path`, `dtype`, `implementation`, `remat`...
+            `img_size` (a side, or (height, width)), `patch_size`, `stride` (the patch size by default), `embed_dim`,
+            `depth`, `d_state`, `drop_path`, `dtype`, `implementation`, `remat` and others.
 
     Raises:
         InputError: an unknown name or override, or sizes that do not fit together.
@@ -80,5 +78,5 @@ def create_model(
 
 
 def abstract_model(name: str, *, pruning: Reduction | None = None, **overrides: Any) -> Backbone:
-    """The model without weights, only their shapes: to be filled from a checkpoint at no cost."""
+    """Returns the model with only the shapes of its weights, to be filled from a checkpoint."""
     return nnx.eval_shape(lambda: create_model(name, pruning=pruning, **overrides))

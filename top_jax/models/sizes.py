@@ -1,4 +1,4 @@
-"""What the sizes of every backbone have in common."""
+"""Sizes that all backbones have, and those that all Mamba backbones have; each family adds its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from top_jax.pruning import ClassHome
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BackboneConfig(abc.ABC):
-    """Sizes of a backbone; a family adds its own, and its defaults.
+    """Sizes of a backbone; each family adds its own, and changes defaults.
 
     Attributes:
         num_classes: width of the logits.
@@ -25,16 +25,16 @@ class BackboneConfig(abc.ABC):
         patch_size: P, pixels.
         embed_dim: D.
         depth: blocks.
-        drop_path: rate of the last block, in training; it grows from 0 over the blocks.
-        dtype: of the matrix products and convolutions; everything else stays float32.
-        remat: recompute each block in the backward pass instead of keeping its activations.
+        drop_path: stochastic depth rate of the last block in training; the rate grows from 0 over the blocks.
+        dtype: dtype of matrix products and convolutions; everything else is float32.
+        remat: recompute each block in the backward pass instead of storing its activations.
 
     Raises:
         InputError: a value out of range.
     """
 
     CLASS_TOKEN: ClassVar[ClassHome | None] = None
-    """Where the class token sits among the tokens of a whole image."""
+    """Place of the class token among the tokens of an unpruned image; None without one."""
 
     num_classes: int = 1000
     img_size: tuple[int, int] = (224, 224)
@@ -66,11 +66,11 @@ class BackboneConfig(abc.ABC):
 
     @property
     def num_patches(self) -> int:
-        """M."""
+        """M, patches of the whole image."""
         return self.grid[0] * self.grid[1]
 
     def drop_path_rate(self, index: int) -> float:
-        """Rate of block `index` (from 0): linspace(0, drop_path, depth)."""
+        """Returns the drop-path rate of block `index` (from 0): linspace(0, drop_path, depth)[index]."""
         return 0.0 if self.depth == 1 else self.drop_path * index / (self.depth - 1)
 
 
@@ -79,11 +79,14 @@ class MambaConfig(BackboneConfig):
     """Sizes of a backbone whose blocks scan.
 
     Attributes:
-        stride: pixels between patches.
+        stride: pixels from one patch to the next.
         d_state: N.
         expand: E / D.
         d_conv: taps of the convolution before the scan.
-        implementation: of the scan (`top_jax.ops`).
+        implementation: implementation of the scan, one of `top_jax.ops.implementations.IMPLEMENTATIONS`.
+
+    Raises:
+        InputError: a value out of range.
     """
 
     stride: int = 16
@@ -102,12 +105,12 @@ class MambaConfig(BackboneConfig):
 
     @property
     def inner_dim(self) -> int:
-        """E."""
+        """E, width of the scan."""
         return self.expand * self.embed_dim
 
     @property
     def dt_rank(self) -> int:
-        """R = ceil(D / 16)."""
+        """R = ceil(D / 16), rank of the time step's projection."""
         return -(-self.embed_dim // 16)
 
 

@@ -1,4 +1,4 @@
-"""PlainMamba's four ways through a grid, and through what pruning leaves of it.
+"""The four paths on which PlainMamba scans the grid, and what pruning leaves of it.
 
     1  rows from the top, boustrophedon       2  the reverse of 1
     3  columns from the left, boustrophedon   4  the reverse of 3
@@ -19,7 +19,7 @@ import numpy as np
 from top_jax.typing import Array, Float, Int, Positions
 
 DIRECTIONS = 4
-START, RIGHT, LEFT, UP, DOWN = range(5)  # rows of direction_Bs: the move by which a traversal came to a token
+START, RIGHT, LEFT, UP, DOWN = range(5)  # rows of direction_Bs: the move that reached a token
 
 
 @jax.tree_util.register_dataclass
@@ -29,10 +29,10 @@ class Traversals:
 
     Attributes:
         order: int32 `[4, B, L]` the token that each step of each traversal visits.
-        moves: int32 `[4, B, L]` by which move the traversal of the whole grid came to the token that each step
-            visits (or, with `by_token`, to each token).
-        positions: int32 `[4, B, L]` place of each step in the traversal of the whole grid, where gaps are to be felt.
-        cells: int32 `[B, L]` place of each token on the grid, in raster order; None where token i is in cell i.
+        moves: int32 `[4, B, L]` the move with which the traversal of the whole grid reaches the token that each step
+            visits (or, with `by_token`, each token).
+        positions: int32 `[4, B, L]` place of each step in the traversal of the whole grid, for `decay`; else None.
+        cells: int32 `[B, L]` cell of each token on the grid, in raster order; None if token i is in cell i.
         grid: rows and columns.
     """
 
@@ -44,13 +44,13 @@ class Traversals:
 
 
 def traverse(positions: Positions, image_grid: tuple[int, int], alignment: str, *, by_token: bool) -> Traversals:
-    """The traversals of the tokens at `positions`.
+    """Returns the traversals of the tokens at `positions`.
 
     Args:
         positions: int32 `[B, L]` raster places; increasing unless `alignment` is `none`.
         image_grid: rows and columns of the image.
-        alignment: `hold` and `decay` walk the image's grid, past the pruned places; `none` walks the condensed grid.
-        by_token: list the moves by token instead of by step.
+        alignment: `hold` and `decay` walk the image's grid and skip pruned places; `none` walks the condensed grid.
+        by_token: whether to list the moves by token instead of by step.
     """
     batch, length = positions.shape
     whole = length == image_grid[0] * image_grid[1]
@@ -76,13 +76,13 @@ def traverse(positions: Positions, image_grid: tuple[int, int], alignment: str, 
 
 
 def condensed_grid(length: int) -> tuple[int, int]:
-    """Rows and columns of the grid into which `none` packs `length` tokens: width ceil(sqrt(length))."""
+    """Returns rows and columns of the grid into which `none` packs `length` tokens, ceil(sqrt(length)) wide."""
     width = math.isqrt(length - 1) + 1
     return -(-length // width), width
 
 
 def to_cells(x: Float[Array, "B L E"], traversals: Traversals) -> Float[Array, "B H W E"]:
-    """The tokens on their grid, zeros where there are none."""
+    """Puts tokens `[B, L, E]` on their grid, with zeros in empty cells."""
     batch, length, width = x.shape
     size = math.prod(traversals.grid)
     if traversals.cells is None:
@@ -95,7 +95,7 @@ def to_cells(x: Float[Array, "B L E"], traversals: Traversals) -> Float[Array, "
 
 
 def from_cells(grid: Float[Array, "B H W E"], traversals: Traversals) -> Float[Array, "B L E"]:
-    """The inverse of `to_cells`."""
+    """Takes the tokens `[B, L, E]` back from the grid; the inverse of `to_cells`."""
     x = grid.reshape(grid.shape[0], -1, grid.shape[-1])
     if traversals.cells is None:
         return x[:, : traversals.order.shape[-1]]
@@ -103,7 +103,7 @@ def from_cells(grid: Float[Array, "B H W E"], traversals: Traversals) -> Float[A
 
 
 def walks(grid: tuple[int, int]) -> np.ndarray:
-    """The cell that each step of each traversal of a whole grid visits, in raster order: int `[4, H W]`."""
+    """Returns the cell (in raster order) that each step of each traversal of a whole grid visits, int `[4, H W]`."""
     cells = np.arange(grid[0] * grid[1]).reshape(grid)
     rows, columns = _snake(cells), _snake(cells.T)
     return np.stack([rows, rows[::-1], columns, columns[::-1]])
@@ -111,7 +111,7 @@ def walks(grid: tuple[int, int]) -> np.ndarray:
 
 @functools.cache
 def _tables(grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """For each traversal and cell, int32 `[4, H W]`: at which step it comes there, and by which move."""
+    """Returns for each traversal and cell, int32 `[4, H W]`: the step that visits it, and the move that reaches it."""
     orders = walks(grid)
     moves = np.empty(orders.shape, np.int32)
     for g, order in enumerate(orders):
@@ -120,7 +120,7 @@ def _tables(grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _snake(places: np.ndarray) -> np.ndarray:
-    """Row by row, every other row from right to left."""
+    """Returns the places row by row, every other row from right to left."""
     return np.concatenate([row[::-1] if i % 2 else row for i, row in enumerate(places)])
 
 

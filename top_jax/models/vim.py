@@ -38,17 +38,17 @@ from top_jax.typing import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VimConfig(MambaConfig):
-    """Sizes of a ViM: those of `MambaConfig`; the convolution before its scans is causal.
+    """Sizes of a ViM, those of `MambaConfig`. The convolution before each scan is causal.
 
     Raises:
-        InputError: an image that patches and stride do not tile.
+        InputError: a value out of range, or an image that patches and stride do not tile.
     """
 
     CLASS_TOKEN: ClassVar[ClassHome | None] = "middle"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        patch_grid(self.img_size, self.patch_size, self.stride)  # raises where the sizes do not fit
+        patch_grid(self.img_size, self.patch_size, self.stride)  # raises if the sizes do not fit
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -56,12 +56,12 @@ class VimConfig(MambaConfig):
         return patch_grid(self.img_size, self.patch_size, self.stride)
 
     def drop_path_rate(self, index: int) -> float:
-        """Rate of block `index` (from 0): `index`-th of [0] + linspace(0, drop_path, depth), as officially."""
+        """Returns the rate of block `index` (from 0): ([0] + linspace(0, drop_path, depth))[index], as officially."""
         return 0.0 if index == 0 or self.depth == 1 else self.drop_path * (index - 1) / (self.depth - 1)
 
 
 class ScanDirection(nnx.Module):
-    """One direction with its own convolution, projections, A and D."""
+    """One scan direction, with its own convolution, projections, A and D."""
 
     def __init__(self, config: VimConfig, *, reverse: bool, rngs: nnx.Rngs):
         self.config = config
@@ -72,14 +72,14 @@ class ScanDirection(nnx.Module):
         self.conv_bias = nnx.Param(taps(rngs.params(), (width,)))
         self.x_proj = _linear(width, rank + 2 * states, init.uniform_fan_in, config, rngs)
         self.dt_proj = _linear(rank, width, init.uniform(rank**-0.5), config, rngs)
-        # Officially only the forward direction gets Mamba's dt bias; the backward one starts at zero.
+        # In the official code, only the forward direction starts with Mamba's dt bias; the backward one starts at zero.
         start = jnp.zeros((width,), jnp.float32) if reverse else init.dt_bias(rngs.params(), (width,))
         self.dt_bias = nnx.Param(start)
         self.A_log = nnx.Param(init.a_log(width, states))
         self.D = nnx.Param(jnp.ones((width,), jnp.float32))
 
     def __call__(self, x: Inner, positions: Positions | None) -> tuple[Inner, PerToken]:
-        """Convolves and scans the in-projected tokens; the gate comes after the sum over directions.
+        """Convolves and scans the in-projected tokens; `MambaMixer` gates the sum of the directions.
 
         Returns:
             y `[B, L, E]` in image order, and each token's mean time step, float32 `[B, L]`.
@@ -97,17 +97,17 @@ class ScanDirection(nnx.Module):
             alignment="none" if positions is None else "decay",
             reverse=self.reverse,
             implementation=self.config.implementation,
-            check_order=False,  # the model's own positions
+            check_order=False,  # the model makes the positions itself
         )
         return y, mean_time_step(delta, self.dt_bias[...])
 
     @property
     def A(self) -> StateMatrix:
-        """float32 `[E, N]` decay rates."""
+        """Decay rates, float32 `[E, N]`."""
         return -jnp.exp(self.A_log[...])
 
     def project(self, x: Inner) -> tuple[Inner, Inner, Selective, Selective]:
-        """u and delta `[B, L, E]`, B and C `[B, L, N]` of the in-projected tokens."""
+        """Returns u and delta `[B, L, E]`, B and C `[B, L, N]` for the in-projected tokens."""
         x = causal_conv1d(x, self.conv_kernel[...], self.conv_bias[...], reverse=self.reverse)
         x = jax.nn.silu(x)
         rank = self.config.dt_rank
@@ -133,8 +133,8 @@ class MambaMixer(nnx.Module):
         """Mixes `[B, L, D]`; also returns what the token scores need (`top_jax.pruning.scan_evidence`).
 
         Args:
-            x: `[B, L, D]`, normed.
-            positions: int32 `[B, L]` where pruned tokens are to be felt (`decay`), else None.
+            x: `[B, L, D]`, after the norm.
+            positions: int32 `[B, L]` with `decay`, whose scan needs the gaps; else None.
         """
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)
         (forward, forward_step), (backward, backward_step) = self.forward(x, positions), self.backward(x, positions)
@@ -169,7 +169,7 @@ class VimBlock(Block):
         self.mixer = MambaMixer(config, rngs=rngs)
 
     def mix(self, tokens: Tokens, paths: Positions | None, keys: jax.Array | None) -> tuple[Tokens, Evidence]:
-        """The whole block; `paths` are the tokens' positions where gaps are to be felt."""
+        """Runs the whole block; `paths` are the tokens' positions with `decay`, else None."""
         residual, x = self._add_and_norm(tokens, keys)
         x, evidence = self.mixer(x, paths)
         return dataclasses.replace(tokens, x=x, residual=residual), evidence
@@ -207,7 +207,7 @@ class Vim(Backbone):
         )
 
     def embed(self, images: Images) -> Tokens:
-        """Patches with the class token in their middle, and their position embedding."""
+        """Returns the patches with the class token in their middle, position embedding added."""
         x = self.patch_embed(images)
         batch, num_patches, width = x.shape
         middle = num_patches // 2
@@ -221,25 +221,25 @@ class Vim(Backbone):
         )
 
     def paths(self, tokens: Tokens) -> Positions | None:
-        """Positions under `decay`. `hold` needs none: what it asks for, the original order, the tokens have."""
+        """Returns the tokens' positions with `decay`. `hold` only needs the original order, which the tokens have."""
         return tokens.positions if self.reduction.alignment == "decay" else None
 
     def stream(self, tokens: Tokens) -> Embedded:
-        """Residual and hidden state, added as the next block would."""
+        """Adds the hidden state to the residual, as the next block would."""
         assert tokens.residual is not None
         return tokens.residual + tokens.x.astype(jnp.float32)
 
     def normalised(self, tokens: Tokens, keys: jax.Array | None) -> Embedded:
-        """The final Add, under the last drop-path, and its norm."""
+        """Applies the final Add, with the last drop-path, and the final norm."""
         assert tokens.residual is not None
         return self.norm(tokens.residual + self.drop_path(tokens.x, keys).astype(jnp.float32))
 
     def pool(self, features: Features) -> Float[Array, "B D"]:
-        """The class token."""
+        """Returns the class token."""
         assert features.cls is not None  # every ViM has one
         return features.cls
 
 
 def _linear(inputs: int, outputs: int, kernel_init: init.Initializer, config: VimConfig, rngs: nnx.Rngs) -> nnx.Linear:
-    """A projection without bias, computed in the model's dtype."""
+    """Returns a projection without bias, computed in the model's dtype."""
     return nnx.Linear(inputs, outputs, use_bias=False, dtype=config.dtype, kernel_init=kernel_init, rngs=rngs)

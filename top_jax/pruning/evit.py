@@ -1,4 +1,4 @@
-"""EViT: keep the tokens that the class token attends to, and fuse the others into one."""
+"""EViT: keep the tokens that the class token attends to most, and fuse the others into one."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ from top_jax.typing import Array, Embedded, Float, PerToken, Slots, SlotScores
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evit(Reduction):
-    """EViT on DeiT; with a scan's score, the same naive way on ViM and PlainMamba.
+    """EViT on DeiT; on ViM and PlainMamba, with a scan's score, the naive baseline.
 
-    The best tokens stay, best first, and one fused token made of all others follows them. It stands for no place of
-    the image (position -1) and is a candidate like any other at the next reduction. A scan reads what is left as a
-    smaller image: the alignment is `none`.
+    The best tokens stay, sorted best first, followed by one token fused from all others. The fused token has no place
+    in the image (position -1) and is a candidate like any other in the next reduction. A scan reads the remaining
+    tokens as a smaller image: the alignment is `none`.
 
-    The fused token is the sum of the others weighted by the attention they got, not normalised, as officially. Only
-    attention gives such weights, which sum to less than one and say how much the class token saw of each; a
-    scan's score is no share of anything, so with any other score the fused token is the mean of the others, over the
-    patches they stand for.
+    As in the official code, the fused token is the sum of the others weighted by the attention that they got, without
+    normalising. Only attention gives such weights: they sum to less than one and say how much the class token saw of
+    each token. With any other score the fused token is the mean of the others, weighted by the patches that each stands
+    for.
 
     Attributes:
         after_blocks, keep_ratio: as in `Reduction`. The paper's after_blocks=(4, 7, 10) with keep_ratio=0.7 leaves
-            139, 99 and 71 of 196 tokens, each time counting the fused one. A ratio that keeps every token changes
-            nothing.
-        score: what ranks the tokens: `attention` (DeiT), or one of `Pruning`'s.
-        fuse: make the fused token; without it the others are dropped.
-        order: `score` leaves the survivors best first, as officially; `position` in the order they had.
-        seed: of the control `random`.
+            139, 99 and 71 of 196 tokens, the fused one included. A ratio that keeps every token changes nothing.
+        score: the token score: `attention` (DeiT), or one of `Pruning`'s.
+        fuse: whether to make the fused token; without it the others are dropped.
+        order: `score` sorts the survivors best first, as in the official code; `position` keeps their order.
+        seed: seed of the control `random`.
 
     Raises:
-        InputError: a value outside these ranges.
+        InputError: a value out of range.
 
     Source: arXiv 2202.07800; youweiliang/evit, evit.py, `Block.forward`.
     """
@@ -53,17 +52,17 @@ class Evit(Reduction):
 
     @property
     def evidence(self) -> str:
-        """The score's name."""
+        """Name of the score."""
         return self.score
 
     def cut(self, block: int, before: int, ratio: float) -> Cut:
-        """Returns one entry of the schedule, where the fused token goes on with those that are kept."""
+        """Returns one entry of the schedule; the fused token counts in `after`."""
         cut = super().cut(block, before, ratio)
         fused = self.fuse and cut.kept < before
         return dataclasses.replace(cut, after=cut.kept + 1) if fused else cut
 
     def scores(self, tokens: Tokens, evidence: Evidence, cut: Cut) -> SlotScores:
-        """Returns `score` of the patch tokens, an earlier fused one among them."""
+        """Returns `score` of the patch tokens, including a token fused earlier."""
         slots, seed = tokens.patch_slots(), self.seed
         return token_scores(self.score, evidence, tokens.positions, slots, keep=cut.kept, seed=seed, block=cut.block)
 
@@ -76,14 +75,14 @@ class Evit(Reduction):
         if self.order == "position":
             kept = jnp.sort(kept, axis=1)
         if self.fuse:
-            kept = jnp.pad(kept, ((0, 0), (0, 1)), constant_values=tokens.positions.shape[1])  # its slot to be
+            kept = jnp.pad(kept, ((0, 0), (0, 1)), constant_values=tokens.positions.shape[1])  # its slot
             attention = evidence["attention"] if self.score == "attention" else None
             tokens = _append_fused(tokens, dropped, attention)
         return tokens.keep(kept, condensed=True)
 
 
 def _append_fused(tokens: Tokens, dropped: Slots, attention: PerToken | None) -> Tokens:
-    """`tokens` and, at their end, the one made of those at `dropped`: their sum by attention, else their mean."""
+    """Appends the token made of those at `dropped`: their sum weighted by attention, or else their mean."""
 
     def total(array: Embedded | None) -> Float[Array, "B D"] | None:
         if array is None:

@@ -1,4 +1,4 @@
-"""ToMe, as R-MeeTo brought it to Mamba: tokens that are alike become one, and the scan's order stays."""
+"""ToMe as R-MeeTo adapted it to Mamba: similar tokens become one, and the scan's order is kept."""
 
 from __future__ import annotations
 
@@ -13,41 +13,40 @@ from top_jax.pruning.score import Evidence
 from top_jax.pruning.tokens import Tokens
 from top_jax.typing import Array, Embedded, Float, Int, Slots
 
-HIGHEST = jax.lax.Precision.HIGHEST  # a GPU's default rounds the factors of a float32 product to ten bits
+HIGHEST = jax.lax.Precision.HIGHEST  # by default a GPU rounds the factors of float32 products to ten bits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Merging(Reduction):
-    """Bipartite merging of tokens that are alike: no patch is dropped, each stays part of some token.
+    """Bipartite merging of similar tokens: no patch is dropped, each remains part of some token.
 
-    The patch tokens, in their order, are by turns sources (1st, 3rd, ...) and targets (2nd, 4th, ...). Each source
-    finds the target most like it, by the cosine of their hidden states x. Of the sources, as many as are too many,
-    the most alike first, are merged: a target becomes the mean of itself and its sources, weighted by the patches
-    that each stands for, in x and in the residual stream alike. It keeps its own place, and all that are left keep
-    their order. Which token goes where carries no gradient; the means do.
+    The patch tokens alternate between sources (1st, 3rd, ...) and targets (2nd, 4th, ...). Each source finds its most
+    similar target, by the cosine of their hidden states x. The excess sources are merged, most similar first: a target
+    becomes the mean of itself and its sources, weighted by the patches that each stands for, in x and in the residual
+    stream. A target keeps its place, and the remaining tokens keep their order. The matching has no gradient; the means
+    have one.
 
     `Tokens.size` counts the patches of each token (1 for the class token, which is never merged), and `Tokens.source`
-    names the token of each patch. Both start with the first merge: a model has one reduction, so that one sees all
-    patches.
+    gives the token of each patch. Both are set by the first merge, which sees all patches, since a model has one
+    reduction.
 
-    What differs from R-MeeTo, and from ToMe:
+    Differences from R-MeeTo and ToMe:
 
-    * How many are merged follows from a share of the tokens (`keep_ratio`); theirs is one number for every time.
-    * A `keep_ratio` that asks for more than all sources at one time is an error; they merge half of the tokens and
-      go on.
+    * The number of merged tokens follows from a share (`keep_ratio`); theirs is the same number each time.
+    * A `keep_ratio` that would merge more than all sources at once is an error; they merge half of the tokens.
     * R-MeeTo moves the class token to int(place * (L - merged) / L). Ours stays between its neighbours or, with
-      `alignment="none"`, goes to where it sits in an image of so many patches.
-    * x is what a block adds to the stream in ViM, as in R-MeeTo, and the stream itself in PlainMamba and DeiT.
-    * R-MeeTo has no alignment. Here a place whose token was merged into another is a gap, and `decay` feels it.
-    * A token x = 0 has no direction, and counts as like none (0); theirs is NaN.
-    * On DeiT the patches are parted and compared as on Mamba. ToMe compares attention keys there, and counts the class
+      `alignment="none"`, moves to its place in an image with that many patches.
+    * x is what a block adds to the residual stream in ViM, as in R-MeeTo, and the stream itself in PlainMamba and DeiT.
+    * R-MeeTo has no alignment. Here the place of a token that was merged into another is a gap for `decay`.
+    * The similarity of a token x = 0 is 0; theirs is NaN.
+    * On DeiT, patches are split and compared as on Mamba. ToMe compares attention keys there, and counts the class
       token as the first source (which is never merged), so that the 2nd, 4th, ... patches are its sources.
 
     Attributes:
         after_blocks, keep_ratio, alignment: as in `Reduction`.
 
     Raises:
-        InputError: a value outside these ranges.
+        InputError: a value out of range.
 
     Source: ToMe, arXiv 2210.09461, section 3 (facebookresearch/ToMe, tome/merge.py: `bipartite_soft_matching`,
         `merge_wavg`); R-MeeTo, arXiv 2412.12496 (NUS-HPC-AI-Lab/R-MeeTo, image_task/R_MeeTo/merge.py:
@@ -58,13 +57,13 @@ class Merging(Reduction):
         """Returns one entry of the schedule.
 
         Raises:
-            InputError: fewer tokens would be left than after merging every source.
+            InputError: fewer tokens would be left than if every source is merged.
         """
         cut, least = super().cut(block, before, ratio), before // 2
         if cut.kept < least:
             raise InputError(
-                f"keep_ratio={ratio} leaves {cut.kept} of {before} tokens, but merging leaves at least {least}: every "
-                "other token is one to merge into. Use keep_ratio=0.5 or more, and merge after more blocks."
+                f"keep_ratio={ratio} leaves {cut.kept} of {before} tokens, but one merge can only remove every other "
+                f"token, which leaves {least}. Use keep_ratio=0.5 or more, and merge after more blocks."
             )
         return cut
 
@@ -79,11 +78,11 @@ class Merging(Reduction):
         heirs = _heirs(jnp.take_along_axis(tokens.x, slots[:, :, None], axis=1), count - keep)
         stays = heirs == jnp.arange(count, dtype=jnp.int32)[None, :]
         order = jnp.argsort(jnp.logical_not(stays), axis=1, stable=True)
-        kept, gone = order[:, :keep], order[:, keep:]  # each in the order of the scan
-        rank = jnp.cumsum(stays, axis=1, dtype=jnp.int32) - 1  # among those that stay
+        kept, gone = order[:, :keep], order[:, keep:]  # both in scan order
+        rank = jnp.cumsum(stays, axis=1, dtype=jnp.int32) - 1  # among the tokens that stay
         heirs = jnp.take_along_axis(rank, heirs, axis=1)
 
-        # From places among the patch tokens to slots along L, where the class token is too.
+        # From indices among the patch tokens to slots along L, which the class token also has.
         kept_slots, gone_slots = (jnp.take_along_axis(slots, part, axis=1) for part in (kept, gone))
         after = tokens.keep(kept_slots, condensed=self.alignment == "none")
         others = dataclasses.replace(tokens, cls_index=None).keep(gone_slots, condensed=False)
@@ -93,7 +92,7 @@ class Merging(Reduction):
 
 
 def _heirs(x: Float[Array, "B K D"], count: int) -> Int[Array, "B K"]:
-    """For each patch token the one that stands for it once `count` are merged: itself, or its target."""
+    """Returns, for each patch token, the token that represents it after `count` merges: itself or its target."""
     x = jax.lax.stop_gradient(x).astype(jnp.float32)
     norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True))
     direction = x / jnp.where(norm > 0, norm, jnp.ones_like(norm))
@@ -107,14 +106,14 @@ def _heirs(x: Float[Array, "B K D"], count: int) -> Int[Array, "B K"]:
 
 
 def _absorbed(tokens: Tokens, others: Tokens, into: Slots) -> Tokens:
-    """`tokens`, each the mean of itself and those of `others` that go `into` its slot; sums in float32.
+    """Averages each of `tokens` with those of `others` that go `into` its slot, in float32.
 
-    A product with a one-hot matrix, because a scatter adds in an order of its own.
+    Uses a product with a one-hot matrix, because a scatter adds in an undefined order.
     """
     assert tokens.size is not None and others.size is not None
     brought = jax.nn.one_hot(into, tokens.size.shape[1], dtype=jnp.float32) * others.size[:, :, None]
     size = tokens.size + jnp.sum(brought, axis=1)
-    own, shares = tokens.size / size, brought / size[:, None, :]  # own is exactly 1 where nothing comes
+    own, shares = tokens.size / size, brought / size[:, None, :]  # own is exactly 1 if nothing is added
 
     def mean(x: Embedded | None, other: Float[Array, "B K D"] | None) -> Embedded | None:
         if x is None or other is None:

@@ -1,4 +1,4 @@
-"""Names of the ways to reduce tokens, as configs use them."""
+"""The names of token reduction methods in configs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ METHODS: Final[dict[str, type[Reduction]]] = {"top": Pruning, "evit": Evit, "mer
 
 
 def make_reduction(method: str, **settings: Any) -> Reduction:
-    """The method of that name.
+    """Builds the method of that name.
 
     Raises:
         InputError: an unknown method, a setting that it does not have, or a value out of range.
@@ -25,7 +25,7 @@ def make_reduction(method: str, **settings: Any) -> Reduction:
     known = [field.name for field in dataclasses.fields(METHODS[method]) if field.init]
     if unknown := sorted(set(settings) - set(known)):
         raise InputError(
-            f"pruning method {method!r} has no setting {unknown[0]!r}; it has {', '.join(known)}. "
-            "Leave that one out, or start from a config that does not set it."
+            f"pruning method {method!r} has no setting {unknown[0]!r}, only {', '.join(known)}; remove it from "
+            "the config, or choose the method that has it."
         )
     return METHODS[method](**settings)

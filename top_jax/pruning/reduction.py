@@ -1,4 +1,4 @@
-"""The one interface of token reduction: when, how many, and `Tokens -> Tokens`."""
+"""The interface of token reduction: after which blocks, how many tokens, and `Tokens -> Tokens`."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ class Cut:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reduction(abc.ABC):
-    """A way to go on with fewer tokens. No `after_blocks` is the dense model.
+    """A way to continue with fewer tokens. Without `after_blocks`, the model is dense.
 
-    A model runs its blocks; after the token mixing of each block named here (before a DeiT block's MLP) it hands the
-    tokens and the block's evidence to `__call__`, and goes on with what comes back. Counts are Python ints, so that
-    every stage has a static shape.
+    After the token mixing of each block in `after_blocks` (in DeiT, before the block's MLP) the model passes the tokens
+    and the block's evidence to `__call__`, and continues with the result. Counts are Python ints, so that every stage
+    has a static shape.
 
     Attributes:
-        after_blocks: 1-based, increasing: 5 reduces after the fifth block.
-        keep_ratio: share of the patch tokens that stays each time, in (0, 1]: one number, or one per reduction.
-        alignment: what a missing token did to the state of a scan: `none`, `hold` or `decay` (`top_jax.pruning`).
+        after_blocks: increasing 1-based block numbers; 5 reduces after the fifth block.
+        keep_ratio: share of the patch tokens that each reduction keeps, in (0, 1]: one number, or one per reduction.
+        alignment: how a scan treats missing tokens: `none`, `hold` or `decay` (`top_jax.pruning`).
 
     Raises:
-        InputError: a value outside these ranges.
+        InputError: a value out of range.
     """
 
     after_blocks: tuple[int, ...] = ()
@@ -66,8 +66,8 @@ class Reduction(abc.ABC):
             raise InputError(f"after_blocks={blocks}; needed: increasing block numbers from 1, such as (5, 10, 15).")
         if isinstance(self.keep_ratio, tuple) and len(self.keep_ratio) != len(blocks):
             raise InputError(
-                f"keep_ratio has {len(self.keep_ratio)} numbers for {len(blocks)} prunes (after_blocks={blocks}); "
-                "pass one number, or one per prune."
+                f"keep_ratio has {len(self.keep_ratio)} numbers for {len(blocks)} reductions (after_blocks={blocks}); "
+                "pass one number, or one per reduction."
             )
         for ratio in self.ratios:
             if isinstance(ratio, (bool, str)) or ratio is None or not 0 < ratio <= 1:
@@ -76,7 +76,7 @@ class Reduction(abc.ABC):
 
     @property
     def evidence(self) -> str | None:
-        """Name of the evidence that blocks must give, if any."""
+        """Name of the evidence that blocks must offer; None if the method needs none."""
         return None
 
     @abc.abstractmethod
@@ -93,16 +93,16 @@ class Reduction(abc.ABC):
         """
 
     def scores(self, tokens: Tokens, evidence: Evidence, cut: Cut) -> SlotScores | None:
-        """What `__call__` ranks the patch tokens by, for the same arguments.
+        """Returns the scores by which `__call__` ranks the patch tokens, for the same arguments.
 
         Returns:
-            float32 `[B, K]`, in the order of `Tokens.patch_slots`; the largest stay. None for a method that ranks none.
+            float32 `[B, K]`, in the order of `Tokens.patch_slots`; the largest stay. None for a method without scores.
         """
         return None
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """One keep ratio per reduction."""
+        """Keep ratios, one per reduction."""
         if isinstance(self.keep_ratio, tuple):
             return self.keep_ratio
         return (self.keep_ratio,) * len(self.after_blocks)
@@ -139,9 +139,9 @@ class Reduction(abc.ABC):
         return Cut(block, before, kept, after=kept)
 
     def check_evidence(self, offered: tuple[str, ...]) -> None:
-        """Raises InputError unless blocks that offer this evidence will do."""
+        """Raises InputError unless blocks that offer this evidence are enough."""
         if self.after_blocks and self.evidence is not None and self.evidence not in (*offered, *CONTROLS):
             raise InputError(
-                f"score={self.evidence!r}: this model's blocks give only {', '.join((*offered, *CONTROLS))}; "
-                "choose one of these."
+                f"score={self.evidence!r} is not available in this model; choose one of "
+                f"{', '.join((*offered, *CONTROLS))}."
             )

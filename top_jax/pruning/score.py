@@ -1,4 +1,4 @@
-"""How important is a token: the paper's score, its ablations, other papers' scores and two controls."""
+"""Token scores: the paper's, its ablations, those of other papers, and two controls."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ SCORES: Final = (*SCAN_EVIDENCE, "attention", *CONTROLS)
 ORDERS: Final = ("position", "score")
 
 Evidence = Mapping[str, PerToken]
-"""What a block tells about its tokens: name -> float32 [B, L]. Under jit whatever no score reads costs nothing."""
+"""What a block says about its tokens: name -> float32 [B, L]. Under jit, unused entries are never computed."""
 
 
 def check_ranking(score: str, order: str) -> None:
-    """Raises InputError for a score or an order of the survivors that is not one of `SCORES` and `ORDERS`."""
+    """Raises InputError unless `score` is one of `SCORES` and `order` one of `ORDERS`."""
     for name, value, known in (("score", score, SCORES), ("order", order, ORDERS)):
         if value not in known:
             raise InputError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}.")
 
 
 def scan_evidence(y: Inner, time_step: PerToken) -> Evidence:
-    """Evidence from a scan; its names are `SCAN_EVIDENCE`.
+    """Returns the evidence that a scan gives, under the names `SCAN_EVIDENCE`.
 
     Args:
         y: `[B, L, E]` sum over all directions, each in image order, after the gate SiLU(z).
         time_step: float32 `[B, L]` sum over all directions of `mean_time_step`, each in image order.
 
     Returns:
-        One float32 `[B, L]` per score: `clip` is the paper's S = mean_e max(0, y_e); `delta` is MTR's, the time
-        step with which the scans took the token in: the mean over channels of delta after softplus, summed over the
-        scans (a large one means that the state listens to the token, a small one that it keeps its memory).
+        One float32 `[B, L]` per score. `clip` is the paper's S = mean_e max(0, y_e). `delta` is MTR's: the time step
+        with which the scans read the token, the mean over channels of delta after softplus, summed over the scans. If
+        it is large, the state changes with the token; if it is small, the state keeps its memory.
 
-    Source of `delta`: MTR, arXiv 2507.14042, read in a public summary and not in the paper itself. MTR then splits the
-    tokens into those to keep, merge targets and merge sources; we found no published sizes of these groups, so of MTR
-    only the score exists here.
+    Source of `delta`: MTR, arXiv 2507.14042, read in a public summary, not in the paper itself. MTR then splits the
+    tokens into kept ones, merge targets and merge sources. We found no published sizes of these groups, so only the
+    score of MTR is implemented.
     """
-    # Scores choose tokens; nothing is learnt through them.
+    # Scores only select tokens; no gradient flows through them.
     y, time_step = jax.lax.stop_gradient((y.astype(jnp.float32), time_step))
     return {**{name: token_score(y, name) for name in TOKEN_SCORES}, "delta": time_step}
 
 
 def mean_time_step(delta: Inner, delta_bias: PerChannel) -> PerToken:
-    """float32 `[B, L]` mean over channels of softplus(delta + delta_bias), the time step of one scan. `[B, L, E]`."""
+    """Returns one scan's time step, float32 `[B, L]`: the mean over channels of softplus(delta + delta_bias)."""
     delta = delta.astype(jnp.float32) + delta_bias.astype(jnp.float32)[None, None, :]
     return jnp.mean(jax.nn.softplus(delta), axis=-1)
 
 
 def best_patches(scores: SlotScores, slots: Slots) -> Slots:
-    """`slots` `[B, K]` of each image, best score first, the earlier of two equals first.
+    """Sorts the slots `[B, K]` of each image by score, best first; of two equal scores the earlier slot first.
 
-    Not jax.lax.top_k: for it a program over a mesh gathers the scores of the whole batch, while XLA splits a sort.
+    Does not use jax.lax.top_k: on a mesh it gathers the scores of the whole batch, while XLA partitions a sort.
     """
     best = jnp.argsort(scores, axis=1, stable=True, descending=True)
     return jnp.take_along_axis(slots, best, axis=1)
@@ -68,19 +68,19 @@ def best_patches(scores: SlotScores, slots: Slots) -> Slots:
 def token_scores(
     name: str, evidence: Evidence, positions: Positions, slots: Slots, *, keep: int, seed: int, block: int
 ) -> SlotScores:
-    """Scores of the patch tokens; the class token is no candidate.
+    """Returns the scores of the patch tokens; the class token is not a candidate.
 
     Args:
         name: one of `SCORES`.
-        evidence: what the block returned.
+        evidence: what the block says about the tokens.
         positions: int32 `[B, L]` places in the unpruned scan.
-        slots: int32 `[B, K]` where the patch tokens sit along L.
-        keep: tokens that will be kept (`uniform` spaces them evenly).
-        seed: of `random`.
-        block: 1-based block after which tokens are scored (`random` draws anew after each).
+        slots: int32 `[B, K]` indices of the patch tokens along L.
+        keep: number of tokens that will be kept (`uniform` spaces them evenly).
+        seed: seed of `random`.
+        block: 1-based block after which tokens are scored (`random` draws again after each).
 
     Returns:
-        float32 `[B, K]`, larger is more important.
+        float32 `[B, K]`; a larger score is more important.
     """
     if name == "random":
         return _random_by_position(jnp.take_along_axis(positions, slots, axis=1), seed, block)
@@ -90,13 +90,13 @@ def token_scores(
 
 
 def _random_by_position(positions: Positions, seed: int, block: int) -> PerToken:
-    """One draw per place of the image, so that an image's tokens do not depend on the rest of its batch."""
+    """Draws one number per place of the image, so that an image's tokens do not depend on the rest of the batch."""
     key = jax.random.fold_in(jax.random.key(seed), block)
     draw = lambda position: jax.random.uniform(jax.random.fold_in(key, position))  # noqa: E731
     return jax.vmap(jax.vmap(draw))(positions)
 
 
 def _evenly_spaced(count: int, keep: int) -> np.ndarray:
-    """1.0 for `keep` evenly spaced ranks of `count`, else 0.0."""
+    """Returns 1.0 for `keep` evenly spaced ranks out of `count`, else 0.0."""
     edges = np.arange(count + 1) * keep // count
     return (edges[1:] > edges[:-1]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The tokens still alive, as they travel from stage to stage."""
+"""The remaining tokens, as they are passed from block to block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from top_jax.typing import Array, ClassIndex, Embedded, Float, Int, PerToken, Positions, Slots
 
 ClassHome = Literal["middle", "first"]
-"""Where the class token sits among the tokens of an image of which nothing is pruned."""
+"""Place of the class token among the tokens of an unpruned image."""
 
 
 @jax.tree_util.register_dataclass
@@ -20,16 +20,17 @@ class Tokens:
     """Tokens in the order in which the blocks see them, class token included.
 
     Attributes:
-        x: `[B, L, D]` hidden state: in the computation dtype beside a residual stream, else float32 and the stream.
-        residual: float32 `[B, L, D]` residual stream, to which x is yet to be added (ViM); None where x is the stream.
-        positions: int32 `[B, L]` place of each token in the unpruned sequence: a raster place for a model without a
-            class token; ViM's class token owns slot M // 2, DeiT's slot 0. -1 for a token that stands for no place.
-        cls_index: int32 `[B]` where each image's class token sits along L (it differs per image once tokens are
-            pruned), or None for a model without one.
-        size: float32 `[B, L]` patches that each token stands for, or None before anything was merged: all ones.
-        source: int32 `[B, M]` which patch token (0..K-1, class token left out) stands for each patch of the image,
-            -1 for none; None where nothing is merged, so that positions tell.
-        cls_home: where the class token of an unpruned image sits.
+        x: `[B, L, D]` hidden state. With a separate residual stream in the computation dtype; otherwise it is the
+            float32 residual stream itself.
+        residual: float32 `[B, L, D]` residual stream, to which x has not been added yet (ViM), or None.
+        positions: int32 `[B, L]` place of each token in the unpruned sequence. Without a class token, this is the
+            patch's raster place; ViM's class token has place M // 2, DeiT's has place 0. -1 for a token without one.
+        cls_index: int32 `[B]` index of each image's class token along L, or None for a model without one. It differs
+            between images once tokens are pruned.
+        size: float32 `[B, L]` number of patches that each token stands for; None (one each) before the first merge.
+        source: int32 `[B, M]` which patch token (0..K-1, not counting the class token) stands for each patch of the
+            image, -1 for none; None if nothing was merged, because then it follows from `positions`.
+        cls_home: place of the class token in an unpruned image.
     """
 
     x: Embedded
@@ -42,11 +43,11 @@ class Tokens:
 
     @property
     def num_patches(self) -> int:
-        """K, patch tokens per image."""
+        """K, number of patch tokens per image."""
         return self.positions.shape[1] - (self.cls_index is not None)
 
     def patch_slots(self) -> Slots:
-        """int32 `[B, K]`: where the patch tokens sit along L, in order."""
+        """Returns the indices of the patch tokens along L, in order, int32 `[B, K]`."""
         batch, length = self.positions.shape
         if self.cls_index is None:
             return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None, :], (batch, length))
@@ -54,12 +55,12 @@ class Tokens:
         return slots + (slots >= self.cls_index[:, None]).astype(jnp.int32)
 
     def keep(self, kept: Slots, *, condensed: bool) -> Tokens:
-        """The patch tokens at slots `kept` `[B, K]`, and the class token.
+        """Returns the patch tokens at `kept`, and the class token.
 
         Args:
-            kept: slots along L, increasing unless `condensed`.
-            condensed: put the class token where it would sit in an image of K patches, instead of leaving it between
-                its neighbours.
+            kept: `[B, K]` slots along L, increasing unless `condensed`.
+            condensed: whether to move the class token to its place in an image of K patches; otherwise it stays
+                between its neighbours.
         """
         if self.cls_index is None:
             return self._take(kept, None)
@@ -70,12 +71,12 @@ class Tokens:
     def append(
         self, x: Float[Array, "B D"], residual: Float[Array, "B D"] | None, size: Float[Array, " B"] | None
     ) -> Tokens:
-        """With one more token at the end, which stands for no place of the image: its position is -1.
+        """Returns the tokens with one more at the end, which has no place in the image: its position is -1.
 
         Args:
             x: `[B, D]` its hidden state.
-            residual: `[B, D]` its residual stream, where there is one.
-            size: `[B]` patches that went into it, where sizes are kept.
+            residual: `[B, D]` its residual stream, or None if there is none.
+            size: `[B]` number of patches that it stands for, or None if sizes are not counted.
         """
 
         def end(array: Array | None, new: Array | None) -> Array | None:
@@ -108,12 +109,12 @@ class Tokens:
         )
 
     def _sources_among(self, slots: Slots) -> Int[Array, "B M"]:
-        """`source` once the tokens at `slots` are left: -1 for the patches of one that is gone."""
+        """Returns `source` after only the tokens at `slots` are left; -1 for the patches of a token that is gone."""
         assert self.source is not None
         is_patch = jnp.ones(slots.shape, bool) if self.cls_index is None else slots != self.cls_index[:, None]
         rank = jnp.where(is_patch, jnp.cumsum(is_patch, axis=1, dtype=jnp.int32) - 1, -1)
         nowhere = jnp.full((self.positions.shape[1],), -1, jnp.int32)
-        new_rank = jax.vmap(lambda slots, rank: nowhere.at[slots].set(rank))(slots, rank)  # of each slot
+        new_rank = jax.vmap(lambda slots, rank: nowhere.at[slots].set(rank))(slots, rank)  # by old slot
         slot = jnp.take_along_axis(self.patch_slots(), jnp.maximum(self.source, 0), axis=1)
         return jnp.where(self.source < 0, -1, jnp.take_along_axis(new_rank, slot, axis=1))
 

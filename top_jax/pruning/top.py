@@ -1,4 +1,4 @@
-"""ToP: keep the tokens whose output says most, in the scan's own order."""
+"""ToP: keep the tokens with the largest scan outputs, in the scan's own order."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from top_jax.pruning.tokens import Tokens
 from top_jax.typing import Slots, SlotScores
 
 WAYS: Final = (("none", "score"), ("none", "position"), ("hold", "position"), ("decay", "position"))
-"""(alignment, order) as ablations compare them: the paper's failing baseline, then each alignment in scan order."""
+"""(alignment, order) pairs that ablations compare: the paper's baseline, then each alignment in scan order."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pruning(Reduction):
-    """Token pruning as ToP does it, its ablations, and the naive baseline it argues against.
+    """Token pruning as in ToP, its ablations, and the naive baseline that the paper compares with.
 
     Attributes:
         after_blocks, keep_ratio, alignment: as in `Reduction`.
-        score: what ranks the tokens: `clip` (the paper's), `noclip`, `l1`, `l2`; `delta` (MTR's score,
-            without the rest of MTR: `scan_evidence` says why); `attention` (DeiT only); or a control: `random`,
-            `uniform`.
-        order: `position` keeps the survivors in scan order; `score` leaves them best first, as EViT does, and is
-            only for the baseline `alignment="none"`.
-        seed: of the control `random`.
+        score: the token score: `clip` (the paper's), `noclip`, `l1`, `l2`; `delta` (only the score of MTR, see
+            `scan_evidence`); `attention` (DeiT only); or one of the controls `random` and `uniform`.
+        order: `position` keeps the survivors in scan order; `score` sorts them best first, as EViT does, and is only
+            allowed for the baseline `alignment="none"`.
+        seed: seed of the control `random`.
 
     Raises:
-        InputError: a value outside these ranges.
+        InputError: a value out of range.
 
     Source: ToP, arXiv 2409.18962, section 4.
     """
@@ -51,7 +50,7 @@ class Pruning(Reduction):
 
     @property
     def evidence(self) -> str:
-        """The score's name."""
+        """Name of the score."""
         return self.score
 
     def scores(self, tokens: Tokens, evidence: Evidence, cut: Cut) -> SlotScores:
@@ -62,10 +61,10 @@ class Pruning(Reduction):
     def __call__(self, tokens: Tokens, evidence: Evidence, cut: Cut) -> Tokens:
         """Keeps the best patch tokens of each image; `none` re-indexes them as in a smaller image."""
         if cut.kept == cut.before:
-            return tokens  # whatever the order: nothing was pruned
+            return tokens  # in their order, whatever `order` says: nothing was pruned
         best = best_patches(self.scores(tokens, evidence, cut), tokens.patch_slots())[:, : cut.kept]
         return tokens.keep(self.arranged(best), condensed=self.alignment == "none")
 
     def arranged(self, best: Slots) -> Slots:
-        """The slots of the survivors, int32 `[B, K]` best first, in the order in which they go on."""
+        """Orders the survivors' slots, int32 `[B, K]`, which come best first."""
         return jnp.sort(best, axis=1) if self.order == "position" else best
