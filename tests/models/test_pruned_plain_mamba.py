@@ -1,4 +1,4 @@
-"""PlainMamba with token pruning, against the definition (DESIGN.md, section 2) written out step by step in NumPy."""
+"""PlainMamba with token pruning, against the definition (docs/models.md, section 2) written out in NumPy."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Accuracy and cost of a model."""
+"""Accuracy of a model, its cost, and what its blocks do with the tokens."""

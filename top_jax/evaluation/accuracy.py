@@ -1,4 +1,4 @@
-"""Accuracy over a whole split, every image counted once."""
+"""Accuracy over a whole split; every image counts once."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ DeviceBatch = dict[str, jax.Array]
 def make_eval_step(
     graphdef: nnx.GraphDef[Any], data: DataConfig
 ) -> Callable[[Weights, DeviceBatch], dict[str, jax.Array]]:
-    """Builds the jitted `eval_step(weights, batch)`: sums over the images of mask 1.
+    """Builds the jitted `eval_step(weights, batch)`, which sums over the images with mask 1.
 
     Args:
-        graphdef: of the model; the step runs it in eval mode, whichever it is in.
-        data: how pixels are normalised.
+        graphdef: the model's graph definition; the step switches it to eval mode.
+        data: the config's data section, which says how pixels are normalised.
 
     Returns:
-        A function giving float32 scalars: correct, correct_top5, loss, count, and unreadable (images left out).
+        A function that returns float32 scalars: correct, correct_top5, loss, count, and unreadable (images that could
+        not be read).
     """
 
     @jax.jit
@@ -40,7 +41,7 @@ def make_eval_step(
         model.eval()
         logits = model(normalize(batch["image"], data.mean, data.std))
         mask, label = batch["mask"], batch["label"]
-        # Not jax.lax.top_k, which over a mesh gathers the logits of the whole batch; XLA splits a sort.
+        # On a mesh, jax.lax.top_k gathers the logits of the whole batch; XLA partitions a sort.
         best = jnp.argsort(logits, axis=-1, stable=True, descending=True)[:, :5]
         hit = best == label[:, None]
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
@@ -64,20 +65,20 @@ def evaluate(
     prefetch: int,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> dict[str, float | int]:
-    """Runs a split once.
+    """Evaluates a model on one pass over a split.
 
     Args:
-        eval_step: as `make_eval_step` builds it.
-        weights: all of the model's.
+        eval_step: what `make_eval_step` returns.
+        weights: all weights of the model.
         batches: a fresh pass over the split (`top_jax.data.eval_batches`).
-        sharding: of the batch axis.
-        prefetch: batches kept ready on the devices.
+        sharding: sharding of the batch axis.
+        prefetch: number of batches that are kept ready on the devices.
         on_batch: called after each batch with its number of images, for a progress bar.
 
     Returns:
-        accuracy and accuracy_top5 (shares), loss (nats), images counted, unreadable images left out, and
-        images_per_second of the whole loop, loading included and the first, compiling batch left out (0.0 where there
-        is no second batch).
+        accuracy and accuracy_top5 (shares); loss (nats); images: how many were counted; unreadable: how many could not
+        be read; images_per_second of the whole loop, including loading but not the first batch, which compiles (0.0
+        without a second batch).
     """
     sums: dict[str, float] = {}
     start, images_before = None, 0.0
@@ -96,7 +97,7 @@ def evaluate(
         "accuracy_top5": sums["correct_top5"] / count,
         "loss": sums["loss"] / count,
         "images": int(sums["count"]),
-        "unreadable": int(sums["unreadable"]),  # of all processes
+        "unreadable": int(sums["unreadable"]),  # in all processes
         "images_per_second": timed / seconds if timed else 0.0,
     }
 
@@ -109,10 +110,10 @@ def evaluate_model(
     batch_size: int,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> dict[str, float | int]:
-    """Accuracy of a model over a whole source, on all devices; results as of `evaluate`.
+    """Evaluates a model on a whole source, on all devices; returns what `evaluate` returns.
 
     Raises:
-        InputError: the source has another number of classes, or the batch does not split over the devices.
+        InputError: the source has a different number of classes, or the batch size is not divisible by the devices.
     """
     check_classes(source, model.config.num_classes, "evaluate it on the data it was trained for")
     check_divisible("batch_size", batch_size)

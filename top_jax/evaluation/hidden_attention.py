@@ -1,12 +1,12 @@
-"""How much each token's input weighs in each token's output: the attention matrix that a selective scan hides.
+"""Hidden attention of a selective scan: the weight of each token's input in each token's output.
 
-A scan is linear in its input u. Unrolled, with the state's decay over the steps between (tau as in
-`top_jax.ops.selective_scan`: delta, and under `decay` the gap's share of the delta before)::
+A scan is linear in its input u. Unrolled, with tau_k as in `top_jax.ops.selective_scan` (delta_k, and with `decay` also
+gap_k delta_{k-1})::
 
     y_i = sum_j alpha_ij u_j + D u_i        alpha_ij = sum_n C_i[n] exp(A[n] sum_{k=j+1..i} tau_k) delta_j B_j[n]
 
-for j <= i in the scan's own order, one matrix per channel. Of a block's G directions, each put back into the tokens'
-order, the matrices are added up as their outputs are. D and the gate SiLU(z), which mix no tokens, are left out.
+for j <= i in the scan's own order: one matrix per channel. The matrices of a block's G directions are brought into the
+tokens' order and added, as the outputs are. D and the gate SiLU(z) are left out, because they mix no tokens.
 
 Source: arXiv 2403.01590 (The Hidden Attention of Mamba Models), section 3.
 """
@@ -25,33 +25,34 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class _Direction(NamedTuple):
-    """One direction, its arrays in the order of its steps."""
+    """One scan direction, with its arrays in the order of its steps."""
 
     delta: Float[Array, "E B L"]  # after softplus
     A: Float[Array, "E N"]
     B: Selective
     C: Selective
     gap: PerToken
-    steps: Int[Array, "B L"] | None  # of each token; None where they are the tokens' own order
+    steps: Int[Array, "B L"] | None  # step that visits each token; None if step i visits token i
     reverse: bool
 
 
 def channel_attention(scan: ScanArguments, plan: ScanPlan) -> Float[Array, "B E L L"]:
-    """alpha of every channel, summed over the directions: float32 `[B, E, L, L]`, y's token before u's.
+    """Returns alpha of every channel, summed over the directions: float32 `[B, E, L, L]`, output tokens first.
 
-    As many numbers as that: for small models. `hidden_attention` averages channels as it goes.
+    The result is large, so this is for small models. `hidden_attention` averages over channels without storing them.
     """
     directions = _directions(scan, plan)
     return jnp.moveaxis(jax.lax.map(lambda channel: _summed(directions, channel), _channels(directions)), 0, 1)
 
 
 def hidden_attention(scan: ScanArguments, plan: ScanPlan, *, absolute: bool = True) -> Float[Array, "B L L"]:
-    """alpha averaged over the channels: float32 `[B, L, L]`, y's token before u's.
+    """Returns alpha averaged over the channels: float32 `[B, L, L]`, output tokens first.
 
     Args:
         scan: arguments of one block's scans (`Block.scan_arguments`).
         plan: the plan of those scans.
-        absolute: average |alpha|, after the sum over directions, so that channels of opposite sign do not cancel.
+        absolute: average |alpha| (taken after the sum over directions), so that channels of opposite sign do not
+            cancel.
     """
     directions = _directions(scan, plan)
     batch, length, width = scan.u.shape[1:]
@@ -85,7 +86,7 @@ def _direction(own: ScanArguments, plan: ScanPlan, reverse: bool) -> _Direction:
 
 
 def _channels(directions: list[_Direction]) -> tuple[tuple[jax.Array, jax.Array], ...]:
-    """What differs from channel to channel, along the first axis."""
+    """Returns the arrays that differ between channels, channels first."""
     return tuple((direction.delta, direction.A) for direction in directions)
 
 
@@ -95,11 +96,11 @@ def _summed(directions: list[_Direction], channel: tuple[tuple[jax.Array, jax.Ar
 
 
 def _alpha(direction: _Direction, delta: PerToken, A: Float[Array, " N"]) -> Float[Array, "B L L"]:
-    """alpha of one channel and direction, in the tokens' order."""
+    """Returns alpha of one channel and direction, in the tokens' order."""
     before = jnp.pad(delta, ((0, 0), (1, 0)))[:, :-1]
     tau = delta + direction.gap * before
     later = jnp.tri(delta.shape[1], k=-1, dtype=jnp.float32)  # 1 where k > j
-    # For each j the sum from j + 1 on; a difference of two sums from the start would lose what decays slowly.
+    # For each j, the sum from j + 1 on; the difference of two sums from the start would lose precision.
     elapsed = jnp.cumsum(tau[:, :, None] * later[None], axis=1)
     decay = jnp.exp(elapsed[:, :, :, None] * A[None, None, None, :])
     taken = delta[:, :, None] * direction.B

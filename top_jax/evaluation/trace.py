@@ -1,6 +1,6 @@
-"""One forward pass with what pruning did in it: which tokens stayed, by which scores, in which order, and who saw whom.
+"""A forward pass that records what token reduction did: which tokens stayed, their scores, scan orders and attention.
 
-Shapes are static, so all of it runs inside one jitted program: `jax.jit(trace, static_argnames="attention_of")`.
+Shapes are static, so it can run as one program: `jax.jit(trace, static_argnames="attention_of")`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from top_jax.pruning import Cut, Tokens
 from top_jax.typing import Array, Float, Images, Int, Logits
 
 CLASS = -1
-"""The place of the class token, which stands for no patch."""
+"""Place of the class token, which stands for no patch."""
 FUSED = -2
-"""The place of a fused token (EViT), which stands for no one patch."""
+"""Place of a fused token (EViT), which stands for several patches."""
 
 
 class TracedStage(NamedTuple):
-    """One reduction.
+    """What one reduction did.
 
     Attributes:
         candidates: int32 `[B, K]` raster place of each patch token before it, `FUSED` for a fused one.
-        scores: float32 `[B, K]` by which they were ranked, larger stays; None for a method that ranks none (merging).
-        survivors: int32 `[B, L]` place of each token after it, in the order of the blocks; `CLASS` and `FUSED` among
-            them.
-        source: int32 `[B, M]` which patch token (0..K'-1, class token left out) stands for each patch of the image, -1
-            where none does.
+        scores: float32 `[B, K]` scores of the candidates, the largest stay; None for a method without scores (merging).
+        survivors: int32 `[B, L]` place of each token after it, in the order of the blocks; may be `CLASS` or `FUSED`.
+        source: int32 `[B, M]` which patch token after it (0..K'-1, not counting the class token) stands for each patch
+            of the image, -1 if none does.
     """
 
     candidates: Int[Array, "B K"]
@@ -45,11 +44,11 @@ class BlockView(NamedTuple):
     """How the tokens of one block see each other.
 
     Attributes:
-        places: int32 `[B, L]` place of each token, in the order of the block; `CLASS` and `FUSED` among them.
-        orders: int32 `[G, B, L]` the token that each step of each of its scans visits; None without a scan.
+        places: int32 `[B, L]` place of each token, in the order of the block; may be `CLASS` or `FUSED`.
+        orders: int32 `[G, B, L]` the token that each step of each scan visits; None without a scan.
         attention: float32 `[B, L, L]` weight of each token's input (third axis) in each token's output: the scan's
-            hidden attention, |alpha| averaged over the channels, or the mean over the heads of a DeiT's attention.
-            None where it was not asked for.
+            hidden attention |alpha|, averaged over the channels, or DeiT's attention, averaged over the heads. None
+            if it was not requested.
     """
 
     places: Int[Array, "B L"]
@@ -58,7 +57,13 @@ class BlockView(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """Of a batch: float32 logits `[B, classes]`, and by their number from 1 the reductions and all blocks."""
+    """What a forward pass of a batch did.
+
+    Attributes:
+        logits: float32 `[B, classes]`.
+        stages: what each reduction did, by its block's 1-based number.
+        blocks: how tokens see each other in each block, by its 1-based number.
+    """
 
     logits: Logits
     stages: dict[int, TracedStage]
@@ -66,16 +71,16 @@ class Trace(NamedTuple):
 
 
 def trace(model: Backbone, images: Images, *, attention_of: tuple[int, ...] = ()) -> Trace:
-    """Runs the model and keeps what happened.
+    """Runs the model and records what happened.
 
     Args:
-        model: in eval mode.
+        model: a model in eval mode.
         images: float32 `[B, H, W, 3]`, normalised.
-        attention_of: numbers, from 1, of the blocks whose attention is wanted: `[B, L, L]` numbers and a loop over
-            the channels each.
+        attention_of: 1-based numbers of the blocks whose attention is computed; each costs `[B, L, L]` numbers and a
+            loop over the channels.
 
     Raises:
-        InputError: images of another size than the model's.
+        InputError: the images do not have the model's size.
     """
     cuts = {cut.block: cut for cut in model.schedule}
     stages: dict[int, TracedStage] = {}
@@ -91,7 +96,7 @@ def trace(model: Backbone, images: Images, *, attention_of: tuple[int, ...] = ()
 
 
 def places_of(tokens: Tokens) -> Int[Array, "B L"]:
-    """int32 `[B, L]` raster place of each token; `CLASS` for the class token, `FUSED` for a fused one."""
+    """Returns the raster place of each token, int32 `[B, L]`: `CLASS` for the class token, `FUSED` for a fused one."""
     positions = tokens.positions
     fused = positions < 0
     if tokens.cls_index is not None:
