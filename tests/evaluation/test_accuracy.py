@@ -1,4 +1,4 @@
-"""Accuracy: every image once, whatever the batch size, and what numpy says it is."""
+"""Accuracy counts every image once for any batch size, and equals NumPy's."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def source():
 
 @pytest.fixture(scope="module")
 def by_hand(model, source):
-    """Accuracies and loss of the whole split from one call of the model, in numpy."""
+    """Computes accuracies and loss of the whole split from one call of the model, in NumPy."""
     images = np.stack([source[i].image for i in range(len(source))])
     labels = np.array([source[i].label for i in range(len(source))])
     logits = np.asarray(jax.jit(lambda m, x: m(x))(model, jnp.asarray((images / 255.0 - 0.5) / 0.5, jnp.float32)))
@@ -61,12 +61,12 @@ def test_every_image_once(model, source, by_hand, batch_size):
     assert seen == [batch_size] * (360 // batch_size) + [360 % batch_size] * bool(360 % batch_size)
     for name, expected in by_hand.items():
         assert result[name] == pytest.approx(expected, rel=1e-5), name
-    assert 0 < by_hand["accuracy"] < by_hand["accuracy_top5"] < 1  # says something
+    assert 0 < by_hand["accuracy"] < by_hand["accuracy_top5"] < 1  # not trivial
     assert result["images_per_second"] > 0
 
 
 def test_padding_rows_do_not_matter(model, source):
-    """Whatever stands in a row of mask 0, it counts for nothing."""
+    """The content of a row with mask 0 does not matter."""
     weights, step = weights_of(model), make_eval_step(nnx.graphdef(model), DATA)
     with eval_batches(source, DATA, img_size=8, batch_size=200) as batches:
         _, last = batches
@@ -84,7 +84,7 @@ def test_padding_rows_do_not_matter(model, source):
 
 
 class Broken:
-    """The digits with some images that cannot be read."""
+    """Digits of which some images cannot be read."""
 
     num_classes = 10
     class_names = tuple("0123456789")

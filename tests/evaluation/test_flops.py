@@ -46,7 +46,7 @@ def test_pruned(name, after_blocks, keep_ratio, published):
 
 
 def test_tokens_per_block():
-    """Pruning after block 5 shows in block 6; the class token comes on top."""
+    """Pruning after block 5 reduces the tokens of block 6; the class token is added."""
     cost = count_macs(model_config("vim_small"), Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8))
     assert cost.tokens_per_block == (197,) * 5 + (158,) * 5 + (127,) * 5 + (102,) * 9
     ratios = Pruning(after_blocks=(1, 2), keep_ratio=(0.5, 0.25))
@@ -55,7 +55,7 @@ def test_tokens_per_block():
 
 @pytest.mark.parametrize(("ratio", "published"), [(0.9, 4.0), (0.8, 3.5), (0.7, 3.0), (0.6, 2.6), (0.5, 2.3)])
 def test_evit(ratio, published):
-    """The MACs that EViT's README prints of DeiT-S."""
+    """The MACs of DeiT-S in EViT's README."""
     cost = count_macs(model_config("deit_small"), Evit(after_blocks=(4, 7, 10), keep_ratio=ratio))
     assert round(cost.gmacs("published"), 1) == published
     if ratio == 0.7:
@@ -63,7 +63,7 @@ def test_evit(ratio, published):
 
 
 def brute_force(model, tokens_per_block, directions):
-    """Every kernel's size times the places it is applied at, plus 9 L E N per scan."""
+    """Sums each kernel's size times the places where it is applied, plus 9 L E N per scan."""
     num_patches, total = model.config.num_patches, 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param))):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -101,7 +101,7 @@ def test_independent_count(overrides, pruning):
 
 
 def kernels(model):
-    """(dotted name, size) of everything that multiplies tokens or pixels."""
+    """Yields (dotted name, size) of every parameter that multiplies tokens or pixels."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param))):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         if name.endswith(("kernel", "A_log")):
@@ -165,7 +165,7 @@ def test_parts_and_blocks_add_up():
 
 
 def test_executed_convolutions_cover_the_grid():
-    """PlainMamba's: the image's 14 x 14 cells, or the condensed grid of `none`: 138 tokens in 12 rows of 12."""
+    """PlainMamba convolves the image's 14 x 14 cells, or with `none` the condensed grid: 12 rows of 12."""
     config, schedule = model_config("plain_mamba_l1", depth=2), {"after_blocks": (1,), "keep_ratio": 0.7}
     hold, none = (count_macs(config, Pruning(alignment=name, **schedule)) for name in ("hold", "none"))
     taps = 7 * 7 * 384

@@ -1,4 +1,4 @@
-"""The hidden attention is the scan: applied to u, it gives the scan's output."""
+"""The hidden attention, applied to u, gives the scan's output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from top_jax.evaluation import hidden_attention as hidden
 from top_jax.ops import ScanArguments, ScanPlan, directional_scan, selective_scan
 from top_jax.ops.directions import gaps
 
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # most of the time is compiling
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling takes most of the time
 
 
 def jitted(function):
@@ -26,7 +26,7 @@ POSITIONS = [[0, 1, 4, 5, 9, 10, 11, 15, 20], [2, 3, 5, 6, 7, 8, 12, 13, 14]]
 
 
 def scan_arguments(reverse, order=None, positions=None):
-    """Time steps from short to long, each direction with its own numbers."""
+    """Returns scan arguments with short to long time steps, different in each direction."""
     directions = len(reverse)
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=(directions, *shape)), jnp.float32)  # noqa: E731
@@ -59,24 +59,24 @@ def test_alpha_times_u_is_the_scan(reverse, alignment):
     alpha = channel_attention(scan, ScanPlan((reverse,)))
     y = jnp.einsum("beij,bje->bie", alpha, scan.u[0], precision="highest") + scan.D[0] * scan.u[0]
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
-    unseen = np.tril(alpha, -1) if reverse else np.triu(alpha, 1)  # what comes later in the scan
+    unseen = np.tril(alpha, -1) if reverse else np.triu(alpha, 1)  # tokens later in the scan
     assert not unseen.any() and np.abs(alpha).sum() > 1
 
 
 def test_a_gap_is_felt():
-    """alpha of two tokens with a gap between them is that of no gap, less the gap's decay."""
+    """alpha of two tokens with a gap between them is that without a gap, times the gap's decay."""
     positions = jnp.asarray(POSITIONS, jnp.int32)
     forward = ScanPlan((False,))
     with_gaps = channel_attention(scan_arguments((False,), positions=positions[None]), forward)
     without = channel_attention(scan_arguments((False,)), forward)
-    np.testing.assert_array_equal(with_gaps[:, :, :2, :2], without[:, :, :2, :2])  # no gap yet in the first image
+    np.testing.assert_array_equal(with_gaps[:, :, :2, :2], without[:, :, :2, :2])  # the first tokens have no gap yet
     assert gaps(positions[None], (False,))[0, 0, 2] == 2
     assert (np.abs(with_gaps[0, :, 2, :2] - without[0, :, 2, :2]) > 1e-6).all()
 
 
 @pytest.mark.parametrize("reorder", [False, True])
 def test_directions_with_an_order_of_their_own(reorder):
-    """PlainMamba's: put back into the tokens' order and added up, with and without the quirk of its parameters."""
+    """PlainMamba's directions are brought into the tokens' order and added, with and without its quirk."""
     rng = np.random.default_rng(1)
     order = jnp.asarray([[rng.permutation(LENGTH) for _ in range(BATCH)] for _ in range(2)], jnp.int32)
     steps = jnp.asarray(np.sort(np.stack([POSITIONS, POSITIONS[::-1]])), jnp.int32)
@@ -85,7 +85,7 @@ def test_directions_with_an_order_of_their_own(reorder):
     scan = scan_arguments(plan.reverse, order, steps)
     of = lambda arrays, bias: directional_scan(*arrays, None, bias, alignment="decay", **settings)[0]  # noqa: E731
     expected = quick_jit(of)(scan[:6], scan.delta_bias)
-    # u of each direction is its own here, so each is applied by itself.
+    # Each direction has its own u here, so each is applied separately.
     total = 0.0
     for g in range(2):
         one = jax.tree.map(lambda array: array[g : g + 1], scan)  # noqa: B023
@@ -102,7 +102,7 @@ def test_directions_with_an_order_of_their_own(reorder):
 
 @pytest.mark.parametrize("name", ["vim_micro", "plain_mamba_micro"])
 def test_scan_arguments_are_what_the_block_scans(name, official_case):
-    """Gated and projected, the scan of a real block's inputs is the block's own output."""
+    """Gated and projected, the scan of a real block's arguments gives the block's output."""
     case = official_case(name)
 
     def both_ways(model, images):
@@ -120,7 +120,7 @@ def test_scan_arguments_are_what_the_block_scans(name, official_case):
 
 
 def test_long_memory_keeps_its_digits():
-    """A slow channel far down the sequence: sums from the start would lose it to rounding."""
+    """A slowly decaying channel late in the sequence, which sums from the start would lose to rounding."""
     length = 400
     ones = jnp.ones((1, 1, length, 1), jnp.float32)
     delta = ones.at[:, :, : length - 3].set(20.0)  # a long time, then three short steps

@@ -1,4 +1,4 @@
-"""What a trace says agrees with the model's own features, for each way to reduce tokens."""
+"""A trace agrees with the model's own features, for each reduction method."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CASES = {
 
 @pytest.fixture(scope="module", params=CASES)
 def traced(request):
-    """(case, model, trace, features) of two images."""
+    """Returns (case, model, trace, features) for two images."""
     name, sizes, pruning = CASES[request.param]
     model = create_model(name, pruning=pruning, **sizes)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, *model.config.img_size, 3)), jnp.float32)
@@ -77,7 +77,7 @@ def test_orders_and_attention(traced):
         view = found.blocks[number]
         length = view.places.shape[1]
         assert view.attention.shape == (2, length, length) and (view.attention >= 0).all()
-        if case in ("evit", "merging"):  # of DeiT, whose attention is the real one
+        if case in ("evit", "merging"):  # DeiT's attention is the real one
             assert view.orders is None
             np.testing.assert_allclose(view.attention.sum(axis=-1), 1, atol=1e-5)
             continue

@@ -21,7 +21,7 @@ VIM, PLAIN, DEIT = OWN
 
 
 def config_of(name, depth=2, **overrides):
-    """The smallest that has everything: 3 x 4 patches."""
+    """Returns the smallest sizes that have every part: 3 x 4 patches."""
     heads = {"num_heads": 2} if name == DEIT else {}
     sizes = {"img_size": (24, 32), "patch_size": 8, "embed_dim": 16, "depth": depth, "num_classes": 5}
     return model_config(name, **{**sizes, **OWN[name], **heads, **overrides})
@@ -48,7 +48,7 @@ CASES = [
 
 @pytest.mark.parametrize(("config", "pruning"), CASES)
 def test_the_jaxpr_agrees(config, pruning):
-    """To the last multiplication; on a GPU too, where the depthwise convolution is written otherwise."""
+    """Both agree to the last multiplication, also on a GPU, where the depthwise convolution is another operation."""
     model, cost = traced(config, pruning), count_macs(config, pruning)
     for platform in ("cpu", "gpu"):
         counted, without_scans, scans = check_executed(model._replace(platform=platform), cost)
@@ -60,7 +60,7 @@ def test_the_jaxpr_agrees(config, pruning):
 
 
 def test_a_wrong_count_is_found_out():
-    """Of a model with another reduction than the one that is traced."""
+    """Compares the traced model with the counts of other reductions."""
     config, merging = CASES[1]
     model = traced(config, merging)
     _, without_scans, scans = check_executed(model, count_macs(config, Pruning(**ONCE)))
@@ -74,7 +74,7 @@ def shape(*sizes, dtype=jnp.float32):
 
 
 def looped(x, w):
-    """A product outside and two in a loop of five, in a loop of three."""
+    """Computes one product and a loop of five with two more, inside a loop of three."""
 
     def step(h, _):
         return (h @ w) @ w * x, None
@@ -89,7 +89,7 @@ def looped(x, w):
     ("function", "shapes", "products", "taps", "loops"),
     [
         (lambda x, w: jnp.sum(x @ w), [(2, 3), (3, 4)], 24, 0, 0),
-        (lambda x, w: (x @ w, x @ w)[0], [(2, 3), (3, 4)], 24, 0, 0),  # what no one reads is not run
+        (lambda x, w: (x @ w, x @ w)[0], [(2, 3), (3, 4)], 24, 0, 0),  # unused results are not computed
         (jax.checkpoint(lambda x, w: jnp.einsum("bij,bkj->bik", x, w)), [(2, 3, 5), (2, 4, 5)], 120, 0, 0),
         (looped, [(2, 2), (2, 2)], 3 * 8, 0, 15 * (2 * 8 + 4)),
         (lambda x, w, b: causal_conv1d(x, w, b, reverse=True), [(1, 6, 3), (4, 3), (3,)], 0, 72, 0),

@@ -19,7 +19,7 @@ SMALL = dict(img_size=16, patch_size=4, embed_dim=16, depth=3, d_state=4, num_cl
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., Vim]:
-    """A small ViM whose every parameter differs from its start; equal sizes give equal weights."""
+    """Builds a small ViM with every parameter moved off its initial value; equal sizes give equal weights."""
 
     def make(**overrides: Any) -> Vim:
         model = abstract_model("vim_tiny", **{**SMALL, **overrides})
@@ -33,7 +33,7 @@ def make_model() -> Callable[..., Vim]:
 
 @pytest.fixture(scope="session")
 def quick_jit() -> Callable[..., Any]:
-    """jax.jit that compiles several times faster, to slower code: compiling is most of what these tests do."""
+    """Like jax.jit, but compiles several times faster, to slower code; these tests mostly compile."""
     return partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 

@@ -1,4 +1,4 @@
-"""What every backbone promises, whatever its family."""
+"""What all backbones guarantee."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make(name: str, **overrides):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_remat_of_a_closed_over_model(name, images, quick_jit):
-    """Under jit and under grad, though the model is no argument of what is compiled."""
+    """Works under jit and grad with the model captured by the compiled function."""
     plain, remat = make(name, depth=1), make(name, depth=1, remat=True)
     grads = [quick_jit(jax.grad(lambda x, model=model: jnp.sum(model(x) ** 2)))(images) for model in (plain, remat)]
     assert relative_error(grads[1], grads[0]) < 1e-5
@@ -85,7 +85,7 @@ def test_no_schedule_needs_no_evidence():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_weights_fit_every_reduction(name):
-    """A reduction adds no parameter and takes none away."""
+    """A reduction neither adds nor removes parameters."""
     score = "attention" if name == "deit_tiny" else "clip"
     reductions = (
         Pruning(after_blocks=(1,), keep_ratio=0.5, score=score),

@@ -1,4 +1,4 @@
-"""DeiT against what the official code computed (tests/fixtures/README.md), and what it promises beside."""
+"""DeiT against what the official code computed (tests/fixtures/README.md), and what else it guarantees."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = dict(img_size=16, patch_size=4, embed_dim=12, depth=3, num_heads=3, num_
 
 
 def make(**overrides):
-    """Every parameter differs from its start; equal sizes give equal weights."""
+    """Builds a small DeiT with every parameter moved off its initial value; equal sizes give equal weights."""
     model = abstract_model("deit_tiny", **{**SMALL, **overrides})
     rng = np.random.default_rng(0)
     draw = lambda param: jnp.asarray(rng.normal(size=param.shape) * 0.4, param.dtype)  # noqa: E731
@@ -54,7 +54,7 @@ def official(request, official_case):
 
 @pytest.fixture(scope="module")
 def computed(official, quick_jit):
-    """(logits, features with every stage, image gradient of sum(logits * grad_weight))."""
+    """Returns (logits, features with every stage, image gradient of sum(logits * grad_weight))."""
     reduction = None
     if "reduction" in official.arrays:
         settings = json.loads(str(official["reduction"]))
@@ -83,7 +83,7 @@ def test_official_class_token_and_token_count_after_every_block(official, comput
 
 
 def test_official_image_gradient(official, computed):
-    count = len(official.grad_image)  # of EViT, the first image's alone
+    count = len(official.grad_image)  # for EViT only that of the first image
     assert relative_error(computed[2][:count], official.grad_image) < GRADIENT
 
 
@@ -98,7 +98,7 @@ def test_parameters(name):
 
 
 def test_initial_values(quick_jit):
-    """facebookresearch/deit's: every linear layer and both embeddings N(0, 0.02), the convolution PyTorch's default."""
+    """As in facebookresearch/deit: linear layers and embeddings N(0, 0.02), the convolution PyTorch's default."""
     model = quick_jit(lambda: create_model("deit_tiny", depth=2))()
     params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
     bound = (3 * 16 * 16) ** -0.5
@@ -159,7 +159,7 @@ def test_a_merged_token_draws_the_attention_of_its_patches():
 
 
 def test_norms_and_gelu():
-    """Where eps = 1e-5 and the tanh approximation would show, which they do not in the official numbers."""
+    """On these inputs eps = 1e-5 or the tanh approximation would show; on the official ones they would not."""
     model = make()
     x = np.random.default_rng(3).normal(size=(2, 4, 12)) * 1e-3
     spread = np.sqrt(x.var(-1, keepdims=True) + 1e-6)
@@ -173,7 +173,7 @@ def test_norms_and_gelu():
 
 
 def test_merging_reaches_the_attention(forward, images):
-    """The size of merged tokens, and the class token first, also where the tokens are condensed."""
+    """The size of merged tokens is used, and the class token stays first, also with condensed tokens."""
     block, tokens = make().blocks[0], make().embed(images)
     size = jnp.asarray(np.random.default_rng(4).integers(1, 5, (3, 17)), jnp.float32)
     _, evidence = block.mix(dataclasses.replace(tokens, size=size), None, None)
@@ -208,7 +208,7 @@ def test_controls_run(score, images):
 def test_bfloat16(forward, images, dense):
     half = make(dtype="bfloat16")
     error = relative_error(forward(half, images)[0], dense[0])
-    assert 1e-5 < error < 0.1  # it was computed in bfloat16, and well
+    assert 1e-5 < error < 0.1  # computed in bfloat16, and correctly
     tokens = jax.eval_shape(half.embed, images)
     mixed, evidence = jax.eval_shape(lambda tokens: half.blocks[0].mix(tokens, None, None), tokens)
     after = jax.eval_shape(lambda tokens: half.blocks[0].transform(tokens, None), mixed)
@@ -229,7 +229,7 @@ def test_drop_path():
     model = abstract_model("deit_tiny", depth=5, drop_path=0.2)
     paths = [path for block in model.blocks for path in (block.drop_path1, block.drop_path2)]
     np.testing.assert_allclose([path.rate for path in paths], np.repeat([0, 0.05, 0.1, 0.15, 0.2], 2))
-    assert len({path.index for path in paths}) == 10  # each draws its own
+    assert len({path.index for path in paths}) == 10  # each one draws separately
 
 
 def test_train_mode(quick_jit, images, forward):
@@ -240,7 +240,7 @@ def test_train_mode(quick_jit, images, forward):
 
     @quick_jit
     def left_out(model, images, keys):
-        """Of which images the last block leaves the attention out, and of which the MLP."""
+        """Returns the images whose attention the last block drops, and those whose MLP it drops."""
         tokens, block = model.embed(images), model.blocks[2]
         after = (block.mix(tokens, None, keys)[0], block.transform(tokens, keys))
         return [jnp.all(half.x == tokens.x, axis=(1, 2)) for half in after]

@@ -1,4 +1,4 @@
-"""EViT on whole models: on DeiT against the method written out in NumPy, on ViM and PlainMamba what it promises.
+"""EViT on whole models: on DeiT against the method written out in NumPy, on ViM and PlainMamba by its properties.
 
 The official numbers at keep ratio 0.7 are in test_deit.py.
 """
@@ -30,7 +30,7 @@ FAMILIES = {
 
 
 def make(name, **overrides):
-    """Every weight differs from its start; equal sizes give equal weights."""
+    """Builds a small model with every weight moved off its initial value; equal sizes give equal weights."""
     model = abstract_model(name, **{**SIZES, **FAMILIES[name], **overrides})
     rng = np.random.default_rng(0)
     draw = lambda weight: jnp.asarray(rng.normal(size=weight.shape) * 0.4, weight.dtype)  # noqa: E731
@@ -63,7 +63,7 @@ def linear(x, weights, name):
 
 
 def evit_of_one_image(image, weights, heads, depth, ratios, fuse):
-    """float64 logits of one image `[3, H, W]`, and the number of patch tokens after each block."""
+    """Returns float64 logits of one image `[3, H, W]`, and the number of patch tokens after each block."""
     kernel = weights["patch_embed.proj.weight"]
     side = kernel.shape[-1]
     rows, columns = image.shape[1] // side, image.shape[2] // side
@@ -98,7 +98,7 @@ def evit_of_one_image(image, weights, heads, depth, ratios, fuse):
 
 @pytest.fixture(scope="module")
 def shallow(official_case):
-    """The first three blocks of the official case: (settings of the model, its state_dict, images `[B, 3, H, W]`)."""
+    """Returns the first three blocks of the official case: (model settings, state_dict, images `[B, 3, H, W]`)."""
     case = official_case("evit_micro")
     gone = tuple(f"blocks.{block}." for block in range(3, case.config["depth"]))
     weights = {key: array for key, array in case.weights.items() if not key.startswith(gone)}
@@ -153,7 +153,7 @@ def test_keeping_everything_is_the_dense_model(family, forward, images):
 
 @pytest.mark.parametrize("fuse, order, counts", [(True, "score", (9, 6)), (False, "position", (8, 4))])
 def test_counts_places_and_class_token(fuse, order, counts, family, forward, images):
-    """8 of 16 and one; 5 of 9 and one; each survivor in one place, the fused one in none."""
+    """Keeps 8 of 16 plus the fused one, then 5 of 9 plus the fused one; only the fused one has no place."""
     evit = Evit(after_blocks=(1, 2), keep_ratio=0.5, score=score_of(family), fuse=fuse, order=order)
     model = make(family, pruning=evit)
     logits, features = forward(model, images)
@@ -170,7 +170,7 @@ def test_counts_places_and_class_token(fuse, order, counts, family, forward, ima
             if order == "position":
                 assert (np.diff(real) > 0).all()
         assert order == "position" or (np.diff(places[:, :-1], axis=1) < 0).any()
-    for one, stage in zip(features.stages[:1], features.stages[1:], strict=True):  # no place comes back
+    for one, stage in zip(features.stages[:1], features.stages[1:], strict=True):  # a dropped place never returns
         assert all(
             set(b) <= set(a) for a, b in zip(np.asarray(one.positions), np.asarray(stage.positions), strict=True)
         )

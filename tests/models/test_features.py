@@ -29,7 +29,7 @@ def features(positions, source=None):
 POSITIONS = [[1, 5], [3, 4]]
 FILLED = {
     "zero": [[[0, 1, 0], [0, 0, 2]], [[0, 0, 0], [11, 12, 0]]],
-    "nearest": [[[1, 1, 1], [1, 1, 2]], [[11, 12, 12], [11, 12, 12]]],  # of equally close ones the first
+    "nearest": [[[1, 1, 1], [1, 1, 2]], [[11, 12, 12], [11, 12, 12]]],  # the first of equally close ones
     "carry": [[[1, 1, 1], [1, 1, 2]], [[11, 11, 11], [11, 12, 12]]],
 }
 
@@ -87,7 +87,7 @@ def test_stages(alignment, make_model, images, quick_jit):
     assert first.x.shape == last.x.shape == (3, 8, 16)
     np.testing.assert_array_equal(first.positions, last.positions)
     np.testing.assert_array_equal(last.positions, wanted.positions)
-    # The final features are the last stage under the final norm.
+    # The final features are the last stage after the final norm.
     normed = quick_jit(lambda model, x: model.norm(x))(model, last.x)
     np.testing.assert_allclose(normed, wanted.x, atol=1e-5)
     assert to_grid(first).shape == (3, 4, 4, 16)

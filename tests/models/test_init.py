@@ -1,4 +1,4 @@
-"""Initial values: those of the official code, measured on its vim_tiny_patch16_224."""
+"""Initial values equal the official ones, which were measured on the official vim_tiny_patch16_224."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from top_jax.convert.key_maps import official_keys
 from top_jax.models import create_model, model_config
 
 DEPTH = 4
-# Official name -> b of U(-b, b), whose deviation is b / sqrt(3).
+# Official name -> b of U(-b, b), which has deviation b / sqrt(3).
 UNIFORM = {
     "in_proj.weight": 192**-0.5,
     "conv1d.weight": 4**-0.5,
@@ -39,7 +39,7 @@ CONSTANT = {
 
 @pytest.fixture(scope="module")
 def initial():
-    """Official key -> initial value, of a shallow vim_tiny."""
+    """Returns {official key: initial value} of a shallow vim_tiny."""
     build = jax.jit(
         lambda: nnx.state(create_model("vim_tiny", depth=DEPTH), nnx.Param),
         compiler_options={"xla_backend_optimization_level": 0},
@@ -56,7 +56,7 @@ def test_uniform(initial, name):
     assert 0.97 * bound < np.abs(values).max() <= bound
     assert values.std() == pytest.approx(bound / 3**0.5, rel=0.08)
     assert abs(values.mean()) < 5 * bound / 3**0.5 / values.size**0.5
-    assert (values != initial[f"layers.2.mixer.{name}"]).any()  # every block draws its own
+    assert (values != initial[f"layers.2.mixer.{name}"]).any()  # every block draws separately
 
 
 @pytest.mark.parametrize("name", NORMAL)
@@ -64,7 +64,7 @@ def test_normal(initial, name):
     values, deviation = initial[name], NORMAL[name]
     assert values.std() == pytest.approx(deviation, rel=0.2 if values.size < 1000 else 0.03)
     assert abs(values.mean()) < 5 * deviation / values.size**0.5
-    assert np.abs(values).max() > 2.2 * deviation  # not cut
+    assert np.abs(values).max() > 2.2 * deviation  # not truncated
 
 
 @pytest.mark.parametrize("name", CONSTANT)

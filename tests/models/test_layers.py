@@ -1,4 +1,4 @@
-"""Layers that several backbones share, against definitions written out."""
+"""Shared layers against their definitions."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_depthwise_conv_sums_in_float32():
 
 
 def test_batch_norm_in_train_and_eval_mode():
-    """torch.nn.BatchNorm2d: momentum 0.1, the batch's biased variance to normalise, the unbiased one to keep."""
+    """torch.nn.BatchNorm2d: momentum 0.1, normalises with the biased variance, stores the unbiased one."""
     norm = BatchNorm(3)
     norm.scale[...], norm.bias[...] = jnp.asarray([1.0, 2.0, -1.0]), jnp.asarray([0.0, 0.5, 1.0])
     batches = [np.asarray(draw(2, 3, 4, 3)) * scale + scale for scale in (1.0, 3.0)]

@@ -29,7 +29,7 @@ CASES = [*((name, alignment) for name in SCANNED for alignment in ("none", "hold
 
 
 def make(name: str, **overrides: Any):
-    """A small model whose every weight differs from its start; equal sizes give equal weights."""
+    """Builds a small model with every weight moved off its initial value; equal sizes give equal weights."""
     model = abstract_model(name, **{**SIZES, **FAMILIES[name], **overrides})
     rng = np.random.default_rng(0)
     draw = lambda weight: jnp.asarray(rng.normal(size=weight.shape) * 0.4, weight.dtype)  # noqa: E731
@@ -70,13 +70,13 @@ class Case:
     model: Any
     logits: jax.Array
     features: Features
-    others: tuple[jax.Array, Features]  # (logits, features) of a batch of which only the first image is the same
+    others: tuple[jax.Array, Features]  # (logits, features) of a batch in which only the first image is the same
     traces: int
 
 
 @pytest.fixture(scope="module")
 def run_case(quick_jit, images):
-    """Each is compiled once, for all the tests."""
+    """Each case is compiled once, for all tests."""
 
     @functools.cache
     def run(name: str, alignment: str) -> Case:
@@ -106,8 +106,8 @@ def test_every_patch_has_its_token(case, dense):
         assert (out.cls is None) == (case.name == "plain_mamba_l1")
         assert out.source.shape == (3, PATCHES) and out.source.dtype == jnp.int32
         np.testing.assert_array_equal(out.size, [np.bincount(row, minlength=kept) for row in np.asarray(out.source)])
-        assert (np.diff(out.positions, axis=1) > 0).all()  # the order of the scan
-        # A token keeps its place, so the patch there is one of its own.
+        assert (np.diff(out.positions, axis=1) > 0).all()  # scan order
+        # A token keeps its place, so it also stands for the patch there.
         own = np.take_along_axis(np.asarray(out.source), np.asarray(out.positions), axis=1)
         np.testing.assert_array_equal(own, np.tile(np.arange(kept), (3, 1)))
 
@@ -120,7 +120,7 @@ def test_a_merged_token_stands_for_all_of_its_patches_on_the_grid(case):
 
 
 def test_what_leaves_the_first_block_are_means_of_what_leaves_it_unmerged(case, dense):
-    """Of hidden state and residual alike. (In DeiT the MLP comes after the merge.)"""
+    """Holds for the hidden state and the residual. (In DeiT the MLP comes after the merge.)"""
     if case.name == "deit_tiny":
         return
     first, unmerged = case.features.stages[0], dense[case.name][1].stages[0]
@@ -132,7 +132,7 @@ def test_what_leaves_the_first_block_are_means_of_what_leaves_it_unmerged(case, 
 
 
 def test_the_head_sees_every_patch_as_often(case):
-    """PlainMamba's mean is one over patches: merged tokens count once for each of theirs."""
+    """PlainMamba averages over patches: a merged token is weighted by its number of patches."""
     features = case.features
     read = to_grid(features).mean(axis=(1, 2)) if case.name == "plain_mamba_l1" else features.cls
     assert relative_error(case.logits, case.model.head(read)) < 1e-5
@@ -165,7 +165,7 @@ def test_alignments_differ(name, run_case):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bfloat16(name, images):
-    """Under strict promotion: nothing mixes dtypes unasked."""
+    """Strict promotion shows that dtypes are never mixed by accident."""
     model = make(name, dtype=jnp.bfloat16, pruning=merging())
     out = jax.eval_shape(lambda: model.features(images))
     assert out.x.shape == (3, KEPT[1], 12) and out.x.dtype == jnp.float32
@@ -179,7 +179,7 @@ def test_gradients_reach_every_weight(images, quick_jit):
 
 
 def test_deit_attends_to_a_merged_token_as_to_its_patches(forward):
-    """Of pairs of equal patches each pair is merged, and nothing else changes (arXiv 2210.09461, section 3)."""
+    """Merging pairs of equal patches changes nothing else (arXiv 2210.09461, section 3)."""
     sizes = dict(img_size=(8, 16))  # 2 x 4 patches
     half = np.random.default_rng(3).normal(size=(3, 8, 2, 1, 4, 3))
     images = jnp.asarray(np.broadcast_to(half, (3, 8, 2, 2, 4, 3)).reshape(3, 8, 16, 3), jnp.float32)

@@ -31,7 +31,7 @@ PARAMETERS = {
 
 @pytest.fixture(scope="module")
 def official_gradients(official, quick_jit):
-    """Of sum(logits * grad_weight), by (model, image); with the logits."""
+    """Returns the gradient of sum(logits * grad_weight) by (model, image), and the logits."""
 
     def loss(model, image):
         logits = model(image)
@@ -92,7 +92,7 @@ def official_models(fixtures):
     return json.loads(gzip.decompress((fixtures / "official_models.json.gz").read_bytes()))
 
 
-# Each of the others differs from one of these in sizes alone.
+# Each of the other models differs from one of these only in its sizes.
 QUICK = ("vim_tiny", "plain_mamba_l1", "plain_mamba_l2")
 
 

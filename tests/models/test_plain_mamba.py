@@ -1,4 +1,4 @@
-"""PlainMamba against what the official code computed (tests/fixtures/README.md), and what it promises beside."""
+"""PlainMamba against what the official code computed (tests/fixtures/README.md), and what else it guarantees."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORWARD, GRADIENT = 1e-5, 1e-4
 
 
 def by_official_key(model, values) -> dict[str, np.ndarray]:
-    """A pytree like the model's weights as {official key: PyTorch-shaped array}."""
+    """Returns a pytree like the model's weights as {official key: PyTorch-shaped array}."""
     flat = dict(nnx.to_flat_state(values))
     return {
         key.torch: key.layout.to_torch(np.asarray(flat[key.ours][...]))
@@ -69,7 +69,7 @@ def test_gradients(official, computed):
 
 
 def test_train_mode(nonsquare):
-    """BatchNorm's own statistics, and what they leave behind; remat included."""
+    """BatchNorm's batch statistics and the running ones after a step, also with remat."""
 
     def forward(model, image):
         logits = model(image)
@@ -88,7 +88,7 @@ def test_train_mode(nonsquare):
 
 @pytest.mark.parametrize("change", ["dt_bias", "gelu", "reorder"])
 def test_every_quirk_shows(change, official_case, quick_jit, monkeypatch):
-    """What the official code does and a reader might not expect moves the logits by more than the tolerance."""
+    """Each quirk of the official code changes the logits by more than the tolerance."""
     micro = official_case("plain_mamba_micro")
     model = micro.build(reorder_parameters=change == "reorder")
     if change == "gelu":
@@ -97,7 +97,7 @@ def test_every_quirk_shows(change, official_case, quick_jit, monkeypatch):
     if change == "dt_bias":
         for block in model.blocks:
             block.mixer.dt_proj = nnx.clone(block.mixer.dt_proj)
-            once = block.mixer.dt_proj.bias[...] / 2  # enters twice: now half of it does
+            once = block.mixer.dt_proj.bias[...] / 2  # it is added twice, so halve it
             block.mixer.dt_proj.bias = nnx.Param(once)
     logits = quick_jit(lambda model, image: model(image))(model, jnp.asarray(micro.image))
     assert relative_error(logits, micro["logits"]) > FORWARD
@@ -108,7 +108,7 @@ def test_every_quirk_shows(change, official_case, quick_jit, monkeypatch):
     [
         ("plain_mamba_l1", {}, (14, 14)),
         ("plain_mamba_l3", dict(img_size=(96, 160)), (6, 10)),
-        ("plain_mamba_l1", dict(img_size=(70, 34)), (5, 3)),  # the stem pads what does not fill a patch
+        ("plain_mamba_l1", dict(img_size=(70, 34)), (5, 3)),  # the stem pads incomplete patches
         ("plain_mamba_l1", dict(img_size=32, patch_size=4), (8, 8)),
         ("plain_mamba_l1", dict(img_size=(63, 33)), (4, 3)),
         ("plain_mamba_l1", dict(img_size=32, patch_size=8, stride=4), (8, 8)),
@@ -142,7 +142,7 @@ def test_bfloat16(official_case, quick_jit):
     micro = official_case("plain_mamba_micro")
     logits = quick_jit(lambda model, image: model(image))(micro.build(dtype="bfloat16"), jnp.asarray(micro.image))
     assert logits.dtype == jnp.float32
-    assert 1e-4 < relative_error(logits, micro["logits"]) < 0.05  # it was computed in bfloat16, and well
+    assert 1e-4 < relative_error(logits, micro["logits"]) < 0.05  # computed in bfloat16, and correctly
 
 
 def test_drop_path_rates():
@@ -151,7 +151,7 @@ def test_drop_path_rates():
 
 
 def test_initial_values():
-    """mmcls starts every linear layer at N(0, 0.02) with a zero bias, the time step's too; convolutions as PyTorch."""
+    """mmcls initialises every linear layer, dt_proj too, with N(0, 0.02) and a zero bias; convolutions as PyTorch."""
     model = create_model("plain_mamba_l1", depth=1, rngs=nnx.Rngs(0))
     mixer = model.blocks[0].mixer
     for linear in (mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj, model.head):

@@ -20,7 +20,7 @@ ALIGNMENTS = ("none", "hold", "decay")
 
 
 def make(**overrides):
-    """Every weight differs from its start; equal sizes give equal weights."""
+    """Builds a small model with every weight moved off its initial value; equal sizes give equal weights."""
     model = abstract_model("plain_mamba_l1", **{**SIZES, **overrides})
     rng = np.random.default_rng(0)
     params, statistics = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
@@ -54,7 +54,7 @@ def silu(x):
 
 
 def walks(grid):
-    """For each traversal: [(row, column, move)], by walking; moves: 0 start, 1 right, 2 left, 3 up, 4 down."""
+    """Walks each traversal and returns [(row, column, move)]; moves: 0 start, 1 right, 2 left, 3 up, 4 down."""
     rows, columns = grid
     by_rows = [(i, j if i % 2 == 0 else columns - 1 - j) for i in range(rows) for j in range(columns)]
     by_columns = [(i if j % 2 == 0 else rows - 1 - i, j) for j in range(columns) for i in range(rows)]
@@ -66,13 +66,13 @@ def walks(grid):
 
 
 def mixer_by_hand(mixer, x, cells, grid, alignment, reorder):
-    """One image: x [K, D] normed tokens in cells `cells` of `grid`; returns the mixer's output and its gated sum y."""
+    """Mixes one image's normed tokens x [K, D] in `cells` of `grid`; returns the mixer's output and gated sum y."""
     p = {"/".join(map(str, path)): np.asarray(v[...], np.float64) for path, v in nnx.to_flat_state(nnx.state(mixer))}
     inner = p["D"].shape[0]
     projected = x @ p["in_proj/kernel"] + p["in_proj/bias"]
     u, z = projected[:, :inner], projected[:, inner:]
 
-    image = np.zeros((grid[0] + 6, grid[1] + 6, inner))  # zeros where tokens are gone, and around
+    image = np.zeros((grid[0] + 6, grid[1] + 6, inner))  # zeros in empty cells and around the grid
     for token, cell in enumerate(cells):
         image[3 + cell // grid[1], 3 + cell % grid[1]] = u[token]
     taps = p["conv_kernel"]
@@ -82,7 +82,7 @@ def mixer_by_hand(mixer, x, cells, grid, alignment, reorder):
     u = silu(u)
     rank, states = p["dt_proj/kernel"].shape[0], p["A_log"].shape[1]
     dt, B, C = np.split(u @ p["x_proj/kernel"], [rank, rank + states], axis=1)
-    delta = softplus(dt @ p["dt_proj/kernel"] + 2 * p["dt_proj/bias"])  # the bias enters twice
+    delta = softplus(dt @ p["dt_proj/kernel"] + 2 * p["dt_proj/bias"])  # the bias is added twice
     A = -np.exp(p["A_log"])
 
     total = np.zeros_like(u)
@@ -94,7 +94,7 @@ def mixer_by_hand(mixer, x, cells, grid, alignment, reorder):
             if token is None:
                 gap += step > 0
                 continue
-            row = token if reorder else step  # whose delta, B and C
+            row = token if reorder else step  # delta, B and C come from this row
             b = B[row] + p["direction_Bs"][move]
             extra = gap * before if alignment == "decay" else 0
             h = np.exp((delta[row] + extra)[:, None] * A) * h + (delta[row] * u[token])[:, None] * b
@@ -162,7 +162,7 @@ def test_gradients_are_finite(images):
 
 
 def test_dwconv_sees_zeros_where_tokens_are_gone(images):
-    """A layer's own convolution at its end acts on the grid, and its norm on the tokens that are there."""
+    """The convolution at a layer's end acts on the grid, its norm on the remaining tokens."""
     model = make(depth=2, pruning=Pruning(after_blocks=(1,), keep_ratio=0.4))
     tail = model.blocks[1].tail
     positions = np.asarray([[1, 2, 6, 9, 13, 14]], np.int32)

@@ -1,4 +1,4 @@
-"""The four paths through a grid and through what pruning leaves of it."""
+"""The four paths through a grid, and through the tokens that pruning leaves."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ def test_condensed_grid(length, grid):
 
 
 def test_none_walks_the_condensed_grid_and_skips_its_empty_cells():
-    positions = jnp.asarray([[7, 0, 19, 3, 11], [1, 2, 3, 4, 5]], jnp.int32)  # in score order: the places do not matter
+    positions = jnp.asarray(
+        [[7, 0, 19, 3, 11], [1, 2, 3, 4, 5]], jnp.int32
+    )  # in score order: their values do not matter
     traversals = traverse(positions, (4, 5), "none", by_token=False)
     assert traversals.grid == (2, 3) and traversals.cells is None and traversals.positions is None
     for image in range(2):

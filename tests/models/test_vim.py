@@ -1,4 +1,4 @@
-"""What the model promises beside its numbers: modes, dtypes, transformations, sizes, errors."""
+"""What ViM guarantees besides its outputs: modes, dtypes, transformations, sizes, errors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_bfloat16(make_model, images, forward):
     logits = forward(half, images)
     assert logits.dtype == jnp.float32
     error = relative_error(logits, forward(model, images))
-    assert 1e-5 < error < 0.05  # it was computed in bfloat16, and well
+    assert 1e-5 < error < 0.05  # computed in bfloat16, and correctly
     tokens = jax.eval_shape(lambda: half.embed(images))
     after, evidence = jax.eval_shape(lambda tokens: half.blocks[0].mix(tokens, None, None), tokens)
     assert tokens.x.dtype == after.x.dtype == jnp.bfloat16
@@ -71,7 +71,7 @@ def test_gradient_over_a_closed_over_model(make_model, images, forward):
     model = make_model(depth=1)
     grad = jax.jit(jax.grad(lambda images: jnp.sum(model(images)[0])), compiler_options=FAST)(images)
     assert grad.shape == images.shape and np.abs(grad[0]).max() > 0
-    np.testing.assert_array_equal(grad[1:], 0)  # of the other images: none
+    np.testing.assert_array_equal(grad[1:], 0)  # no gradient for the other images
 
 
 def test_remat_changes_no_number(make_model, images):
@@ -87,7 +87,7 @@ def test_remat_changes_no_number(make_model, images):
 
 
 def test_no_effect_keeps_calls_off_the_fast_dispatch(make_model, images):
-    """With an effect, such as a traced check of positions, JAX dispatches every call from Python, weight by weight."""
+    """An effect, such as a traced check of positions, would make JAX dispatch every call from Python."""
     model = make_model(pruning=Pruning(after_blocks=(1,), keep_ratio=0.5, alignment="decay"))
     assert not jax.make_jaxpr(lambda images: model(images))(images).effects
 
@@ -107,8 +107,8 @@ def test_drop_path_draws_per_image():
     assert set(np.unique(y)) == {0, np.float32(1 / 0.75)}
     np.testing.assert_array_equal(y, np.broadcast_to(np.asarray(y)[:, :1, :1], y.shape))  # whole images
     assert float(jnp.mean(y == 0)) == pytest.approx(0.25, abs=0.03)
-    np.testing.assert_array_equal(drop(x[7:9], keys[7:9]), y[7:9])  # whatever the batch
-    assert (DropPath(0.25, index=4)(x, keys) != y).any()  # every block draws its own
+    np.testing.assert_array_equal(drop(x[7:9], keys[7:9]), y[7:9])  # independent of the batch
+    assert (DropPath(0.25, index=4)(x, keys) != y).any()  # every block draws separately
     drop.set_attributes(deterministic=True)
     np.testing.assert_array_equal(drop(x, None), x)
 
@@ -134,7 +134,7 @@ def test_train_mode(make_model, images, forward):
     [
         (dict(img_size=(8, 20)), (2, 5)),
         (dict(img_size=(20, 8), patch_size=8, stride=4), (4, 1)),
-        (dict(img_size=16, patch_size=8), (2, 2)),  # the stride moves with the patch
+        (dict(img_size=16, patch_size=8), (2, 2)),  # the stride follows the patch size
         (dict(img_size=16, stride=2), (7, 7)),
     ],
 )

@@ -23,13 +23,13 @@ BATCH, ROWS, COLUMNS = 2, 3, 4
 SIZES = dict(img_size=(8 * ROWS, 8 * COLUMNS), patch_size=8, embed_dim=20, depth=2, d_state=3, num_classes=5)
 
 
-# Compiles quickly, and leaves out the scan, which this evidence does not need.
+# Compiles fast, and drops the scan, which this evidence does not need.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 delta_evidence = quick_jit(lambda mixer, x, paths: mixer(x, paths)[1]["delta"])
 
 
 def make(name: str, **overrides: Any):
-    """A small model with weights far from their start."""
+    """Builds a small model with weights far from their initial values."""
     model = abstract_model(name, **{**SIZES, **overrides})
     rng = np.random.default_rng(0)
     draw = lambda param: jnp.asarray(rng.normal(size=param.shape) * 0.4, param.dtype)  # noqa: E731
@@ -52,7 +52,7 @@ def softplus(x: np.ndarray) -> np.ndarray:
 
 
 def vim_delta(mixer: Any, x: np.ndarray) -> np.ndarray:
-    """`[L, D]`, normed, of one image -> `[L]`."""
+    """Computes the score `[L]` of one image's normed tokens `[L, D]`."""
     total = np.zeros(len(x))
     for direction, step in ((mixer.forward, 1), (mixer.backward, -1)):
         kernel = array(direction.conv_kernel)
@@ -69,7 +69,7 @@ def vim_delta(mixer: Any, x: np.ndarray) -> np.ndarray:
 
 
 def plain_mamba_delta(mixer: Any, x: np.ndarray, places: list[int], *, reorder: bool) -> np.ndarray:
-    """`[K, D]`, normed, of one image's tokens at raster `places` -> `[K]`."""
+    """Computes the score `[K]` of one image's normed tokens `[K, D]` at raster `places`."""
     inner = mixer.conv_bias.shape[0]
     grid = {
         divmod(place, COLUMNS): (row @ array(mixer.in_proj.kernel) + array(mixer.in_proj.bias))[:inner]
@@ -119,7 +119,7 @@ def test_vim():
 @pytest.mark.parametrize("reorder", [False, True])
 @pytest.mark.parametrize("places", [list(range(ROWS * COLUMNS)), [0, 1, 4, 6, 7, 9, 11]])
 def test_plain_mamba(places, reorder):
-    """The whole grid, and what pruning leaves of it."""
+    """Checks the whole grid and a pruned one."""
     mixer = make("plain_mamba_l1", reorder_parameters=reorder).blocks[0].mixer
     x = tokens(len(places))
     positions = jnp.tile(jnp.asarray(places, jnp.int32)[None], (BATCH, 1))
@@ -129,7 +129,7 @@ def test_plain_mamba(places, reorder):
     )
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, want, rtol=1e-5)
-    assert np.abs(other / want - 1).max() > 0.01  # which of the two forms it is matters
+    assert np.abs(other / want - 1).max() > 0.01  # the two forms differ
 
 
 @pytest.mark.parametrize("name", ["vim_tiny", "plain_mamba_l1"])

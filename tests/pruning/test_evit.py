@@ -22,7 +22,7 @@ few = hypothesis.settings(deadline=None, max_examples=15, derandomize=True)
 
 
 def tokens(home: str | None, size: bool = False) -> Tokens:
-    """Tokens of random states, the class token where `home` says (None: there is none)."""
+    """Returns tokens with random states and the class token at `home` (None: without one)."""
     rng = np.random.default_rng(0)
     length = PATCHES + (home is not None)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
@@ -48,13 +48,13 @@ def compiled(keep_ratio: float, **settings):
 
 
 def expected(before: Tokens, scores, best: int, evit: Evit) -> dict[str, np.ndarray]:
-    """x, residual, positions and size of one image at a time, in float64."""
+    """Computes x, residual, positions and size of one image at a time, in float64."""
     made = {"x": [], "residual": [], "positions": [], "size": []}
     for image in range(BATCH):
         cls = None if before.cls_index is None else int(before.cls_index[image])
         patches = [slot for slot in range(before.x.shape[1]) if slot != cls]
         row = np.asarray(scores[image], np.float64)
-        ranked = sorted(patches, key=lambda slot: -row[slot])  # stable: of equals the earlier
+        ranked = sorted(patches, key=lambda slot: -row[slot])  # stable: the earlier of two equals first
         kept, dropped = ranked[:best], ranked[best:]
         kept = kept if evit.order == "score" else sorted(kept)
         size = np.ones(len(row)) if before.size is None else np.asarray(before.size[image], np.float64)
@@ -108,9 +108,9 @@ def test_counts():
     assert dropping.schedule(196, 12) == (Cut(4, 196, 138, 138), Cut(7, 138, 97, 97), Cut(10, 97, 68, 68))
     assert dense.schedule(196, 12) == tuple(Cut(block, 196, 196, 196) for block in (4, 7, 10))
     assert evit.cut(1, 10, 0.95) == Cut(1, 10, 10, 10)
-    assert evit.cut(1, 10, 0.9) == Cut(1, 10, 9, 10)  # all but one, and that one fused with none
+    assert evit.cut(1, 10, 0.9) == Cut(1, 10, 9, 10)  # all but one stay; that one is fused alone
     assert evit.cut(1, 10, 0.8) == Cut(1, 10, 8, 9)
-    assert evit.cut(1, 100, 0.55) == Cut(1, 100, 55, 56)  # no token more for a rounding error
+    assert evit.cut(1, 100, 0.55) == Cut(1, 100, 55, 56)  # no extra token from a rounding error
     assert Evit(fuse=False).cut(1, 100, 0.55) == Cut(1, 100, 55, 55)
 
 
@@ -122,7 +122,7 @@ def test_no_token_left(fuse):
 
 @pytest.mark.parametrize("settings", [dict(keep_ratio=1.0), dict(keep_ratio=0.9), dict(keep_ratio=1.0, fuse=False)])
 def test_a_ratio_that_keeps_everything_returns_the_tokens(settings):
-    """Also their order, which the scores would change."""
+    """It keeps their order too, which the scores would change."""
     before = tokens("first")
     evit = Evit(after_blocks=(1,), **settings)
     cut = Cut(1, PATCHES, PATCHES, PATCHES)
@@ -131,7 +131,7 @@ def test_a_ratio_that_keeps_everything_returns_the_tokens(settings):
 
 
 def test_all_but_one_is_not_all():
-    """7 stay and the eighth, fused with none, becomes itself times its attention."""
+    """7 stay, and the eighth, fused alone, becomes itself times its attention."""
     before, score = tokens("first"), jnp.tile(jnp.arange(9, dtype=jnp.float32)[None] / 9, (BATCH, 1))
     after = Evit(after_blocks=(1,), keep_ratio=0.8)(before, {"attention": score}, Cut(1, 8, 7, 8))
     np.testing.assert_array_equal(after.positions[0], [0, 8, 7, 6, 5, 4, 3, 2, -1])
@@ -154,7 +154,7 @@ def test_the_fused_token_is_a_candidate_like_any_other(order):
 
 
 def test_gradients_reach_what_was_fused_and_its_weights():
-    """As officially: the attention that weighs the others is not cut off."""
+    """As in the official code, gradients flow through the attention that weights the others."""
     before, run = tokens("first"), compiled(0.5)
     score = jnp.asarray(np.random.default_rng(1).uniform(size=(BATCH, 9)), jnp.float32)
 

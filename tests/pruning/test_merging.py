@@ -23,7 +23,7 @@ BATCH, WIDTH = 3, 4
 
 
 def published(x: np.ndarray, merged: int) -> list[list[int]]:
-    """ToMe's matching of one image's patch tokens `[K, D]`: per survivor, in order, which tokens it is made of."""
+    """Applies ToMe's matching to one image's patch tokens `[K, D]`; returns each survivor's tokens, in order."""
 
     def cosine(a: np.ndarray, b: np.ndarray) -> float:
         norms = np.linalg.norm(a) * np.linalg.norm(b)
@@ -75,7 +75,7 @@ class Image:
 
 
 def draw(count: int, cls: str | None = None, *, seed: int = 0, dtype: Any = jnp.float32) -> Tokens:
-    """Tokens of `BATCH` images; the class token in the `middle`, `first`, or at a place of its own per image."""
+    """Returns tokens of `BATCH` images; the class token is in the `middle`, `first`, or elsewhere in each image."""
     rng = np.random.default_rng((seed, count))
     length = count + (cls is not None)
     x, residual = rng.normal(size=(2, BATCH, length, WIDTH))
@@ -90,7 +90,7 @@ def draw(count: int, cls: str | None = None, *, seed: int = 0, dtype: Any = jnp.
 
 
 def patches(array: jax.Array | None, tokens: Tokens) -> np.ndarray:
-    """Of `[B, L, ...]` what belongs to patch tokens."""
+    """Returns the part of `[B, L, ...]` that belongs to patch tokens."""
     assert array is not None
     if tokens.cls_index is None:
         return np.asarray(array)
@@ -112,7 +112,7 @@ def images(tokens: Tokens) -> list[Image]:
 
 @functools.cache
 def compiled(*counts: int, alignment: str = "hold") -> Callable[[Tokens], Tokens]:
-    """Merges until so many are left, once for each count."""
+    """Returns a compiled function that merges down to each count in turn."""
     return jax.jit(merge_to(*counts, alignment=alignment), compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -158,7 +158,7 @@ def test_published_definition(counts, cls, alignment):
 
 
 def test_by_hand():
-    """Source 4 is like target 1, source 0 a little, source 2 like none; 1 then counts for three, and stays in place."""
+    """Source 4 equals target 1's direction, source 0 is close, source 2 is not; target 1 then stands for three."""
     x = jnp.asarray([[[1, 1], [1, 0], [-1, 0], [0, -1], [3, 0]]], jnp.float32)
     positions = jnp.asarray([[0, 2, 3, 7, 9]], jnp.int32)
     tokens = Tokens(x=x, residual=None, positions=positions, cls_index=None)
@@ -175,7 +175,7 @@ def test_by_hand():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_tokens_that_nothing_joins_keep_their_bits(dtype):
-    """Also when they stand for three patches: 3 x / 3 is not always x."""
+    """This holds for tokens of three patches too, although 3 x / 3 is not always x."""
     before = draw(9, "anywhere", dtype=dtype)
     before = dataclasses.replace(before, size=jnp.full((BATCH, 10), 3, jnp.float32))
     after = compiled(6)(before)
@@ -202,10 +202,10 @@ def test_keeping_all_changes_nothing(count, cls):
 
 
 def test_no_device_may_round_or_reorder():
-    """Products in full float32, and nothing whose order of adding, or whose sharding, is the compiler's to choose."""
+    """Products are full float32, and no operation leaves the order of sums or the sharding to the compiler."""
     program = str(jax.make_jaxpr(merge_to(5))(draw(9, "anywhere")))
     products = program.count("dot_general[")
-    assert products == 3  # likeness, x, residual
+    assert products == 3  # similarity, x, residual
     assert program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products
     assert "scatter" not in program and "top_k" not in program
 
@@ -220,11 +220,11 @@ def test_of_equals_the_earlier_are_merged():
 
 
 def test_a_token_without_direction_is_like_none():
-    """It is merged after the alike (0) and before the opposed (2), and gives no NaN, to gradients neither."""
+    """It is merged after similar tokens and before opposed ones, and gives no NaN, also in gradients."""
     x = jnp.asarray([[[1, 0], [1, 0], [-1, 0], [1, 0], [0, 0], [0, 0]]], jnp.float32)
     tokens = Tokens(x=x, residual=x, positions=jnp.arange(6, dtype=jnp.int32)[None], cls_index=None)
     np.testing.assert_array_equal(compiled(5)(tokens).positions[0], [1, 2, 3, 4, 5])
-    # Source 2 finds the zero target (0 is more than -1), which comes after it; so both have likeness 0.
+    # Source 2 finds the zero target (0 is more than -1), which comes after it; so both have similarity 0.
     np.testing.assert_array_equal(compiled(4)(tokens).source[0], [0, 0, 3, 1, 2, 3])
     gradient = compiled_gradient(3)
     for start in (tokens, dataclasses.replace(tokens, x=jnp.zeros_like(x))):
@@ -234,7 +234,7 @@ def test_a_token_without_direction_is_like_none():
 
 
 def test_means_are_taken_in_float32():
-    """In both streams, before they are rounded: bfloat16 sums would differ in some of so many channels."""
+    """Sums are float32 in both streams and rounded at the end; bfloat16 sums would differ in some channels."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 9, 64)), jnp.bfloat16)
     places = jnp.arange(9, dtype=jnp.int32)[None]
     after = compiled(5)(Tokens(x=x, residual=x.astype(jnp.float32), positions=places, cls_index=None))
@@ -245,7 +245,7 @@ def test_means_are_taken_in_float32():
 
 @functools.cache
 def compiled_gradient(keep: int) -> Callable[..., Any]:
-    """Of (tokens, cotangents of x and residual), those of the tokens' x and residual."""
+    """Returns a function of (tokens, cotangents of x and residual) that gives those of the tokens' x and residual."""
 
     def pull(tokens: Tokens, cotangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         def merge(x: jax.Array, residual: jax.Array) -> tuple[Any, Any]:
@@ -259,7 +259,7 @@ def compiled_gradient(keep: int) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("cls", [None, "anywhere"])
 def test_gradient_is_that_of_the_means(cls):
-    """The transposed means of the definition: matching carries no gradient."""
+    """It is the transpose of the means; the matching has no gradient."""
     before = compiled(7)(draw(9, cls))
     size = patches(before.size, before)
     cotangent = jnp.asarray(np.random.default_rng(5).normal(size=(BATCH, 5 + (cls is not None), WIDTH)), jnp.float32)
@@ -321,7 +321,7 @@ def test_nothing_is_lost(values, cls_index, alignment):
     else:
         assert (np.diff(after.positions, axis=1) > 0).all()  # the class token too
     ranks = np.argsort(np.argsort(patches(before.positions, before), axis=1), axis=1)
-    for b in range(BATCH):  # who is left stands for itself
+    for b in range(BATCH):  # each remaining token represents itself
         own = [list(patches(before.positions, before)[b]).index(place) for place in places[b]]
         np.testing.assert_array_equal(np.asarray(after.source)[b, ranks[b][own]], np.arange(3))
 
@@ -367,7 +367,7 @@ def test_settings():
 
 
 def test_sources_follow_a_later_reduction():
-    """Another method after merging: the patches of a token that is gone have none, the others still have theirs."""
+    """After another method follows a merge, the patches of a removed token have no source; the others keep theirs."""
     merged = Tokens(
         x=jnp.zeros((1, 5, 1)),
         residual=None,

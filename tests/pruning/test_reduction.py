@@ -26,7 +26,7 @@ def test_lists_become_tuples():
 
 
 def test_rounding_noise_keeps_no_extra_token():
-    assert 0.55 * 100 > 55  # so that a bare ceil would say 56
+    assert 0.55 * 100 > 55  # so ceil alone would give 56
     assert Pruning(after_blocks=(1,), keep_ratio=0.55).schedule(100, 2) == (Cut(1, 100, 55, 55),)
 
 

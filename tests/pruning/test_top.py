@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 from top_jax.pruning import Cut, Pruning, Tokens
 
 BATCH, PATCHES = 3, 8
-# Few shapes (each is compiled), many values: ties and infinities included. XLA's sort takes subnormals for zero.
+# Few shapes (each is compiled), many values: ties and infinities included. XLA's sort treats subnormals as zero.
 NUMBER = st.floats(-10, 10, width=32, allow_subnormal=False)
 SCORE = st.one_of(st.sampled_from([0.0, 1.0, float("inf"), -float("inf")]), NUMBER)
 SCORES = st.lists(SCORE, min_size=BATCH * (PATCHES + 1), max_size=BATCH * (PATCHES + 1))
 KEEP = st.sampled_from([1, 3, 8])
-FEWER = st.sampled_from([1, 3])  # than all
+FEWER = st.sampled_from([1, 3])  # than all tokens
 CLASS_SLOTS = st.lists(st.integers(0, PATCHES), min_size=BATCH, max_size=BATCH)
 ALIGNED = st.sampled_from(["hold", "decay"])
 few = hypothesis.settings(deadline=None, max_examples=25, derandomize=True)
 
 
 def tokens(cls_index) -> Tokens:
-    """Tokens that carry their own number, at positions with gaps that differ per image."""
+    """Returns tokens that carry their own number, at positions whose gaps differ between images."""
     length = PATCHES + (cls_index is not None)
     number = np.arange(BATCH)[:, None] * 100 + np.arange(length)
     x = jnp.asarray(number[:, :, None], jnp.float32)
@@ -49,7 +49,7 @@ def evidence(scores, cls_index) -> jax.Array:
 
 
 def check_whole(before: Tokens, after: Tokens) -> None:
-    """Every token kept is one of its own image, once, with its own residual and position."""
+    """Every kept token comes from its own image, occurs once, and has its own residual and position."""
     slots = np.asarray(after.x[:, :, 0]).astype(int) - np.arange(BATCH)[:, None] * 100
     assert ((slots >= 0) & (slots < before.x.shape[1])).all()
     assert all(len(set(row)) == len(row) for row in slots)
@@ -106,7 +106,7 @@ def test_the_best_are_kept(scores, keep, cls_index):
 
 
 def test_of_equals_the_earlier_is_kept():
-    """And a NaN before all, so that it shows in what follows; both as `jax.lax.top_k`."""
+    """A NaN comes first, so that it shows in the outputs; both as in `jax.lax.top_k`."""
     scores = np.tile(np.array([0, 2, 1, 2, np.nan, 1, 2, 0], np.float32), (BATCH, 1))
     after = compiled(5, alignment="hold")(tokens(None), jnp.asarray(scores))
     np.testing.assert_array_equal(after.x[0, :, 0], [1, 2, 3, 4, 6])
