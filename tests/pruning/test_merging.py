@@ -360,7 +360,7 @@ def test_settings():
     assert top_jax.Merging is Merging
     assert [field.name for field in dataclasses.fields(Merging)] == ["after_blocks", "keep_ratio", "alignment"]
     merging = Merging(after_blocks=(1,), keep_ratio=0.5)
-    assert merging.evidence is None and merging.alignment == "hold"
+    assert merging.needed_evidence is None and merging.alignment == "hold"
     merging.check_evidence(())
     with pytest.raises(InputError, match="alignment='held'"):
         Merging(alignment="held")

@@ -94,7 +94,7 @@ def draw_sheet(
         "tokens": kept_section(kept, subject.photo, merges=isinstance(model.reduction, Merging))
     }
     if scores is not None:
-        sections["scores"] = scores_section(scores, subject.photo, score=str(model.reduction.evidence))
+        sections["scores"] = scores_section(scores, subject.photo, score=str(model.reduction.needed_evidence))
     if paths is not None:
         sections["paths"] = paths_section(paths, subject.photo)
     if attention.weights:
@@ -129,8 +129,8 @@ def describe_reduction(reduction: Reduction) -> str:
     several = len(reduction.after_blocks) > 1
     blocks = f"{'blocks' if several else 'block'} {', '.join(map(str, reduction.after_blocks))}"
     text = f"{verb} after {blocks} to {shares} %{' each time' if several and len(ratios) == 1 else ''}"
-    if reduction.evidence is not None:
-        text += f", score '{reduction.evidence}'"
+    if reduction.needed_evidence is not None:
+        text += f", score '{reduction.needed_evidence}'"
     if isinstance(reduction, Pruning | Evit) and reduction.order != "position":
         text += f", in {reduction.order} order"
     return f"{text}, alignment '{reduction.alignment}'"

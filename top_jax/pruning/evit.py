@@ -51,7 +51,7 @@ class Evit(Reduction):
         check_ranking(self.score, self.order)
 
     @property
-    def evidence(self) -> str:
+    def needed_evidence(self) -> str:
         """Name of the score."""
         return self.score
 

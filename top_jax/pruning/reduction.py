@@ -75,7 +75,7 @@ class Reduction(abc.ABC):
         check_alignment(self.alignment)
 
     @property
-    def evidence(self) -> str | None:
+    def needed_evidence(self) -> str | None:
         """Name of the evidence that blocks must offer; None if the method needs none."""
         return None
 
@@ -140,8 +140,8 @@ class Reduction(abc.ABC):
 
     def check_evidence(self, offered: tuple[str, ...]) -> None:
         """Raises InputError unless blocks that offer this evidence are enough."""
-        if self.after_blocks and self.evidence is not None and self.evidence not in (*offered, *CONTROLS):
+        if self.after_blocks and self.needed_evidence is not None and self.needed_evidence not in (*offered, *CONTROLS):
             raise InputError(
-                f"score={self.evidence!r} is not available in this model; choose one of "
+                f"score={self.needed_evidence!r} is not available in this model; choose one of "
                 f"{', '.join((*offered, *CONTROLS))}."
             )

@@ -49,7 +49,7 @@ class Pruning(Reduction):
             )
 
     @property
-    def evidence(self) -> str:
+    def needed_evidence(self) -> str:
         """Name of the score."""
         return self.score
 
