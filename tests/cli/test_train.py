@@ -59,7 +59,7 @@ CASES = {
         [TINY, "--config.init_from=/nowhere.pth"],
         "checkpoint /nowhere.pth does not exist; pass a run directory or an official .pth or .safetensors file.",
     ),
-    "init_from no run": ([TINY, "--config.init_from=configs"], "configs is no run directory: it has no config.json."),
+    "init_from no run": ([TINY, "--config.init_from=configs"], "configs is not a run directory"),
 }
 
 
@@ -111,10 +111,7 @@ def test_workdir_of_another_run(refused, finished_run, workdir):
 
     before = files()
     message = refused("train.py", TINY, "--config.seed=1", "--config.model.d_state=8", f"--workdir={workdir}")
-    assert message == (
-        f"workdir {workdir} holds a run with another config (seed 0 there, 1 here, model.d_state 4 there, 8 here); "
-        "go on with the settings there, or choose another --workdir."
-    )
+    assert str(workdir) in message and "(seed 0 there, 1 here, model.d_state 4 there, 8 here)" in message
     assert files() == before
 
 

@@ -93,18 +93,19 @@ def make_plan(config: RunConfig, num_images: int) -> Plan:
     Raises:
         InputError: settings that do not fit together, or do not fit the devices.
     """
-    model = build_abstract_model(config.model, build_reduction(config.pruning))
-    teacher = None if config.distillation.teacher is None else nnx.graphdef(build_abstract_model(config.model))
     check_divisible("batch_size", config.batch_size, config.optimizer.accumulate)
+    mesh = make_mesh(config.fsdp)
     steps_per_epoch = num_images / config.batch_size
     total_steps = config.total_steps or max(1, round(config.epochs * steps_per_epoch))
     schedule = learning_rate_schedule(
         config.optimizer, batch_size=config.batch_size, total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
+    optimizer = make_optimizer(config.optimizer, schedule)
+    model = build_abstract_model(config.model, build_reduction(config.pruning))
     return Plan(
         config=config,
         model=model,
-        teacher=teacher,
+        teacher=None if config.distillation.teacher is None else nnx.graphdef(build_abstract_model(config.model)),
         total_steps=total_steps,
         eval_every=max(1, round(config.eval_every_epochs * steps_per_epoch)),
         stages=stages(
@@ -115,8 +116,8 @@ def make_plan(config: RunConfig, num_images: int) -> Plan:
             total_steps=total_steps,
         ),
         schedule=schedule,
-        optimizer=make_optimizer(config.optimizer, schedule),
-        mesh=make_mesh(config.fsdp),
+        optimizer=optimizer,
+        mesh=mesh,
     )
 
 
