@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import OPTIMISED
+from compilation import EXACT, OPTIMISED, QUICK
 
 from top_jax.kernels import triton_scan
 from top_jax.ops import implementations, selective_scan
@@ -91,16 +91,15 @@ def make_positions() -> Callable[..., jax.Array]:
 
 
 @functools.cache
-def _compiled(optimise: bool, name: str, options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+def _compiled(level: str, name: str, options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
     implementation = "triton" if name == "triton_interpreter" else name
 
     def loss(inputs: Inputs, cotangent: jax.Array, positions: Any):
         out = selective_scan(**inputs, positions=positions, implementation=implementation, **dict(options))
         return jnp.sum(out.astype(jnp.float32) * cotangent), out
 
-    # Unoptimised machine code is made several times faster, and compiling is most of what these tests do.
-    level = OPTIMISED if optimise else {"xla_backend_optimization_level": 0}
-    return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=level)
+    options_of = {"quick": QUICK, "exact": EXACT, "optimised": OPTIMISED}
+    return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=options_of[level])
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +111,7 @@ def run_scan() -> Callable[..., tuple[jax.Array, Inputs]]:
         cotangent: Any = None,
         *,
         implementation: str,
-        optimise: bool = False,
+        level: str = "quick",
         positions: Any = None,
         **options: Any,
     ):
@@ -120,7 +119,7 @@ def run_scan() -> Callable[..., tuple[jax.Array, Inputs]]:
             shape = inputs["u"].shape
             cotangent = jnp.asarray(np.random.default_rng(7).normal(size=shape), jnp.float32)
         options = {"alignment": "none", "reverse": False, **options}  # so that equal calls share a program
-        graded = _compiled(optimise, implementation, tuple(sorted(options.items())))
+        graded = _compiled(level, implementation, tuple(sorted(options.items())))
         (_, out), grads = graded(inputs, jnp.asarray(cotangent), positions)
         return out, grads
 

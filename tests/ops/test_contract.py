@@ -163,11 +163,11 @@ def test_hold_is_the_recurrence_without_gaps(name, reverse, make_inputs, make_po
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-@pytest.mark.parametrize("optimise", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("level", ["exact", pytest.param("optimised", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", ALL)
-def test_keeping_everything_is_the_dense_scan(name, reverse, optimise, make_inputs, run_scan):
-    run = functools.partial(run_scan, make_inputs(*BASE), implementation=name, reverse=reverse, optimise=optimise)
+def test_keeping_everything_is_the_dense_scan(name, reverse, level, make_inputs, run_scan):
+    run = functools.partial(run_scan, make_inputs(*BASE), implementation=name, reverse=reverse, level=level)
     everything = jnp.tile(jnp.arange(BASE[1], dtype=jnp.int32), (2, 1))
     dense, _ = run()
     for alignment in ("hold", "decay"):
