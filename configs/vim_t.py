@@ -1,37 +1,18 @@
-"""ViM-T on ImageNet-1K, dense: the official pre-training recipe (hustvl/Vim, vim/scripts/pt-vim-t.sh).
+"""ViM-T on ImageNet-1K, dense: the official pre-training recipe.
 
 python train.py --config configs/vim_t.py --config.data.data_dir=DIR
 
 1.45 GMACs (published convention).
 Expected top-1: 76.1 % (published by the authors). Measured: not run.
-Augmentation as by the defaults of the authors' main.py, each image three times in a row; top_jax.recipes says what
-differs. Other than there, A_log is not decayed, and matrix products run in bfloat16 (the authors train in float32).
+
+Recipe: top_jax.recipes.vim_imagenet.
 """
 
 from ml_collections import config_dict
 
 from top_jax import recipes
-from top_jax.config import make_config
 
 
 def get_config() -> config_dict.ConfigDict:
-    """1024 images a step over all devices; the authors' learning rate is per 512 images."""
-    return make_config(
-        batch_size=1024,
-        epochs=300.0,
-        eval_every_epochs=5.0,
-        checkpoint_every=2500,
-        model=dict(name="vim_tiny", num_classes=1000, drop_path=0.0, dtype="bfloat16"),
-        data=dict(source="tfds", name="imagenet2012", eval_split="validation", num_workers=None),
-        augment=recipes.deit(),
-        optimizer=dict(
-            learning_rate=5e-4,
-            reference_batch_size=512,
-            warmup_learning_rate=1e-6,
-            min_learning_rate=1e-5,
-            warmup_epochs=5.0,
-            weight_decay=0.1,
-            label_smoothing=0.1,
-            ema_decay=0.99996,
-        ),
-    )
+    """1024 images per step over all devices."""
+    return recipes.vim_imagenet("tiny", batch_size=1024, learning_rate=5e-4, drop_path=0.0, weight_decay=0.1)

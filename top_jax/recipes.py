@@ -1,30 +1,324 @@
-"""Sections that configs share: augmentation as the papers' authors train with it, ours for small images, and CIFAR-10.
+"""Published recipes, and ours for small images: whole runs, and the sections that they share.
 
-    augment=recipes.deit()
+    return recipes.vim_imagenet("small", batch_size=512, learning_rate=1e-3, drop_path=0.05, weight_decay=0.05)
+    return make_config(..., augment=recipes.deit())
 
-Colour jitter is 0 in all of the ImageNet recipes: where RandAugment is on, timm leaves colour jitter out whatever
-factor the authors' scripts pass (timm 0.4.12, data/transforms_factory.py), while a config here does what it says.
+A file in `configs/` calls one of the runs with the values that differ from model to model. Each run returns every
+setting as a ConfigDict, each section a new dict of the settings of one part of `RunConfig`.
 
-What no value can mirror:
+Some properties of the authors' training cannot be expressed by a setting:
 
-- Mixing draws its share and rectangle once for a step's whole batch; the authors draw once on each GPU.
-- The flip comes after RandAugment, on the device. Only ShearY can tell: it holds the left edge of an image, so after
-  a flip the right one.
-- The copies of repeated augmentation stand in one batch in a row; the authors' lie on different GPUs of a step.
+- Colour jitter is 0 in every ImageNet recipe. Where RandAugment is on, timm skips colour jitter whatever factor the
+  authors' scripts pass (timm 0.4.12, data/transforms_factory.py); here a factor above 0 would be applied.
+- Mixing draws its share and its rectangle once per step for the whole batch; the authors draw once per GPU.
+- The flip runs on the device, after RandAugment. Only ShearY depends on this order: it fixes the left edge of an image,
+  so after a flip the right one.
+- The copies of repeated augmentation follow each other in one batch; the authors' copies go to different GPUs.
+- Matrix products run in bfloat16. The authors of DeiT and PlainMamba-L1 train under float16 autocast, those of ViM and
+  of the larger PlainMambas in float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from ml_collections import config_dict
+
+from top_jax.config import make_config
 
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 
 
-def deit() -> dict[str, Any]:
-    """DeiT's, which ViM and EViT kept, for fine-tuning too: the defaults of the three main.py.
+def vim_imagenet(
+    size: str, *, batch_size: int, learning_rate: float, drop_path: float, weight_decay: float
+) -> config_dict.ConfigDict:
+    """Trains a dense ViM for 300 epochs as its authors do; the learning rate is per 512 images.
 
-    Source: facebookresearch/deit, hustvl/Vim (vim/main.py) and youweiliang/evit, main.py; all three turn repeated
-    augmentation on by default, with the 3 copies of samplers.py.
+    Source: hustvl/Vim, vim/scripts/pt-vim-t.sh and pt-vim-s.sh, and the defaults of vim/main.py. There is no public
+    script for `base`. The authors' optimizer (timm 0.4.12) also decays A_log; ours does not.
+
+    Args:
+        size: `tiny`, `small` or `base`.
+        batch_size: images per step, over all devices.
+        learning_rate: at the peak.
+        drop_path: rate of the last block.
+        weight_decay: of AdamW.
+    """
+    return _dense(
+        f"vim_{size}",
+        batch_size=batch_size,
+        drop_path=drop_path,
+        augment=deit(),
+        optimizer=dict(learning_rate=learning_rate, weight_decay=weight_decay, ema_decay=0.99996),
+    )
+
+
+def deit_imagenet(size: str) -> config_dict.ConfigDict:
+    """Trains a dense DeiT for 300 epochs as its authors do, without distillation; the learning rate is per 512 images.
+
+    Source: facebookresearch/deit, the defaults of main.py with the batch of its README (4 x 256 images).
+
+    Args:
+        size: `tiny`, `small` or `base`.
+    """
+    return _dense(
+        f"deit_{size}",
+        batch_size=1024,
+        drop_path=0.1,
+        augment=deit(),
+        optimizer=dict(learning_rate=5e-4, weight_decay=0.05, ema_decay=0.99996),
+    )
+
+
+def plain_mamba_imagenet(
+    size: str,
+    *,
+    batch_size: int,
+    drop_path: float,
+    clip_norm: float,
+    warmup_epochs: float,
+    warmup_learning_rate: float,
+    min_learning_rate: float,
+    ema_decay: float | None = None,
+) -> config_dict.ConfigDict:
+    """Trains a dense PlainMamba for 300 epochs as its authors do; the learning rate is per 512 images.
+
+    Source: ChenhongyiYang/PlainMamba, plain_mamba_configs/plain_mamba_l*_in1k_300e.py. The authors' moving average of
+    L2 and L3 should change its pace at epoch 250 (`decay_factor=10`; the public hook has no value from there on); ours
+    keeps it.
+
+    Args:
+        size: `l1`, `l2` or `l3`.
+        batch_size: images per step, over all devices.
+        drop_path: rate of the last block.
+        clip_norm: largest global norm of the gradient.
+        warmup_epochs: epochs of linear warm-up.
+        warmup_learning_rate: at step 0, not scaled with the batch.
+        min_learning_rate: at the end, not scaled with the batch.
+        ema_decay: per step, of the moving average of the weights; None keeps none.
+    """
+    return _dense(
+        f"plain_mamba_{size}",
+        batch_size=batch_size,
+        drop_path=drop_path,
+        augment=plain_mamba(),
+        optimizer=dict(
+            learning_rate=5e-4,
+            warmup_learning_rate=warmup_learning_rate,
+            min_learning_rate=min_learning_rate,
+            warmup_epochs=warmup_epochs,
+            weight_decay=0.05,
+            clip_norm=clip_norm,
+            ema_decay=ema_decay,
+        ),
+    )
+
+
+def finetune(
+    name: str, pruning: Mapping[str, Any], *, drop_path: float, clip_norm: float | None = None
+) -> config_dict.ConfigDict:
+    """Fine-tunes dense weights with token pruning for 30 epochs, as ToP does for ViM.
+
+    Without `init_from` the run warns and starts from random weights.
+
+    Source: ToP (arXiv 2409.18962): 8 x 64 images, 30 epochs, weight decay 1e-8, the augmentation of ViM's main.py. The
+    authors' script asks for a learning rate of 5e-6 with a minimum of 1e-5, which would make it rise; ours falls from
+    1e-5 to 1e-6. Averaged weights, main.py's default, are not kept. The paper gives no recipe for PlainMamba: it gets
+    ToP's for ViM, with PlainMamba's own gradient clipping, drop-path and augmentation.
+
+    Args:
+        name: of a ViM or PlainMamba, such as `vim_small`.
+        pruning: the section of `RunConfig`: `top(...)` or `naive(...)`.
+        drop_path: rate of the last block, the dense model's.
+        clip_norm: largest global norm of the gradient; None does not clip.
+    """
+    return _imagenet(
+        name,
+        batch_size=512,
+        epochs=30.0,
+        eval_every_epochs=1.0,
+        checkpoint_every=1000,
+        drop_path=drop_path,
+        pruning=dict(pruning),
+        augment=plain_mamba() if name.startswith("plain_mamba") else deit(),
+        optimizer=dict(
+            learning_rate=1e-5,
+            warmup_learning_rate=1e-6,
+            min_learning_rate=1e-6,
+            warmup_epochs=5.0,
+            weight_decay=1e-8,
+            clip_norm=clip_norm,
+        ),
+    )
+
+
+def evit_finetune(size: str) -> config_dict.ConfigDict:
+    """Fine-tunes a DeiT with EViT for 30 epochs as its authors do; the learning rate is per 512 images.
+
+    Without `init_from` the run warns and starts from random weights.
+
+    Source: youweiliang/evit, finetune.sh (8 x 256 images) and the defaults of its main.py. Averaged weights, main.py's
+    default, are not kept.
+
+    Args:
+        size: `tiny`, `small` or `base`.
+    """
+    return _imagenet(
+        f"deit_{size}",
+        batch_size=2048,
+        epochs=30.0,
+        eval_every_epochs=1.0,
+        checkpoint_every=500,
+        drop_path=0.1,
+        pruning=dict(method="evit", after_blocks=(4, 7, 10), keep_ratio=(0.7,)),
+        augment=deit(),
+        optimizer=dict(
+            learning_rate=2e-5,
+            reference_batch_size=512,
+            warmup_learning_rate=1e-6,
+            min_learning_rate=2e-6,
+            warmup_epochs=0.0,
+            weight_decay=1e-6,
+        ),
+    )
+
+
+def vim_cifar10(
+    *,
+    epochs: float,
+    learning_rate: float,
+    warmup_epochs: float,
+    drop_path: float,
+    pruning: Mapping[str, Any] | None = None,
+) -> config_dict.ConfigDict:
+    """Trains a small ViM on CIFAR-10, whose images keep their 32 pixels. Ours.
+
+    Args:
+        epochs: of training.
+        learning_rate: at the peak.
+        warmup_epochs: epochs of linear warm-up.
+        drop_path: rate of the last block.
+        pruning: the section of `RunConfig`; None is the dense model.
+    """
+    return make_config(
+        batch_size=128,
+        eval_batch_size=200,
+        epochs=epochs,
+        eval_every_epochs=2.0,
+        checkpoint_every=500,
+        model=dict(
+            name="vim_tiny",
+            num_classes=10,
+            img_size=(32,),
+            patch_size=4,
+            embed_dim=96,
+            depth=12,
+            drop_path=drop_path,
+        ),
+        pruning=dict(pruning or {}),
+        data=cifar10(),
+        augment=small_images(),
+        optimizer=dict(learning_rate=learning_rate, warmup_epochs=warmup_epochs, weight_decay=0.05, clip_norm=1.0),
+    )
+
+
+def vim_digits(pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDict:
+    """Trains a small ViM on scikit-learn's digits (8 x 8 pixels), which needs no download. Ours.
+
+    Digits are cropped at random, and not flipped.
+
+    Args:
+        pruning: the section of `RunConfig`; None is the dense model.
+    """
+    return make_config(
+        batch_size=64,
+        eval_batch_size=120,
+        epochs=25.0,
+        log_every=20,
+        eval_every_epochs=5.0,
+        checkpoint_every=100,
+        model=dict(name="vim_tiny", num_classes=10, img_size=(8,), patch_size=2, embed_dim=64, depth=6, d_state=4),
+        pruning=dict(pruning or {}),
+        data=dict(source="digits", min_area=0.6, eval_crop=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        augment=dict(flip=False),
+        optimizer=dict(learning_rate=3e-3, warmup_epochs=2.0, weight_decay=0.05, clip_norm=1.0),
+    )
+
+
+def study(name: str, **model: Any) -> config_dict.ConfigDict:
+    """Trains a dense model of docs/study.md on a CPU: 200 steps on CIFAR-10, patches of 2 pixels. Ours.
+
+    Only crops and flips, because the runs are short.
+
+    Args:
+        name: of the model, such as `vim_tiny`.
+        **model: its other settings.
+    """
+    return make_config(
+        batch_size=64,
+        eval_batch_size=250,
+        total_steps=200,
+        log_every=20,
+        eval_every_epochs=1000.0,
+        checkpoint_every=100,
+        model=dict(name=name, num_classes=10, img_size=(32,), patch_size=2, embed_dim=48, depth=6, d_state=4, **model),
+        data=cifar10(),
+        optimizer=dict(learning_rate=1e-3, warmup_epochs=0.02, weight_decay=0.05, clip_norm=1.0, label_smoothing=0.0),
+    )
+
+
+def study_gpu(name: str, **model: Any) -> config_dict.ConfigDict:
+    """Trains a dense model of docs/study.md on a GPU: 30 epochs of CIFAR-10, patches of 2 pixels. Ours.
+
+    Every augmentation is on, each milder than ImageNet's.
+
+    Args:
+        name: of the model, such as `vim_tiny`.
+        **model: its other settings.
+    """
+    return make_config(
+        batch_size=256,
+        eval_batch_size=1000,
+        epochs=30.0,
+        eval_every_epochs=10.0,
+        checkpoint_every=500,
+        model=dict(
+            name=name,
+            num_classes=10,
+            img_size=(32,),
+            patch_size=2,
+            embed_dim=128,
+            depth=12,
+            drop_path=0.05,
+            dtype="bfloat16",
+            **model,
+        ),
+        data=cifar10() | dict(num_workers=None),
+        augment=small_images(),
+        optimizer=dict(learning_rate=1e-3, warmup_epochs=2.0, weight_decay=0.05, clip_norm=1.0),
+    )
+
+
+def top(after_blocks: tuple[int, ...], keep_ratio: float) -> dict[str, Any]:
+    """Returns `config.pruning` of ToP: tokens ranked by the clipped scan output, `hold` alignment."""
+    return dict(after_blocks=after_blocks, keep_ratio=(keep_ratio,))
+
+
+def naive(after_blocks: tuple[int, ...], keep_ratio: float) -> dict[str, Any]:
+    """Returns `config.pruning` of the baseline, pruning as in a ViT: best tokens first, and positions re-indexed.
+
+    ViM's class token moves to the middle of the kept tokens, and PlainMamba scans a condensed grid. An SSM has no
+    attention to rank tokens by, so the score is ToP's. `--config.pruning.fuse=True` adds EViT's fused token.
+    """
+    return dict(method="evit", after_blocks=after_blocks, keep_ratio=(keep_ratio,), score="clip", fuse=False)
+
+
+def deit() -> dict[str, Any]:
+    """Returns `config.augment` of DeiT, which ViM and EViT kept, for fine-tuning too.
+
+    Source: the defaults of main.py in facebookresearch/deit, hustvl/Vim (vim/main.py) and youweiliang/evit. All three
+    turn repeated augmentation on by default, with the 3 copies of samplers.py.
     """
     return {
         "repeats": 3,
@@ -40,26 +334,27 @@ def deit() -> dict[str, Any]:
 
 
 def plain_mamba() -> dict[str, Any]:
-    """PlainMamba's: DeiT's values, each image once. Every batch is mixed, by mixup and cutmix half of the time each.
+    """Returns `config.augment` of PlainMamba: DeiT's values, each image once.
+
+    Every batch is mixed, half of the time by mixup and half of the time by cutmix.
 
     Source: ChenhongyiYang/PlainMamba, plain_mamba_configs/plain_mamba_l*_in1k_300e.py (BatchMixup and BatchCutMix,
-    probability 0.5 each) and configs/_base_/datasets/imagenet_bs64_swin_224_lmdb.py.
+    probability 0.5 each) and configs/_base_/datasets/imagenet_bs64_swin_224_lmdb.py. The authors' augmentation is that
+    of mmcls, ours follows timm. They differ in three places:
 
-    Written for mmcls, they differ from ours, which are timm's, in three places:
-
-    - RandAugment's operations are OpenCV's (mmcv), not PIL's, with the same ranges: the pixels differ.
-    - Erased rectangles have the same limits (2 % to a third of the area, sides 3:10 to 10:3), but one that does not
-      fit is cut to the image's side, where timm draws again; their noise is cut to the range of pixels.
+    - RandAugment's operations are OpenCV's (mmcv) instead of PIL's, with the same ranges, so the pixels differ.
+    - Erased rectangles have the same limits (2 % to a third of the area, sides 3:10 to 10:3). One that does not fit is
+      cut to the image's side, where timm draws again; their noise is clipped to the range of pixels.
     - Images are paired at random for mixing; ours pairs the first of the batch with the last, and so on.
     """
     return deit() | {"repeats": 1}
 
 
 def small_images() -> dict[str, Any]:
-    """Ours, for 32 pixels (CIFAR-10): everything is on, and milder, so that a small model can still learn.
+    """Returns `config.augment` for CIFAR-10's 32 pixels: everything on, but milder, so that a small model still learns.
 
-    A shift by RandAugment is a share of the image and so suits any size, but at magnitude 9 the colours of an image
-    of 32 pixels leave little to see. Both colour jitter and RandAugment are on, each of them weak.
+    Ours. RandAugment shifts by a share of the image and so suits any size, but its colour changes at magnitude 9 leave
+    little to see in 32 pixels. Both RandAugment and colour jitter are therefore on, and weak.
     """
     return {
         "repeats": 2,
@@ -75,7 +370,7 @@ def small_images() -> dict[str, Any]:
 
 
 def cifar10() -> dict[str, Any]:
-    """`config.data` of CIFAR-10 in a TFDS directory, its 32 pixels kept, with the usual mean and deviation."""
+    """Returns `config.data` of CIFAR-10 in a TFDS directory: 32 pixels, the usual mean and standard deviation."""
     return {
         "source": "tfds",
         "name": "cifar10",
@@ -84,3 +379,30 @@ def cifar10() -> dict[str, Any]:
         "mean": (0.4914, 0.4822, 0.4465),
         "std": (0.2470, 0.2435, 0.2616),
     }
+
+
+def _dense(
+    name: str, *, batch_size: int, drop_path: float, augment: dict[str, Any], optimizer: dict[str, Any]
+) -> config_dict.ConfigDict:
+    """Trains a dense model on ImageNet-1K for 300 epochs; the learning rate is per 512 images."""
+    common = dict(reference_batch_size=512, warmup_learning_rate=1e-6, min_learning_rate=1e-5, warmup_epochs=5.0)
+    return _imagenet(
+        name,
+        batch_size=batch_size,
+        epochs=300.0,
+        eval_every_epochs=5.0,
+        checkpoint_every=2500,
+        drop_path=drop_path,
+        augment=augment,
+        optimizer=common | optimizer,
+    )
+
+
+def _imagenet(name: str, *, drop_path: float, optimizer: dict[str, Any], **settings: Any) -> config_dict.ConfigDict:
+    """Trains a model on ImageNet-1K, read from a TFDS directory, with every core decoding."""
+    return make_config(
+        model=dict(name=name, num_classes=1000, drop_path=drop_path, dtype="bfloat16"),
+        data=dict(source="tfds", name="imagenet2012", eval_split="validation", num_workers=None),
+        optimizer=dict(label_smoothing=0.1) | optimizer,
+        **settings,
+    )
