@@ -1,9 +1,10 @@
-"""What a run is made of: one frozen dataclass per concern, and the only place that reads a ConfigDict.
+"""What a run is made of: one frozen dataclass per section, and the only code that reads a ConfigDict.
 
-`ml_collections` stops at the door. A file in `configs/` returns `make_config(...)`, the defaults below with its
-own settings, and `RunConfig.from_config_dict` turns the result back into dataclasses. An unknown key, a
-wrong type or a value out of range is an `InputError`. `None` means "not set" and is what a
-`config_dict.placeholder` holds.
+A file in `configs/` returns `make_config(...)`: the defaults below with its own settings. `RunConfig.from_config_dict`
+turns the result back into dataclasses; no other code sees `ml_collections`. An unknown key, a wrong type or a value out
+of range is an `InputError`. None means "not set", which a ConfigDict holds as a `config_dict.placeholder`.
+
+The comment beside each key is its documentation: what it is, its unit and the values allowed.
 """
 
 from __future__ import annotations
@@ -28,76 +29,75 @@ def _check(node: Any, section: str, names: tuple[str, ...], holds: Callable[[Any
     """Raises InputError, naming the key, unless `holds(value)` for each of the fields that is set."""
     for name in names:
         value = getattr(node, name)
-        # `not holds` rather than a test for what is wrong: nan fits nowhere.
+        # `not holds` instead of a test for bad values, because nan fails every comparison.
         if value is not None and not holds(value):
             raise InputError(f"config.{section}{'.' if section else ''}{name}={value!r}; it must be {needed}.")
 
 
 def _check_unset(node: Any, section: str, names: tuple[str, ...], needed: str) -> None:
-    """Raises InputError for a setting that would do nothing without another one."""
+    """Raises InputError for a setting that has no effect without another one."""
     defaults = {field.name: field.default for field in dataclasses.fields(node)}
     for name in names:
         if (value := getattr(node, name)) != defaults[name]:
-            raise InputError(f"config.{section}.{name}={value!r} does nothing without {needed}; set it, or drop this.")
+            raise InputError(f"config.{section}.{name}={value!r} has no effect without {needed}; set it, or drop this.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which model is built: `top_jax.create_model(name, num_classes=..., **overrides)`.
+    """The model: a name, and the sizes and settings that replace the named model's own.
 
-    Every field but `name` and `num_classes` overrides a size of the named model; None keeps the model's own.
+    None keeps the model's own value. The families' own configs (`VimConfig`, `PlainMambaConfig`, `DeitConfig`) define
+    these settings and check their values when the model is built; a setting that the family lacks is an error there.
     """
 
-    name: str = "vim_tiny"  # a name in top_jax.models.registry
-    num_classes: int = 1000
-    img_size: tuple[int, ...] | None = None  # (side,) or (height, width), pixels
-    patch_size: int | None = None
-    stride: int | None = None
-    embed_dim: int | None = None
-    depth: int | None = None
-    d_state: int | None = None
-    num_heads: int | None = None  # DeiT
-    num_convs_patch_embed: int | None = None  # PlainMamba, as the next two
-    layers_with_dwconv: tuple[int, ...] | None = None  # from 0
-    reorder_parameters: bool | None = None
-    drop_path: float | None = None
-    dtype: str = "float32"  # computation; parameters, states, residuals and norms stay float32
-    implementation: str | None = None  # of the selective scan: top_jax.ops.selective_scan
-    remat: bool = False
+    name: str = "vim_tiny"  # model name: vim_tiny|small|base, plain_mamba_l1|l2|l3 or deit_tiny|small|base
+    num_classes: int = 1000  # number of logits, at least 1
+    img_size: tuple[int, ...] | None = None  # input size in pixels: (side,) or (height, width)
+    patch_size: int | None = None  # side of a patch in pixels
+    stride: int | None = None  # pixels between patches, by default patch_size; ViM and PlainMamba
+    embed_dim: int | None = None  # width of the tokens (D)
+    depth: int | None = None  # number of blocks
+    d_state: int | None = None  # states per channel of the scan (N); ViM and PlainMamba
+    expand: int | None = None  # inner width divided by embed_dim (E / D); ViM and PlainMamba
+    d_conv: int | None = None  # ViM: taps of the causal convolution; PlainMamba: side of the 2-D one, odd
+    num_heads: int | None = None  # attention heads, a divisor of embed_dim; DeiT
+    mlp_ratio: float | None = None  # width of the MLP divided by embed_dim; DeiT
+    num_convs_patch_embed: int | None = None  # 3x3 convolutions in the stem, from 0; PlainMamba
+    layers_with_dwconv: tuple[int, ...] | None = None  # blocks, from 0, that end in a 3x3 convolution; PlainMamba
+    reorder_parameters: bool | None = None  # True: delta, B and C follow each traversal as u does; PlainMamba
+    drop_path: float | None = None  # drop-path rate of the last block, in [0, 1); it grows linearly over the blocks
+    dtype: str = "float32"  # of the matrix products, float32 or bfloat16; parameters and states stay float32
+    implementation: str | None = None  # of the scan: auto, reference, xla, pallas, pallas_interpret or triton
+    remat: bool = False  # recompute each block in the backward pass: less memory, more time
 
     def __post_init__(self) -> None:
-        sizes = ("num_classes", "patch_size", "stride", "embed_dim", "depth", "d_state", "num_heads")
-        _check(self, "model", sizes, lambda size: size >= 1, "at least 1")
-        _check(self, "model", ("num_convs_patch_embed",), lambda count: count >= 0, "at least 0")
-        _check(self, "model", ("img_size",), lambda size: size and min(size) >= 1, "sides of at least 1 pixel")
-        _check(self, "model", ("drop_path",), lambda rate: 0 <= rate < 1, "in [0, 1)")
         _check(self, "model", ("dtype",), lambda dtype: dtype in DTYPES, f"one of {', '.join(DTYPES)}")
 
     def overrides(self) -> dict[str, Any]:
-        """The keyword arguments for `top_jax.create_model` beside the name."""
+        """Returns the keyword arguments of `top_jax.create_model` other than the name."""
         chosen = {k: v for k, v in dataclasses.asdict(self).items() if k != "name" and v is not None}
-        if self.img_size is not None:
-            chosen["img_size"] = self.img_size[0] if len(self.img_size) == 1 else self.img_size
+        if self.img_size is not None and len(self.img_size) == 1:
+            chosen["img_size"] = self.img_size[0]
         return chosen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PruningConfig:
-    """Arguments of `top_jax.pruning.make_reduction`; no `after_blocks` is the dense model.
+    """The token reduction; without `after_blocks` the model is dense.
 
-    None keeps the method's own value; a setting that the method does not have is an error.
+    None keeps the method's own value. A setting that the method lacks is an error when the reduction is built.
     """
 
-    method: str = "top"  # "top" (and its ablations), "evit" or "merge": top_jax.pruning.METHODS
-    after_blocks: tuple[int, ...] = ()  # 1-based: 5 prunes after the fifth block
-    keep_ratio: tuple[float, ...] = ()  # one for all prunes, or one per prune
-    score: str | None = None
-    alignment: str | None = None
-    order: str | None = None
-    fuse: bool | None = None
-    seed: int | None = None  # of the control score "random"
-    warmup_epochs: float = 0.0  # training goes from the dense model to keep_ratio over so many epochs
-    warmup_stages: int = 4  # in so many steps of equal length, each a program of its own
+    method: str = "top"  # top (ToP and its ablations), evit or merge
+    after_blocks: tuple[int, ...] = ()  # blocks to reduce after, from 1: 5 means after the fifth block
+    keep_ratio: tuple[float, ...] = ()  # share of the patch tokens kept, in (0, 1]: one for all places, or one for each
+    score: str | None = None  # clip, noclip, l1, l2, delta, attention (DeiT), random or uniform
+    alignment: str | None = None  # hold, decay or none: what a scan does at the positions of dropped tokens
+    order: str | None = None  # order of the kept tokens: position, or score (best first)
+    fuse: bool | None = None  # evit: fuse the dropped tokens into one token
+    seed: int | None = None  # seed of the score random
+    warmup_epochs: float = 0.0  # epochs over which training goes from the dense model to keep_ratio; 0: none
+    warmup_stages: int = 4  # equal steps of that warm-up, at least 1; each compiles a program of its own
 
     def __post_init__(self) -> None:
         _check(self, "pruning", ("warmup_epochs",), lambda epochs: epochs >= 0, "at least 0")
@@ -106,9 +106,9 @@ class PruningConfig:
             _check_unset(self, "pruning", ("warmup_stages",), "config.pruning.warmup_epochs")
 
     def settings(self) -> dict[str, Any]:
-        """The keyword arguments for `make_reduction`; a single keep ratio stands for all prunes."""
-        of_training = ("warmup_epochs", "warmup_stages")
-        chosen = {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k not in of_training}
+        """Returns the keyword arguments of `top_jax.pruning.make_reduction`; one keep ratio becomes a number."""
+        training_only = ("warmup_epochs", "warmup_stages")
+        chosen = {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k not in training_only}
         if len(self.keep_ratio) == 1:
             chosen["keep_ratio"] = self.keep_ratio[0]
         return chosen
@@ -116,23 +116,23 @@ class PruningConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where images come from and how they become model input."""
+    """The images, and how they become model input."""
 
-    source: str = "digits"  # "digits" (bundled), "tfds" (name, data_dir), "image_folder" or "packed" (data_dir)
-    name: str | None = None  # TFDS name, e.g. "imagenet2012" or "imagenet2012:5.1.0"
-    data_dir: str | None = None  # of "packed", the .npz file
-    train_split: str = "train"
-    eval_split: str = "test"
-    train_transform: str = "random_resized_crop"  # or "shift_crop"
-    min_area: float = 0.08  # random_resized_crop: smallest share of the image
-    shift: int = 4  # shift_crop: largest move in pixels of the model's input
-    eval_crop: float = 0.875  # evaluation resizes the shorter side to img_size / eval_crop, then crops the centre
-    mean: tuple[float, ...] = IMAGENET_MEAN  # of pixels scaled to 0..1
-    std: tuple[float, ...] = IMAGENET_STD
-    on_corrupt: str = "skip"  # an unreadable image: "skip" (named, counted, weight 0) or "raise"
-    num_workers: int | None = 0  # decoding processes; 0: threads of this process; None: one per core, at most 16
-    num_threads: int = 2  # decoding threads of each process
-    prefetch: int = 2  # batches kept ready on the device
+    source: str = "digits"  # digits (bundled), tfds (set name and data_dir), image_folder or packed (set data_dir)
+    name: str | None = None  # TFDS dataset, such as imagenet2012 or imagenet2012:5.1.0
+    data_dir: str | None = None  # directory of the dataset; packed: the .npz file
+    train_split: str = "train"  # split to train on
+    eval_split: str = "test"  # split to evaluate on
+    train_transform: str = "random_resized_crop"  # random_resized_crop or shift_crop
+    min_area: float = 0.08  # random_resized_crop: smallest crop, as a share of the image's area
+    shift: int = 4  # shift_crop: largest shift, in pixels of the model's input
+    eval_crop: float = 0.875  # evaluation resizes the shorter side to img_size / eval_crop and crops the centre
+    mean: tuple[float, ...] = IMAGENET_MEAN  # per channel, of pixels scaled to 0..1
+    std: tuple[float, ...] = IMAGENET_STD  # per channel, of pixels scaled to 0..1; above 0
+    on_corrupt: str = "skip"  # an unreadable image: skip (it is named, counted and gets weight 0) or raise
+    num_workers: int | None = 0  # decoding processes; 0: threads of the main process; None: one per core, at most 16
+    num_threads: int = 2  # decoding threads per process
+    prefetch: int = 2  # batches kept ready on the device, from 0
 
     def __post_init__(self) -> None:
         _check(self, "data", ("prefetch",), lambda batches: batches >= 0, "at least 0")
@@ -142,21 +142,23 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Random changes of training images, in the order in which they are made.
+    """Random changes of the training images, in the order in which they are made.
 
-    The crop (`data.train_transform`) comes first. RandAugment and colour jitter follow in the decoding processes; flip,
-    erasing and mixing on the device, inside the training step.
+    The crop (`data.train_transform`) comes first. RandAugment and colour jitter follow in the decoding processes. Flip,
+    erasing and mixing run on the device, inside the training step.
     """
 
-    repeats: int = 1  # repeated augmentation: each image so often in a row, in an epoch of 1 / repeats of the images
-    rand_augment: str | None = None  # timm's notation, such as "rand-m9-mstd0.5-inc1"
-    color_jitter: float = 0.0  # brightness, contrast and saturation by factors in 1 - this .. 1 + this
-    flip: bool = True  # left to right, half of the time
-    erasing: float = 0.0  # probability that a rectangle becomes noise
-    mixup: float = 0.0  # alpha of the Beta distribution of the share of the other image; 0: no mixup
-    cutmix: float = 0.0  # the same of a rectangle of the other image; 0: no cutmix
-    mix_probability: float = 1.0  # that a batch is mixed at all
-    switch_probability: float = 0.5  # of cutmix rather than mixup, where both are on
+    repeats: int = (
+        1  # repeated augmentation: consecutive copies of each image; an epoch takes 1 / repeats of the images
+    )
+    rand_augment: str | None = None  # in timm's notation, such as rand-m9-mstd0.5-inc1; None: off
+    color_jitter: float = 0.0  # brightness, contrast and saturation change by up to this share, in [0, 1]; 0: off
+    flip: bool = True  # flip left to right with probability 0.5
+    erasing: float = 0.0  # probability that a rectangle is replaced by noise
+    mixup: float = 0.0  # alpha of the Beta distribution of the mixing share; 0: no mixup
+    cutmix: float = 0.0  # alpha of the Beta distribution of the rectangle's share; 0: no cutmix
+    mix_probability: float = 1.0  # probability that a batch is mixed
+    switch_probability: float = 0.5  # probability of cutmix instead of mixup, where both are on
 
     def __post_init__(self) -> None:
         _check(self, "augment", ("repeats",), lambda count: count >= 1, "at least 1")
@@ -170,10 +172,10 @@ class AugmentConfig:
 class DistillationConfig:
     """Learning from the dense model while tokens are dropped: loss = (1 - weight) CE + weight KL + token_weight MSE."""
 
-    teacher: str | None = None  # a run directory or an official file of the dense model; None: no distillation
-    weight: float = 0.5  # of the divergence from the teacher's softened prediction
-    temperature: float = 1.0  # softens both predictions; the divergence is scaled by its square
-    token_weight: float = 0.0  # of the squared difference of token features, at the positions that are kept
+    teacher: str | None = None  # run directory or official file of the dense model; None: no distillation
+    weight: float = 0.5  # of the KL divergence from the teacher's prediction, in [0, 1]
+    temperature: float = 1.0  # softens both predictions, above 0; the divergence is multiplied by its square
+    token_weight: float = 0.0  # of the squared difference between the features of the kept tokens, from 0
 
     def __post_init__(self) -> None:
         _check(self, "distillation", ("weight",), lambda share: 0 <= share <= 1, "in [0, 1]")
@@ -186,20 +188,20 @@ class DistillationConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with warm-up and cosine decay, as `top_jax.training.optimizer` builds it."""
+    """AdamW with linear warm-up and cosine decay, as `top_jax.training.optimizer` builds it."""
 
-    learning_rate: float = 1e-3  # at the peak, for a batch of `reference_batch_size`
-    reference_batch_size: int | None = None  # set: the rates are scaled by batch_size / reference_batch_size
-    min_learning_rate: float = 1e-5  # after the cosine; never scaled
-    warmup_learning_rate: float = 1e-6  # at step 0; never scaled
-    warmup_epochs: float = 5.0
-    weight_decay: float = 0.05
-    b1: float = 0.9
-    b2: float = 0.999
-    clip_norm: float | None = None  # global norm of the gradient
-    label_smoothing: float = 0.1
-    ema_decay: float | None = None  # set: an exponential moving average of the weights is kept
-    accumulate: int = 1  # micro-batches a step; batch_size counts all of them
+    learning_rate: float = 1e-3  # at the peak, for a batch of reference_batch_size images
+    reference_batch_size: int | None = None  # set: learning_rate is scaled by batch_size / reference_batch_size
+    min_learning_rate: float = 1e-5  # at the end of the cosine; not scaled
+    warmup_learning_rate: float = 1e-6  # at step 0; not scaled
+    warmup_epochs: float = 5.0  # epochs of linear warm-up, from 0
+    weight_decay: float = 0.05  # from 0
+    b1: float = 0.9  # AdamW's decay of the mean of the gradient, in [0, 1)
+    b2: float = 0.999  # AdamW's decay of the mean of its square, in [0, 1)
+    clip_norm: float | None = None  # largest global norm of the gradient, above 0; None: no clipping
+    label_smoothing: float = 0.1  # in [0, 1)
+    ema_decay: float | None = None  # set: keeps a moving average of the weights, with this decay per step, in [0, 1)
+    accumulate: int = 1  # micro-batches per step, at least 1; batch_size counts all of them
 
     def __post_init__(self) -> None:
         _check(self, "optimizer", ("reference_batch_size", "accumulate"), lambda count: count >= 1, "at least 1")
@@ -212,19 +214,19 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One training run: everything that decides its numbers, and how it reports."""
+    """One training run: everything that its numbers depend on, and how it reports."""
 
-    seed: int = 0
-    batch_size: int = 128  # images a step, over all devices and micro-batches
-    eval_batch_size: int | None = None  # None: batch_size
-    epochs: float = 30.0
-    total_steps: int | None = None  # set: used instead of epochs
-    init_from: str | None = None  # a run directory or an official file: start from its (dense) weights
+    seed: int = 0  # of the initial weights, the order of the data and the augmentation; 0 .. 2**32 - 1
+    batch_size: int = 128  # images per step, over all devices and micro-batches
+    eval_batch_size: int | None = None  # images per evaluation step; None: batch_size
+    epochs: float = 30.0  # length of the run, above 0
+    total_steps: int | None = None  # length of the run in steps, instead of epochs
+    init_from: str | None = None  # run directory or official file whose weights the run starts from; None: random
     log_every: int = 50  # steps between lines of metrics.jsonl
-    eval_every_epochs: float = 1.0
-    checkpoint_every: int = 1000  # steps between checkpoints beside those at evaluations
-    max_rollbacks: int = 5  # batches that gave a number that is not finite and were left out, before the run gives up
-    fsdp: int = 1  # devices that share one copy of the weights, each holding a part
+    eval_every_epochs: float = 1.0  # epochs between evaluations, above 0
+    checkpoint_every: int = 1000  # steps between checkpoints; each evaluation saves one too
+    max_rollbacks: int = 5  # batches with a loss that is not finite to skip before the run stops, from 0
+    fsdp: int = 1  # devices that share one copy of the weights
     model: ModelConfig = ModelConfig()
     pruning: PruningConfig = PruningConfig()
     data: DataConfig = DataConfig()
@@ -236,27 +238,27 @@ class RunConfig:
         counts = ("batch_size", "eval_batch_size", "total_steps", "log_every", "checkpoint_every", "fsdp")
         _check(self, "", counts, lambda count: count >= 1, "at least 1")
         _check(self, "", ("max_rollbacks",), lambda count: count >= 0, "at least 0")
-        fits = f"at most batch_size={self.batch_size}: the copies of an image stand in one batch"
+        fits = f"at most batch_size={self.batch_size}, because the copies of an image share a batch"
         _check(self.augment, "augment", ("repeats",), lambda count: count <= self.batch_size, fits)
         _check(self, "", ("epochs", "eval_every_epochs"), lambda epochs: epochs > 0, "above 0")
         _check(self, "", ("seed",), lambda seed: 0 <= seed < 2**32, "in 0 .. 2**32 - 1")
 
     @classmethod
     def from_config_dict(cls, config: Mapping[str, Any] | config_dict.ConfigDict) -> RunConfig:
-        """Checks a ConfigDict (or plain dict) and freezes it.
+        """Returns the checked and frozen form of a ConfigDict or a plain dict.
 
         Raises:
-            InputError: an unknown key, or a value of the wrong type or out of range, named by its dotted path.
+            InputError: an unknown key, or a value of the wrong type or out of range; the message has its dotted path.
         """
         return _build(cls, config, path="")
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain nested dict, as it is written to a run's config.json."""
+        """Returns a plain nested dict, as it is written to a run's config.json."""
         return dataclasses.asdict(self)
 
 
 def make_config(**settings: Any) -> config_dict.ConfigDict:
-    """A run's config: every default, with `settings` in their places.
+    """Returns a run's config: every default, with `settings` in their places.
 
     Args:
         **settings: fields of `RunConfig`; sections (`model`, `data`...) as dicts of the fields to set.
@@ -286,7 +288,7 @@ def _to_config_dict(node: Any) -> config_dict.ConfigDict:
 
 def _build(cls: type, node: Any, path: str) -> Any:
     if not isinstance(node, (Mapping, config_dict.ConfigDict)):
-        raise InputError(f"config.{path.rstrip('.')}={node!r} is no section; it must be a dict of settings.")
+        raise InputError(f"config.{path.rstrip('.')}={node!r} is not a section; it must be a dict of settings.")
     hints = typing.get_type_hints(cls)
     known = {field.name for field in dataclasses.fields(cls)}
     if unknown := sorted(set(node) - known):
@@ -303,7 +305,7 @@ def _build(cls: type, node: Any, path: str) -> Any:
 
 
 def _plain_type(hint: Any) -> type:
-    """The container or scalar type behind `X | None` and `tuple[X, ...]`."""
+    """Returns the container or scalar type behind `X | None` and `tuple[X, ...]`."""
     hint = _without_none(hint)
     return typing.get_origin(hint) or hint
 
@@ -319,7 +321,9 @@ def _coerce(value: Any, hint: Any, path: str) -> Any:
         return None
     wanted = _plain_type(hint)
     if wanted is tuple:
-        values = value if isinstance(value, (list, tuple)) else (value,)  # one for all, such as img_size=224
+        values = (
+            value if isinstance(value, (list, tuple)) else (value,)
+        )  # a single value is a tuple of one, such as img_size=224
         of = typing.get_args(_without_none(hint))[0]
         return tuple(_coerce(item, of, f"{path}[{place}]") for place, item in enumerate(values))
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
