@@ -2,28 +2,28 @@
 
 python train.py --config configs/vim_s_top.py [--workdir runs/vim_s_top] [--config.batch_size=64 ...]
 
-The same command started again goes on where the run stopped. On several machines, the same command on each with
---distributed: docs/scaling.md.
+Start the same command again to resume the run where it stopped. To train on several machines, start it on each of them
+with --distributed: see docs/scaling.md.
 """
 
 from absl import flags
 
-from top_jax.cli import config_flag, distributed_flags, runner
+from top_jax.cli import runner, shared_flags
 
-_CONFIG = config_flag.define()
-for _shared in (config_flag, distributed_flags):  # so that --help shows them
-    flags.adopt_module_key_flags(_shared)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; runs/<config name> if not given.")
+_CONFIG = shared_flags.define_config()
+shared_flags.define_distributed()
+flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; by default runs/<config name>.")
 
 
 def main(arguments: list[str]) -> None:
-    """Flags to config, config to training."""
+    """Reads the config from the flags and trains."""
     runner.no_more(arguments)
-    config = config_flag.read(_CONFIG)
-    workdir = _WORKDIR.value or f"runs/{config_flag.name()}"
+    config = shared_flags.read_config(_CONFIG)
+    workdir = _WORKDIR.value or f"runs/{shared_flags.config_name()}"
 
-    distributed_flags.join()
-    from top_jax.training import train  # after the flags are known to be good: it takes seconds
+    shared_flags.join_processes()
+    from top_jax.training import train  # takes seconds, so only once the flags are known to be good
 
     train(config, workdir)
 

@@ -148,9 +148,7 @@ class AugmentConfig:
     erasing and mixing run on the device, inside the training step.
     """
 
-    repeats: int = (
-        1  # repeated augmentation: consecutive copies of each image; an epoch takes 1 / repeats of the images
-    )
+    repeats: int = 1  # consecutive copies of each image, from 1; an epoch then sees 1 / repeats of the images
     rand_augment: str | None = None  # in timm's notation, such as rand-m9-mstd0.5-inc1; None: off
     color_jitter: float = 0.0  # brightness, contrast and saturation change by up to this share, in [0, 1]; 0: off
     flip: bool = True  # flip left to right with probability 0.5

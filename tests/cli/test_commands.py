@@ -43,14 +43,14 @@ def test_evaluate_refuses(refused, run, tmp_path):
     checkpoint = f"--checkpoint={run}"
     assert "Flag --checkpoint must have a value" in refused("evaluate", TINY)
     assert "config.json" in refused("evaluate", TINY, f"--checkpoint={tmp_path}")
-    assert "nowhere does not exist; pass a run directory" in refused("evaluate", TINY, "--checkpoint=nowhere")
-    assert "8 weights differ, such as blocks.0" in refused("evaluate", TINY, checkpoint, "--config.model.d_state=8")
+    assert "nowhere" in refused("evaluate", TINY, "--checkpoint=nowhere")
+    assert "blocks.0" in refused("evaluate", TINY, checkpoint, "--config.model.d_state=8")
     folder = tmp_path / "data" / "test" / "cat"
     folder.mkdir(parents=True)
     shutil.copyfile(run / "config.json", folder / "a.jpg")  # no JPEG, but nothing looks that far
     images = ("--config.data.source=image_folder", f"--config.data.data_dir={tmp_path}/data")
     message = refused("evaluate", TINY, checkpoint, "--config.model.num_classes=1", *images)
-    assert str(run) in message and "10 classes" in message and "this model has 1;" in message
+    assert str(run) in message and "10 classes" in message and "has 1;" in message
     assert not (run / "evaluation.json").exists()
 
 

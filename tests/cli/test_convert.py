@@ -110,7 +110,7 @@ def test_averaged_weights_of_a_run(command, finished_run, tmp_path):
     ):
         target = tmp_path / "a.safetensors"
         result = command("convert", str(finished_run), str(target), "--overwrite", *flags)
-        assert result.status == 0 and "the pruning schedule of the run is not part of it.\n" in result.out
+        assert result.status == 0 and "no pruning schedule" in result.out
         assert_same(read_state_dict(target), load_checkpoint(finished_run, which, ema=ema))
     plain, averaged = (state_dict_of(load_checkpoint(finished_run, ema=ema)) for ema in (False, True))
     assert any(np.any(plain[name] != averaged[name]) for name in plain)  # or the above says nothing
@@ -159,10 +159,10 @@ VIM = ["--model=vim_tiny", *arguments({**SMALL, **FAMILIES["vim_tiny"]})]
 def test_a_grid_that_is_not_square(command, refused, vim_file, tmp_path):
     target = str(tmp_path / "run")
     message = refused("convert", str(vim_file), target, *VIM)
-    assert "has 24 patch tokens, which is no 4 x 4 grid; pass checkpoint_img_size=(height, width)" in message
+    assert "24 patch tokens" in message and "checkpoint_img_size" in message
     for wrong in ("24,x", "1,2,3", "0", "-16"):
         message = refused("convert", str(vim_file), target, *VIM, f"--checkpoint_img_size={wrong}")
-        assert message == f"--checkpoint_img_size={wrong}; needed: SIDE, or HEIGHT,WIDTH in pixels."
+        assert message.startswith(f"--checkpoint_img_size={wrong}")
     result = command("convert", str(vim_file), target, *VIM, "--checkpoint_img_size=24,16")
     assert result.status == 0 and "pos_embed resized from 6 x 4 to 4 x 4 patches (bicubic)\n" in result.out
 
@@ -173,14 +173,14 @@ def test_targets_that_are_taken(command, refused, vim_file, tmp_path):
     for target in (run, file):
         assert command("convert", str(vim_file), str(target), *flags).status == 0
     used = refused("convert", str(vim_file), str(run), *flags)
-    assert used == f"{run} already holds checkpoints; choose another directory, or delete that one."
+    assert f"{run} already holds checkpoints" in used
     file.write_text("precious")
     used = refused("convert", str(vim_file), str(file), *flags)
-    assert used == f"{file} exists; choose another name, or overwrite it (overwrite=True, --overwrite)."
+    assert f"{file} exists" in used and "--overwrite" in used
     assert file.read_text() == "precious"
     assert command("convert", str(vim_file), str(file), "--overwrite", *flags).status == 0
     assert_same(read_state_dict(file), read_state_dict(vim_file))
-    assert "cannot be written" in refused("convert", str(vim_file), f"{tmp_path}/nowhere/a.safetensors", *flags)
+    assert f"{tmp_path}/nowhere" in refused("convert", str(vim_file), f"{tmp_path}/nowhere/a.safetensors", *flags)
 
 
 def test_refuses_weights_that_do_not_fit(refused, vim_file, tmp_path):
@@ -188,50 +188,40 @@ def test_refuses_weights_that_do_not_fit(refused, vim_file, tmp_path):
     assert "head.weight (3, 16) instead of (7, 16)" in refused(*call, "--override=num_classes=7")
     assert "missing (layers.2." in refused(*call, "--override=depth=3")
     message = refused("convert", str(vim_file), str(tmp_path / "run"), "--model=plain_mamba_l1")
-    assert message.startswith(f"{vim_file} does not fit plain_mamba_l1: ")
-    assert message.endswith("Its keys look like those of a ViM: choose one of vim_tiny, vim_small, vim_base.")
+    assert message.startswith(f"{vim_file} does not fit plain_mamba_l1")
+    assert "vim_tiny, vim_small, vim_base" in message
     assert not (tmp_path / "run").exists()
 
 
 def test_refuses(refused, tmp_path):
     target = str(tmp_path / "converted")
-    needed = "needed: SOURCE and TARGET (--help)."
-    assert refused("convert", "--model=vim_tiny") == f"got 0 arguments; {needed}"
-    assert refused("convert", "a.pth", "b", "c", "--model=vim_tiny") == f"got 3 arguments; {needed}"
-    assert "a.pth does not exist; pass a run directory, or a " in refused("convert", "a.pth", target)
+    assert "got 0 arguments" in refused("convert", "--model=vim_tiny")
+    assert "got 3 arguments" in refused("convert", "a.pth", "b", "c", "--model=vim_tiny")
+    assert "a.pth does not exist" in refused("convert", "a.pth", target)
     (tmp_path / "a.pth").touch()
-    assert "a.pth does not say which model it is of; pass --model, one of vim_tiny, " in refused(
-        "convert", f"{tmp_path}/a.pth", target
-    )
-    assert "needed: key=value" in refused("convert", "a.pth", target, "--model=vim_tiny", "--override=depth")
-    assert "unknown config key config.model.depht" in refused(
-        "convert", "a.pth", target, "--model=vim_tiny", "--override=depht=3"
-    )
-    assert "config.model.depth='three' has type str" in refused(
+    assert "--model, one of vim_tiny, " in refused("convert", f"{tmp_path}/a.pth", target)
+    assert "--override=depth" in refused("convert", "a.pth", target, "--model=vim_tiny", "--override=depth")
+    assert "config.model.depht" in refused("convert", "a.pth", target, "--model=vim_tiny", "--override=depht=3")
+    assert "config.model.depth='three'" in refused(
         "convert", "a.pth", target, "--model=vim_tiny", "--override=depth=three"
     )
-    assert "model 'vim_huge' is unknown" in refused("convert", "a.pth", target, "--model=vim_huge")
+    assert "vim_huge" in refused("convert", "a.pth", target, "--model=vim_huge")
     for name in ("nowhere.pth", "nowhere", "nowhere.safetensors"):
         message = refused("convert", str(tmp_path / name), target, "--model=vim_tiny")
-        assert message == f"checkpoint {tmp_path}/{name} does not exist; pass the path of a .pth or .safetensors file."
+        assert f"{tmp_path}/{name} does not exist" in message
     assert not (tmp_path / "converted").exists()
 
 
 def test_refuses_of_a_run(command, refused, vim_run, vim_file, tmp_path):
     target, call = f"{tmp_path}/a.safetensors", ("convert", str(vim_run))
-    assert refused(*call, f"{tmp_path}/b") == (
-        f"{vim_run} is a run directory, which is converted to a file; the target {tmp_path}/b needs the suffix .pth or "
-        ".safetensors."
-    )
-    assert refused(*call, target, "--model=vim_small") == (
-        f"--model=vim_small, but the run {vim_run} is of a vim_tiny; drop --model."
-    )
-    assert refused(*call, target, "--override=depth=2") == (
-        f"--override is for files; the run {vim_run} knows its own sizes, so drop it."
-    )
-    assert "--checkpoint_img_size is for files" in refused(*call, target, "--checkpoint_img_size=16")
+    assert f"{tmp_path}/b needs the suffix" in refused(*call, f"{tmp_path}/b")
+    wrong_model = refused(*call, target, "--model=vim_small")
+    assert "--model=vim_small" in wrong_model and "vim_tiny" in wrong_model
+    wrong_flag = refused(*call, target, "--override=depth=2")
+    assert "--override" in wrong_flag and str(vim_run) in wrong_flag
+    assert "--checkpoint_img_size" in refused(*call, target, "--checkpoint_img_size=16")
     assert "--noema" in refused(*call, target, "--ema")
     assert "config.json" in refused("convert", str(tmp_path), target)
-    assert "holds one set of weights" in refused("convert", str(vim_file), target, *VIM, "--ema")
+    assert str(vim_file) in refused("convert", str(vim_file), target, *VIM, "--ema")
     assert not any(tmp_path.iterdir())
     assert command(*call, target, "--model=vim_tiny").status == 0  # which is what it is

@@ -56,8 +56,8 @@ def test_installation(doctor):
 def test_cannot_write(command, tmp_path):
     (tmp_path / "file").write_text("")
     result = command("doctor", f"--json={tmp_path}/file/doctor.json")
-    assert result.status == 2 and "selective scan" in result.out  # it has told, at least
-    assert result.err.endswith("cannot be written (Not a directory); choose another with --json.\n")
+    assert result.status == 2 and "selective scan" in result.out  # it has printed the report, at least
+    assert f"{tmp_path}/file/doctor.json cannot be written" in result.err
     assert result.err.count("\n") == 1
 
 
@@ -90,10 +90,10 @@ def test_data_loader_and_verdict(doctor, given_step):
     assert verdict["text"] in result.out and "the step takes 32 img/s" in verdict["text"]
     for words in (
         "train eval images 1,437 360 classes 10 10 labels read",
-        "of them in a class 139 to 146 35 to 37 decoded 5 of 5 tried 5 of 5 tried shorter side 8 px 8 px",
+        "images per class 139 to 146 35 to 37 decoded 5 of 5 tried 5 of 5 tried shorter side 8 px 8 px",
         "training step: vim_tiny, float32, on 2 x TPU v9",
-        "32 images/s: 250 ms for a batch of 8 (the run's are of 16), the median of 5 steps on random pixels",
-        "as XLA planned that step: 3 MB = 3 MB arguments, 2 kB outputs, 900 B temporaries, less 1 kB of outputs",
+        "32 images/s: 250 ms for a batch of 8 (the run's has 16), the median of 5 steps on random pixels",
+        "as XLA plans this step: 3 MB = 3 MB arguments, 2 kB outputs, 900 B temporaries, less 1 kB of outputs",
     ):
         assert words in " ".join(result.out.split())
 
@@ -161,7 +161,7 @@ def test_unreadable_images_are_an_error_where_a_run_would_stop(doctor, broken_fo
     folder, broken = broken_folder
     result, report = doctor(*QUICK, "--nostep", *folder, "--config.data.on_corrupt=raise")
     assert result.status == 2 and len(report["data"]["problems"]) == 1
-    assert f"error: a run would not go through: train has unreadable images, such as {broken} (" in result.err
+    assert f"error: training would fail: train has unreadable images, such as {broken} (" in result.err
     assert report["loader"]["pipeline"]["images"] > 0  # the one does not hide the other
 
 
@@ -182,8 +182,8 @@ def test_what_would_stop_a_run(doctor, tmp_path):
     few = f"{name} has 18 images, fewer than batch_size=20; use a smaller batch"
     classes = f"{name} has 2 classes and the model 10; set --config.model.num_classes=2"
     assert report["data"]["problems"][::2] == [classes, few] and len(report["data"]["problems"]) == 3
-    assert result.status == 2 and result.err == f"error: a run would not go through: {classes} (2 more above)\n"
-    assert f"a run would not go through: {few}" in result.out and "the whole pipeline" in result.out
+    assert result.status == 2 and result.err == f"error: training would fail: {classes} (2 more above)\n"
+    assert f"training would fail: {few}" in result.out and "the whole pipeline" in result.out
 
 
 def test_refuses(refused):

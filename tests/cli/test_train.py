@@ -22,44 +22,44 @@ CASES = {
         "config file configs/nowhere.py does not exist; pass one such as",
     ),
     "no such config, with a key": (["--config=configs/nowhere.py", "--config.seed=1"], "No such file or directory"),
-    "unknown key": ([TINY, "--config.modle.depth=3"], "--config.modle.depth=3: the config has no key 'modle'"),
+    "unknown key": ([TINY, "--config.modle.depth=3"], "--config.modle.depth=3"),
     "unknown deep key": (
         [TINY, "--config.model.depht=3"],
-        "--config.model.depht=3: the config has no key 'depht' (did you mean 'depth'?)",
+        "(did you mean 'depth'?)",
     ),
     "wrong type": ([TINY, "--config.batch_size=many"], "batch_size"),
     "wrong type of a placeholder": ([TINY, "--config.total_steps=1.5"], "total_steps"),
-    "out of range": ([TINY, "--config.log_every=0"], "config.log_every=0; it must be at least 1."),
-    "unknown flag": ([TINY, "--wrokdir=x"], "Unknown command line flag 'wrokdir'"),
-    "unexpected argument": ([TINY, "now"], "unexpected argument 'now'; this command takes only flags (--help)."),
-    "unknown model": ([TINY, "--config.model.name=vim_huge"], "model 'vim_huge' is unknown; choose one of vim_tiny, "),
-    "unknown scan": ([TINY, "--config.model.implementation=cuda"], "implementation='cuda' is unknown; choose one"),
-    "unknown transform": ([TINY, "--config.data.train_transform=twist"], "train_transform='twist'; use one of "),
-    "prune after the last block": ([TINY, "--config.pruning.after_blocks=(2,)"], "prunes after block 2 of 2"),
-    "keep ratio": ([TINY, "--config.pruning.keep_ratio=(1.5,)"], "keep_ratio=1.5; needed: a share in (0, 1]"),
-    "stride": ([TINY, "--config.model.stride=3"], "(8 - 4) is not divisible by the stride; sides such as 7 or 10 are."),
+    "out of range": ([TINY, "--config.log_every=0"], "config.log_every=0"),
+    "unknown flag": ([TINY, "--wrokdir=x"], "wrokdir"),
+    "unexpected argument": ([TINY, "now"], "'now'"),
+    "unknown model": ([TINY, "--config.model.name=vim_huge"], "vim_huge"),
+    "unknown scan": ([TINY, "--config.model.implementation=cuda"], "implementation='cuda'"),
+    "unknown transform": ([TINY, "--config.data.train_transform=twist"], "train_transform='twist'"),
+    "prune after the last block": ([TINY, "--config.pruning.after_blocks=(2,)"], "after_blocks=(2,)"),
+    "keep ratio": ([TINY, "--config.pruning.keep_ratio=(1.5,)"], "keep_ratio=1.5"),
+    "stride": ([TINY, "--config.model.stride=3"], "sides such as 7 or 10"),
     "other classes": (
         [TINY, "--config.model.num_classes=7"],
-        "digits/train has 10 classes and the model 7; set --config.model.num_classes=10.",
+        "--config.model.num_classes=10",
     ),
     "batch over micro-batches": (
         [TINY, "--config.batch_size=15"],
-        "batch_size=15 is not divisible by 1 device times 2 micro-batches; use a multiple of 2.",
+        "batch_size=15",
     ),
-    "batch over images": ([TINY, "--config.batch_size=5000"], "fewer than batch_size=5000; use a smaller batch."),
+    "batch over images": ([TINY, "--config.batch_size=5000"], "batch_size=5000"),
     "no data_dir": (
         ["--config=configs/vim_s_top.py"],
-        "where is imagenet2012? Pass --config.data.data_dir=DIR, a TFDS data_dir with imagenet2012 in array_record",
+        "--config.data.data_dir=DIR",
     ),
     "data_dir is not there": (
         ["--config=configs/vim_cifar10.py", "--config.data.data_dir=/nowhere"],
-        "data_dir /nowhere does not exist. Prepare it in another environment (it needs TensorFlow): pip install",
+        "/nowhere",
     ),
     "no such init_from": (
         [TINY, "--config.init_from=/nowhere.pth"],
-        "checkpoint /nowhere.pth does not exist; pass a run directory or an official .pth or .safetensors file.",
+        "/nowhere.pth",
     ),
-    "init_from no run": ([TINY, "--config.init_from=configs"], "configs is not a run directory"),
+    "init_from no run": ([TINY, "--config.init_from=configs"], "config.json"),
 }
 
 
@@ -73,12 +73,12 @@ def test_bad_input(refused, workdir, case):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("def get_config(): return 3", "returns no ConfigDict from get_config(); pass one such as"),
-        ("def get_config(): return {}['x']", "the config file cannot be used: it raises an error for 'x'."),
+        ("def get_config(): return 3", "get_config()"),
+        ("def get_config(): return {}['x']", "'x'"),
         ("def get_config(:", "invalid syntax"),
         (
             "from top_jax.config import make_config\ndef get_config(): return make_config(batchsize=3)",
-            "unknown config key config.batchsize; the keys there are augment, batch_size, ",
+            "config.batchsize",
         ),
     ],
 )
@@ -97,9 +97,7 @@ def test_unwritable_workdir(refused, tmp_path):
     """A path under a regular file: permissions would not stop root."""
     (tmp_path / "file").write_text("mine")
     message = refused("train.py", TINY, f"--workdir={tmp_path}/file/run")
-    assert message == (
-        f"workdir {tmp_path}/file/run cannot be written (Not a directory); choose another with --workdir."
-    )
+    assert f"{tmp_path}/file/run" in message and "Not a directory" in message
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -111,7 +109,7 @@ def test_workdir_of_another_run(refused, finished_run, workdir):
 
     before = files()
     message = refused("train.py", TINY, "--config.seed=1", "--config.model.d_state=8", f"--workdir={workdir}")
-    assert str(workdir) in message and "(seed 0 there, 1 here, model.d_state 4 there, 8 here)" in message
+    assert str(workdir) in message and "seed 0 there, 1 here, model.d_state 4 there, 8 here" in message
     assert files() == before
 
 
@@ -121,7 +119,7 @@ def test_workdir_in_use(refused, finished_run, workdir):
     shutil.copytree(finished_run, workdir)
     with RunDirectory(workdir).lock():
         message = refused("train.py", TINY, f"--workdir={workdir}")
-    assert message == f"workdir {workdir} is in use by another process; wait for it, or choose another --workdir."
+    assert f"{workdir} is in use" in message
 
 
 def test_from_the_shell(root, tmp_path):
@@ -129,4 +127,4 @@ def test_from_the_shell(root, tmp_path):
     command = [sys.executable, "train.py", TINY, "--config.log_every=0", f"--workdir={tmp_path}/run"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: config.log_every=0; it must be at least 1.\n"
+    assert done.stderr.startswith("error: config.log_every=0") and done.stderr.count("\n") == 1

@@ -4,8 +4,8 @@ python -m top_jax.cli.ablate --config configs/vim_s_top.py --checkpoint runs/a [
 python -m top_jax.cli.ablate --config configs/vim_s.py --after_blocks=5,10,15 --checkpoint vim_s.pth --out DIR
 python -m top_jax.cli.ablate --config ... --checkpoint ... --out DIR --tables=alignment --finetune_steps=200
 
-Several checkpoints are several seeds of one model. The tables cross at the config's pruning; the same command again
-goes on where it stopped.
+Several checkpoints count as seeds of one model. All tables share the config's pruning setting. Start the same command
+again to resume where it stopped.
 """
 
 from __future__ import annotations
@@ -15,38 +15,53 @@ from typing import Any
 
 from absl import flags
 
-from top_jax.cli import checkpoint_flag, config_flag, runner
+from top_jax.cli import runner, shared_flags, terminal
 from top_jax.errors import InputError
 
-_CONFIG = config_flag.define()
-_CHECKPOINTS = checkpoint_flag.define_several(
+_CONFIG = shared_flags.define_config()
+_CHECKPOINTS = shared_flags.define_checkpoints(
     "Run directory, or an official .pth or .safetensors file; repeat it for more seeds of the same model."
 )
-for _shared in (config_flag, checkpoint_flag):  # so that --help shows them
-    flags.adopt_module_key_flags(_shared)
-_OUT = flags.DEFINE_string("out", None, "Directory of the results.", required=True)
-_TABLES = flags.DEFINE_list("tables", ["alignment", "score", "keep_ratio"], "Which of the three tables.")
-_FULL = flags.DEFINE_boolean("full", False, "Every alignment with every score at every keep ratio, instead.")
-_AFTER_BLOCKS = flags.DEFINE_list("after_blocks", [], "Blocks to prune after, from 1; by default the config's.")
+flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
+_OUT = flags.DEFINE_string("out", None, "Directory for the results.", required=True)
+_TABLES = flags.DEFINE_list(
+    "tables", ["alignment", "score", "keep_ratio"], "Tables to make: alignment, score, keep_ratio."
+)
+_FULL = flags.DEFINE_boolean(
+    "full", False, "Run every alignment with every score at every keep ratio instead of the tables."
+)
+_AFTER_BLOCKS = flags.DEFINE_list(
+    "after_blocks", [], "Blocks to prune after, from 1, such as 5,10,15; by default the config's."
+)
 _KEEP_RATIO = flags.DEFINE_float(
-    "keep_ratio", None, "Of the first two tables; by default the config's, or 0.7 where it is dense.", 0.0, 1.0
+    "keep_ratio",
+    None,
+    "Keep ratio of the alignment and score tables; by default the config's, or 0.7 if it is dense.",
+    0.0,
+    1.0,
 )
-_KEEP_RATIOS = flags.DEFINE_list("keep_ratios", ["0.9", "0.7", "0.5"], "Of the third, beside that one.")
+_KEEP_RATIOS = flags.DEFINE_list("keep_ratios", ["0.9", "0.7", "0.5"], "Extra keep ratios for the keep-ratio table.")
 _ALIGNMENTS = flags.DEFINE_list(
-    "alignments", None, "By default all: none:score (best tokens first, the naive ViT way), none, hold and decay."
+    "alignments", None, "Alignments to compare; by default none:score (naive: best tokens first), none, hold and decay."
 )
-_SCORES = flags.DEFINE_list("scores", None, "By default all that the model has, and the controls random and uniform.")
-_RANDOM_SEEDS = flags.DEFINE_integer("random_seeds", 3, "Of the control random.", lower_bound=1)
-_LIMIT = flags.DEFINE_integer("limit_images", None, "Only the first so many test images.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("finetune_steps", None, "Then also after so many steps of training.", lower_bound=1)
-_RATE = flags.DEFINE_float("finetune_learning_rate", None, "Of these; by default a tenth of the config's.", 0.0)
-_SEEDS = flags.DEFINE_list("finetune_seeds", ["0"], "Of these: one training for each.")
+_SCORES = flags.DEFINE_list(
+    "scores", None, "Scores to compare; by default all of the model's, and the controls random and uniform."
+)
+_RANDOM_SEEDS = flags.DEFINE_integer("random_seeds", 3, "Number of seeds of the control random.", lower_bound=1)
+_LIMIT = flags.DEFINE_integer("limit_images", None, "Use only the first N test images.", lower_bound=1)
+_STEPS = flags.DEFINE_integer(
+    "finetune_steps", None, "Also fine-tune each setting for N steps and evaluate it again.", lower_bound=1
+)
+_RATE = flags.DEFINE_float(
+    "finetune_learning_rate", None, "Learning rate of fine-tuning; by default a tenth of the config's.", 0.0
+)
+_SEEDS = flags.DEFINE_list("finetune_seeds", ["0"], "Fine-tuning seeds, one run each.")
 
 
 def main(arguments: list[str]) -> None:
-    """Makes the grid, runs it, prints its tables."""
+    """Makes the grid of settings, runs it and prints its tables."""
     runner.no_more(arguments)
-    config = config_flag.read(_CONFIG)
+    config = shared_flags.read_config(_CONFIG)
     from top_jax import ablation
     from top_jax.ablation.grid import default_alignments, default_scores
 
@@ -71,19 +86,19 @@ def main(arguments: list[str]) -> None:
         finetune=_finetune(),
         which=flags.FLAGS.which,
         ema=flags.FLAGS.ema,
-        progress=runner.progress,
+        progress=terminal.progress,
     )
     out = Path(_OUT.value)
     print(f"\n{(out / 'tables.md').read_text()}\n{out}: tables.md, tables.csv, accuracy_vs_gflops.png, results.json")
 
 
 def _finetune() -> Any:
-    """What the flags of fine-tuning ask for; None where it is not asked for."""
+    """Returns the fine-tuning that the flags ask for, or None."""
     from top_jax.ablation import Finetune
 
     if _STEPS.value is None:
         if _RATE.value is not None or _SEEDS.value != ["0"]:
-            raise InputError("--finetune_learning_rate and --finetune_seeds do nothing without --finetune_steps.")
+            raise InputError("--finetune_learning_rate and --finetune_seeds have no effect without --finetune_steps.")
         return None
     seeds = tuple(_number("finetune_seeds", seed, int) for seed in _SEEDS.value)
     return Finetune(_STEPS.value, _RATE.value, seeds)
@@ -94,7 +109,7 @@ def _number(flag: str, text: str, kind: type[Any]) -> Any:
         return kind(text)
     except ValueError as error:
         what = "whole numbers" if kind is int else "numbers"
-        raise InputError(f"--{flag}: {text!r} is none of the {what} that it needs, with commas between.") from error
+        raise InputError(f"--{flag} needs comma-separated {what}; got {text!r}.") from error
 
 
 if __name__ == "__main__":

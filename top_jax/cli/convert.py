@@ -1,11 +1,11 @@
-"""Converts official checkpoints into run directories that every other command reads, and back into files.
+"""Converts official checkpoints into run directories, which every other command reads, and back into files.
 
 python -m top_jax.cli.convert vim_s.pth runs/vim_s --model vim_small [--override embed_dim=64 ...] [--ema]
 python -m top_jax.cli.convert runs/vim_s_top vim_s_top.pth
 python -m top_jax.cli.convert vim_s.pth vim_s.safetensors --model vim_small
 
-SOURCE is a run directory, or a .pth or .safetensors file with the official keys. TARGET is a file where it ends in
-.pth, .pt or .safetensors, and a run directory otherwise. Prints every key, by module, and writes the same as JSON.
+SOURCE is a run directory, or a .pth or .safetensors file with the official keys. TARGET is a file if it ends in .pth,
+.pt or .safetensors, and a run directory otherwise. The command prints every key, by module, and writes them as JSON.
 """
 
 from __future__ import annotations
@@ -24,20 +24,26 @@ if TYPE_CHECKING:
     from top_jax.convert.key_summary import KeySummary
     from top_jax.models import Backbone
 
-_MODEL = flags.DEFINE_string("model", None, "Model name, such as vim_small; a run directory knows its own.")
-_OVERRIDE = flags.DEFINE_multi_string("override", [], "A size other than the named model's, as key=value; repeatable.")
-_EMA = flags.DEFINE_boolean(
-    "ema", None, "Averaged weights: model_ema of a .pth (by default not); of a run by default where it kept them."
+_MODEL = flags.DEFINE_string("model", None, "Model name, such as vim_small; not needed for a run directory.")
+_OVERRIDE = flags.DEFINE_multi_string(
+    "override", [], "Size that differs from the named model's, as key=value; repeatable."
 )
-_WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "Which checkpoint of a run directory.")
+_EMA = flags.DEFINE_boolean(
+    "ema",
+    None,
+    "Use the averaged weights: model_ema of a .pth (default: no), or those of a run (default: if it kept them).",
+)
+_WHICH = flags.DEFINE_enum(
+    "which", "best", ["best", "latest"], "Checkpoint of a run directory: best accuracy, or latest."
+)
 _CHECKPOINT_IMG_SIZE = flags.DEFINE_list(
     "checkpoint_img_size",
     None,
-    "SIDE, or HEIGHT,WIDTH of the images that a file was trained on; needed where its position embedding is to be "
-    "resized and its grid is not square.",
+    "SIDE or HEIGHT,WIDTH in pixels of the images that a file was trained on; needed to resize a position embedding "
+    "whose grid is not square.",
 )
-_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace a TARGET file that is there.")
-_JSON = flags.DEFINE_string("json", None, "Where to write the report; by default in, or beside, TARGET.")
+_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace an existing TARGET file.")
+_JSON = flags.DEFINE_string("json", None, "File for the report; by default in TARGET, or next to it.")
 
 
 def main(arguments: list[str]) -> None:
@@ -45,7 +51,7 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
         raise InputError(f"got {len(arguments)} arguments; needed: SOURCE and TARGET (--help).")
     source, target = (Path(argument) for argument in arguments)
-    to_file = _check_target(source, target)  # before the reading, which may take a while
+    to_file = _check_target(source, target)  # before reading, which may take a while
     config, model, report, ema = _read_run(source) if source.is_dir() else _read_file(source)
     advice = _write_file(target, config, model) if to_file else _write_run(target, config, model)
     print(f"{source} ({config.model.name}{', averaged weights' if ema else ''}) -> {target}\n")
@@ -56,10 +62,10 @@ def main(arguments: list[str]) -> None:
 
 
 def _check_target(source: Path, target: Path) -> bool:
-    """Whether the target is a file, not a run directory.
+    """Returns whether the target is a file instead of a run directory.
 
     Raises:
-        InputError: it is taken, or it is no place for this source.
+        InputError: it exists already, or it does not suit this source.
     """
     from top_jax.convert.checkpoint_files import check_target, has_checkpoint_suffix
     from top_jax.training.run_directory import RunDirectory
@@ -70,7 +76,7 @@ def _check_target(source: Path, target: Path) -> bool:
         return True
     if source.is_dir():
         raise InputError(
-            f"{source} is a run directory, which is converted to a file; the target {target} needs the suffix .pth or "
+            f"{source} is a run directory, which can only become a file; the target {target} needs the suffix .pth or "
             ".safetensors."
         )
     if RunDirectory(target).has_checkpoints():
@@ -79,7 +85,7 @@ def _check_target(source: Path, target: Path) -> bool:
 
 
 def _read_file(source: Path) -> tuple[RunConfig, Backbone, KeySummary, bool]:
-    """A file's model as config, with its weights and its report, and whether they are averages."""
+    """Returns a file's config, model and key report, and whether the weights are averaged."""
     from top_jax.convert.torch_checkpoint import load_with_summary
     from top_jax.models import MODELS
 
@@ -88,7 +94,7 @@ def _read_file(source: Path) -> tuple[RunConfig, Backbone, KeySummary, bool]:
             raise InputError(
                 f"checkpoint {source} does not exist; pass a run directory, or a .pth or .safetensors file."
             )
-        raise InputError(f"{source} does not say which model it is of; pass --model, one of {', '.join(MODELS)}.")
+        raise InputError(f"{source} does not name its model; pass --model, one of {', '.join(MODELS)}.")
     config = _run_config(_MODEL.value, _OVERRIDE.value)
     model, report = load_with_summary(
         source,
@@ -101,24 +107,24 @@ def _read_file(source: Path) -> tuple[RunConfig, Backbone, KeySummary, bool]:
 
 
 def _read_run(source: Path) -> tuple[RunConfig, Backbone, KeySummary, bool]:
-    """The same of a run directory."""
+    """Returns what `_read_file` returns, for a run directory."""
     from top_jax.convert.key_summary import key_summary
     from top_jax.training.run_directory import RunDirectory
     from top_jax.training.weights import load_checkpoint
 
     config = RunDirectory(source).read_config()
     if _MODEL.value not in (None, config.model.name):
-        raise InputError(f"--model={_MODEL.value}, but the run {source} is of a {config.model.name}; drop --model.")
+        raise InputError(f"--model={_MODEL.value}, but the run {source} has a {config.model.name}; drop --model.")
     for name, value in (("override", _OVERRIDE.value), ("checkpoint_img_size", _CHECKPOINT_IMG_SIZE.value)):
         if value:
-            raise InputError(f"--{name} is for files; the run {source} knows its own sizes, so drop it.")
+            raise InputError(f"--{name} is only for files; the sizes of the run {source} are known, so drop it.")
     ema = config.optimizer.ema_decay is not None if _EMA.value is None else _EMA.value
     model = load_checkpoint(source, which=_WHICH.value, ema=ema)
     return config, model, key_summary(model), ema
 
 
 def _write_run(target: Path, config: RunConfig, model: Backbone) -> str:
-    """Writes a run directory; returns what to do with it."""
+    """Writes a run directory; returns how to use it."""
     from top_jax.models.weights import weights_of
     from top_jax.training.run_directory import RunDirectory
     from top_jax.training.weights import save_weights
@@ -127,18 +133,18 @@ def _write_run(target: Path, config: RunConfig, model: Backbone) -> str:
     run.claim(config)
     save_weights(run, weights_of(model))
     return (
-        "the commands read it, for example (with a config of this model):\n"
+        "use it with any command, for example (with a config of this model):\n"
         f"  python -m top_jax.cli.evaluate --config CONFIG --checkpoint {target}"
     )
 
 
 def _write_file(target: Path, config: RunConfig, model: Backbone) -> str:
-    """Writes a file; returns what to do with it."""
+    """Writes a file; returns how to use it."""
     from top_jax.convert import save_torch_checkpoint
 
     save_torch_checkpoint(model, target, overwrite=_OVERWRITE.value)
-    pruned = "the pruning schedule of the run is not part of it.\n" if config.pruning.after_blocks else ""
-    return f"{pruned}it holds the official code's keys; top_jax.load_torch_checkpoint reads it too."
+    pruned = "the file has no pruning schedule; the run's is not saved in it.\n" if config.pruning.after_blocks else ""
+    return f"{pruned}it has the official code's keys; top_jax.load_torch_checkpoint reads it too."
 
 
 def _run_config(name: str, overrides: list[str]) -> RunConfig:
@@ -152,7 +158,7 @@ def _run_config(name: str, overrides: list[str]) -> RunConfig:
 
 
 def _literal(text: str) -> object:
-    """64, (224, 320), 0.1 and True as values; anything else as text."""
+    """Returns 64, (224, 320), 0.1 and True as values, and anything else as text."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -1,46 +1,49 @@
-"""Says what this installation would run, and on what; with --data, whether a run's data is all there and fast enough.
+"""Shows this installation, its devices and the scan that it would run; with --data, checks a run's data and loader.
 
 python -m top_jax.cli.doctor [--json FILE]
 python -m top_jax.cli.doctor --data --config configs/vim_t.py --config.data.data_dir=DIR [--nostep] [--json FILE]
 
---data counts images and classes, decodes a sample, measures the loader, and compares it with the run's own training
-step. The exit status is 0 where the run could start on this data.
+--data counts images and classes, decodes a sample, measures the loader, and compares its speed with the run's own
+training step. The exit status is 0 if the run could start on this data.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
-from top_jax.cli import config_flag, doctor_text, runner
+from top_jax.cli import doctor_text, runner, shared_flags, terminal
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
 
-_DATA = flags.DEFINE_boolean("data", False, "Look at the config's data, its loader and its training step.")
-_CONFIG = config_flags.DEFINE_config_file("config", None, f"{config_flag.HELP} Bundled digits if not given.")
-_SAMPLE = flags.DEFINE_integer("sample", 64, "Images to decode of each split, evenly spread.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 2.0, "How long each measurement lasts; the pipeline's twice.", lower_bound=0.0)
+_DATA = flags.DEFINE_boolean("data", False, "Check the config's data, and measure its loader and training step.")
+_CONFIG = shared_flags.define_config(
+    required=False, help_text=f"{shared_flags.CONFIG_HELP} By default the bundled digits."
+)
+flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
+_SAMPLE = flags.DEFINE_integer("sample", 64, "Images of each split to decode, evenly spread.", lower_bound=1)
+_SECONDS = flags.DEFINE_float(
+    "seconds", 2.0, "Seconds per measurement; the whole pipeline takes twice as long.", lower_bound=0.0
+)
 _STEP = flags.DEFINE_boolean("step", True, "Time the training step; a large model takes a minute to compile on a CPU.")
 _STEP_BATCH = flags.DEFINE_integer(
     "step_batch_size",
     None,
-    "Images of the timed step, over all devices; by default the run's, and on a CPU at most 8 a device.",
+    "Images in the timed step, over all devices; by default the run's, on a CPU at most 8 per device.",
     lower_bound=1,
 )
-_JSON = flags.DEFINE_string("json", None, "Write the report here as JSON.")
+_JSON = flags.DEFINE_string("json", None, "File for the report.")
 
 
 def main(arguments: list[str]) -> None:
-    """Collects the report, prints each part as it is known, and writes all of it."""
+    """Collects the report, prints each part when it is known, and writes the whole."""
     runner.no_more(arguments)
-    config = RunConfig() if _CONFIG.value is None else config_flag.read(_CONFIG)
-    sources = open_splits(config) if _DATA.value else {}  # what is not there at all ends here, before a word
+    config = RunConfig() if _CONFIG.value is None else shared_flags.read_config(_CONFIG)
+    sources = open_splits(config) if _DATA.value else {}  # raises if there is no data, before anything is printed
     report: dict[str, Any] = installation()
     doctor_text.show_installation(report)
     if sources:
@@ -58,11 +61,11 @@ def main(arguments: list[str]) -> None:
     runner.write_json(_JSON.value, report)
     if sources and (problems := report["data"]["problems"]):
         more = f" ({len(problems) - 1} more above)" if len(problems) > 1 else ""
-        raise InputError(f"a run would not go through: {problems[0]}{more}")
+        raise InputError(f"training would fail: {problems[0]}{more}")
 
 
 def installation() -> dict[str, Any]:
-    """Versions, devices, the scan that `auto` chooses, and what is missing for the rest."""
+    """Returns versions, devices, the scan that `auto` chooses, and which optional packages are missing."""
     from top_jax.environment import environment
     from top_jax.ops.implementations import IMPLEMENTATIONS, choose, obstacle
 
@@ -84,10 +87,10 @@ def installation() -> dict[str, Any]:
 
 
 def open_splits(config: RunConfig) -> dict[str, Any]:
-    """The sources "train" and "eval".
+    """Returns the sources "train" and "eval".
 
     Raises:
-        InputError: data that is not there, or a model that cannot be.
+        InputError: there is no such data, or the model's sizes are wrong.
     """
     from top_jax.data import open_source
 
@@ -96,7 +99,7 @@ def open_splits(config: RunConfig) -> dict[str, Any]:
 
 
 def inspect(config: RunConfig, sources: dict[str, Any]) -> dict[str, Any]:
-    """What is there, what is missing of it (`notes`), and what a run would not go through (`problems`)."""
+    """Returns what the splits hold, what they lack (`notes`), and why training would fail (`problems`)."""
     from top_jax.data.inspection import (
         completeness,
         has_wnid_classes,
@@ -110,7 +113,7 @@ def inspect(config: RunConfig, sources: dict[str, Any]) -> dict[str, Any]:
     for split, source in sources.items():
         official = None if dataset is None else published_images(dataset, config.data, train=split == "train")
         total = records_to_read(source, _SAMPLE.value)
-        with runner.progress(f"looking at {source.name}", total) as advance:
+        with terminal.progress(f"looking at {source.name}", total) as advance:
             found = inspect_split(source, sample=_SAMPLE.value, on_image=advance)
         splits[split] = {**dataclasses.asdict(found), "official_images": official}
         if dataset is not None and official is not None:
@@ -118,7 +121,7 @@ def inspect(config: RunConfig, sources: dict[str, Any]) -> dict[str, Any]:
         if dataset is not None and found.classes != dataset.classes:
             notes.append(f"{split} has {found.classes:,} classes, and {dataset.name} {dataset.classes:,}")
     if dataset is None and has_wnid_classes(sources["train"]):
-        notes.append("its classes are called as ImageNet's, but are not 1,000: it was not compared with ImageNet-1K")
+        notes.append("its classes are named like ImageNet's, but are not 1,000: not compared with ImageNet-1K")
     return {
         "dataset": None if dataset is None else dataset.name,
         **splits,
@@ -128,18 +131,18 @@ def inspect(config: RunConfig, sources: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_loader(config: RunConfig, source: Any) -> dict[str, Any]:
-    """Rates of the stages in one thread, and of the whole pipeline as the run starts it."""
+    """Returns the rates of the stages in one thread, and of the whole pipeline as the run starts it."""
     from top_jax.data import loader_speed as speed
 
     size, at_work = _img_size(config), speed.lanes(config.data)
     rates: dict[str, speed.Speed] = {}
     for name, stage in speed.stages(source, config.data, config.augment, size).items():
-        with _status(f"measuring {name}"):
+        with terminal.status(f"measuring {name}"):
             start = sum(rate.images for rate in rates.values())
             rates[name] = speed.measure_stage(stage, len(source), seconds=_SECONDS.value, start=start)
     slowest = min(rate.images_per_second for rate in rates.values())
     batch_size = speed.measuring_batch_size(config.batch_size, images=len(source), images_per_second=slowest)
-    with _status("measuring the whole pipeline"):
+    with terminal.status("measuring the whole pipeline"):
         pipeline, start_seconds = speed.measure_pipeline(
             source, config.data, config.augment, size, batch_size=batch_size, seconds=2 * _SECONDS.value
         )
@@ -156,10 +159,10 @@ def measure_loader(config: RunConfig, source: Any) -> dict[str, Any]:
 
 
 def time_step(config: RunConfig) -> dict[str, Any]:
-    """The run's own training step, on random pixels."""
+    """Returns the time and memory of the run's own training step, on random pixels."""
     from top_jax.training.step_speed import measure_step
 
-    with _status(f"compiling and timing the training step of {config.model.name}"):
+    with terminal.status(f"compiling and timing the training step of {config.model.name}"):
         timed = measure_step(config, batch_size=_STEP_BATCH.value)
     return {
         "model": config.model.name,
@@ -172,7 +175,7 @@ def time_step(config: RunConfig) -> dict[str, Any]:
 
 
 def compare(report: dict[str, Any]) -> dict[str, Any]:
-    """Whether the loader feeds the step; without a step, only what the loader gives."""
+    """Returns whether the loader is fast enough for the step; without a timed step, only the loader's rate."""
     from top_jax.data import loader_speed as speed
 
     loader = report["loader"]
@@ -181,12 +184,14 @@ def compare(report: dict[str, Any]) -> dict[str, Any]:
     if "step" not in report:
         return {"text": f"{speed.loader_rate(given, at_work)}; the step was not timed"}
     found = speed.verdict(given, report["step"]["images_per_second"], at_work)
-    shared = "; each was measured alone, and on a CPU they share the cores" if report["platform"] == "cpu" else ""
+    shared = (
+        "; each was measured alone, but in training they share the CPU's cores" if report["platform"] == "cpu" else ""
+    )
     return {**found._asdict(), "text": found.text + shared}
 
 
 def _problems(config: RunConfig, sources: dict[str, Any], splits: dict[str, Any]) -> Iterator[str]:
-    """What would stop a run on this data."""
+    """Yields the reasons why training on this data would fail."""
     from top_jax.data import train_batches
 
     for split, found in splits.items():
@@ -222,15 +227,6 @@ def _img_size(config: RunConfig) -> tuple[int, int]:
     from top_jax.build import build_sizes
 
     return build_sizes(config.model).img_size
-
-
-@contextlib.contextmanager
-def _status(what: str) -> Iterator[None]:
-    """Says on stderr what is going on, where someone may be watching, and that it goes on."""
-    from rich.console import Console
-
-    with Console(stderr=True).status(f"{what} ..."):
-        yield
 
 
 if __name__ == "__main__":

@@ -1,72 +1,70 @@
-"""The doctor's report as a person reads it, part by part."""
+"""Prints the report of `top-jax doctor`, one function a part."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+
+from top_jax.cli import terminal
 
 UNREADABLE_SHOWN = 10
 
 
 def show_installation(report: dict[str, Any]) -> None:
-    """Versions, devices and scans."""
+    """Prints versions, devices and implementations of the scan."""
     packages = ", ".join(f"{name} {version}" for name, version in report["packages"].items())
     git = f" (git {report['git']})" if report["git"] else ""
-    _heading("installation")
+    terminal.heading("installation")
     _say(f"top_jax {report['top_jax']}{git}, Python {report['python']}")
     _say(packages)
     _say(f"devices: {report['devices']} x {report['device']} ({report['platform']})")
     scan = report["selective_scan"]
     _say(f"selective scan: auto is {scan['auto']} ({scan['why']})" + (f"; {scan['fix']}" if scan["fix"] else ""))
-    table = _table()
+    table = terminal.new_table()
     for name, state in scan["implementations"].items():
-        table.add_row(name, escape(state))  # [cuda] is no markup
-    _console().print(table)
+        table.add_row(name, escape(state))  # rich would take [cuda] for markup
+    terminal.show(table)
     for need in report["missing"]:
-        _say(f"missing for {need}")
+        _say(f"not installed, needed for {need}")
 
 
 def show_data(data: dict[str, Any]) -> None:
-    """What is in the splits, and what is missing or wrong."""
-    _heading(f"data: {data['train']['source']} and {data['eval']['source']}")
+    """Prints what the splits hold, and what is missing or wrong."""
+    terminal.heading(f"data: {data['train']['source']} and {data['eval']['source']}")
     splits = [data["train"], data["eval"]]
-    table = _table("", "train", "eval")
+    table = terminal.new_table("", "train", "eval")
     table.add_row("images", *[f"{found['images']:,}" for found in splits])
     table.add_row("classes", *[f"{found['classes']:,}" for found in splits])
     table.add_row("labels read", *[f"{found['labels_read']:,}" for found in splits])
-    table.add_row("of them in a class", *[f"{f['smallest_class']:,} to {f['largest_class']:,}" for f in splits])
+    table.add_row("images per class", *[f"{f['smallest_class']:,} to {f['largest_class']:,}" for f in splits])
     table.add_row("decoded", *[f"{f['decoded'] - f['decoded_unreadable']} of {f['decoded']} tried" for f in splits])
     table.add_row("shorter side", *[_sides(found["shorter_side"]) for found in splits])
-    _console().print(table)
+    terminal.show(table)
     for split in ("train", "eval"):
         _show_gaps(split, data[split])
     for note in data["notes"]:
         _say(note)
     for problem in data["problems"]:
-        _say(f"a run would not go through: {problem}")
+        _say(f"training would fail: {problem}")
 
 
 def show_loader(loader: dict[str, Any]) -> None:
-    """Rates of stages and pipeline."""
+    """Prints the rates of the loader's stages and of the whole pipeline."""
     from top_jax.data.loader_speed import number
 
     threads = _count(loader["threads"], "thread")
-    where = "in the process that trains"
+    where = "in the training process"
     if workers := loader["workers"]:
         where = f"in each of {workers} worker processes" if workers > 1 else "in one worker process"
-    _heading(f"loader: {_count(loader['cores'], 'core')}; {threads} {where}")
-    table = _table("one thread, training images", "images/s per core", "ms per image")
+    terminal.heading(f"loader: {_count(loader['cores'], 'core')}; {threads} {where}")
+    table = terminal.new_table("one thread, training images", "images/s per core", "ms per image")
     for name, rate in loader["stages_in_one_thread"].items():
         table.add_row(name, number(rate["images_per_second"]), f"{1e3 * rate['seconds'] / rate['images']:.2f}")
-    _console().print(table)
+    terminal.show(table)
     pipeline = loader["pipeline"]
     smaller = pipeline["batch_size"] != pipeline["configured_batch_size"]
-    instead = (
-        f" (the run's are of {pipeline['configured_batch_size']:,}, too many to measure quickly)" if smaller else ""
-    )
+    instead = f" (the run's {pipeline['configured_batch_size']:,} would take too long to measure)" if smaller else ""
     _say(
         f"the whole pipeline: {number(pipeline['images_per_second'])} images/s, over {pipeline['seconds']:.1f} s in "
         f"batches of {pipeline['batch_size']:,}{instead}; its first batch took {pipeline['start_seconds']:.1f} s"
@@ -74,13 +72,15 @@ def show_loader(loader: dict[str, Any]) -> None:
 
 
 def show_step(step: dict[str, Any]) -> None:
-    """Time and memory of the training step."""
+    """Prints the time and memory of the training step."""
     from top_jax.data.loader_speed import number
 
     teacher = " with its teacher" if step["with_teacher"] else ""
-    _heading(f"training step: {step['model']}{teacher}, {step['dtype']}, on {step['devices']} x {step['device']}")
+    terminal.heading(
+        f"training step: {step['model']}{teacher}, {step['dtype']}, on {step['devices']} x {step['device']}"
+    )
     smaller = step["batch_size"] != step["configured_batch_size"]
-    instead = f" (the run's are of {step['configured_batch_size']:,})" if smaller else ""
+    instead = f" (the run's has {step['configured_batch_size']:,})" if smaller else ""
     _say(
         f"{number(step['images_per_second'])} images/s: {number(1e3 * step['seconds'])} ms for a batch of "
         f"{step['batch_size']:,}{instead}, the median of {step['steps']} steps on random pixels; compiled in "
@@ -89,19 +89,19 @@ def show_step(step: dict[str, Any]) -> None:
     if memory := step["memory"]:
         parts = ", ".join(f"{_size(memory[name])} {name}" for name in ("arguments", "outputs", "temporaries"))
         _say(
-            f"memory on each device, as XLA planned that step: {_size(memory['total'])} = {parts}, less "
-            f"{_size(memory['donated'])} of outputs in place of donated arguments"
+            f"memory on each device, as XLA plans this step: {_size(memory['total'])} = {parts}, less "
+            f"{_size(memory['donated'])} of outputs that reuse donated arguments"
         )
 
 
 def show_verdict(verdict: dict[str, Any]) -> None:
-    """The conclusion."""
-    _heading("verdict")
+    """Prints the conclusion."""
+    terminal.heading("verdict")
     _say(verdict["text"])
 
 
 def _show_gaps(split: str, found: dict[str, Any]) -> None:
-    """Classes without an image, and the images that cannot be read."""
+    """Prints the classes without images, and the images that cannot be read."""
     if empty := found["classes_without_images"]:
         of = "" if found["labels_read"] == found["images"] else f" among the {found['labels_read']:,} images read"
         _say(f"{split}: {empty:,} of {found['classes']:,} classes have no image{of}")
@@ -109,7 +109,7 @@ def _show_gaps(split: str, found: dict[str, Any]) -> None:
     for line in unreadable[:UNREADABLE_SHOWN]:
         _say(f"{split}: unreadable: {line}")
     if len(unreadable) > UNREADABLE_SHOWN:
-        _say(f"{split}: and {len(unreadable) - UNREADABLE_SHOWN} more, all named in the file of --json")
+        _say(f"{split}: and {len(unreadable) - UNREADABLE_SHOWN} more, all of them named in the --json file")
 
 
 def _count(number: int, what: str) -> str:
@@ -124,28 +124,12 @@ def _sides(sides: tuple[int, int, int] | None) -> str:
 
 
 def _size(count: int) -> str:
-    """Bytes, in decimal units."""
+    """Returns a count of bytes as text, in decimal units."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= unit:
             return f"{count / unit:.3g} {name}"
     return f"{count} B"
 
 
-def _heading(text: str) -> None:
-    _console().print(f"\n{text}", style="bold", highlight=False, markup=False, soft_wrap=True)
-
-
 def _say(text: str) -> None:
-    _console().print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2), show_header=bool(columns))
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left", no_wrap=True)
-    return table
-
-
-def _console() -> Console:
-    """Made anew for each use, because the tests put another stdout in its place."""
-    return Console()
+    terminal.say(f"  {text}")

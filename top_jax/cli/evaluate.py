@@ -14,21 +14,21 @@ import jax
 from absl import flags
 
 from top_jax import distributed
-from top_jax.cli import checkpoint_flag, config_flag, distributed_flags, runner
+from top_jax.cli import runner, shared_flags, terminal
 from top_jax.config import RunConfig
 
-_CONFIG, _CHECKPOINT = config_flag.define(), checkpoint_flag.define()
-for _shared in (config_flag, checkpoint_flag, distributed_flags):  # so that --help shows them
-    flags.adopt_module_key_flags(_shared)
-_JSON = flags.DEFINE_string("json", None, "Where to write the result; by default beside the checkpoint.")
+_CONFIG, _CHECKPOINT = shared_flags.define_config(), shared_flags.define_checkpoint()
+shared_flags.define_distributed()
+flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
+_JSON = flags.DEFINE_string("json", None, "File for the result; by default next to the checkpoint.")
 
 
 def main(arguments: list[str]) -> None:
     """Loads, evaluates, prints and writes JSON."""
     runner.no_more(arguments)
-    config = config_flag.read(_CONFIG)
+    config = shared_flags.read_config(_CONFIG)
     runner.check_json(_JSON.value)
-    distributed_flags.join()
+    shared_flags.join_processes()
     result = evaluate_checkpoint(config, Path(_CHECKPOINT.value))
     if distributed.is_primary():
         print(json.dumps(result, indent=2))
@@ -36,14 +36,14 @@ def main(arguments: list[str]) -> None:
 
 
 def evaluate_checkpoint(config: RunConfig, checkpoint: Path) -> dict[str, Any]:
-    """Accuracy and cost of a checkpoint under the config's model, pruning and data."""
+    """Returns the accuracy and cost of a checkpoint with the config's model, pruning and data."""
     from top_jax.data import open_source
     from top_jax.evaluation.accuracy import evaluate_model
     from top_jax.evaluation.flops import count_macs
 
     source = open_source(config.data, train=False)
-    model = checkpoint_flag.load_model(checkpoint, config)
-    with runner.progress(f"evaluating on {source.name}", len(source)) as advance:
+    model = shared_flags.load_model(checkpoint, config)
+    with terminal.progress(f"evaluating on {source.name}", len(source)) as advance:
         result = evaluate_model(
             model, source, config.data, batch_size=config.eval_batch_size or config.batch_size, on_batch=advance
         )
@@ -60,7 +60,7 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path) -> dict[str, Any]:
 
 
 def _beside(checkpoint: Path) -> Path:
-    """runs/a/evaluation.json, or vim_s.pth.evaluation.json beside vim_s.pth."""
+    """Returns runs/a/evaluation.json for runs/a, vim_s.pth.evaluation.json for vim_s.pth."""
     return checkpoint / "evaluation.json" if checkpoint.is_dir() else Path(f"{checkpoint}.evaluation.json")
 
 

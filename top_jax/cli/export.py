@@ -1,10 +1,10 @@
-"""Exports a checkpoint, weights and token reduction included, as StableHLO: one file that JAX alone runs.
+"""Exports a checkpoint as StableHLO, with its weights and token reduction: one file that needs only JAX to run.
 
 python -m top_jax.cli.export --config configs/vim_s_top.py --checkpoint runs/a vim_s.stablehlo
 python -m top_jax.cli.export --config configs/vim_s_top.py --checkpoint vim_s.pth vim_s.stablehlo --batch=8 --normalize
 python -m top_jax.cli.export ... vim_s.stablehlo --batch=1 --platforms=cpu --stablehlo=vim_s.mlirbc
 
-The file is read back and its logits are compared with the model's before it takes its name. To use it:
+Before the file gets its name it is read back, and its logits are compared with the model's. To use it:
 
     with open("vim_s.stablehlo", "rb") as file:
         classify = jax.export.deserialize(file.read()).call
@@ -25,56 +25,57 @@ import numpy as np
 from absl import flags
 from jax import export
 
-from top_jax.cli import checkpoint_flag, config_flag, runner
+from top_jax.cli import runner, shared_flags, terminal
 from top_jax.config import DataConfig, RunConfig
 from top_jax.errors import InputError, RunError
 
-_CONFIG, _CHECKPOINT = config_flag.define(), checkpoint_flag.define()
-for _shared in (config_flag, checkpoint_flag):  # so that --help shows them
-    flags.adopt_module_key_flags(_shared)
-_BATCH = flags.DEFINE_string("batch", "symbolic", "Images per call; `symbolic` for any number.")
-_PLATFORMS = flags.DEFINE_list("platforms", ["cpu", "cuda"], "Where it is to run: some of cpu, cuda, rocm, tpu.")
+_CONFIG, _CHECKPOINT = shared_flags.define_config(), shared_flags.define_checkpoint()
+flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
+_BATCH = flags.DEFINE_string("batch", "symbolic", "Images per call, or `symbolic` for any number.")
+_PLATFORMS = flags.DEFINE_list("platforms", ["cpu", "cuda"], "Platforms to export for: cpu, cuda, rocm, tpu.")
 _NORMALIZE = flags.DEFINE_boolean(
-    "normalize", False, "Take uint8 pixels: config.data.mean and std become part of it. By default normalised floats."
+    "normalize",
+    False,
+    "Include the normalisation, so that the input is uint8 pixels; by default it is normalised floats.",
 )
 _STABLEHLO = flags.DEFINE_string(
     "stablehlo",
     None,
-    "Where to write the bare StableHLO too, for tools other than JAX: .mlirbc (portable bytecode) or .mlir (text); "
-    "needs one platform and one batch size.",
+    "File for the bare StableHLO too, for tools other than JAX: .mlirbc (portable bytecode) or .mlir (text). It needs "
+    "one platform and one batch size.",
 )
 _IMAGES = flags.DEFINE_enum(
-    "images", "random", ["random", "data"], "What it is checked on: random pixels, or the config's evaluation split."
+    "images", "random", ["random", "data"], "Images of the comparison: random pixels, or the config's evaluation split."
 )
 _TOLERANCE = flags.DEFINE_float(
     "tolerance",
     1e-5,
-    "Largest difference of two logits, as a share of the largest; a file beyond it is not written.",
+    "Largest difference of a logit, as a share of the largest logit; a file that differs more is not written.",
     0.0,
 )
-_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace files that are there.")
-_JSON = flags.DEFINE_string("json", None, "Where to write the report; by default OUT.json.")
+_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace existing files.")
+_JSON = flags.DEFINE_string("json", None, "File for the report; by default OUT.json.")
 
-CHECKED = 3  # images of a check, where any number will do
+CHECKED = 3  # images compared if the batch size is symbolic
 STEPS = ("lowering", "writing", "comparing")
 
 
 def main(arguments: list[str]) -> None:
-    """Loads, lowers, writes, reads back, compares, reports."""
+    """Loads the model, lowers and writes it, reads it back, compares and reports."""
     target = _target(arguments)
     batch_size, platforms = _batch_size(_BATCH.value), _PLATFORMS.value
-    config = _portable(config_flag.read(_CONFIG))
+    config = _portable(shared_flags.read_config(_CONFIG))
     json_file = Path(_JSON.value or target.with_name(f"{target.name}.json"))
     _check_files(target, json_file)
     images = _images(config, batch_size or CHECKED)
-    model = checkpoint_flag.load_model(_CHECKPOINT.value, config)
+    model = shared_flags.load_model(_CHECKPOINT.value, config)
     normalize = _normalize(config.data)
     inside = normalize if _NORMALIZE.value else None
 
     from top_jax.convert import stablehlo
     from top_jax.files import requested_file
 
-    with runner.progress(f"exporting {config.model.name}", len(STEPS)) as advance:
+    with terminal.progress(f"exporting {config.model.name}", len(STEPS)) as advance:
         exported = stablehlo.export_model(model, batch_size=batch_size, platforms=platforms, normalize=inside)
         advance(1)
         with requested_file(target) as temporary:
@@ -102,12 +103,14 @@ def _batch_size(text: str) -> int | None:
     if text == "symbolic":
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"--batch={text}; needed: how many images per call, at least 1, or `symbolic` for any number.")
+        raise InputError(
+            f"--batch={text}; needed: the number of images per call, at least 1, or `symbolic` for any number."
+        )
     return int(text)
 
 
 def _portable(config: RunConfig) -> RunConfig:
-    """The config with the one implementation of the scan that is StableHLO alone; DeiT has no scan."""
+    """Returns the config with the implementation of the scan that is pure StableHLO; DeiT has no scan."""
     from top_jax.build import build_sizes
     from top_jax.convert.stablehlo import IMPLEMENTATION
     from top_jax.models.sizes import MambaConfig
@@ -118,7 +121,7 @@ def _portable(config: RunConfig) -> RunConfig:
 
 
 def _check_files(target: Path, json_file: Path) -> None:
-    """Raises InputError for a place that nothing can be written to, before the work that would be lost."""
+    """Raises InputError for a file that could not be written, before the work that would be lost."""
     from top_jax.convert.stablehlo import check_module
 
     files = [target, json_file]
@@ -126,17 +129,17 @@ def _check_files(target: Path, json_file: Path) -> None:
         check_module(_STABLEHLO.value, _PLATFORMS.value, _batch_size(_BATCH.value))
         files.append(Path(_STABLEHLO.value))
     if len({file.absolute() for file in files}) < len(files):
-        raise InputError(f"{', '.join(map(str, files))} are to be files of their own; name each differently.")
+        raise InputError(f"{', '.join(map(str, files))} must be different files; rename one of them.")
     for file in files:
         if file.is_dir() or not file.parent.is_dir():
-            problem = "is a directory" if file.is_dir() else "has no directory to be written in"
+            problem = "is a directory" if file.is_dir() else "is in a directory that does not exist"
             raise InputError(f"{file} {problem}; choose another place.")
         if file.exists() and not _OVERWRITE.value:
             raise InputError(f"{file} exists; choose another name, or pass --overwrite.")
 
 
 def _images(config: RunConfig, count: int) -> np.ndarray:
-    """uint8 `[count, H, W, 3]` on which the exported model is compared with the model."""
+    """Returns the images of the comparison, uint8 `[count, H, W, 3]`."""
     from top_jax.build import build_sizes
 
     size = build_sizes(config.model).img_size
@@ -157,9 +160,9 @@ def _normalize(data: DataConfig) -> Callable[[Any], jax.Array]:
 
 
 def _check(parity: list[Any], target: Path) -> None:
-    """Raises RunError where the exported model is not the model."""
+    """Raises RunError if the exported model differs from the model."""
     for result in parity:
-        if not result.max_rel <= _TOLERANCE.value:  # nan is no agreement
+        if not result.max_rel <= _TOLERANCE.value:  # `not`, so that nan is a difference
             raise RunError(
                 f"{target} is not written: on {result.platform}, its logits for {result.batch_size} images differ from "
                 f"the model's by {result.max_rel:.1e} of the largest, more than --tolerance={_TOLERANCE.value:g}; on a "
@@ -168,7 +171,7 @@ def _check(parity: list[Any], target: Path) -> None:
 
 
 def _report(config: RunConfig, exported: Any, target: Path, parity: list[Any]) -> dict[str, Any]:
-    """What was exported, as the JSON file has it."""
+    """Returns the content of the JSON file."""
     argument, result = exported.in_avals[0], exported.out_avals[0]
     return {
         "file": str(target),

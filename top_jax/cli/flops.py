@@ -8,28 +8,97 @@ multiplications in the model that JAX traces.
 
 from __future__ import annotations
 
+import itertools
+from typing import TYPE_CHECKING, Any
+
 from absl import flags
 
-from top_jax.cli import config_flag, flops_text, runner
+from top_jax.cli import runner, shared_flags, terminal
 
-_CONFIG = config_flag.define()
-flags.adopt_module_key_flags(config_flag)  # so that --help shows it
-_JSON = flags.DEFINE_string("json", None, "Write the counts here as JSON.")
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_CONFIG = shared_flags.define_config()
+flags.adopt_module_key_flags(shared_flags)  # so that --help shows it
+_JSON = flags.DEFINE_string("json", None, "File for the counts.")
 
 
 def main(arguments: list[str]) -> None:
-    """Counts, checks, prints and writes."""
+    """Counts, checks, prints and writes the costs."""
     from top_jax.evaluation.flops.of_config import CHECK_STEPS, check_config, count_config
 
     runner.no_more(arguments)
     runner.check_json(_JSON.value)
-    config = config_flag.read(_CONFIG)
+    config = shared_flags.read_config(_CONFIG)
     counts = count_config(config)
-    flops_text.show_counts(counts)
-    with runner.progress(f"tracing {config.model.name}", CHECK_STEPS) as advance:
+    _show_counts(counts)
+    with terminal.progress(f"tracing {config.model.name}", CHECK_STEPS) as advance:
         counts |= check_config(config, on_step=advance)
-    flops_text.show_check(counts)
+    _show_check(counts)
     runner.write_json(_JSON.value, counts)
+
+
+def _show_counts(counts: dict[str, Any]) -> None:
+    """Prints tokens per block, and the parts in every convention."""
+    terminal.say(f"{counts['model']}, one image")
+    start = 1
+    for tokens, run in itertools.groupby(counts["tokens_per_block"]):
+        end = start + len(list(run)) - 1
+        blocks = f"block {start}" if start == end else f"blocks {start} to {end}"
+        of_class = " (class token included)" if counts["class_token"] else ""
+        terminal.say(f"  {blocks}: {tokens:,} tokens{of_class}")
+        start = end + 1
+    terminal.show(_parts_table(counts))
+
+
+def _show_check(counts: dict[str, Any]) -> None:
+    """Prints the parameters, and whether the `executed` count is what the traced model does."""
+    found = counts["cross_check"]
+    terminal.say(f"{counts['parameters']:,} parameters")
+    counted, above = found["jaxpr"], found["jaxpr_above_executed"]
+    products = counted["products"] + counted["taps"]
+    terminal.say(
+        f"check against the traced model: {products:,} multiply-accumulates in products and convolutions "
+        f"({_verdict(above['without_scans'])})"
+    )
+    if counted["loops"] or above["scans"]:
+        terminal.say(
+            f"  and {counted['loops']:,} multiplications in scans, 4 of their 9 operations ({_verdict(above['scans'])})"
+        )
+
+
+def _parts_table(counts: dict[str, Any]) -> Table:
+    """Returns multiply-accumulates by part and convention, next to the dense model's if tokens are reduced."""
+    from top_jax.evaluation.flops import PART_NAMES
+
+    parts, dense = counts["parts"], counts["dense_parts"]
+    totals, dense_totals = ({name: sum(of[name].values()) for name in of} for of in (parts, dense))
+    reduced, unit = parts != dense, "G" if max(dense_totals.values()) >= 1e8 else "M"
+
+    def cell(macs: int, of: int) -> str:
+        return f"{_amount(macs, unit)} of {_amount(of, unit)}" if reduced and macs + of else _amount(macs, unit)
+
+    table = terminal.new_table(f"{unit}MACs", *(name.replace("_", " ") for name in parts))
+    for part in PART_NAMES:
+        if any(part in macs for macs in (*parts.values(), *dense.values())):
+            table.add_row(part, *(cell(parts[name].get(part, 0), dense[name].get(part, 0)) for name in parts))
+    table.add_row("total", *(cell(totals[name], dense_totals[name]) for name in parts), style="bold")
+    if reduced:
+        table.add_row("share of dense", *(f"{totals[name] / dense_totals[name]:.1%}" for name in parts))
+    return table
+
+
+def _amount(macs: int, unit: str) -> str:
+    if macs == 0:
+        return "-"
+    amount = macs / {"G": 1e9, "M": 1e6}[unit]
+    if amount < 0.001:
+        return "<.001"
+    return f"{amount:.2f}" if amount >= 1 else f"{amount:.3f}"
+
+
+def _verdict(above: int) -> str:
+    return "equal to the executed count" if above == 0 else f"DIFFERENT from the executed count: {above:+,}"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Packs the training and evaluation split of a config into one small file, which --config.data.source=packed reads.
+"""Packs the training and evaluation splits of a config into one file, which --config.data.source=packed reads.
 
 python -m top_jax.cli.pack cifar10.npz --config configs/vim_cifar10.py --config.data.data_dir=DIR
 python train.py --config configs/vim_cifar10.py --config.data.source=packed --config.data.data_dir=cifar10.npz
 
-For a machine that has neither the dataset nor a way to fetch it. The images stay as they were encoded.
+This is for a machine that neither has the dataset nor can fetch it. The images are not encoded again.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 
 from absl import flags
 
-from top_jax.cli import config_flag, runner
+from top_jax.cli import runner, shared_flags, terminal
 from top_jax.errors import InputError
 
-_CONFIG = config_flag.define()
-flags.adopt_module_key_flags(config_flag)
-_JSON = flags.DEFINE_string("json", None, "Where to write what was packed; by default beside the file.")
+_CONFIG = shared_flags.define_config()
+flags.adopt_module_key_flags(shared_flags)
+_JSON = flags.DEFINE_string("json", None, "File for the report; by default next to the packed file.")
 
 
 def main(arguments: list[str]) -> None:
@@ -29,11 +29,11 @@ def main(arguments: list[str]) -> None:
         raise InputError(
             f"needed: the name of one .npz file to write; given: {' '.join(arguments) or 'none'} (--help)."
         )
-    path, data = Path(arguments[0]), config_flag.read(_CONFIG).data
+    path, data = Path(arguments[0]), shared_flags.read_config(_CONFIG).data
     if path.exists():
-        raise InputError(f"{path} is there already; choose another name, or delete it.")
+        raise InputError(f"{path} exists; choose another name, or delete it.")
     splits = {data.train_split: open_source(data, train=True), data.eval_split: open_source(data, train=False)}
-    with runner.progress("packing", sum(map(len, splits.values()))) as advance:
+    with terminal.progress("packing", sum(map(len, splits.values()))) as advance:
         pack(path, data.name or data.source, splits, on_images=advance)
     report = {
         "file": str(path),

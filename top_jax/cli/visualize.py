@@ -1,9 +1,9 @@
-"""Draws what pruning does to images: tokens left, scores, paths of the scans, hidden attention.
+"""Draws what pruning does to images: kept tokens, scores, paths of the scans, hidden attention.
 
 python -m top_jax.cli.visualize --config configs/vim_s_top.py --checkpoint runs/a photo.jpg --out pictures
 python -m top_jax.cli.visualize --config configs/vim_digits_top.py --checkpoint runs/a --examples=2 --out pictures
 
-Writes a PNG and a .npz of all arrays per image, and index.json, which says what each array is.
+For each image the command writes a PNG and a .npz with all arrays. index.json explains the arrays.
 """
 
 from __future__ import annotations
@@ -14,33 +14,34 @@ from typing import TYPE_CHECKING, Any
 import jax
 from absl import flags
 
-from top_jax.cli import checkpoint_flag, config_flag, runner
+from top_jax.cli import runner, shared_flags, terminal
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
 
 if TYPE_CHECKING:
     from top_jax.models import Backbone
 
-_CONFIG, _CHECKPOINT = config_flag.define(), checkpoint_flag.define()
-for _shared in (config_flag, checkpoint_flag):  # so that --help shows them
-    flags.adopt_module_key_flags(_shared)
-_OUT = flags.DEFINE_string("out", None, "Folder for the pictures; made where it is not there.", required=True)
+_CONFIG, _CHECKPOINT = shared_flags.define_config(), shared_flags.define_checkpoint()
+flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
+_OUT = flags.DEFINE_string("out", None, "Folder for the pictures; created if it does not exist.", required=True)
 _EXAMPLES = flags.DEFINE_integer(
-    "examples", 0, "Instead of IMAGE...: so many images of the config's evaluation split, evenly spread.", lower_bound=0
+    "examples", 0, "Draw N images of the config's evaluation split, evenly spread, instead of IMAGE...", lower_bound=0
 )
-_DRAW = flags.DEFINE_list("draw", ["tokens", "scores", "paths", "attention"], "What to draw, of these four.")
+_DRAW = flags.DEFINE_list(
+    "draw", ["tokens", "scores", "paths", "attention"], "What to draw: any of tokens, scores, paths, attention."
+)
 _BLOCKS = flags.DEFINE_list(
-    "blocks", None, "Blocks (from 1) whose attention is drawn; by default the last one before the first reduction and "
-    "the last one of all."
+    "blocks", None, "Blocks whose attention is drawn, from 1; by default the last block before the first reduction "
+    "and the last block."
 )  # fmt: skip
 
 
 def main(arguments: list[str]) -> None:
-    """Loads, runs the model once per variant and image, draws, and writes the index."""
-    config, checkpoint, out = config_flag.read(_CONFIG), Path(_CHECKPOINT.value), Path(_OUT.value)
+    """Runs the model once per variant and image, draws, and writes the index."""
+    config, checkpoint, out = shared_flags.read_config(_CONFIG), Path(_CHECKPOINT.value), Path(_OUT.value)
     _check_drawn()
     pictures, class_names = _pictures(arguments, config)  # before the model, which takes longer
-    model = checkpoint_flag.load_model(checkpoint, config)
+    model = shared_flags.load_model(checkpoint, config)
     index = visualize(model, config, pictures, class_names, checkpoint=checkpoint, out=out)
     for image in index["images"]:
         print(f"{out / image['png']}: {image['prediction']} ({100 * image['probability']:.0f} %)")
@@ -69,11 +70,11 @@ def visualize(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out={out} cannot be made a folder ({error.strerror}); choose another.") from error
+        raise InputError(f"--out={out} cannot be created ({error.strerror}); choose another.") from error
     compared = {"paths", "attention"} & set(_DRAW.value)
     variants = variants_of(model) if compared else {name_of(model.reduction): model.reduction}
     images = []
-    with runner.progress("running and drawing", len(pictures) * len(variants)) as advance:
+    with terminal.progress("running and drawing", len(pictures) * len(variants)) as advance:
         examine = examiner(model, variants, blocks, on_pass=advance)
         for stem, picture in zip(stems_of(pictures), pictures, strict=True):
             image = picture.image
@@ -103,20 +104,20 @@ def visualize(
 
 
 def _pictures(files: list[str], config: RunConfig) -> tuple[list[Any], tuple[str, ...]]:
-    """The `Picture`s to draw, and what their classes are called."""
+    """Returns the `Picture`s to draw, and the names of their classes."""
     from top_jax.data import open_source
     from top_jax.figures.photo import of_files, of_source
 
     if bool(files) == bool(_EXAMPLES.value):
         came = f"{len(files)} images and --examples={_EXAMPLES.value}"
-        raise InputError(f"got {came}; needed: either image files, or --examples=N of the evaluation split.")
+        raise InputError(f"got {came}; needed: either image files, or --examples=N.")
     if not files:
         source = open_source(config.data, train=False)
         return of_source(source, _EXAMPLES.value), source.class_names
     pictures = of_files(files)
     try:
         names = open_source(config.data, train=False).class_names
-    except InputError:  # photos need no data: without it, classes have numbers and no names
+    except InputError:  # photos need no dataset; without it, classes have no names
         names = ()
     if len(names) != config.model.num_classes:
         names = tuple(f"class {label}" for label in range(config.model.num_classes))
@@ -128,11 +129,11 @@ def _check_drawn() -> None:
 
     unknown = [kind for kind in _DRAW.value if kind not in KINDS]
     if unknown or not _DRAW.value:
-        raise InputError(f"--draw={','.join(_DRAW.value)}; choose of {', '.join(KINDS)}.")
+        raise InputError(f"--draw={','.join(_DRAW.value)}; choose from {', '.join(KINDS)}.")
 
 
 def _blocks(model: Backbone) -> tuple[int, ...]:
-    """The blocks whose attention is wanted."""
+    """Returns the blocks whose attention is drawn."""
     from top_jax.figures.examine import blocks_to_see
 
     if "attention" not in _DRAW.value:
