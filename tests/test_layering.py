@@ -19,6 +19,8 @@ ALLOWED = {
     "ops": {"kernels"},
     "pruning": {"ops"},
     "models": {"ops", "pruning"},
+    "config": set(),
+    "recipes": {"config"},
     "build": {"config", "models", "pruning"},
     "convert": {"models", "pruning"},
     "data": {"config"},
@@ -91,7 +93,7 @@ def imported(path: Path, *, at_load: bool = False) -> set[str]:
 
 def test_every_part_has_its_place(root):
     parts = {path.parent.name for path in (root / "top_jax").glob("*/__init__.py")}
-    assert parts | {"kernels", "build"} == ALLOWED.keys()
+    assert parts | {"kernels", "config", "recipes", "build"} == ALLOWED.keys()
 
 
 @pytest.mark.parametrize("part", ALLOWED)

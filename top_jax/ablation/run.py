@@ -38,7 +38,7 @@ from top_jax.training.seals import fingerprint
 from top_jax.training.weights import checkpoint_weights
 
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""`top_jax.cli.runner.progress`: takes a name and a total, and yields a function that advances the bar."""
+"""`top_jax.cli.terminal.progress`: takes a name and a total, and yields a function that advances the bar."""
 
 
 class Checkpoint(NamedTuple):
