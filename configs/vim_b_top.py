@@ -2,7 +2,7 @@
 
 python train.py --config configs/vim_b_top.py --config.data.data_dir=DIR --config.init_from=RUN_OR_PTH
 
-Tokens 196 -> 157 -> 126 -> 101, 13.3 of 18.9 GMACs (published convention). The paper has no such row; the schedule
+Tokens 196 -> 157 -> 126 -> 101, 13.30 of 18.85 GMACs (published convention). The paper has no such row; the schedule
 is ViM-S's.
 Expected top-1: unknown. Measured: not run.
 
