@@ -32,7 +32,7 @@ class Speed(NamedTuple):
         """Images per second."""
         return self.images / self.seconds
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """Returns counts and rate as JSON values."""
         return {**self._asdict(), "images_per_second": self.images_per_second}
 
