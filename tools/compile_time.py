@@ -1,9 +1,9 @@
-"""How long the models take to compile here: forward, and a train step.
+"""Measures how long the models take to compile on this machine: forward, and a train step.
 
 python -m tools.compile_time [--model vim_small --model plain_mamba_l3] [--batch 8] [--out FILE]
 
-Tracing (Python) and compiling (XLA) apart, one program after the other, without the persistent cache. Weights are not
-needed, only their shapes.
+Tracing (Python) and compiling (XLA) are timed separately, one program after the other, without the persistent cache.
+Weights are not needed, only their shapes.
 """
 
 from __future__ import annotations
@@ -16,35 +16,31 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from flax import nnx
 
-from top_jax.benchmark.programs import make_inference, make_train_step
-from top_jax.benchmark.report import publish
+from top_jax.benchmark.programs import INFERENCE, TRAIN_STEP, lowering
+from top_jax.environment import environment
+from top_jax.files import save_json
 from top_jax.models import abstract_model
-from top_jax.models.weights import split_weights, statistics_of, weights_of
+from top_jax.models.weights import weights_of
+from top_jax.tables import rows_as_text
 
 Row = dict[str, Any]
 
 
 def time_compilation(name: str, batch: int) -> list[Row]:
-    """A row each for forward and train step (AdamW) of the named model, in seconds."""
-    model, optimizer = abstract_model(name), optax.adamw(1e-4)
-    weights = weights_of(model)
-    params, _ = split_weights(weights, like=statistics_of(model))
-    state = jax.eval_shape(optimizer.init, params)
+    """Returns a row each for the forward and the train step (AdamW) of a model, in seconds."""
+    model = abstract_model(name)
     images = jax.ShapeDtypeStruct((batch, *model.config.img_size, 3), jnp.float32)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    forward, step = make_inference(nnx.graphdef(model)), make_train_step(model, optimizer)
     return [
-        {"model": name, "program": "forward", **_seconds(forward, weights, images)},
-        {"model": name, "program": "train step", **_seconds(step, weights, state, images, labels)},
+        {"model": name, "program": program, **_seconds(lowering(model, which, weights_of(model), (images, labels)))}
+        for program, which in (("forward", INFERENCE), ("train step", TRAIN_STEP))
     ]
 
 
-def _seconds(function: Callable[..., Any], *arguments: Any) -> Row:
+def _seconds(lower: Callable[[], Any]) -> Row:
     start = time.perf_counter()
-    lowered = jax.jit(function).lower(*arguments)
+    lowered = lower()
     traced = time.perf_counter()
     lowered.compile()
     done = time.perf_counter()
@@ -52,11 +48,13 @@ def _seconds(function: Callable[..., Any], *arguments: Any) -> Row:
 
 
 def main() -> None:
-    """Parses the command line, measures, prints and writes."""
+    """Parses the command line, measures, prints and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", help="model name; repeatable (vim_small and plain_mamba_l3)")
+    parser.add_argument(
+        "--model", action="append", help="model name, repeatable (default: vim_small and plain_mamba_l3)"
+    )
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--out", type=Path, help="write the rows and the machine as JSON here too")
+    parser.add_argument("--out", type=Path, help="also write the rows and the environment to this file, as JSON")
     options = parser.parse_args()
 
     rows = [
@@ -64,7 +62,9 @@ def main() -> None:
         for name in options.model or ("vim_small", "plain_mamba_l3")
         for row in time_compilation(name, options.batch)
     ]
-    publish(rows, options.out, batch=options.batch)
+    print(rows_as_text(rows))
+    if options.out:
+        save_json(options.out, {"environment": environment(), "batch": options.batch, "rows": rows}, flag="--out")
 
 
 if __name__ == "__main__":

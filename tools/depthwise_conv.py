@@ -1,4 +1,4 @@
-"""The depthwise convolution of PlainMamba: ours for a CPU against XLA's grouped one, timed in turn.
+"""Times PlainMamba's depthwise convolution: ours for a CPU against XLA's grouped one, in turn.
 
 python -m tools.depthwise_conv [--batch 8] [--width 896] [--out FILE]
 """
@@ -12,15 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from top_jax.benchmark.report import publish
 from top_jax.benchmark.timing import Rounds, Timing, over_sets, time_in_turn
+from top_jax.environment import environment
+from top_jax.files import save_json
 from top_jax.models.depthwise_conv import grouped_conv2d, shifted_conv2d
+from top_jax.tables import rows_as_text
 
 VARIANTS = {"grouped (XLA's)": grouped_conv2d, "shifted (ours)": shifted_conv2d}
 
 
 def time_convolutions(batch: int, width: int, *, side: int = 14, taps: int = 7) -> list[dict[str, Any]]:
-    """A row for each variant, forward and with both gradients, in float32."""
+    """Returns a row for each variant, forward and with both gradients, in float32."""
     keys = jax.random.split(jax.random.key(0), 2)
     x, kernel = jax.random.normal(keys[0], (batch, side, side, width)), jax.random.normal(keys[1], (taps, taps, width))
     runs = {}
@@ -33,15 +35,24 @@ def time_convolutions(batch: int, width: int, *, side: int = 14, taps: int = 7) 
 
 
 def main() -> None:
-    """Parses the command line, measures, prints and writes."""
+    """Parses the command line, measures, prints and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--width", type=int, default=896)
-    parser.add_argument("--out", type=Path, help="write the rows and the machine as JSON here too")
+    parser.add_argument("--out", type=Path, help="also write the rows and the environment to this file, as JSON")
     options = parser.parse_args()
 
     rows = time_convolutions(options.batch, options.width)
-    publish(rows, options.out, batch=options.batch, width=options.width, grid=[14, 14], taps=7)
+    print(rows_as_text(rows))
+    if options.out:
+        about = {
+            "environment": environment(),
+            "batch": options.batch,
+            "width": options.width,
+            "grid": [14, 14],
+            "taps": 7,
+        }
+        save_json(options.out, {**about, "rows": rows}, flag="--out")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""Compiles the Triton kernels for GPUs that need not be there, and reads off what they ask of one.
+"""Compiles the Triton kernels for NVIDIA GPUs, on a machine without one, and prints the resources that they use.
 
 python -m tools.triton_resources [--arch 80 90] [--json FILE]
 
-Registers, stack and local memory are the assembler's (cuobjdump --dump-resource-usage); anything in the last two is a
-spill. Instructions are counted in the machine code (nvdisasm) and divided by the unrolled steps of a chunk: what one
-warp issues for a token in one direction, prologue included, and of these the exponentials (MUFU.EX2) and the shuffles
-(SHFL). The tools are those in Triton's own package. Nothing is launched and nothing is timed.
+Registers, stack and local memory are those the assembler reports (cuobjdump --dump-resource-usage); stack or local
+memory above 0 is a spill. Instructions are counted in the machine code (nvdisasm) and divided by the unrolled steps of
+a chunk. The result is what one warp issues for a token in one direction, prologue included; exponentials (MUFU.EX2) and
+shuffles (SHFL) are also counted separately. Both programs are part of Triton's package. Nothing is run or timed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -23,16 +23,18 @@ import jax
 import jax.numpy as jnp
 
 from top_jax.errors import InputError
+from top_jax.files import save_json
 from top_jax.kernels.blocks import by_rule
 from top_jax.kernels.operands import ScanArguments, ScanPlan
 from top_jax.kernels.triton_scan import KernelCall, backward_call, forward_call
 from top_jax.optional import optional_package
+from top_jax.tables import rows_as_text
 
 _POINTERS: Final = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int32": "*i32"}
 
 
 class Shape(NamedTuple):
-    """A scan of a model: sizes as in `top_jax.typing`, directions, and what it needs beside u, delta, A, B, C."""
+    """Sizes of a model's scan (letters as in `top_jax.typing`), its directions, and its optional operands."""
 
     name: str
     length: int
@@ -57,13 +59,13 @@ SHAPES: Final = (
 
 
 def compile_report(arch: int, shape: Shape, dtype: str = "bfloat16", batch: int = 128) -> list[dict[str, Any]]:
-    """One row for the forward (that saves states) and one for the backward.
+    """Compiles forward (with saved states) and backward, and returns a row for each.
 
     Args:
         arch: compute capability times 10, such as 90.
-        shape: what to compile for.
+        shape: of the scan.
         dtype: of u, delta and z.
-        batch: images; nothing in the rows depends on it.
+        batch: images; it does not change the rows.
     """
     plan = ScanPlan((False, True, False, True)[: shape.directions], score="clip" if shape.gated else None)
     blocks = by_rule("triton", shape.width, shape.states)
@@ -87,14 +89,13 @@ def compile_report(arch: int, shape: Shape, dtype: str = "bfloat16", batch: int 
 
 
 def _triton(module: str = "") -> Any:
-    """Triton, or one of its modules."""
+    """Imports Triton or one of its modules."""
     return optional_package(f"triton.{module}".rstrip("."), purpose="the report", install="'top-jax[kernels]'")
 
 
 def resources(cubin: bytes) -> dict[str, int]:
-    """What a compiled kernel needs: registers, stack, local and shared bytes, and counts of instructions."""
+    """Returns a compiled kernel's registers, bytes of stack, local and shared memory, and counts of instructions."""
     triton = _triton()
-
     tools = Path(str(triton.__file__)).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -140,7 +141,7 @@ def _output_of(tool: Path, *arguments: str) -> str:
 
 
 def operands_of(shape: Shape, dtype: str, batch: int) -> tuple[ScanArguments, Any]:
-    """Shapes and dtypes of a scan's arguments, and of its gate z or None."""
+    """Returns the shapes and dtypes of a scan's arguments, and those of its gate z or None."""
     of: Any = jax.ShapeDtypeStruct
     directions, tokens = shape.directions, (batch, shape.length, shape.width)
     shared = 1 if shape.ordered else directions
@@ -162,11 +163,11 @@ def operands_of(shape: Shape, dtype: str, batch: int) -> tuple[ScanArguments, An
 
 
 def main() -> None:
-    """Parses the command line, compiles, prints and writes."""
+    """Parses the command line, compiles, prints and writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], help="compute capability times 10")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--json", type=Path, help="write the rows here too")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
     try:
         triton = _triton()
@@ -176,18 +177,11 @@ def main() -> None:
     rows = []
     for arch in options.arch:
         for shape in SHAPES:
+            print(f"compiling {shape.name} for sm_{arch}", file=sys.stderr)
             rows += compile_report(arch, shape, options.dtype)
-            for row in rows[-2:]:
-                if len(rows) == 2 and row is rows[0]:
-                    print(_line(dict(zip(row, row, strict=True))))
-                print(_line(row), flush=True)
+    print(rows_as_text(rows))
     if options.json:
-        options.json.write_text(json.dumps({"triton": triton.__version__, "rows": rows}, indent=2) + "\n")
-
-
-def _line(row: dict[str, Any]) -> str:
-    widths = {"arch": 6, "shape": 24, "kernel": 16, "dtype": 10}
-    return " ".join(f"{value:<{widths[key]}}" if key in widths else f"{value:>12}" for key, value in row.items())
+        save_json(options.json, {"triton": triton.__version__, "rows": rows}, flag="--json")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tools import scan_on_a_cpu as bench
+from top_jax.benchmark.timing import Rounds
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles faster
 
@@ -42,13 +43,12 @@ def test_the_torch_loop_agrees(arrays):
 
 def test_without_torch_the_table_says_so(arrays, monkeypatch):
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
-    (row,) = bench.measure_torch(*arrays, bench.Rounds(most=1, seconds=0))
+    (row,) = bench.measure_torch(*arrays, Rounds(most=1, seconds=0, measurement=0))
     assert row == {"name": "torch loop", "absent": "PyTorch is not installed"}
 
 
-def test_growth_is_the_time_of_a_token(monkeypatch):
-    milliseconds = {"4": 2.0, "2": 1.0, "8": 6.0}
-    measured = lambda runs, rounds: [{"name": name, "median_ms": milliseconds[name]} for name in runs]  # noqa: E731
-    monkeypatch.setattr(bench, "in_turn", measured)
-    lines = bench.growth(1, [4, 2, 8], 2, 2, bench.Rounds(most=1, seconds=0))
-    assert [line["of_linear"] for line in lines] == [{"2": 1.0, "4": 1.0, "8": 1.5}] * 2
+def test_growth_is_the_time_per_token():
+    assert bench.relative_to_linear({2: 1.0, 4: 2.0, 8: 6.0}) == {"2": 1.0, "4": 1.0, "8": 1.5}
+    lines = bench.growth(1, [4, 2, 4], 2, 2, Rounds(most=1, seconds=0, measurement=0))
+    assert [list(line["of_linear"]) for line in lines] == [["2", "4"]] * 2
+    assert [line["pass"] for line in lines] == ["forward", "forward and gradients"]

@@ -1,12 +1,18 @@
-"""What the machine at hand does with the scan and the models: `python -m top_jax.cli.benchmark`.
+"""Measures the scan and the models on this machine: `python -m top_jax.cli.benchmark`.
 
-    timing     medians of several functions run in turn        floor      the time no version can beat
-    cases      the scans of the published models               associative  the scan that JAX alone would write
-    contract   right, on this device                           scans, models  how fast
-    goals      what is asked for, and whether it is reached    suite      all of it, within a budget of time
-    tuning     block sizes by search                           report     where it was measured, and tables
-    compare    a config's model: dense, pruned, a DeiT         contestants, race, speedup  who, how, what to say
-    programs   what is compiled of a model to be timed         compare_text  its report, to read
+    compare        a config's model: dense, pruned, every alignment, a DeiT; report and text
+    contestants    the models that `compare` times
+    race           times them at growing batch sizes, and judges whether pruning pays
+    programs       a model's inference and train step, compiled and timed
 
-Nothing here needs more than JAX, Flax, Optax and NumPy, so that it runs on a borrowed GPU.
+    suite          everything below, within a budget of time
+    contract       whether the implementations of the scan are right on this device
+    cases          the scans of the published models
+    scans          how fast they are
+    floor          the least time that a scan can take
+    tuning         searches the kernels' block sizes
+
+    timing         times several functions in turn
+
+Only JAX, Flax, Optax and NumPy are needed, so that it runs on a borrowed GPU.
 """

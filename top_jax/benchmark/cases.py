@@ -1,8 +1,8 @@
 """The scans inside the published models, dense and after each prune, as arguments of `directional_scan`.
 
-ViM scans one direction at a time, each with u, delta, B and C of its own, and leaves sum and gate to XLA. PlainMamba's
-four directions share u, which they visit in boustrophedon orders, and delta, B and C, which stay in raster order (but
-for the direction vector in B; DESIGN.md, 3).
+ViM scans one direction at a time, each with its own u, delta, B and C; XLA computes the sum and the gate. PlainMamba's
+four directions share u, which they visit in boustrophedon orders, and delta, B and C, which stay in raster order. Only
+the direction vector in B differs (docs/models.md, section 2).
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ BATCH: Final = 128
 
 @dataclasses.dataclass(frozen=True)
 class ScanCase:
-    """One scan.
+    """Sizes and options of one scan.
 
     Attributes:
-        name: the model, or what the case is about.
+        name: the model, or what the case tests.
         length: L.
         width: E.
         states: N.
-        directions: 1, ViM's 2 or PlainMamba's 4 (these visit tokens of a square grid by an order).
+        directions: 1, 2 as in ViM, or 4 as in PlainMamba, which visits the tokens of a square grid by an order.
         dtype: of u, delta, B, C and z.
         batch: B.
-        decay: whether the tokens are what a prune left, with the state decaying through the gaps.
-        gated: whether z gates the sum.
-        backwards: whether one direction alone scans from the last token.
+        decay: whether the tokens have gaps through which the state decays, as after pruning.
+        gated: whether z gates the sum over directions.
+        backwards: whether a single direction scans from the last token to the first.
         reorder_parameters: see `directional_scan`.
         score: see `directional_scan`.
     """
@@ -62,7 +62,7 @@ class ScanCase:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of `directional_scan` beside the arrays."""
+        """Keyword arguments of `directional_scan` other than the arrays."""
         reverse = (self.backwards,) if self.directions == 1 else (False, True)[: self.directions]
         return {
             "reverse": (False,) * 4 if self.ordered else reverse,
@@ -72,21 +72,21 @@ class ScanCase:
         }
 
     def label(self) -> str:
-        """For a table."""
+        """Returns the case's name in a table."""
         return f"{self.name} L{self.length} {self.dtype}{' decay' if self.decay else ''}"
 
 
 @dataclasses.dataclass(frozen=True)
 class ScannedModel:
-    """A published model, as its scans see it.
+    """Sizes of a published model that its scans depend on.
 
     Attributes:
-        name: in a table.
+        name: as in the tables.
         width: E.
-        directions: in one call; as in `ScanCase`.
+        directions: of one call, as in `ScanCase`.
         tokens: L of the dense model.
-        pruning: the schedule that configs use (DESIGN.md, 3); PlainMamba-L1's is ours.
-        depth: blocks.
+        pruning: the schedule that the configs use.
+        depth: number of blocks.
     """
 
     name: str
@@ -97,7 +97,7 @@ class ScannedModel:
     depth: int = 24
 
     def pruned_lengths(self) -> tuple[int, ...]:
-        """L after each prune."""
+        """Returns L after each pruning step."""
         extra = self.tokens - GRID**2  # the class token
         return tuple(cut.after + extra for cut in self.pruning.schedule(GRID**2, self.depth))
 
@@ -113,7 +113,7 @@ MODELS: Final = (
 
 
 def model_case(model: ScannedModel, dtype: str, *, length: int | None = None, decay: bool = False) -> ScanCase:
-    """A model's scan at its dense length or another."""
+    """Returns a model's scan, at its dense length unless another is given."""
     return ScanCase(
         model.name,
         length or model.tokens,
@@ -126,12 +126,12 @@ def model_case(model: ScannedModel, dtype: str, *, length: int | None = None, de
 
 
 def both_directions(model: ScannedModel, dtype: str) -> ScanCase:
-    """A ViM's two directions in one launch, gated: what its mixer would call if that were faster."""
+    """Returns a ViM's two directions in one gated call; its mixer would use this if it were faster."""
     return ScanCase(f"{model.name}, both directions", model.tokens, model.width, dtype=dtype)
 
 
 def make_arrays(case: ScanCase, seed: int) -> Arrays:
-    """Random arguments of `directional_scan`, time steps and decays of the size a trained model has; never zeros."""
+    """Draws arguments of `directional_scan` by name: never 0, with time steps and decays as in a trained model."""
     keys = jax.random.split(jax.random.key(seed), 9)
     directions, tokens = case.directions, (case.batch, case.length, case.width)
     each = 1 if case.ordered else directions
@@ -155,13 +155,13 @@ def make_arrays(case: ScanCase, seed: int) -> Arrays:
 
 
 def make_cotangent(case: ScanCase, seed: int) -> jax.Array:
-    """A random cotangent of y, `[B, L, E]`."""
+    """Draws a cotangent of y, `[B, L, E]`."""
     shape = (case.batch, case.length, case.width)
     return jax.random.normal(jax.random.key(seed + 1000), shape, jnp.float32).astype(case.dtype)
 
 
 def _places(case: ScanCase, seed: int) -> Arrays:
-    """`order` where tokens are visited by one, `positions` where the state decays through gaps."""
+    """Draws `order` where the case has one, and `positions` where the state decays through gaps."""
     rng = np.random.default_rng(seed)
     if not case.ordered:
         if not case.decay:

@@ -1,4 +1,7 @@
-"""A config's model on this machine: dense, pruned, with every alignment, beside a DeiT; what pruning is worth here."""
+"""Measures a config's model on this machine: dense, pruned, with every alignment, and a DeiT; and what pruning gains.
+
+`compare` measures and writes a report as JSON, `as_text` turns the report into text with Markdown tables.
+"""
 
 from __future__ import annotations
 
@@ -11,31 +14,49 @@ from typing import Any, Final
 import jax.numpy as jnp
 
 from top_jax.benchmark.contestants import Contestant, field_of
-from top_jax.benchmark.programs import PASSES
-from top_jax.benchmark.race import LEAST_ROUNDS, WARM_UP, Race, growing, memory_limit
-from top_jax.benchmark.report import write_whole
-from top_jax.benchmark.speedup import LEAST_SHARE, conclusions, judged_by
+from top_jax.benchmark.programs import BOTH_PASSES, INFERENCE
+from top_jax.benchmark.race import (
+    LEAST_ROUNDS,
+    LEAST_SHARE,
+    LITTLE,
+    NO_GAIN,
+    PAYS,
+    SLOWER,
+    WARM_UP,
+    Race,
+    growing,
+    judged_by,
+    memory_limit,
+)
 from top_jax.environment import environment
 from top_jax.errors import InputError
+from top_jax.files import save_json
 from top_jax.ops import implementations
 from top_jax.pruning import Reduction
+from top_jax.tables import markdown
 
-CPU_BUDGET: Final = 80.0  # seconds: with the start of Python and JAX and the last overrun, two minutes
+CPU_BUDGET: Final = 80.0  # seconds; two minutes with the start of Python and JAX and an overrun at the end
 GPU_BUDGET: Final = 450.0
 _MOST_WORKERS: Final = 4
 METHOD: Final = {
     "timing": "one process, contestants in turn, one call per measurement, waited for",
     "warm_up": f"compiling and {WARM_UP} calls of each program are not counted",
     "rounds": f"at least {LEAST_ROUNDS}; medians and quartiles over them",
-    "speedup": "of each round dense time / own time; median and quartiles of these ratios",
-    "verdict": f"pays little: even the upper quartile saves less than {LEAST_SHARE:g} of what the MACs promise",
-    "weights": "random, an argument of the program: speed depends neither on them nor on which tokens stay",
-    "inputs": "random images; drop-path left out",
+    "speedup": "dense time / own time of each round; median and quartiles of these ratios",
+    "verdict": f"pays little: even the upper quartile saves less than {LEAST_SHARE:g} of what the MACs predict",
+    "weights": "random, an argument of the program; the speed depends neither on them nor on which tokens are kept",
+    "inputs": "random images; no drop-path",
 }
+_PHRASES: Final = {
+    SLOWER: SLOWER,
+    NO_GAIN: f"{NO_GAIN}, within the spread of the measurements",
+    LITTLE: "faster, but by less than half of the time that the multiply-accumulates predict",
+}
+_NOTHING: Final = "-"
 
 
 def budget() -> float:
-    """Seconds that are used where none are given."""
+    """Returns the default budget in seconds."""
     return GPU_BUDGET if implementations.device().platform == "gpu" else CPU_BUDGET
 
 
@@ -49,6 +70,7 @@ def compare(
     sizes: tuple[int, ...] | None = None,
     train: bool = False,
     seconds: float,
+    memory: int | None = None,
     advance: Callable[[int], None] = lambda seconds: None,
 ) -> dict[str, Any]:
     """Measures, and keeps the report in `file` up to date.
@@ -56,61 +78,87 @@ def compare(
     Args:
         name: of `top_jax.create_model`.
         reduction: the config's.
-        overrides: the config's, for `create_model`.
+        overrides: the config's overrides for `create_model`.
         file: where the report is written, as JSON.
-        about: what the report says of its config.
+        about: JSON values about the config, for the report.
         sizes: batch sizes, in this order; None: 1, 8, 32 and doubled up to the largest that fits.
         train: time the train step too: forward in train mode, cross entropy, backward and AdamW.
-        seconds: budget; what does not fit is skipped by name. At the first batch size the dense model
-            and the config's own are measured whatever they take, and the last may overrun.
-        advance: told of the seconds of the budget as they pass.
+        seconds: budget; what does not fit is skipped, and the report lists it. At the first batch size the dense model
+            and the config's own are always measured, and the last measurement may exceed the budget.
+        memory: bytes that one program may take; None: half of the free memory on a CPU, else no limit of ours.
+        advance: called with the seconds of the budget that have passed since the last call.
 
     Returns:
-        The report: where it was measured, `contestants`, `rows` with all times, `skipped`, `conclusions`.
+        The report: environment, `contestants`, `rows` with all times, `skipped`, `conclusions`.
 
     Raises:
         InputError: sizes or a reduction that the model cannot have, or a file that cannot be written.
     """
-    begun, shown = time.perf_counter(), 0
+    start, shown = time.perf_counter(), 0
     field, no_yardstick = field_of(name, reduction, overrides)
-    memory = memory_limit()
+    memory = memory_limit() if memory is None else memory
     report = _report(name, field, about or {}, memory, seconds)
-    write_whole(file, report)  # before minutes are spent
+    save_json(file, report, flag="--out")  # fails before minutes are spent
     print(f"{len(field)} contestants: {'; '.join(contestant.name for contestant in field)}", flush=True)
 
     def tick() -> None:
         nonlocal shown
-        elapsed = int(time.perf_counter() - begun)
+        elapsed = int(time.perf_counter() - start)
         advance(elapsed - shown)
         shown = elapsed
 
     workers = max(2, min(_MOST_WORKERS, os.cpu_count() or 2))
     race = Race(field, seconds, memory=memory, workers=workers, tick=tick)
     if no_yardstick:
-        race.results.skipped.append({"contestants": ["deit"], "reason": no_yardstick})
+        race.skipped.append({"contestants": ["deit"], "reason": no_yardstick})
 
     def save() -> None:
-        rows, skipped = race.results
-        report.update(rows=rows, skipped=skipped, largest_batch=_largest(field, rows), conclusions=conclusions(rows))
-        report["seconds"] = round(time.perf_counter() - begun, 1)
+        report.update(rows=race.rows, skipped=race.skipped, conclusions=conclusions(race.rows))
+        report["largest_batch"] = _largest(field, race.rows)
+        report["seconds"] = round(time.perf_counter() - start, 1)
         report["load_average"]["end"] = _load()
-        write_whole(file, report)
+        save_json(file, report, flag="--out")
 
-    race.run(PASSES if train else PASSES[:1], growing if sizes is None else lambda: sizes, save)
+    race.run(BOTH_PASSES if train else (INFERENCE,), growing if sizes is None else lambda: sizes, save)
     report["finished"] = True
     save()
     return report
 
 
 def batch_sizes(texts: list[str]) -> tuple[int, ...]:
-    """Batch sizes as a command line gives them, smallest first.
+    """Returns the batch sizes of a command line, smallest first.
 
     Raises:
-        InputError: one is no whole number of at least 1, or there is none.
+        InputError: there is none, or one is not a whole number of at least 1.
     """
     if not texts or not all(text.strip().isdecimal() and int(text) for text in texts):
-        raise InputError(f"--batch_sizes={','.join(texts)}; needed: whole numbers from 1, such as 1,8,32.")
+        raise InputError(f"--batch_sizes={','.join(texts)} needs whole numbers from 1, such as 1,8,32.")
     return tuple(sorted({int(text) for text in texts}))
+
+
+def conclusions(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns sentences on where pruning does not pay, from the rows of a report; none if no row has a verdict."""
+    judged = [row for row in rows if "verdict" in row]
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for row in judged:
+        if row["verdict"] != PAYS:
+            groups.setdefault((row["pass"], row["batch"], row["verdict"]), []).append(_judged(row))
+    lines = [
+        f"{which}, batch {batch}: {_PHRASES[found]}: {'; '.join(models)}."
+        for (which, batch, found), models in groups.items()
+    ]
+    return lines if lines or not judged else ["Nowhere: pruning pays in every case measured here."]
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """Returns the report as text: the contestants, a table for each pass, limits, and where pruning does not pay."""
+    parts = [_environment_text(report), _contestants_text(report)]
+    parts += [_pass_text(report, which) for which in dict.fromkeys(row["pass"] for row in report["rows"])]
+    if report["conclusions"]:
+        pays = "\n".join(["Where pruning does not pay:", *(f"  {line}" for line in report["conclusions"])])
+    else:
+        pays = "No pruned model was timed together with the dense one."
+    return "\n\n".join([*parts, _limits_text(report), pays])
 
 
 def _report(
@@ -135,12 +183,12 @@ def _report(
 
 
 def _load() -> float | None:
-    """Processes that ran or waited over the last minute: against the cores, how much others took of the machine."""
+    """Returns the load average of the last minute, which shows how much of the machine other processes took."""
     return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 
 def _largest(field: list[Contestant], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each contestant and pass the largest batch that was measured, and the first that did not fit."""
+    """Returns, by contestant and pass, the largest batch that was measured and the first that did not fit."""
     found = []
     for which in dict.fromkeys(row["pass"] for row in rows):
         for contestant in field:
@@ -149,3 +197,114 @@ def _largest(field: list[Contestant], rows: list[dict[str, Any]]) -> list[dict[s
             too_large = min((row["batch"] for row in own if row.get("out_of_memory")), default=None)
             found.append({"pass": which, "contestant": contestant.name, "batch": ran, "out_of_memory_at": too_large})
     return found
+
+
+def _judged(row: dict[str, Any]) -> str:
+    convention = judged_by(row["macs_ratio"])
+    return (
+        f"{row['contestant']} at {_speedup(row)} times the dense speed ({convention} MACs predict "
+        f"{row['macs_ratio'][convention]:.2f})"
+    )
+
+
+def _environment_text(report: dict[str, Any]) -> str:
+    driver = f", driver {report['driver']}" if report["driver"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in report["packages"].items())
+    height, width = report["img_size"]
+    scans = f", scans by {report['implementation']}" if report["implementation"] else ""
+    method = report["method"]
+    return "\n".join(
+        [
+            f"{report['model']} at {height} x {width}, {report['dtype']}{scans}; {report['device']} "
+            f"({report['platform']}, {report['cores']} cores){driver}; {report['date']}",
+            versions,
+            f"{method['timing']}; {method['warm_up']}.",
+            f"Weights: {method['weights']}.",
+            "Medians (quartiles). Speed-up: dense time / own time of each round. MACs: dense / own, by convention.",
+        ]
+    )
+
+
+def _contestants_text(report: dict[str, Any]) -> str:
+    conventions = list(report["contestants"][0]["gmacs"])
+    columns = ["", "parameters", *(f"GMACs, {name}" for name in conventions), "tokens, last block"]
+    rows = [
+        [
+            row["contestant"],
+            f"{row['parameters']:,}",
+            *(f"{row['gmacs'][name]:.4g}" for name in conventions),
+            str(row["tokens_per_block"][-1]),
+        ]
+        for row in report["contestants"]
+    ]
+    descriptions = [f"{row['contestant']}: {row['what']}" for row in report["contestants"]]
+    return "\n".join([*descriptions, "", markdown(columns, rows)])
+
+
+def _pass_text(report: dict[str, Any], which: str) -> str:
+    conventions = list(report["contestants"][0]["gmacs"])
+    macs = [f"MACs, {name}" for name in conventions]
+    columns = [which, "batch", "ms", "img/s", "speed-up", *macs, "MiB", "pruning"]
+    rows = []
+    for row in (row for row in report["rows"] if row["pass"] == which):
+        first = [row["contestant"], str(row["batch"])]
+        if "error" in row:
+            reason = "out of memory" if row["out_of_memory"] else "failed"
+            rows.append([*first, *[_NOTHING] * (len(columns) - 3), reason])
+            continue
+        rows.append(
+            [
+                *first,
+                _spread(row["median_ms"], row["quartiles_ms"]),
+                _spread(row["images_per_s"], row["images_per_s_quartiles"]),
+                _speedup(row) if "speedup" in row else _NOTHING,
+                *(f"{row['macs_ratio'][name]:.2f}" for name in conventions),
+                f"{row['program_mib']:.0f}" if "program_mib" in row else _NOTHING,
+                row.get("verdict", _NOTHING),
+            ]
+        )
+    return markdown(columns, rows)
+
+
+def _limits_text(report: dict[str, Any]) -> str:
+    """Returns where the batch sizes ended, and what was left out."""
+    memory = report["memory_limit_mib"]
+    limits = f"{report['budget_s']:.0f} s" + (f" and {memory} MiB for a program" if memory else "")
+    lines = [f"Budget: {limits}; used {report['seconds']:.0f} s."]
+    load = report["load_average"]
+    if load["start"] is not None:
+        lines.append(
+            f"Load average {load['start']} at the start, {load['end']} at the end, on {report['cores']} cores."
+        )
+    peaks = [row["process_peak_mib"] for row in report["rows"] if "process_peak_mib" in row]
+    if peaks:
+        lines.append(f"Peak memory of this process on the device: {max(peaks):.0f} MiB.")
+    for largest in report["largest_batch"]:
+        if largest["out_of_memory_at"]:
+            ran = f"{largest['batch']} fits" if largest["batch"] else "no size was measured"
+            where = f"{largest['pass']}, {largest['contestant']}"
+            lines.append(f"{where}: {ran}, {largest['out_of_memory_at']} does not.")
+    lines += [_skipped_text(row, report) for row in report["skipped"]]
+    return "\n".join(lines)
+
+
+def _skipped_text(row: dict[str, Any], report: dict[str, Any]) -> str:
+    names = row["contestants"]
+    who = "everything" if len(names) == len(report["contestants"]) else "; ".join(names)
+    where = (
+        f"{row['pass']}, batch {row['batch']}{' and above' if row['and_larger'] else ''}, " if "batch" in row else ""
+    )
+    return f"Skipped: {where}{who}: {row['reason']}."
+
+
+def _spread(median: float, quartiles: list[float]) -> str:
+    return f"{_short(median)} ({_short(quartiles[0])} .. {_short(quartiles[1])})"
+
+
+def _speedup(row: dict[str, Any]) -> str:
+    low, high = row["speedup_quartiles"]
+    return f"{row['speedup']:.2f} ({low:.2f} .. {high:.2f})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"

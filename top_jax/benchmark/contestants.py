@@ -1,4 +1,4 @@
-"""Who is timed with a config's model: itself dense and pruned, the other alignments, and a DeiT as the yardstick."""
+"""The models timed for a config: its own, dense and pruned, the other alignments, and a DeiT for comparison."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from top_jax.models.weights import parameter_count
 from top_jax.pruning import METHODS, WAYS, Pruning, Reduction
 
 DENSE: Final = "dense"
-# What the papers compare a model of this name with.
+# The DeiT that the papers compare a model with.
 _YARDSTICKS: Final = {
     "vim_tiny": "deit_tiny",
     "vim_small": "deit_small",
@@ -25,16 +25,16 @@ _WIDEST_HEAD: Final = 64  # DeiT's
 
 
 class Contestant(NamedTuple):
-    """A model that is timed.
+    """A model to be timed.
 
     Attributes:
         name: unique, as in the tables.
-        what: in words.
-        weights: contestants with the same word here have weights of the same shapes, and share them.
-        prunes: whether it is the config's model with fewer tokens.
-        model: shapes only.
-        cost: of one image.
-        parameters: how many.
+        what: description.
+        weights: contestants with the same value have weights of the same shapes, and share them.
+        prunes: whether it is the config's model with a reduction.
+        model: without weights, only their shapes.
+        cost: multiply-accumulates of one image.
+        parameters: number of parameters.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Contestant(NamedTuple):
     parameters: int
 
     def row(self) -> dict[str, Any]:
-        """For a report."""
+        """Returns the contestant as JSON values, for a report."""
         return {
             "contestant": self.name,
             "what": self.what,
@@ -57,19 +57,19 @@ class Contestant(NamedTuple):
 
 
 def field_of(name: str, reduction: Reduction, overrides: dict[str, Any]) -> tuple[list[Contestant], str | None]:
-    """The contestants of a config: the dense model first, then the config's own, the yardstick, the alignments.
+    """Returns the contestants of a config: the dense model, the config's own, the yardstick DeiT, other alignments.
 
-    Drop-path is left out, in a train step too. The yardstick is the DeiT that the papers compare with, at the config's
-    image, patch and classes; where the config changes the model's width or depth, or the papers name none, the DeiT of
-    the same width with as many blocks as bring it closest to the model's parameters.
+    All are timed without drop-path, train steps too. The yardstick is the DeiT that the papers compare with, at the
+    config's image size, patch size and classes. Where the config changes the model's width or depth, or the papers name
+    no DeiT, it is the DeiT of the same width whose depth brings it closest to the model's number of parameters.
 
     Args:
         name: of `create_model`.
-        reduction: the config's; where it reduces nothing, only the dense model and the yardstick are timed.
-        overrides: the config's, for `create_model`.
+        reduction: the config's; if it is empty, only the dense model and the yardstick are timed.
+        overrides: the config's overrides for `create_model`.
 
     Returns:
-        The contestants, and why there is no yardstick, or None.
+        The contestants, and the reason if there is no yardstick, else None.
 
     Raises:
         InputError: sizes or a reduction that the model cannot have.
@@ -88,7 +88,7 @@ def field_of(name: str, reduction: Reduction, overrides: dict[str, Any]) -> tupl
 
 
 def _alignments(reduction: Reduction) -> list[Reduction]:
-    """ToP's other alignments, with the schedule and the score of this one."""
+    """Returns ToP's other alignments with the same schedule and score."""
     if not isinstance(reduction, Pruning) or not reduction.after_blocks:
         return []
     others = [dataclasses.replace(reduction, alignment=alignment, order=order) for alignment, order in WAYS]
@@ -114,7 +114,7 @@ def _yardstick(name: str, dense: Contestant, overrides: dict[str, Any]) -> tuple
     config = dense.model.config
     if isinstance(config, DeitConfig):
         return None, "the model is a DeiT itself"
-    # A scan's patches may overlap and DeiT's do not: what makes as many tokens is the stride.
+    # A scan's patches may overlap, DeiT's do not: a patch of the stride's size gives the same number of tokens.
     sizes = {
         "img_size": config.img_size, "patch_size": config.stride, "num_classes": config.num_classes,
         "dtype": config.dtype, "remat": config.remat,
@@ -127,17 +127,17 @@ def _yardstick(name: str, dense: Contestant, overrides: dict[str, Any]) -> tuple
     except InputError as problem:
         return None, f"there is no DeiT of this size: {problem}"
     made = found.model.config
-    how = f"{named}, which the papers compare with" if named else "the DeiT of this width and about these parameters"
+    how = f"{named}, which the papers compare with" if named else "the DeiT of this width with about as many parameters"
     return found._replace(what=f"{how}: {made.embed_dim} wide, {made.depth} blocks, {made.num_heads} heads"), None
 
 
 def _as_named(name: str, config: BackboneConfig) -> bool:
-    """Whether width and depth are those that the name stands for."""
+    """Returns whether width and depth are those of the named model."""
     return (config.embed_dim, config.depth) == (MODELS[name].embed_dim, MODELS[name].depth)
 
 
 def _same_size(dense: Contestant, sizes: dict[str, Any]) -> dict[str, int]:
-    """Width, heads and blocks of the DeiT with the model's width and about its parameters."""
+    """Returns width, heads and depth of the DeiT with the model's width and about as many parameters."""
     width = dense.model.config.embed_dim
     head = max(size for size in range(1, _WIDEST_HEAD + 1) if width % size == 0)
     same = {"embed_dim": width, "num_heads": width // head}

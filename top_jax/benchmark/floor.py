@@ -1,13 +1,14 @@
-"""The least time a scan can take on a device, from what it must read, write and exponentiate.
+"""The floor of a scan: the least time it can take on a device, from its memory traffic and its exponentials.
 
     bytes          every array read once and every result written once, over the bandwidth of a copy measured here
     exponentials   exp(delta_t A) for every direction, image, token, channel and state, once in each pass, over the
                    rate of the special-function units: 16 per clock in each multiprocessor, compute capability 7.0 on
 
-The larger of the two is the floor. The pass back must know every decay again, and to read one costs more than to
-compute it: hence twice the exponentials for both passes. What a version adds for itself (saved states, partial sums,
-float32 copies, softplus) is not counted. Assumed: the copy's bandwidth can be had, and the multiprocessors run at the
-clock named, which is the highest the driver gives: a card that clocks lower has a floor as much higher.
+The larger of the two is the floor. The backward pass needs every decay again, and reading one takes longer than
+computing it, so both passes together are counted with twice the exponentials. What an implementation adds (saved
+states, partial sums, float32 copies, softplus) is not counted. The floor assumes that a scan reaches the bandwidth of
+the copy and that the multiprocessors run at the highest clock that the driver reports; at a lower clock the floor is
+higher.
 
 Source of the rate: CUDA C++ Programming Guide, throughput of native arithmetic instructions.
 """
@@ -20,20 +21,20 @@ from typing import Any, Final, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from top_jax.benchmark.timing import Rounds, Timing, over_sets, time_in_turn, told
+from top_jax.benchmark.timing import Rounds, Timing, one_line, over_sets, time_in_turn
 
 EXPONENTIALS_PER_CLOCK: Final = 16  # of one multiprocessor
 COPY_BYTES: Final = 2**30  # of one array: far beyond any cache
 
 
 class Ceilings(NamedTuple):
-    """What a device can do at most; None is unknown.
+    """Highest rates of a device; None is unknown.
 
     Attributes:
         bandwidth: bytes per second, read plus written, of the fastest large copy.
-        multiprocessors: how many.
+        multiprocessors: their number.
         clock: of the multiprocessors, Hz.
-        clock_source: where the clock is from.
+        clock_source: where the clock was read, or why it is unknown.
     """
 
     bandwidth: float | None
@@ -43,14 +44,14 @@ class Ceilings(NamedTuple):
 
     @property
     def exponentials(self) -> float | None:
-        """Per second."""
+        """Exponentials per second."""
         if self.multiprocessors is None or self.clock is None:
             return None
         return self.multiprocessors * self.clock * EXPONENTIALS_PER_CLOCK
 
 
 class Work(NamedTuple):
-    """What an operation must do: bytes to and from memory, and exponentials."""
+    """Least work of an operation: bytes to and from memory, and exponentials."""
 
     bytes: int
     exponentials: int
@@ -59,10 +60,19 @@ class Work(NamedTuple):
 def scan_work(
     arrays: Mapping[str, Any], directions: int, batch: int, length: int, width: int, states: int, *, gradient: bool
 ) -> Work:
-    """What `directional_scan` must do on these arguments; with `gradient`, forward and backward together.
+    """Counts the least work of `directional_scan`.
 
-    Forward: every argument read, y written. Backward: every argument and the cotangent of y read, a gradient of every
-    floating-point argument written in its own shape and dtype. Arrays or `jax.ShapeDtypeStruct`s by argument name.
+    The forward pass reads every argument and writes y. The backward pass reads every argument and the cotangent of y,
+    and writes a gradient of every floating-point argument in its own shape and dtype.
+
+    Args:
+        arrays: arrays or `jax.ShapeDtypeStruct`s by argument name.
+        directions: G.
+        batch: B.
+        length: L.
+        width: E.
+        states: N.
+        gradient: count forward and backward together.
     """
     size = lambda array: array.size * jnp.dtype(array.dtype).itemsize  # noqa: E731
     read = sum(size(array) for array in arrays.values())
@@ -75,7 +85,7 @@ def scan_work(
 
 
 def floor_of(work: Work, ceilings: Ceilings) -> dict[str, Any]:
-    """Floor in ms and which of the two it is, for a row; `floor_ms` is None where a ceiling is unknown."""
+    """Returns the floor in ms and which of the two times it is; `floor_ms` is None where a ceiling is unknown."""
     if ceilings.bandwidth is None or ceilings.exponentials is None:
         return {"floor_ms": None, "floor_is": None}
     times = {
@@ -91,13 +101,13 @@ def floor_of(work: Work, ceilings: Ceilings) -> dict[str, Any]:
 
 
 def measure_ceilings(device: Any, card: dict[str, str], rounds: Rounds, copy_bytes: int = COPY_BYTES) -> Ceilings:
-    """The ceilings of a GPU: its copy bandwidth measured, the rest read off. Elsewhere nothing is known.
+    """Measures a GPU's copy bandwidth and reads its other ceilings. On other devices all are unknown.
 
     Args:
         device: a `jax.Device`.
-        card: what `nvidia_smi` says.
-        rounds: for the copies.
-        copy_bytes: of the array that is copied.
+        card: of `top_jax.environment.nvidia_smi`.
+        rounds: of the copies.
+        copy_bytes: size of the array that is copied.
     """
     if device.platform != "gpu":
         return Ceilings(None, None, None, "no GPU")
@@ -107,15 +117,15 @@ def measure_ceilings(device: Any, card: dict[str, str], rounds: Rounds, copy_byt
         copy_bandwidth(copy_bytes, rounds),
         getattr(device, "core_count", None),
         float(clock) * 1e6 if known else None,
-        f"nvidia-smi clocks.max.sm, {clock} MHz" if known else f"unknown: {card.get('problem', 'not told')}",
+        f"nvidia-smi clocks.max.sm, {clock} MHz" if known else f"unknown: {card.get('problem', 'not reported')}",
     )
 
 
 def copy_bandwidth(size: int, rounds: Rounds) -> float:
-    """Bytes per second, read plus written, of the faster of a copy and an elementwise pass over `size` bytes.
+    """Measures bytes per second, read plus written, by the faster of a copy and a negation of `size` bytes.
 
     Raises:
-        RuntimeError: neither ran.
+        RuntimeError: both failed.
     """
     words = size // 4
     sets = [(jax.random.normal(jax.random.key(seed), (words,), jnp.float32),) for seed in (0, 1)]
@@ -123,6 +133,6 @@ def copy_bandwidth(size: int, rounds: Rounds) -> float:
     results = time_in_turn({name: over_sets(function, sets) for name, function in functions.items()}, rounds)
     times = [timing.median for timing in results.values() if isinstance(timing, Timing)]
     if not times:
-        problems = "; ".join(told(result) for result in results.values() if isinstance(result, Exception))
+        problems = "; ".join(one_line(result) for result in results.values() if isinstance(result, Exception))
         raise RuntimeError(f"no copy of {size} bytes ran ({problems})")
     return 2 * 4 * words / min(times)

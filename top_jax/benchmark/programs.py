@@ -1,10 +1,11 @@
-"""What is compiled of a model to be timed, forward and train step, its arguments, and the memory it takes."""
+"""The programs that are timed of a model, inference and a train step: their inputs, their memory, and their speed."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
-from typing import Any, Final, cast
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,43 +13,164 @@ import numpy as np
 import optax
 from flax import nnx
 
-from top_jax.benchmark.timing import Row
-from top_jax.models import Backbone, BackboneConfig
+from top_jax.benchmark.timing import Rounds, Row, Run, Timing, compile_all, one_line, over_sets, time_in_turn
+from top_jax.evaluation.flops import count_macs
+from top_jax.memory import peak_memory, step_memory
+from top_jax.models import Backbone, BackboneConfig, abstract_model
 from top_jax.models.weights import Weights, join_weights, split_weights, statistics_of, weights_of
-from top_jax.ops import implementations
+from top_jax.pruning import Reduction
 
-PASSES: Final = ("inference", "train step")
-LEARNING_RATE: Final = 1e-4
+INFERENCE: Final = "inference"
+TRAIN_STEP: Final = "train step"
+BOTH_PASSES: Final = (INFERENCE, TRAIN_STEP)
+OPTIMIZER: Final = optax.adamw(1e-4)
+
+Batch = tuple[jax.Array, jax.Array]  # images float32 [B, H, W, 3] and labels int32 [B]
+Compiled = tuple[Any, float]  # a program and the seconds of tracing and compiling it
 
 
-class TrainSteps:
-    """A train step that carries its state from call to call, so that its buffers can be reused, as in training.
+class ModelCase(NamedTuple):
+    """A model to be timed, dense and pruned.
 
-    Args:
-        step: compiled, of `make_train_step`.
-        weights: to begin with; copied.
-        state: of the optimizer, to begin with; copied.
-        sets: images and labels of one call after the other.
+    Attributes:
+        name: of `create_model`.
+        pruning: of the pruned model.
+        batch: images per call.
+        dtype: of the matrix products.
+        implementation: of the scan; None is the model's own choice.
+        overrides: of the named model's sizes.
     """
 
-    def __init__(self, step: Callable[..., Any], weights: Weights, state: Any, sets: list[tuple[jax.Array, jax.Array]]):
-        self.step = step
-        self.weights, self.state = jax.tree.map(jnp.copy, (weights, state))  # they are donated: others need them
-        self.sets = sets
+    name: str
+    pruning: Reduction
+    batch: int
+    dtype: str = "bfloat16"
+    implementation: str | None = None
+    overrides: dict[str, Any] | None = None
 
-    def __call__(self, number: int) -> jax.Array:
-        """The loss of one step, on the set of that number."""
-        self.weights, self.state, loss = self.step(self.weights, self.state, *self.sets[number % len(self.sets)])
-        return loss
+
+def time_model(
+    case: ModelCase, rounds: Rounds, *, passes: tuple[str, ...] = BOTH_PASSES, workers: int = 4
+) -> list[Row]:
+    """Times the dense and the pruned model in turn.
+
+    Args:
+        case: the model.
+        rounds: of the timing.
+        passes: `INFERENCE`, `TRAIN_STEP` or both. A train step is forward in train mode, cross entropy, backward and
+            AdamW.
+        workers: programs compiled at a time.
+
+    Returns:
+        A row for each pass and variant. `compile_s` is the time of tracing and compiling, `program_mib` what XLA
+        reserves for the program, arguments and results included.
+    """
+    overrides = {**(case.overrides or {}), "dtype": case.dtype}
+    if case.implementation is not None:
+        overrides["implementation"] = case.implementation
+    models = {
+        name: abstract_model(case.name, pruning=pruning, **overrides)
+        for name, pruning in (("dense", None), ("pruned", case.pruning))
+    }
+    weights = random_weights(models["dense"])  # pruning adds no parameters
+    sets = make_batches(models["dense"].config, case.batch)
+    lower = {
+        (name, which): lowering(model, which, weights, sets[0]) for name, model in models.items() for which in passes
+    }
+    compiled = compile_all(lower, workers)
+    rows = []
+    for which in passes:  # one after the other, so that a train step's memory is free while inference is timed
+        entries = [Entry(name, model, weights, compiled[name, which]) for name, model in models.items()]
+        timed = time_entries(entries, which, sets, rounds)
+        for entry in entries:
+            cost = count_macs(entry.model.config, entry.model.reduction)
+            start: Row = {
+                "model": case.name, "variant": entry.name, "pass": which, "dtype": case.dtype, "batch": case.batch,
+                "implementation": entry.model.scan_implementation,
+                "gmacs_published": round(cost.gmacs("published"), 6),
+            }  # fmt: skip
+            rows.append(start | speed_row(entry, timed[entry.name], case.batch))
+    return rows
+
+
+class Entry(NamedTuple):
+    """A compiled program of a model, to be timed.
+
+    Attributes:
+        name: unique among those timed together.
+        model: without weights.
+        weights: to run with; they are not changed.
+        compiled: what `compile_all` returned for it.
+    """
+
+    name: str
+    model: Backbone
+    weights: Weights
+    compiled: Compiled | Exception
+
+
+def time_entries(
+    entries: Iterable[Entry],
+    which: str,
+    sets: list[Batch],
+    rounds: Rounds,
+    on_round: Callable[[], None] = lambda: None,
+) -> dict[str, Timing | Exception]:
+    """Times compiled programs in turn.
+
+    Args:
+        entries: the programs; one that was not compiled is left out.
+        which: `INFERENCE` or `TRAIN_STEP`.
+        sets: batches that the calls rotate through.
+        rounds: of the timing.
+        on_round: called after each round.
+
+    Returns:
+        By name the timing, or the exception that compiling or running raised.
+    """
+    runs = {
+        entry.name: _run_of(entry, entry.compiled[0], which, sets)
+        for entry in entries
+        if not isinstance(entry.compiled, Exception)
+    }
+    refused = {entry.name: entry.compiled for entry in entries if isinstance(entry.compiled, Exception)}
+    return {**refused, **time_in_turn(runs, rounds, on_round)}
+
+
+def speed_row(entry: Entry, result: Timing | Exception, batch: int) -> Row:
+    """Returns speed, compile time and memory of a timed program, or its `error`, for a report."""
+    if isinstance(result, Exception):
+        return {"error": one_line(result)}
+    program, seconds = cast("Compiled", entry.compiled)
+    return {**result.rates(batch), **result.row(), "compile_s": round(seconds, 1), **_memory_row(program)}
+
+
+def lowering(model: Backbone, which: str, weights: Weights, batch: tuple[Any, Any]) -> Callable[[], Any]:
+    """Returns a function that traces inference or a train step, for `compile_all`.
+
+    Args:
+        model: without weights.
+        which: `INFERENCE` or `TRAIN_STEP`.
+        weights: arrays or their shapes, as `batch`.
+        batch: images and labels.
+    """
+    if which == INFERENCE:
+        return functools.partial(jax.jit(make_inference(nnx.graphdef(model))).lower, weights, batch[0])
+    step = jax.jit(make_train_step(model, OPTIMIZER), donate_argnums=(0, 1))
+    params, _ = split_weights(weights, statistics_of(model))
+    return functools.partial(step.lower, weights, jax.eval_shape(OPTIMIZER.init, params), *batch)
 
 
 def make_inference(graphdef: Any) -> Callable[[Weights, jax.Array], jax.Array]:
-    """Logits of images, as a function of the weights."""
+    """Returns a function of weights and images that returns logits."""
     return lambda weights, images: nnx.merge(graphdef, weights)(images)
 
 
 def make_train_step(model: Backbone, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
-    """(weights, optimizer state, loss) after one batch of images and labels; the optimizer's state is of parameters."""
+    """Returns a train step: (weights, state, images, labels) -> (weights, state, loss).
+
+    The optimizer's state is that of the parameters, without BatchNorm's statistics.
+    """
     graphdef, like = nnx.graphdef(model), statistics_of(model)
 
     def loss_of(params: Weights, stats: Weights, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Weights]:
@@ -68,14 +190,14 @@ def make_train_step(model: Backbone, optimizer: optax.GradientTransformation) ->
 
 
 def random_weights(model: Backbone, seed: int = 0) -> Weights:
-    """Weights to be timed with, drawn by NumPy: a model's own initial values take longer to compile than it does.
+    """Draws weights for timing, with NumPy, because compiling a model's own initialisers takes longer than the model.
 
-    Matrices are normal with the variance that keeps a signal's, vectors (biases, scales, variances) uniform in
-    0.5 .. 1, counts 0: everything stays finite, and nothing is so small that a CPU slows down.
+    Matrices are normal and keep a signal's variance, vectors (biases, scales, variances) are uniform in 0.5 .. 1,
+    counts are 0. So all values stay finite, and none is a denormal number, which would slow a CPU down.
 
     Args:
         model: shapes are enough (`nnx.eval_shape`).
-        seed: of the draw.
+        seed: of the generator.
     """
     rng = np.random.default_rng(seed)
 
@@ -90,28 +212,40 @@ def random_weights(model: Backbone, seed: int = 0) -> Weights:
     return jax.tree.map(draw, weights_of(model))
 
 
-def make_batches(config: BackboneConfig, batch: int) -> list[tuple[jax.Array, jax.Array]]:
-    """Two sets of random images, float32 `[B, H, W, 3]`, and labels."""
+def make_batches(config: BackboneConfig, batch: int) -> list[Batch]:
+    """Draws two batches of random images, float32 `[B, H, W, 3]`, and labels, int32 `[B]`."""
     shape = (batch, *config.img_size, 3)
     keys = [jax.random.key(seed) for seed in (1, 2)]
     return [(jax.random.normal(key, shape), jax.random.randint(key, shape[:1], 0, config.num_classes)) for key in keys]
 
 
-def program_bytes(program: Any) -> int | None:
-    """What XLA reserves for one call, arguments and results included; None where the backend does not tell."""
-    sizes = program.memory_analysis()
-    if sizes is None:
-        return None
-    whole = sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + sizes.output_size_in_bytes
-    return whole - sizes.alias_size_in_bytes
+def _run_of(entry: Entry, program: Any, which: str, sets: list[Batch]) -> Run:
+    if which == INFERENCE:
+        return over_sets(program, [(entry.weights, images) for images, _ in sets])
+    return _TrainSteps(program, entry, sets)
 
 
-def memory_row(program: Any) -> Row:
-    """MiB of a program, and the most this process has ever had on the device, where the backend tells."""
+class _TrainSteps:
+    """A train step that keeps its state from call to call and reuses its buffers, as in training."""
+
+    def __init__(self, program: Callable[..., Any], entry: Entry, sets: list[Batch]):
+        self._program, self._sets = program, sets
+        self._weights = jax.tree.map(jnp.copy, entry.weights)  # they are donated, and others need them
+        self._state = OPTIMIZER.init(split_weights(self._weights, statistics_of(entry.model))[0])
+
+    def __call__(self, number: int) -> jax.Array:
+        """Runs one step and returns its loss."""
+        batch = self._sets[number % len(self._sets)]
+        self._weights, self._state, loss = self._program(self._weights, self._state, *batch)
+        return loss
+
+
+def _memory_row(program: Any) -> Row:
+    """Returns MiB of a program, and the most that this process has had on the device, where these are known."""
     row: Row = {}
-    if (planned := program_bytes(program)) is not None:
-        row["program_mib"] = round(planned / 2**20, 2)
-    stats = implementations.device().memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        row["process_peak_mib"] = round(stats["peak_bytes_in_use"] / 2**20, 1)
+    if planned := step_memory(program):
+        row["program_mib"] = round(planned["total"] / 2**20, 2)
+    peak = peak_memory()
+    if peak is not None and peak["of"] == "device":
+        row["process_peak_mib"] = round(int(peak["bytes"]) / 2**20, 1)
     return row

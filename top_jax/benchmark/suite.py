@@ -1,7 +1,7 @@
-"""Runs every part within a budget of time; what fails or finds no time is recorded by name and the rest goes on.
+"""Runs every part of the suite within a budget of time; a part that fails or does not fit does not stop the others.
 
-On a GPU: the device's ceilings, the contract, the scan against its floor and the others, whole models. Without one the
-same parts run on sizes a CPU has time for, and say so; no GPU number comes of it.
+On a GPU: the ceilings of the device, the contract, the scans against their floor and each other, whole models. Without
+a GPU the same kinds of parts run at small sizes, and the report says that none of its numbers is a GPU's.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any, Final, NamedTuple
 
 from top_jax.benchmark import cases, contract
 from top_jax.benchmark.cases import ScanCase, both_directions, model_case
-from top_jax.benchmark.floor import Ceilings, measure_ceilings
-from top_jax.benchmark.goals import NEEDED_DEVICE, judge
-from top_jax.benchmark.models import ModelCase, time_model
-from top_jax.benchmark.report import table, write_whole
+from top_jax.benchmark.floor import COPY_BYTES, Ceilings, measure_ceilings
+from top_jax.benchmark.programs import ModelCase, time_model
 from top_jax.benchmark.scans import APART, ASSOCIATIVE, time_scans
-from top_jax.benchmark.timing import Rounds, Row, dispatch_seconds, told
+from top_jax.benchmark.timing import Rounds, Row, dispatch_seconds, one_line
 from top_jax.environment import environment, nvidia_smi
+from top_jax.files import save_json
 from top_jax.ops import implementations
 from top_jax.ops.implementations import KERNELS
 from top_jax.pruning import Pruning
+from top_jax.tables import rows_as_text
 
-BUDGET: Final = 450.0  # seconds: 8 minutes, less what starting Python and JAX takes and the last part may overrun
+BUDGET: Final = 450.0  # seconds: 8 minutes, less the start of Python and JAX and an overrun of the last part
 NOT_ON_A_GPU: Final = "not yet measured on a GPU: this machine has none that JAX sees"
-# A measurement is long enough to hide the dispatch and short enough that what queued calls allocate fits the memory.
+# A measurement is long enough to hide the dispatch, and short enough that the queued calls' results fit in memory.
 _GPU_ROUNDS: Final = Rounds(most=30, seconds=2.0, measurement=0.005)
 _MODEL_ROUNDS: Final = Rounds(most=15, seconds=4.0, measurement=0.05)
 _CPU_ROUNDS: Final = Rounds(most=3, seconds=2.0, measurement=0.0)
@@ -39,8 +39,8 @@ class Part(NamedTuple):
 
     Attributes:
         name: unique.
-        seconds: guess of what it takes; it is not begun with less left. The report holds what it took.
-        run: returns its rows; one with `error` makes the part a failed one.
+        seconds: estimate of its time; it is skipped if less is left. The report holds the time it took.
+        run: returns its rows; the part has failed if one of them has `error`.
     """
 
     name: str
@@ -49,23 +49,23 @@ class Part(NamedTuple):
 
 
 def run_parts(
-    parts: list[Part], budget: float, save: Callable[[list[dict[str, Any]]], None], begun: float | None = None
+    parts: list[Part], budget: float, save: Callable[[list[dict[str, Any]]], None], start: float | None = None
 ) -> list[dict[str, Any]]:
-    """Runs parts in order and hands all results so far to `save` after each.
+    """Runs parts in order and passes all results so far to `save` after each.
 
     Args:
         parts: what to run.
         budget: seconds for all.
         save: called with the list that is returned, as it grows.
-        begun: `time.perf_counter()` at the start of the budget; None is now.
+        start: `time.perf_counter()` at the start of the budget; None is now.
 
     Returns:
         For each part its name, status (`ok`, `failed`, `skipped`), seconds, rows, and the reason or error.
     """
-    begun = time.perf_counter() if begun is None else begun
+    start = time.perf_counter() if start is None else start
     results: list[dict[str, Any]] = []
     for part in parts:
-        left = budget - (time.perf_counter() - begun)
+        left = budget - (time.perf_counter() - start)
         if left < part.seconds:
             reason = f"needs about {part.seconds:.0f} s and {max(left, 0):.0f} of the budget of {budget:.0f} are left"
             results.append({"part": part.name, "status": "skipped", "reason": reason, "seconds": 0.0, "rows": []})
@@ -77,12 +77,17 @@ def run_parts(
 
 
 def failed(results: list[dict[str, Any]]) -> list[str]:
-    """Names of the parts that failed."""
+    """Returns the names of the parts that failed."""
     return [result["part"] for result in results if result["status"] == "failed"]
 
 
-def run_suite(file: Path, budget: float = BUDGET) -> list[str]:
-    """Runs the parts that this machine can, prints tables and goals, and keeps `file` up to date.
+def run_suite(file: Path, budget: float = BUDGET, parts: list[Part] | None = None) -> list[str]:
+    """Runs the parts, prints their tables, and keeps the report in `file` up to date.
+
+    Args:
+        file: where the report is written, as JSON.
+        budget: seconds for all parts.
+        parts: what to run; None: `gpu_parts` or `cpu_parts`.
 
     Returns:
         Names of the parts that failed.
@@ -90,7 +95,7 @@ def run_suite(file: Path, budget: float = BUDGET) -> list[str]:
     Raises:
         InputError: the file cannot be written.
     """
-    begun = time.perf_counter()
+    start = time.perf_counter()
     where, choice, on_gpu = environment(), implementations.choose(), implementations.device().platform == "gpu"
     report: dict[str, Any] = {
         "suite": "gpu" if on_gpu else "cpu",
@@ -99,40 +104,38 @@ def run_suite(file: Path, budget: float = BUDGET) -> list[str]:
         "auto": choice._asdict(),
         "budget_s": budget,
         "finished": False,
-        "goals": [],
         "parts": [],
     }
-    write_whole(file, report)  # before minutes are spent
+    save_json(file, report, flag="--out")  # fails before minutes are spent
     print("{device} ({platform}), driver {driver}, {date}".format(**where))
     print(f"{', '.join(f'{name} {version}' for name, version in where['packages'].items())}")
-    print(f"auto runs {choice.name!r}: {choice.why}", flush=True)
+    print(f"auto chooses {choice.name!r}: {choice.why}", flush=True)
     if not on_gpu:
         print(NOT_ON_A_GPU, flush=True)
 
     def save(results: list[dict[str, Any]]) -> None:
-        rows = [row for result in results for row in result["rows"]]
         report["parts"] = results
-        report["goals"] = [goal._asdict() for goal in judge(rows, where["device"], choice.name)]
-        report["seconds"] = round(time.perf_counter() - begun, 1)
-        write_whole(file, report)
+        report["seconds"] = round(time.perf_counter() - start, 1)
+        save_json(file, report, flag="--out")
 
-    results = run_parts(gpu_parts(where["nvidia_smi"]) if on_gpu else cpu_parts(), budget, save, begun)
+    if parts is None:
+        parts = gpu_parts(implementations.device(), where["nvidia_smi"]) if on_gpu else cpu_parts()
+    results = run_parts(parts, budget, save, start)
     report |= {"finished": True, **({"nvidia_smi_after": nvidia_smi()} if on_gpu else {})}
     save(results)
-    print(f"\n== goals, on one {NEEDED_DEVICE}\n{table(report['goals'])}")
     _summarise(results, file, report["seconds"])
     return failed(results)
 
 
-def gpu_parts(card: dict[str, str]) -> list[Part]:
-    """What the goals need first, then the rest, so that a budget cuts what matters least.
+def gpu_parts(device: Any, card: dict[str, str]) -> list[Part]:
+    """Returns the parts for a GPU, the most important first, because the budget cuts the last.
 
     Args:
-        card: what `nvidia_smi` says.
+        device: a `jax.Device`.
+        card: of `top_jax.environment.nvidia_smi`.
     """
-    device = implementations.device()
     memory = int((device.memory_stats() or {}).get("bytes_limit", 0) * _SHARE_OF_MEMORY) or None
-    ceilings = _Measured(device, card)
+    ceilings = MeasuredCeilings(device, card, _GPU_ROUNDS)
     usable = tuple(name for name in KERNELS if implementations.obstacle(name) is None)
     everyone = (*usable, "xla", ASSOCIATIVE)
 
@@ -166,7 +169,7 @@ def gpu_parts(card: dict[str, str]) -> list[Part]:
 
 
 def cpu_parts() -> list[Part]:
-    """That every part of the suite runs, and that the kernels are right as far as interpret mode can tell."""
+    """Returns small parts of every kind, which also check the kernels as far as interpret mode can."""
     ceilings = Ceilings(None, None, None, "no GPU")
     scan = ScanCase("ViM-like", 33, 32, dtype="float32", batch=2)
     sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "d_state": 4, "num_classes": 10}
@@ -181,26 +184,35 @@ def cpu_parts() -> list[Part]:
     ]
 
 
-class _Measured:
-    """The ceilings, measured by the first part and used by those after it."""
+class MeasuredCeilings:
+    """Ceilings of a device, which the first part measures and later parts use.
 
-    def __init__(self, device: Any, card: dict[str, str]):
-        self._device, self._card = device, card
+    Args:
+        device: a `jax.Device`.
+        card: of `top_jax.environment.nvidia_smi`.
+        rounds: of the copies.
+        copy_bytes: size of the array that is copied.
+    """
+
+    def __init__(self, device: Any, card: dict[str, str], rounds: Rounds, copy_bytes: int = COPY_BYTES):
+        self._measure = lambda: measure_ceilings(device, card, rounds, copy_bytes)
         self._ceilings = Ceilings(None, None, None, "not measured")
 
     def rows(self) -> list[Row]:
-        self._ceilings = found = measure_ceilings(self._device, self._card, _GPU_ROUNDS)
+        """Measures, and returns a row for the report."""
+        self._ceilings = found = self._measure()
         row = {**found._asdict(), "exponentials": found.exponentials, "dispatch_us": round(dispatch_seconds() * 1e6, 1)}
         if found.exponentials is None:
             row["error"] = f"no floor without multiprocessors and clock ({found.clock_source})"
         return [row]
 
     def get(self) -> Ceilings:
+        """Returns what was measured, or unknown ceilings."""
         return self._ceilings
 
 
 def _unusable(name: str) -> Part:
-    """A part that only says why an implementation is not measured; that is no failure."""
+    """Returns a part that only says why an implementation is not measured, which is not a failure."""
     return Part(
         f"{name} is not measured", 0, lambda: [{"implementation": name, "absent": str(implementations.obstacle(name))}]
     )
@@ -213,10 +225,10 @@ def _run_part(part: Part, elapsed: float) -> dict[str, Any]:
         rows = part.run()
         bad = [row["error"] for row in rows if "error" in row]
         result |= {"status": "failed" if bad else "ok", "rows": rows}
-        print(table(rows), flush=True)
-    except Exception as error:  # whatever it is, the other parts can still tell something
-        result |= {"status": "failed", "error": told(error), "traceback": traceback.format_exc(), "rows": []}
-        print(f"failed: {told(error)}", flush=True)
+        print(rows_as_text(rows), flush=True)
+    except Exception as error:  # whatever it is, the other parts can still be measured
+        result |= {"status": "failed", "error": one_line(error), "traceback": traceback.format_exc(), "rows": []}
+        print(f"failed: {one_line(error)}", flush=True)
     return {**result, "seconds": round(time.perf_counter() - start, 1)}
 
 

@@ -1,4 +1,4 @@
-"""Times several functions in turn, in one process: a slow spell of the machine then hits all alike."""
+"""Compiles several functions and times them in turn, in one process, so that a slow spell of the machine hits all."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any, Final, NamedTuple
 import jax
 import numpy as np
 
-Run = Callable[[int], Any]  # called with 0, 1, 2, ...: which of its input sets to use; returns what to wait for
+Run = Callable[[int], Any]  # called with 0, 1, 2, ...: the input set to use; returns what to wait for
 Row = dict[str, Any]
 
 _DISPATCHES: Final = 200
+_MOST_CALLS: Final = 1000  # of one measurement
 
 
 class Rounds(NamedTuple):
@@ -21,16 +22,19 @@ class Rounds(NamedTuple):
 
     Attributes:
         most: rounds that count; in each, every function is measured once.
-        seconds: no new round is begun after them, but `least` are always counted.
-        measurement: seconds that one measurement should last: so many calls are queued before the clock is read that
-            the cost of a dispatch is hidden behind the work. 0 is one call.
-        least: rounds that count whatever they take.
+        seconds: no round starts after this time, but `least` are always counted.
+        measurement: seconds that one measurement should last. Enough calls are queued before the clock is read to hide
+            the cost of dispatch. 0 is one call.
+        least: rounds that are counted even if they exceed `seconds`.
+        settle: whether each measurement follows a call of the same function that is not timed. On a CPU the first call
+            pays for what another function left in the caches and the heap.
     """
 
     most: int
     seconds: float
     measurement: float
     least: int = 1
+    settle: bool = False
 
 
 class Spread(NamedTuple):
@@ -42,15 +46,21 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of at least one value."""
+    """Returns the median and quartiles of at least one value."""
     low, median, high = (float(q) for q in np.percentile(values, (25, 50, 75)))
     return Spread(median, low, high)
 
 
 class Timing(NamedTuple):
-    """Seconds per call: median and quartiles over the rounds, each of `calls` calls, and what each round gave.
+    """Seconds per call: median and quartiles over the rounds.
 
-    Functions timed together have as many rounds: those of the same place in `each` were measured one after the other.
+    Attributes:
+        median: seconds.
+        low: lower quartile.
+        high: upper quartile.
+        rounds: how many were counted.
+        calls: how many each round's time is the mean of.
+        each: seconds per call in each round. Functions timed together were called one after the other in each round.
     """
 
     median: float
@@ -61,12 +71,12 @@ class Timing(NamedTuple):
     each: tuple[float, ...] = ()
 
     def row(self) -> Row:
-        """In milliseconds, for a report."""
+        """Returns the times in milliseconds, for a report."""
         median, low, high = (round(seconds * 1e3, 4) for seconds in self[:3])
         return {"median_ms": median, "quartiles_ms": [low, high], "rounds": self.rounds, "calls": self.calls}
 
     def rates(self, images: int) -> Row:
-        """Images per second where a call takes so many of them, for a report."""
+        """Returns images per second, for a report, where each call takes `images` of them."""
         quartiles = [round(images / self.high, 2), round(images / self.low, 2)]
         return {"images_per_s": round(images / self.median, 2), "images_per_s_quartiles": quartiles}
 
@@ -74,9 +84,9 @@ class Timing(NamedTuple):
 def time_in_turn(
     runs: dict[str, Run], rounds: Rounds, on_round: Callable[[], None] = lambda: None
 ) -> dict[str, Timing | Exception]:
-    """Times all functions in turn, round after round, after one call that warms up and one that sizes a measurement.
+    """Times all functions in turn, round after round, after a warm-up call and a call that sizes a measurement.
 
-    On one device calls run in the order in which they are queued, so that waiting for the last waits for all.
+    A device runs calls in the order in which they are queued, so waiting for the last waits for all.
 
     Args:
         runs: functions by name.
@@ -84,24 +94,25 @@ def time_in_turn(
         on_round: called after each round.
 
     Returns:
-        For each name its timing, or what it raised, after which it was left out.
+        Each function's timing, or the exception that it raised; after an exception it was not called again.
     """
     results: dict[str, Timing | Exception] = {}
     calls: dict[str, int] = {}
     for name, run in runs.items():
         try:
             jax.block_until_ready(run(0))
-            single = _seconds(run, 1)
-            calls[name] = int(min(max(rounds.measurement / single, 1), 1000))
-        except Exception as error:  # a kernel that cannot be launched is a result, and others are still to be timed
+            calls[name] = int(min(max(rounds.measurement / _seconds(run, 1), 1), _MOST_CALLS))
+        except Exception as error:  # a kernel that cannot be launched is a result; the others are still timed
             results[name] = error
     times: dict[str, list[float]] = {name: [] for name in calls}
-    begun, counted = time.perf_counter(), 0
+    started, counted = time.perf_counter(), 0
     while times and (
-        counted < rounds.least or (counted < rounds.most and time.perf_counter() - begun < rounds.seconds)
+        counted < rounds.least or (counted < rounds.most and time.perf_counter() - started < rounds.seconds)
     ):
         for name in list(times):
             try:
+                if rounds.settle:
+                    jax.block_until_ready(runs[name](0))
                 times[name].append(_seconds(runs[name], calls[name]) / calls[name])
             except Exception as error:
                 results[name] = error
@@ -114,29 +125,29 @@ def time_in_turn(
 
 
 def over_sets(function: Callable[..., Any], sets: list[tuple[Any, ...]]) -> Run:
-    """A run that takes its arguments from one set after the other, so that no call finds its own in the cache."""
+    """Returns a run that takes its arguments from each set in turn, so that no call finds its inputs in the cache."""
     return lambda number: function(*sets[number % len(sets)])
 
 
 def compile_all(
     lower: dict[Any, Callable[[], Any]], workers: int, options: dict[str, Any] | None = None
 ) -> dict[Any, tuple[Any, float] | Exception]:
-    """Traces one after the other and compiles side by side.
+    """Traces one function after the other and compiles several at a time.
 
     Args:
-        lower: name -> function that returns a `jax.stages.Lowered`.
+        lower: functions by name that return a `jax.stages.Lowered`.
         workers: programs compiled at a time.
-        options: of the compiler.
+        options: compiler options.
 
     Returns:
-        For each name (the compiled program, seconds it took to trace and compile), or what was raised.
+        For each name (the compiled program, seconds of tracing and compiling), or the exception.
     """
 
     def guarded(function: Callable[[], Any]) -> tuple[Any, float] | Exception:
         start = time.perf_counter()
         try:
             return function(), time.perf_counter() - start
-        except Exception as error:  # of the compiler too: a program it refuses is a result
+        except Exception as error:  # a program that the compiler refuses is a result
             return error
 
     def finish(lowered: tuple[Any, float] | Exception) -> tuple[Any, float] | Exception:
@@ -151,14 +162,14 @@ def compile_all(
 
 
 def dispatch_seconds() -> float:
-    """Host seconds per call of a program that does next to nothing, many being queued."""
+    """Returns the host's seconds per call of a nearly empty program, with many calls queued."""
     run = over_sets(jax.jit(lambda x: x + 1), [(jax.random.normal(jax.random.key(0), (8,)),)])
     jax.block_until_ready(run(0))
     return float(np.median([_seconds(run, _DISPATCHES) / _DISPATCHES for _ in range(5)]))
 
 
-def told(error: Exception) -> str:
-    """An exception as one line: XLA's and Triton's run over pages."""
+def one_line(error: Exception) -> str:
+    """Returns an exception as one line of limited length, because XLA's and Triton's messages fill pages."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}{' ...' if len(text) > 300 else ''}"
 
