@@ -126,7 +126,7 @@ for name in {HEAVY}:
     sys.modules[name] = None  # importing it now fails
 import top_jax.models, top_jax.ops, top_jax.pruning, top_jax.kernels.blocks
 import top_jax.cli.benchmark, top_jax.benchmark.suite, top_jax.benchmark.tuning  # on a borrowed GPU
-import top_jax.benchmark.compare, top_jax.benchmark.compare_text
+import top_jax.benchmark.compare
 import top_jax
 top_jax.create_model, top_jax.Pruning, top_jax.ops.selective_scan
 try:

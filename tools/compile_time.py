@@ -64,7 +64,7 @@ def main() -> None:
     ]
     print(rows_as_text(rows))
     if options.out:
-        save_json(options.out, {"environment": environment(), "batch": options.batch, "rows": rows}, flag="--out")
+        save_json(options.out, {"environment": environment(), "batch": options.batch, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def main() -> None:
             "grid": [14, 14],
             "taps": 7,
         }
-        save_json(options.out, {**about, "rows": rows}, flag="--out")
+        save_json(options.out, {**about, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -214,7 +214,7 @@ def main() -> None:
     for line in report["growth"]:
         print(f"{line['pass']}: " + ", ".join(f"L {length} {ratio}" for length, ratio in line["of_linear"].items()))
     if options.json:
-        save_json(options.json, report, flag="--json")
+        save_json(options.json, report)
 
 
 def _print_table(table: dict[str, Any]) -> None:

@@ -181,7 +181,7 @@ def main() -> None:
             rows += compile_report(arch, shape, options.dtype)
     print(rows_as_text(rows))
     if options.json:
-        save_json(options.json, {"triton": triton.__version__, "rows": rows}, flag="--json")
+        save_json(options.json, {"triton": triton.__version__, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A GPU that is not there."""
+"""A GPU that is not there, and models that compile in a moment."""
 
 from __future__ import annotations
 
@@ -7,11 +7,36 @@ from typing import Any
 
 import pytest
 
+from top_jax.benchmark.contestants import Contestant, field_of
+from top_jax.pruning import Pruning
+
+# A DeiT, because it compiles several times faster than a scan.
+SMALL = {"img_size": 32, "patch_size": 16, "embed_dim": 8, "num_heads": 1, "depth": 2, "num_classes": 3}
+
+
+@pytest.fixture(scope="session")
+def small() -> dict[str, Any]:
+    """Overrides of `deit_tiny`: two blocks, five tokens."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def attentive() -> Pruning:
+    """A reduction of that model."""
+    return Pruning(after_blocks=(1,), keep_ratio=0.5, score="attention")
+
+
+@pytest.fixture(scope="session")
+def field(attentive: Pruning) -> list[Contestant]:
+    """The dense model, the pruned one, and `large`, which has more weights than both."""
+    large = field_of("deit_tiny", Pruning(), {**SMALL, "embed_dim": 128})[0][0]
+    return [*field_of("deit_tiny", attentive, SMALL)[0], large._replace(name="large", weights="large")]
+
 
 @pytest.fixture
-def fake_h200(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An H200 that `auto` and the suite believe in, with `problems` of implementations; nothing can be run on it."""
-    device = SimpleNamespace(
+def h200() -> Any:
+    """An H200 as JAX would describe it, with `problems` of implementations; nothing can be run on it."""
+    return SimpleNamespace(
         platform="gpu",
         device_kind="NVIDIA H200",
         compute_capability="9.0",
@@ -19,9 +44,14 @@ def fake_h200(monkeypatch: pytest.MonkeyPatch) -> Any:
         memory_stats=lambda: {"bytes_limit": 100 * 2**30},
         problems={},
     )
-    monkeypatch.setattr("top_jax.ops.implementations.device", lambda: device)
-    monkeypatch.setattr("top_jax.ops.implementations.obstacle", lambda name: device.problems.get(name))
-    return device
+
+
+@pytest.fixture
+def fake_h200(h200: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The same, found by `auto` and the suite."""
+    monkeypatch.setattr("top_jax.ops.implementations.device", lambda: h200)
+    monkeypatch.setattr("top_jax.ops.implementations.obstacle", lambda name: h200.problems.get(name))
+    return h200
 
 
 @pytest.fixture

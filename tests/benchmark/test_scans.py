@@ -6,11 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from top_jax.benchmark.associative import STATES_KEPT
 from top_jax.benchmark.cases import ScanCase, make_arrays, make_cotangent
 from top_jax.benchmark.contract import TINY, relative_error
 from top_jax.benchmark.floor import Ceilings
-from top_jax.benchmark.scans import APART, input_sets, scan_of, time_scans, with_gradients
+from top_jax.benchmark.scans import APART, STATES_KEPT, input_sets, scan_of, time_scans, with_gradients
 from top_jax.benchmark.timing import Rounds
 
 FAST = {"xla_backend_optimization_level": 0}
@@ -34,7 +33,7 @@ def test_associative_is_the_same_scan(case):
         jax.jit(with_gradients(scan_of(case, name)), compiler_options=FAST)(arrays, dy)
         for name in ("associative", "reference")
     )
-    assert relative_error(got[0], want[0]) < 1e-5
+    assert relative_error(got[0][0], want[0][0]) < 1e-5
     assert got[1].keys() == want[1].keys() == arrays.keys() - {"positions", "order"}
     assert max(relative_error(got[1][name], want[1][name]) for name in want[1]) < 5e-5
 
@@ -48,7 +47,7 @@ def test_rows():
     for row in rows:
         assert (row["case"], row["length"], row["dtype"], row["decay"]) == ("small", 3, "float32", False)
         if row["implementation"] == "triton":
-            assert row["error"].startswith("InputError: implementation='triton' cannot run here")
+            assert row["error"].startswith("InputError: ") and "triton" in row["error"]
         else:
             assert row["floor_is"] == "bytes"
             assert row["times_floor"] == pytest.approx(row["median_ms"] / row["floor_ms"], abs=0.01)
@@ -59,7 +58,7 @@ def test_associative_is_not_tried_where_it_does_not_fit():
     needed = STATES_KEPT * 3 * 2 * 4  # one direction after the other forward, both kept for the gradient
     rows = time_scans(case, ("associative",), UNKNOWN, BRIEF, memory=needed)
     assert "median_ms" in rows[0] and rows[0]["floor_ms"] is None
-    assert rows[1]["absent"].startswith("it would need about ")
+    assert "GiB" in rows[1]["absent"] and "median_ms" not in rows[1]
 
 
 def test_input_sets_differ():

@@ -5,9 +5,12 @@ import time
 
 import pytest
 
-from top_jax.benchmark import suite
-from top_jax.benchmark.suite import Part, failed, gpu_parts, run_parts, run_suite
+from top_jax.benchmark.cases import BATCH, VIM_SMALL, model_case
+from top_jax.benchmark.suite import MeasuredCeilings, Part, cpu_parts, failed, gpu_parts, run_parts, run_suite
+from top_jax.benchmark.timing import Rounds
 from top_jax.errors import InputError
+
+BRIEF = Rounds(1, 0.0, 0.0)
 
 
 def explode():
@@ -36,83 +39,85 @@ def test_the_budget(capsys):
         Part("does not", 70, lambda: ran.append("does not") or []),
         Part("fits again", 1, lambda: ran.append("fits again") or []),
     ]
-    results = run_parts(parts, 100.0, lambda results: None, begun=time.perf_counter() - 40)
+    results = run_parts(parts, 100.0, lambda results: None, start=time.perf_counter() - 40)
     assert ran == ["fits", "fits again"] and not failed(results)
     assert results[1]["status"] == "skipped"
-    assert results[1]["reason"].startswith("needs about 70 s and ") and "budget of 100" in results[1]["reason"]
-    assert "== does not: skipped, needs about 70 s" in capsys.readouterr().out
+    assert "70 s" in results[1]["reason"] and "100" in results[1]["reason"]
+    assert f"== does not: skipped, {results[1]['reason']}" in capsys.readouterr().out
 
 
-def test_a_kill_loses_nothing(tmp_path, monkeypatch):
+def test_a_kill_loses_nothing(tmp_path):
     file = tmp_path / "out.json"
 
     def kill():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(suite, "cpu_parts", lambda: [Part("good", 0, lambda: [{"a": 1}]), Part("killed", 0, kill)])
     with pytest.raises(KeyboardInterrupt):
-        run_suite(file)
+        run_suite(file, parts=[Part("good", 0, lambda: [{"a": 1}]), Part("killed", 0, kill)])
     report = json.loads(file.read_text())
     assert [part["part"] for part in report["parts"]] == ["good"] and report["finished"] is False
 
 
-def test_report(tmp_path, monkeypatch, capsys):
+def test_report(tmp_path, capsys):
     file = tmp_path / "out.json"
-    monkeypatch.setattr(suite, "cpu_parts", lambda: [Part("bad", 0, explode), Part("good", 0, lambda: [{"a": 1}])])
-    assert run_suite(file) == ["bad"]
+    assert run_suite(file, parts=[Part("bad", 0, explode), Part("good", 0, lambda: [{"a": 1}])]) == ["bad"]
     report = json.loads(file.read_text())
     assert report["suite"] == "cpu" and report["note"].startswith("not yet measured on a GPU") and report["finished"]
-    assert {goal["state"] for goal in report["goals"]} == {"not measured"}
     assert report["packages"]["jax"] and report["date"] and report["auto"]["name"] == "xla"
     printed = capsys.readouterr().out
-    assert "not yet measured on a GPU" in printed and "1 ok, 1 failed, 0 skipped" in printed
+    assert report["note"] in printed and "1 ok, 1 failed, 0 skipped" in printed and "failed: bad" in printed
 
 
-def test_a_file_that_cannot_be_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(suite, "cpu_parts", lambda: pytest.fail("nothing is to be measured in vain"))
-    with pytest.raises(InputError, match="cannot be written"):
-        run_suite(tmp_path / "nowhere" / "out.json")
+def test_a_file_that_cannot_be_written(tmp_path):
+    nothing = Part("in vain", 0, lambda: pytest.fail("nothing should be measured"))
+    with pytest.raises(InputError, match=r"nowhere/out\.json"):
+        run_suite(tmp_path / "nowhere" / "out.json", parts=[nothing])
 
 
-@pytest.fixture
-def fast_parts(monkeypatch):
-    """What the GPU's parts would call, noted and answered at once."""
-    calls = []
-    monkeypatch.setattr(suite, "time_scans", lambda case, names, *_, **__: calls.append((case, names)) or [])
-    monkeypatch.setattr(suite, "time_model", lambda case, *_: calls.append((case, ())) or [])
-    monkeypatch.setattr(suite.contract, "check_contract", lambda name, *_, **__: calls.append((name, ())) or [])
-    monkeypatch.setattr("top_jax.benchmark.floor.copy_bandwidth", lambda *_: 4e12)
-    monkeypatch.setattr(suite, "dispatch_seconds", lambda: 1e-5)
-    return calls
+def test_what_a_cpu_runs():
+    """Every kind of part; tests/cli/test_benchmark.py runs them all (slow)."""
+    names = [part.name for part in cpu_parts()]
+    assert {"contract xla", "contract pallas_interpret", "scan, small", "model, micro ViM"} <= set(names)
+    for part in cpu_parts():
+        if part.name.endswith("is not measured"):
+            (row,) = part.run()
+            assert "absent" in row and "error" not in row
 
 
-def test_what_a_gpu_would_run(fake_h200, fast_parts):
-    parts = gpu_parts({"clocks.max.sm": "1980"})
-    names = [part.name for part in parts]
+def test_what_a_gpu_would_run(fake_h200):
+    names = [part.name for part in gpu_parts(fake_h200, {"clocks.max.sm": "1980"})]
     assert len(set(names)) == len(names)
-    results = run_parts(parts, 1e9, lambda results: None)
-    assert not failed(results) and results[0]["rows"][0]["exponentials"] == 132 * 1.98e9 * 16
-    assert [call[0] for call in fast_parts[:3]] == ["triton", "pallas", "xla"]
-    goal_scan, names = fast_parts[3]
-    assert (goal_scan.name, goal_scan.length, goal_scan.batch, goal_scan.dtype) == ("ViM-S", 197, 128, "bfloat16")
-    assert names == ("triton", "pallas", "xla", "associative")
-    assert (fast_parts[4][0].name, fast_parts[4][0].batch) == ("vim_small", 128)
-    scans = {(call.name, call.dtype, call.length < 196) for call, names in fast_parts if names}
-    models = {"ViM-T", "ViM-S", "ViM-B", "PlainMamba-L1", "PlainMamba-L3"}
-    dtypes = ("float32", "bfloat16")
-    expected = {(name, dtype, pruned) for name in models for dtype in dtypes for pruned in (False, True)}
-    assert scans == expected | {("ViM-S, both directions", "bfloat16", False)}
+    assert names[:6] == [
+        "ceilings", "contract triton", "contract pallas", "contract xla", "scan ViM-S L197 bfloat16",
+        "model vim_small bfloat16",
+    ]  # fmt: skip
+    assert model_case(VIM_SMALL, "bfloat16").batch == BATCH == 128
+    models = {"ViM-T": (197, 143), "ViM-S": (197, 102), "ViM-B": (197, 102), "PlainMamba-L1": (196, 68)}
+    for model, lengths in (models | {"PlainMamba-L3": (196, 68)}).items():
+        for dtype in ("float32", "bfloat16"):
+            assert {f"scan {model} L{length} {dtype}" for length in lengths} <= set(names)
+    assert "scan ViM-S, both directions L197 bfloat16" in names
+    assert {f"model vim_{size} bfloat16" for size in ("tiny", "small", "base")} <= set(names)
 
 
-def test_a_kernel_that_cannot_run_is_named(fake_h200, fast_parts, monkeypatch):
+def test_a_kernel_that_cannot_run_is_named(fake_h200):
     fake_h200.problems["triton"] = "jax-triton is not installed: pip"
-    results = run_parts(gpu_parts({"clocks.max.sm": "1980"}), 1e9, lambda results: None)
-    rows = {result["part"]: result["rows"] for result in results}
-    assert rows["triton is not measured"][0]["absent"].startswith("jax-triton is not installed")
-    assert "contract triton" not in rows and "contract pallas" in rows and not failed(results)
+    parts = {part.name: part for part in gpu_parts(fake_h200, {"clocks.max.sm": "1980"})}
+    (row,) = parts["triton is not measured"].run()
+    assert row["absent"].startswith("jax-triton is not installed")
+    assert "contract triton" not in parts and "contract pallas" in parts
 
 
-def test_no_clock_no_floor(fake_h200, fast_parts):
-    results = run_parts(gpu_parts({"problem": "nvidia-smi is not there"})[:1], 1e9, lambda results: None)
+def test_ceilings(h200):
+    ceilings = MeasuredCeilings(h200, {"clocks.max.sm": "1980"}, BRIEF, copy_bytes=4096)
+    assert ceilings.get().bandwidth is None
+    (row,) = ceilings.rows()
+    assert row["exponentials"] == ceilings.get().exponentials == 132 * 1.98e9 * 16
+    assert row["bandwidth"] > 0 and row["dispatch_us"] > 0 and "error" not in row
+
+
+def test_no_clock_no_floor(h200):
+    ceilings = MeasuredCeilings(h200, {"problem": "nvidia-smi is not there"}, BRIEF, copy_bytes=4096)
+    results = run_parts([Part("ceilings", 0, ceilings.rows)], 60.0, lambda results: None)
     assert failed(results) == ["ceilings"]
-    assert "unknown: nvidia-smi is not there" in results[0]["rows"][0]["error"]
+    assert "nvidia-smi is not there" in results[0]["rows"][0]["error"]

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from top_jax.benchmark.timing import Rounds, Timing, compile_all, over_sets, time_in_turn, told
+from top_jax.benchmark.timing import Rounds, Timing, compile_all, one_line, over_sets, time_in_turn
 
 ONCE = Rounds(most=3, seconds=60.0, measurement=0.0)
 
@@ -20,11 +20,19 @@ def test_functions_take_turns():
     assert low <= results["a"].row()["median_ms"] <= high
 
 
+def test_settled_functions_are_called_twice():
+    seen = []
+    runs = {name: lambda number, name=name: seen.append(name) for name in "ab"}
+    results = time_in_turn(runs, ONCE._replace(settle=True))
+    assert seen == list("aabb" + "aabb" * 3)
+    assert all(isinstance(result, Timing) and len(result.each) == 3 for result in results.values())
+
+
 def test_the_least_rounds_count_even_without_time():
-    told = []
+    counted = []
     assert time_in_turn({"a": lambda number: None}, Rounds(5, 0.0, 0.0))["a"].rounds == 1
-    found = time_in_turn({"a": lambda number: None}, Rounds(5, 0.0, 0.0, least=3), lambda: told.append(1))
-    assert found["a"].rounds == len(told) == 3
+    found = time_in_turn({"a": lambda number: None}, Rounds(5, 0.0, 0.0, least=3), lambda: counted.append(1))
+    assert found["a"].rounds == len(counted) == 3
 
 
 def test_short_calls_are_queued():
@@ -43,7 +51,10 @@ def test_what_fails_is_left_out():
             raise ValueError("no more")
 
     results = time_in_turn({"at once": at_once, "later": later, "good": lambda number: None}, ONCE)
-    assert told(results["at once"]) == "RuntimeError: no launch" and told(results["later"]) == "ValueError: no more"
+    assert (
+        one_line(results["at once"]) == "RuntimeError: no launch"
+        and one_line(results["later"]) == "ValueError: no more"
+    )
     assert isinstance(results["good"], Timing) and results["good"].rounds == 3
 
 
@@ -63,6 +74,6 @@ def test_compile_all():
     assert isinstance(found["bad"], TypeError)
 
 
-def test_told_is_one_short_line():
-    line = told(RuntimeError("a\nb " + "x" * 1000))
+def test_an_exception_is_one_short_line():
+    line = one_line(RuntimeError("a\nb " + "x" * 1000))
     assert line.startswith("RuntimeError: a b x") and len(line) < 330 and "\n" not in line

@@ -75,38 +75,36 @@ def test_a_candidate_that_fails_is_noted(tmp_path):
     target = TARGET._replace(implementations=("triton",))
     table = tune(target, tmp_path / "table.json", space=Space(((4, 1),), (2,)), rounds=BRIEF)
     assert table["blocks"] == {} and table["fastest_first"] == ["xla"]
-    assert "cannot run here" in table["measured"][0]["error"]
+    assert "triton" in table["measured"][0]["error"]
 
 
 def test_no_time(tmp_path, capsys):
     table = tune(TARGET, tmp_path / "table.json", budget=-1.0)
     assert table["blocks"] == {} and table["not_tuned"] == ["tiny L3 float32"]
-    assert "keeps the rule's blocks" in capsys.readouterr().out
+    assert "tiny L3 float32: " in capsys.readouterr().out
 
 
 def test_where_it_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot be written \(no right to write in .*--out"):
+    with pytest.raises(InputError, match=r"file/table\.json"):
         tune(TARGET, tmp_path / "file" / "table.json")
 
 
 def test_without_a_gpu():
-    with pytest.raises(InputError, match="--tune came on a cpu; it needs the GPU whose table it is to write"):
+    with pytest.raises(InputError, match="--tune ran on a cpu"):
         this_gpu()
 
 
 def test_a_gpu_without_kernels(fake_h200):
     fake_h200.problems |= {"triton": "not installed", "pallas": "too old"}
-    with pytest.raises(
-        InputError, match="found no kernel that runs on this NVIDIA H200 .triton: not installed; pallas: too old"
-    ):
+    with pytest.raises(InputError, match="NVIDIA H200 .triton: not installed; pallas: too old"):
         this_gpu()
 
 
 def test_what_a_gpu_would_tune(fake_h200):
     target = this_gpu()
     assert target.implementations == ("triton", "pallas") and target.device == "NVIDIA H200"
-    assert target.shapes[0].name == "ViM-S"  # what the goals are about, should time run out
+    assert target.shapes[0].name == "ViM-S"  # the most important, if time runs out
     assert {(case.name, case.width) for case in target.shapes} == {
         ("ViM-T", 384), ("ViM-S", 768), ("PlainMamba-L3", 896), ("ViM-B", 1536),
     }  # fmt: skip

@@ -98,7 +98,7 @@ def compare(
     field, no_yardstick = field_of(name, reduction, overrides)
     memory = memory_limit() if memory is None else memory
     report = _report(name, field, about or {}, memory, seconds)
-    save_json(file, report, flag="--out")  # fails before minutes are spent
+    save_json(file, report)  # fails before minutes are spent
     print(f"{len(field)} contestants: {'; '.join(contestant.name for contestant in field)}", flush=True)
 
     def tick() -> None:
@@ -117,7 +117,7 @@ def compare(
         report["largest_batch"] = _largest(field, race.rows)
         report["seconds"] = round(time.perf_counter() - start, 1)
         report["load_average"]["end"] = _load()
-        save_json(file, report, flag="--out")
+        save_json(file, report)
 
     race.run(BOTH_PASSES if train else (INFERENCE,), growing if sizes is None else lambda: sizes, save)
     report["finished"] = True

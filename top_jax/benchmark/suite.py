@@ -106,7 +106,7 @@ def run_suite(file: Path, budget: float = BUDGET, parts: list[Part] | None = Non
         "finished": False,
         "parts": [],
     }
-    save_json(file, report, flag="--out")  # fails before minutes are spent
+    save_json(file, report)  # fails before minutes are spent
     print("{device} ({platform}), driver {driver}, {date}".format(**where))
     print(f"{', '.join(f'{name} {version}' for name, version in where['packages'].items())}")
     print(f"auto chooses {choice.name!r}: {choice.why}", flush=True)
@@ -116,7 +116,7 @@ def run_suite(file: Path, budget: float = BUDGET, parts: list[Part] | None = Non
     def save(results: list[dict[str, Any]]) -> None:
         report["parts"] = results
         report["seconds"] = round(time.perf_counter() - start, 1)
-        save_json(file, report, flag="--out")
+        save_json(file, report)
 
     if parts is None:
         parts = gpu_parts(implementations.device(), where["nvidia_smi"]) if on_gpu else cpu_parts()
