@@ -1,9 +1,9 @@
 """Measures a config's model, or the scan and the models, on this machine, or tunes the kernels for its GPU.
 
-python -m top_jax.cli.benchmark --config configs/vim_s_top.py       dense, pruned, every alignment and a DeiT in turn
-python -m top_jax.cli.benchmark --suite gpu --out FILE    correctness, scans against the fastest possible, models
-python -m top_jax.cli.benchmark --suite cpu --out FILE    the part that needs no GPU
-python -m top_jax.cli.benchmark --tune [--out FILE]       searches block sizes for the kernels' table
+python -m top_jax.cli.benchmark --config configs/vim_s_top.py    dense, pruned, every alignment and a DeiT, in turn
+python -m top_jax.cli.benchmark --suite gpu --out FILE    contract, scans against their floor, models; under 8 minutes
+python -m top_jax.cli.benchmark --suite cpu --out FILE    small versions of the same parts, for a CPU
+python -m top_jax.cli.benchmark --tune [--out FILE]       searches block sizes, writes the table that the kernels read
 
 With --config it prints latency, images per second, memory, and the speed-up over the dense model next to the ratio of
 multiply-accumulates. Batch sizes are 1, 8, 32, 64, ... as far as memory and --budget allow, or --batch_sizes. Weights
@@ -43,7 +43,7 @@ _OUT = flags.DEFINE_string(
 _BUDGET = flags.DEFINE_float(
     "budget",
     None,
-    "Time limit in seconds; what does not fit is skipped and named. By default 80 for a config, 450 on a GPU.",
+    "Seconds to use; what does not fit is listed as skipped. Default: 80 for a config on a CPU, 540 to tune, else 450.",
     1.0,
 )
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", None, "With --config: batch sizes to measure, such as 1,8.")
@@ -76,7 +76,7 @@ def _measure_config() -> None:
         raise InputError(
             "--config needs ml_collections: pip install ml_collections (--suite and --tune work without it)."
         )
-    from top_jax.benchmark import compare, compare_text
+    from top_jax.benchmark import compare
     from top_jax.build import build_reduction
     from top_jax.cli import shared_flags
 
@@ -99,7 +99,7 @@ def _measure_config() -> None:
             seconds=seconds,
             advance=advance,
         )
-    print(f"\n{compare_text.text(report)}\n\n{file} has every time.")
+    print(f"\n{compare.as_text(report)}\n\n{file} has every time.")
 
 
 def _run_suite() -> None:
