@@ -135,8 +135,7 @@ def timed_rows(runs: dict[str, Run], rounds: Rounds) -> list[Row]:
     for name, result in time_in_turn(runs, rounds).items():
         if isinstance(result, Exception):
             raise result
-        low, middle, high = (round(seconds * 1e3, 2) for seconds in (result.low, result.median, result.high))
-        rows.append({"name": name, "median_ms": middle, "quartiles_ms": [low, high], "rounds": result.rounds})
+        rows.append({"name": name, **result.row()})
     return rows
 
 

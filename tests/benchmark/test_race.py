@@ -55,7 +55,7 @@ def test_rows(field, unlimited):
     assert not unlimited.skipped
     for row in unlimited.rows:
         assert len(row["times_ms"]) == row["rounds"] >= LEAST_ROUNDS and row["images_per_s"] > 0
-        assert row["program_mib"] > 0 and row["compile_s"] > 0
+        assert row["program_mib"] > 0 and row["compile_s"] >= 0
         assert ("speedup" in row) == (row["contestant"] != DENSE)
         assert ("verdict" in row) == (row["contestant"] == PRUNED)
     pruned = unlimited.rows[1]
@@ -79,8 +79,12 @@ def test_up_to_the_largest_that_fits(field, unlimited):
     assert (rest["batch"], rest["and_larger"]) == (64, True) and "dense model" in rest["reason"]
 
 
-def test_images_that_do_not_fit(field):
-    race = run(field[:1], lambda: (10**11,))
+def test_images_that_do_not_fit(field, monkeypatch):
+    def refuse(config, batch):
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    monkeypatch.setattr("top_jax.benchmark.race.make_batches", refuse)
+    race = run(field[:1], growing)
     (skipped,) = race.skipped
     assert not race.rows and "images alone" in skipped["reason"]
 

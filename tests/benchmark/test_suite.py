@@ -17,7 +17,7 @@ def explode():
     raise RuntimeError("the device fell over")
 
 
-def test_a_failing_part_stops_no_other():
+def test_a_failing_part_stops_no_other(capsys):
     saved = []
     parts = [
         Part("bad", 0, explode),
@@ -25,7 +25,9 @@ def test_a_failing_part_stops_no_other():
         Part("absent row", 0, lambda: [{"absent": "not here"}]),
         Part("good", 0, lambda: [{"a": 3}]),
     ]
+    parts[3] = parts[3]._replace(implementations=("xla", "associative"))
     results = run_parts(parts, 60.0, lambda results: saved.append(len(results)))
+    assert "== good: xla, associative (after " in capsys.readouterr().out
     assert [result["status"] for result in results] == ["failed", "failed", "ok", "ok"]
     assert failed(results) == ["bad", "bad row"]
     assert results[0]["error"] == "RuntimeError: the device fell over" and "explode" in results[0]["traceback"]
@@ -85,12 +87,14 @@ def test_what_a_cpu_runs():
 
 
 def test_what_a_gpu_would_run(fake_h200):
-    names = [part.name for part in gpu_parts(fake_h200, {"clocks.max.sm": "1980"})]
+    parts = gpu_parts(fake_h200, {"clocks.max.sm": "1980"})
+    names = [part.name for part in parts]
     assert len(set(names)) == len(names)
     assert names[:6] == [
         "ceilings", "contract triton", "contract pallas", "contract xla", "scan ViM-S L197 bfloat16",
         "model vim_small bfloat16",
     ]  # fmt: skip
+    assert parts[4].implementations == ("triton", "pallas", "xla", "associative")
     assert model_case(VIM_SMALL, "bfloat16").batch == BATCH == 128
     models = {"ViM-T": (197, 143), "ViM-S": (197, 102), "ViM-B": (197, 102), "PlainMamba-L1": (196, 68)}
     for model, lengths in (models | {"PlainMamba-L3": (196, 68)}).items():

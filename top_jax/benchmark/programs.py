@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, cast
 
 import jax
@@ -110,7 +110,7 @@ class Entry(NamedTuple):
 
 
 def time_entries(
-    entries: Iterable[Entry],
+    entries: list[Entry],
     which: str,
     sets: list[Batch],
     rounds: Rounds,

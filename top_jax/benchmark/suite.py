@@ -41,11 +41,13 @@ class Part(NamedTuple):
         name: unique.
         seconds: estimate of its time; it is skipped if less is left. The report holds the time it took.
         run: returns its rows; the part has failed if one of them has `error`.
+        implementations: of the scan that it compares, for the printed heading.
     """
 
     name: str
     seconds: int
     run: Callable[[], list[Row]]
+    implementations: tuple[str, ...] = ()
 
 
 def run_parts(
@@ -141,7 +143,7 @@ def gpu_parts(device: Any, card: dict[str, str]) -> list[Part]:
 
     def scans(case: ScanCase, names: tuple[str, ...], seconds: int) -> Part:
         run = lambda: time_scans(case, names, ceilings.get(), _GPU_ROUNDS, memory=memory, workers=8)  # noqa: E731
-        return Part(f"scan {case.label()}", seconds, run)
+        return Part(f"scan {case.label()}", seconds, run, names)
 
     def contracts(name: str) -> Part:
         return Part(f"contract {name}", 60, lambda: contract.check_contract(name, contract.FULL, workers=8))
@@ -219,7 +221,8 @@ def _unusable(name: str) -> Part:
 
 
 def _run_part(part: Part, elapsed: float) -> dict[str, Any]:
-    print(f"\n== {part.name} (after {elapsed:.0f} s)", flush=True)
+    compared = f": {', '.join(part.implementations)}" if part.implementations else ""
+    print(f"\n== {part.name}{compared} (after {elapsed:.0f} s)", flush=True)
     start, result = time.perf_counter(), {"part": part.name}
     try:
         rows = part.run()
