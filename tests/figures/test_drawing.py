@@ -86,7 +86,6 @@ def test_the_photo_is_what_preprocess_crops(width, height):
     assert photo.places()[0, 0] == 0 and photo.places()[-1, -1] == 14
 
 
-@pytest.mark.slow
 def test_sheet(examination, photo, tmp_path):
     """Size in pixels as laid out, many colours, and every array as documented."""
     model = abstract_model(
