@@ -51,8 +51,8 @@ class ScanArguments(NamedTuple):
     order: Int[Array, "*G B L"] | None = None
 
     @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        """(B, L, E, N)."""
+    def sizes(self) -> tuple[Any, int, int, int]:
+        """(B, L, E, N); B is an int, or a symbolic dimension while `jax.export` lowers for any batch size."""
         return (*self.u.shape[-3:], self.A.shape[-1])
 
     def direction(self, g: Any) -> ScanArguments:
