@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from small_models import random_model
 
-from top_jax.models import Vim, abstract_model
+from top_jax.models import Vim
 
 SMALL = dict(img_size=16, patch_size=4, embed_dim=16, depth=3, d_state=4, num_classes=5)
 
@@ -22,11 +22,7 @@ def make_model() -> Callable[..., Vim]:
     """Builds a small ViM with every parameter moved off its initial value; equal sizes give equal weights."""
 
     def make(**overrides: Any) -> Vim:
-        model = abstract_model("vim_tiny", **{**SMALL, **overrides})
-        rng = np.random.default_rng(0)
-        draw = lambda param: jnp.asarray(rng.normal(size=param.shape) * 0.3, param.dtype)  # noqa: E731
-        nnx.update(model, jax.tree.map(draw, nnx.state(model, nnx.Param)))
-        return model
+        return random_model("vim_tiny", scale=0.3, **{**SMALL, **overrides})
 
     return make
 

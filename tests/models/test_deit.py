@@ -12,6 +12,7 @@ import pytest
 from comparison import relative_error
 from flax import nnx
 from scipy.special import erf
+from small_models import random_model
 
 from top_jax.convert.key_maps import official_keys
 from top_jax.errors import InputError
@@ -25,12 +26,8 @@ SMALL = dict(img_size=16, patch_size=4, embed_dim=12, depth=3, num_heads=3, num_
 
 
 def make(**overrides):
-    """Builds a small DeiT with every parameter moved off its initial value; equal sizes give equal weights."""
-    model = abstract_model("deit_tiny", **{**SMALL, **overrides})
-    rng = np.random.default_rng(0)
-    draw = lambda param: jnp.asarray(rng.normal(size=param.shape) * 0.4, param.dtype)  # noqa: E731
-    nnx.update(model, jax.tree.map(draw, nnx.state(model, nnx.Param)))
-    return model
+    """Builds a small DeiT with random weights."""
+    return random_model("deit_tiny", scale=0.4, **{**SMALL, **overrides})
 
 
 @pytest.fixture(scope="module")

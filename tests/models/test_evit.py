@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparison import relative_error
-from flax import nnx
 from scipy.special import erf, softmax
+from small_models import random_model
 
 import top_jax
 from top_jax.convert import load_state_dict
@@ -30,14 +30,8 @@ FAMILIES = {
 
 
 def make(name, **overrides):
-    """Builds a small model with every weight moved off its initial value; equal sizes give equal weights."""
-    model = abstract_model(name, **{**SIZES, **FAMILIES[name], **overrides})
-    rng = np.random.default_rng(0)
-    draw = lambda weight: jnp.asarray(rng.normal(size=weight.shape) * 0.4, weight.dtype)  # noqa: E731
-    positive = lambda weight: jnp.asarray(rng.uniform(0.5, 1.5, size=weight.shape), weight.dtype)  # noqa: E731
-    params, statistics = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
-    nnx.update(model, jax.tree.map(draw, params), jax.tree.map(positive, statistics))
-    return model
+    """Builds a small model with random weights."""
+    return random_model(name, scale=0.4, **{**SIZES, **FAMILIES[name], **overrides})
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from comparison import relative_error
 from flax import nnx
+from small_models import random_model
 
 from top_jax.errors import InputError
-from top_jax.models import Features, abstract_model, to_grid
+from top_jax.models import Features, to_grid
 from top_jax.pruning import Merging
 
 GRID, PATCHES, KEPT = (3, 5), 15, (9, 6)  # ceil(0.6 * 15), ceil(0.6 * 9)
@@ -29,14 +30,8 @@ CASES = [*((name, alignment) for name in SCANNED for alignment in ("none", "hold
 
 
 def make(name: str, **overrides: Any):
-    """Builds a small model with every weight moved off its initial value; equal sizes give equal weights."""
-    model = abstract_model(name, **{**SIZES, **FAMILIES[name], **overrides})
-    rng = np.random.default_rng(0)
-    draw = lambda weight: jnp.asarray(rng.normal(size=weight.shape) * 0.4, weight.dtype)  # noqa: E731
-    positive = lambda weight: jnp.asarray(rng.uniform(0.5, 1.5, size=weight.shape), weight.dtype)  # noqa: E731
-    params, statistics = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
-    nnx.update(model, jax.tree.map(draw, params), jax.tree.map(positive, statistics))
-    return model
+    """Builds a small model with random weights."""
+    return random_model(name, scale=0.4, **{**SIZES, **FAMILIES[name], **overrides})
 
 
 def merging(alignment: str = "hold", keep_ratio: float = 0.6) -> Merging:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from comparison import relative_error
 from flax import nnx
+from small_models import random_model
 
-from top_jax.models import abstract_model
 from top_jax.pruning import Pruning
 
 SIZES = dict(img_size=(12, 20), patch_size=4, embed_dim=8, depth=3, d_state=3, num_classes=5, layers_with_dwconv=(1,))
@@ -20,14 +20,8 @@ ALIGNMENTS = ("none", "hold", "decay")
 
 
 def make(**overrides):
-    """Builds a small model with every weight moved off its initial value; equal sizes give equal weights."""
-    model = abstract_model("plain_mamba_l1", **{**SIZES, **overrides})
-    rng = np.random.default_rng(0)
-    params, statistics = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
-    draw = lambda weight: jnp.asarray(rng.normal(size=weight.shape) * 0.5, weight.dtype)  # noqa: E731
-    positive = lambda weight: jnp.asarray(rng.uniform(0.5, 1.5, size=weight.shape), weight.dtype)  # noqa: E731
-    nnx.update(model, jax.tree.map(draw, params), jax.tree.map(positive, statistics))
-    return model
+    """Builds a small PlainMamba with random weights."""
+    return random_model("plain_mamba_l1", scale=0.5, **{**SIZES, **overrides})
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from small_models import random_model
 
-from top_jax.models import abstract_model
 from top_jax.models.traversals import traverse
 from top_jax.pruning import Pruning
 
@@ -29,14 +28,8 @@ delta_evidence = quick_jit(lambda mixer, x, paths: mixer(x, paths)[1]["delta"])
 
 
 def make(name: str, **overrides: Any):
-    """Builds a small model with weights far from their initial values."""
-    model = abstract_model(name, **{**SIZES, **overrides})
-    rng = np.random.default_rng(0)
-    draw = lambda param: jnp.asarray(rng.normal(size=param.shape) * 0.4, param.dtype)  # noqa: E731
-    nnx.update(model, jax.tree.map(draw, nnx.state(model, nnx.Param)))
-    statistics = jax.tree.map(lambda stat: jnp.ones(stat.shape, stat.dtype), nnx.state(model, nnx.BatchStat))
-    nnx.update(model, statistics)
-    return model
+    """Builds a small model with random weights."""
+    return random_model(name, scale=0.4, **{**SIZES, **overrides})
 
 
 def array(param: Any) -> np.ndarray:

@@ -1,0 +1,31 @@
+"""Models of the tests' size, with weights that hide nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from top_jax.models import abstract_model
+
+
+def random_model(name: str, *, scale: float, **settings: Any) -> Any:
+    """Builds a model in eval mode whose every weight is random; equal settings give equal weights.
+
+    Initial values hide mistakes: a bias of 0, a norm's scale of 1 or a variance of 1 changes nothing.
+
+    Args:
+        name: as for `create_model`.
+        scale: standard deviation of the parameters; BatchNorm's statistics are uniform in 0.5 .. 1.5.
+        **settings: as for `create_model`.
+    """
+    model = abstract_model(name, **settings)
+    rng = np.random.default_rng(0)
+    draw = lambda weight: jnp.asarray(rng.normal(size=weight.shape) * scale, weight.dtype)  # noqa: E731
+    positive = lambda weight: jnp.asarray(rng.uniform(0.5, 1.5, size=weight.shape), weight.dtype)  # noqa: E731
+    params, statistics = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
+    nnx.update(model, jax.tree.map(draw, params), jax.tree.map(positive, statistics))
+    return model
