@@ -22,6 +22,7 @@ from top_jax.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_PIXELS: Final = 178_956_970  # of one image; Pillow's own limit
 DTYPES: Final = ("float32", "bfloat16")
 
 
@@ -130,14 +131,21 @@ class DataConfig:
     mean: tuple[float, ...] = IMAGENET_MEAN  # per channel, of pixels scaled to 0..1
     std: tuple[float, ...] = IMAGENET_STD  # per channel, of pixels scaled to 0..1; above 0
     on_corrupt: str = "skip"  # an unreadable image: skip (it is named, counted and gets weight 0) or raise
+    exif_rotate: bool = False  # turn images as their EXIF orientation says; False: as stored, as in torchvision
+    max_pixels: int = MAX_PIXELS  # an image with more pixels is unreadable, because it may not fit into memory
     num_workers: int | None = 0  # decoding processes; 0: threads of the main process; None: one per core, at most 16
     num_threads: int = 2  # decoding threads per process
     prefetch: int = 2  # batches kept ready on the device, from 0
 
     def __post_init__(self) -> None:
         _check(self, "data", ("prefetch",), lambda batches: batches >= 0, "at least 0")
+        _check(self, "data", ("max_pixels",), lambda pixels: pixels >= 1, "at least 1")
         _check(self, "data", ("mean", "std"), lambda values: len(values) == 3, "three numbers, one per channel")
         _check(self, "data", ("std",), lambda values: min(values) > 0, "above 0")
+
+    def decoding(self) -> dict[str, Any]:
+        """Returns the keyword arguments of `top_jax.data.transforms.decode`."""
+        return {"exif_rotate": self.exif_rotate, "max_pixels": self.max_pixels}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

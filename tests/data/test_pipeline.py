@@ -1,11 +1,14 @@
 """The pipeline: the same stream for any number of workers, exact resume, every evaluation image once."""
 
 import dataclasses
+import errno
+import functools
 import itertools
 import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +23,9 @@ from PIL import Image
 from top_jax.config import AugmentConfig, DataConfig
 from top_jax.data import eval_batches, open_source, prefetch_to_device, rand_augment, train_batches, transforms
 from top_jax.data.examples import ExampleReader
-from top_jax.data.sources import DigitsSource
+from top_jax.data.sources import DigitsSource, Record
 from top_jax.data.transforms import decode
-from top_jax.errors import InputError
+from top_jax.errors import InputError, RunError
 
 CONFIG = DataConfig(source="image_folder", train_transform="shift_crop", shift=3, eval_crop=1.0, eval_split="train")
 TRAIN = {"img_size": 8, "batch_size": 20, "seed": 5}
@@ -208,7 +211,7 @@ def test_corrupt_image_is_named_counted_and_weighs_nothing(broken_folder, caplog
         np.testing.assert_array_equal(batch["mask"], np.where(unreadable, 0, 1))
         assert not batch["image"][unreadable].any() and (batch["label"][unreadable] == 0).all()
     assert sum((batch["mask"] == 0).sum() for batch in seen) == 4
-    [line] = [record.getMessage() for record in caplog.records]
+    [line] = [message for record in caplog.records if "unreadable" in (message := record.getMessage())]
     assert "3.jpg (" in line and "truncated" in line
     assert list(batches.corrupt) == [3]
 
@@ -220,6 +223,97 @@ def test_corrupt_image_in_evaluation_keeps_its_index(broken_folder, caplog):
     assert first["index"].tolist() == list(range(8)) and first["mask"][3] == 0
     assert first["mask"].sum() + second["mask"].sum() == 11
     assert len(batches.corrupt) == 1 and "truncated" in caplog.text
+
+
+def test_what_is_wrong_with_an_evaluation_image_is_said_once(broken_folder, caplog):
+    turned = Image.Exif()
+    turned[0x0112] = 8
+    for name in ("4.jpg", "5.jpg"):
+        Image.new("RGB", (40, 40)).save(f"{broken_folder.data_dir}/train/b/{name}", exif=turned)
+    source = open_source(broken_folder, train=False)
+    caplog.clear()
+    for _ in range(3):
+        batches = eval_batches(source, broken_folder, img_size=16, batch_size=8)
+        assert set(take(batches, None)[0]) == {"image", "label", "mask", "index"}
+        assert list(batches.corrupt) == [3]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2 and "a/3.jpg" in messages[0] and "b/4.jpg has the EXIF orientation 8" in messages[1]
+    followed = dataclasses.replace(broken_folder, exif_rotate=True)
+    caplog.clear()
+    take(eval_batches(open_source(followed, train=False), followed, img_size=16, batch_size=8), None)
+    assert len(caplog.records) == 1  # the unreadable image
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_training_stops_where_nothing_can_be_read(broken_folder, first):
+    """At once, or because the data is gone after `first` batches."""
+    config = dataclasses.replace(broken_folder, num_threads=0)
+    source = open_source(config, train=True)
+    with train_batches(source, config, img_size=16, batch_size=4, seed=0) as batches:
+        for _ in range(first):
+            next(batches)
+        shutil.rmtree(f"{config.data_dir}/train")
+        with pytest.raises(RunError if first else InputError, match="none of the last 12 images .*/[ab]/[0-5].jpg"):
+            for _ in range(8):
+                next(batches)
+
+
+class Labelled:
+    """Images whose labels are in the records; with `labels`, the source holds them too."""
+
+    name, num_classes, class_names = "toy/train", 3, ("a", "b", "c")
+
+    def __init__(self, labels, hold):
+        self._labels = labels
+        if hold:
+            self.labels = np.array(labels)
+
+    def __len__(self):
+        return len(self._labels)
+
+    def __getitem__(self, index):
+        return Record(np.zeros((8, 8, 3), np.uint8), self._labels[index])
+
+    def describe(self, index):
+        return f"record {index}"
+
+
+@pytest.mark.parametrize("hold", [True, False])
+@pytest.mark.parametrize("wrong", [3, -1, 10**6])
+def test_a_label_that_is_no_class_is_refused(hold, wrong):
+    source = Labelled([0, 1, wrong, 2], hold)
+    for make in (eval_batches, functools.partial(train_batches, seed=0)):
+        with pytest.raises(InputError, match=f"record 2 has the label {wrong}, .* 3 classes"):
+            take(make(source, CONFIG, img_size=8, batch_size=4), 1)
+
+
+def test_a_split_without_images_is_refused():
+    for make in (eval_batches, functools.partial(train_batches, seed=0)):
+        with pytest.raises(InputError, match="toy/train has no images"):
+            make(Labelled([], True), CONFIG, img_size=8, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (RuntimeError("Worker process was terminated unexpectedly with exit code -7. Search"), "--shm-size"),
+        (OSError(errno.ENOSPC, "No space left on device"), "--shm-size"),
+        (RuntimeError("Worker process was terminated unexpectedly with exit code -9. Search"), "killed.*num_workers=0"),
+        (RuntimeError("Worker process was terminated unexpectedly with exit code 1. Search"), "code 1.*num_workers=0"),
+    ],
+)
+def test_the_end_of_a_worker_is_one_line(digits, raised, message):
+    class Ended:
+        def __next__(self):
+            raise raised
+
+        def close(self):
+            pass
+
+    with train_batches(digits, CONFIG, **TRAIN) as batches:
+        batches._iterator = Ended()
+        with pytest.raises(RunError, match=message):
+            next(batches)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

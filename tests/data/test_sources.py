@@ -4,7 +4,9 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from PIL import Image
 from tfds_directory import write_tfds
 
 from top_jax.config import DataConfig
-from top_jax.data import eval_batches, train_batches
+from top_jax.data import eval_batches, sources, train_batches
 from top_jax.data.sources import DigitsSource, ImageFolderSource, TfdsSource, open_source
 from top_jax.errors import InputError
 
@@ -96,6 +98,59 @@ def test_image_folder_numbers_sorted_classes(tmp_path):
     assert [source[i].label for i in range(len(source))] == [0, 0, 0, 1, 1, 2, 2]
     assert source.describe(2) == str(tmp_path / "train" / "a" / "x.JPEG")
     assert source[2].image == jpeg("white")
+
+
+def test_image_folder_reads_every_format_and_sub_folder_and_counts_the_rest(tmp_path, caplog):
+    make_folder(tmp_path, ["cat", "dog"])
+    cat = tmp_path / "train" / "cat"
+    flat = ["a.BMP", "b.tif", "c.TIFF", "d.webp", "e.gif", "f.jpe", "g.PNG"]
+    taken = [*flat, "day1/x.jpg", "day1/deep/y.Jpg", "day2/z.png"]
+    for name in [*taken, "notes.txt", "README", "day1/list.TXT", ".hidden.jpg", ".cache/z.jpg", "h.eps"]:
+        (cat / name).parent.mkdir(parents=True, exist_ok=True)
+        (cat / name).write_bytes(jpeg("white"))
+    (cat / "day2" / "loop").symlink_to(cat)
+    (cat / "day3").symlink_to(cat / "day1")
+    os.mkfifo(cat / "pipe.jpg")
+    (cat / "gone.jpg").symlink_to("nowhere")
+    source = ImageFolderSource(tmp_path, "train")
+    found = [os.path.relpath(source.describe(i), cat) for i in range(len(source))]
+    assert found[:-2] == sorted([*flat, "0.jpg", "1.jpg", "gone.jpg"]) + taken[len(flat) :]
+    assert source.labels.tolist() == [0] * (len(found) - 2) + [1, 1]
+    assert source.left_out == {".txt": 2, "": 1, ".eps": 1}
+    [record] = caplog.records
+    assert re.search(r"train: 4 files .*2 .txt.*1 without ending.*1 .eps", record.getMessage())
+    caplog.clear()
+    make_folder(tmp_path, ["cat"], split="clean")
+    assert not ImageFolderSource(tmp_path, "clean").left_out and not caplog.records
+
+
+def test_one_split_for_training_and_evaluation_is_said_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(sources, "_noted", set())
+    make_folder(tmp_path, ["cat"])
+    (tmp_path / "other").symlink_to(tmp_path / "train")
+    make_folder(tmp_path, ["cat"], split="val")
+    folder = DataConfig(source="image_folder", data_dir=str(tmp_path))
+    for changes, warned in (
+        ({"eval_split": "val"}, 0),
+        ({"eval_split": "train"}, 1),
+        ({"eval_split": "other"}, 1),
+        ({"eval_split": "val/../train"}, 1),
+    ):
+        caplog.clear()
+        for train in (True, False, True):
+            open_source(dataclasses.replace(folder, **changes), train=train)
+        assert len(caplog.records) == warned, changes
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation", "warned"),
+    [("train", "train[:40%]", 1), ("train[:40%]", "train[40%:]", 0), ("train[:40%]", "train[:40%]", 1)],
+)
+def test_parts_of_one_split(toy_tfds, caplog, monkeypatch, train, evaluation, warned):
+    monkeypatch.setattr(sources, "_noted", set())
+    config = dataclasses.replace(TFDS, data_dir=str(toy_tfds), train_split=train, eval_split=evaluation)
+    open_source(config, train=True)
+    assert sum("same images" in record.getMessage() for record in caplog.records) == warned
 
 
 def test_image_folder_file_names_may_be_unicode(tmp_path):
@@ -209,6 +264,67 @@ def test_tfrecord_gets_the_conversion_command(toy_tfds, tmp_path):
 def test_dataset_converted_in_place_is_read(toy_tfds, tmp_path):
     data_dir = edited(toy_tfds, tmp_path, fileFormat="tfrecord", alternativeFileFormats=["array_record"])
     assert len(TfdsSource("toy", data_dir, "train")) == 5
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *(
+            (file, content)
+            for file in ("dataset_info.json", "features.json")
+            for content in ("", "{", "[]", "null", "[" * 10**5, b"\xff\xfe", None)
+        ),
+        ("dataset_info.json", '{"fileFormat": "array_record", "splits": 3}'),
+        ("dataset_info.json", '{"fileFormat": "array_record", "splits": [3]}'),
+        ("dataset_info.json", '{"fileFormat": "array_record", "splits": [{"name": "train"}]}'),
+        ("dataset_info.json", '{"fileFormat": ["array_record"], "splits": []}'),
+        ("dataset_info.json", '{"fileFormat": "array_record", "splits": [{"name": "train", "shardLengths": "x"}]}'),
+        ("features.json", "{}"),
+        ("features.json", '{"pythonClassName": "tensorflow_datasets.core.features.features_dict.Gone"}'),
+        ("features.json", '{"pythonClassName": 3}'),
+    ],
+)
+def test_damaged_tfds_files_are_one_line(toy_tfds, tmp_path, file, content):
+    data_dir = edited(toy_tfds, tmp_path)
+    path = tmp_path / "toy" / "1.0.0" / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError) as error:
+        TfdsSource("toy", data_dir, "train")
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("how", ["pythonClassName", "python_class_name", "type", "text"])
+def test_features_of_other_modules_are_not_imported(toy_tfds, tmp_path, monkeypatch, how):
+    data_dir = edited(toy_tfds, tmp_path)
+    (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "toy" / "1.0.0" / "features.json"
+    content = json.loads(file.read_text())
+    inner = {"pythonClassName" if how == "text" else how: "trap.Feature", "content": {}}
+    if how == "text":
+        name = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+        content = {
+            "type": name,
+            "proto_cls": "tensorflow_datasets.FeaturesDict",
+            "content": json.dumps({"features": {"a": inner}}),
+        }
+    else:
+        content["featuresDict"]["features"]["extra"] = inner
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="'trap.Feature'"):
+        TfdsSource("toy", data_dir, "train")
+
+
+def test_a_label_outside_the_classes_of_tfds_is_named(tmp_path):
+    root = write_tfds(tmp_path, "toy", 3, {"train": [(jpeg("red"), 0), (jpeg("red"), 2)]})
+    features = root / "toy" / "1.0.0" / "features.json"
+    features.write_text(features.read_text().replace('"numClasses": "3"', '"numClasses": "2"'))
+    source = TfdsSource("toy", root, "train")
+    with pytest.raises(InputError, match="record 1 has the label 2, .* 2 classes"):
+        with eval_batches(source, TFDS, img_size=8, batch_size=2) as batches:
+            next(batches)
 
 
 def test_missing_shards_are_named(toy_tfds, tmp_path):

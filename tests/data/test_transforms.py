@@ -2,13 +2,14 @@
 
 import io
 import re
+import struct
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps, PngImagePlugin
 
 from top_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from top_jax.data import transforms
@@ -54,10 +55,142 @@ def test_decode_takes_pixels_as_they_are():
     np.testing.assert_array_equal(np.asarray(decode(pixels)), pixels)
 
 
-def test_decode_ignores_exif_orientation():
+def with_orientation(orientation, kind="JPEG"):
+    """Noise of 9 x 7 whose EXIF part holds an orientation."""
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees
-    assert decode(encoded(noise(9, 7), "JPEG", exif=exif)).size == (9, 7)
+    exif[0x0112] = orientation
+    return encoded(noise(9, 7), kind, exif=exif, **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {}))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8, 9])
+def test_an_exif_orientation_is_followed_only_on_request(kind, orientation):
+    stored = Image.open(io.BytesIO(with_orientation(orientation, kind)))
+    plain, turned = (decode(with_orientation(orientation, kind), exif_rotate=rotate) for rotate in (False, True))
+    np.testing.assert_array_equal(np.asarray(plain), np.asarray(stored))
+    np.testing.assert_array_equal(np.asarray(turned), np.asarray(ImageOps.exif_transpose(stored)))
+    assert plain.info.get(transforms.IGNORED, 1) == (orientation if orientation < 9 else 1)
+    assert transforms.IGNORED not in turned.info
+
+
+def test_preprocess_says_once_that_it_does_not_turn(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(transforms, "_noted", set())
+    (tmp_path / "a.jpg").write_bytes(with_orientation(6))
+    image = Image.open(tmp_path / "a.jpg")
+    turned = [preprocess(given, 8, exif_rotate=True) for given in (tmp_path / "a.jpg", image)]
+    assert not caplog.records
+    stored = [preprocess(given, 8) for given in (tmp_path / "a.jpg", image)]
+    [record] = caplog.records
+    assert "a.jpg" in record.getMessage() and " 6," in record.getMessage()
+    for images in (turned, stored):
+        np.testing.assert_array_equal(*images)
+    assert not np.array_equal(turned[0], stored[0])
+
+
+GREY = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (4, 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        ("PNG", {}, GREY >> 8),
+        ("TIFF", {}, GREY >> 8),
+        ("TIFF", {"big": True}, GREY >> 8),
+        ("TIFF", {"tiffinfo": {262: 0}}, 255 - (GREY >> 8)),  # white is zero
+        ("PNG", {"transparency": int(GREY[0, 9])}, np.where(GREY == GREY[0, 9], 255, GREY >> 8)),
+    ],
+)
+def test_16_bits_keep_the_upper_8(kind, options, expected):
+    big = options.pop("big", False)
+    image = Image.fromarray(GREY.astype(">u2") if big else GREY)
+    decoded = np.asarray(decode(encoded(image, kind, **options)))
+    np.testing.assert_array_equal(decoded, np.repeat(expected[..., None], 3, axis=-1))
+    if not options:
+        np.testing.assert_array_equal(np.asarray(transforms.to_rgb(image)), decoded)
+
+
+def test_12_bits_in_a_tiff_are_scaled():
+    packed = bytes.fromhex("fff000" + "800400")  # the values 4095, 0, 2048, 1024
+    tags = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 122, 277: 1, 278: 1, 279: 6}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    content = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + struct.pack("<I", 0)
+    assert len(content) == 122
+    assert np.asarray(decode(content + packed))[0, :, 0].tolist() == [255, 0, 128, 64]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_pixels_without_a_defined_range_are_refused(dtype, tmp_path):
+    image = Image.fromarray(np.full((4, 4), 7, dtype))
+    image.save(tmp_path / "x.tif")
+    for given_image in (image, tmp_path / "x.tif"):
+        with pytest.raises(InputError, match="no defined range"):
+            preprocess(given_image)
+
+
+def test_transparency_is_laid_over_white_and_opaque_colours_stay():
+    rgba = np.concatenate([np.asarray(noise(16, 16)), np.full((16, 16, 1), 255, np.uint8)], axis=-1)
+    np.testing.assert_array_equal(np.asarray(decode(encoded(Image.fromarray(rgba), "PNG"))), rgba[..., :3])
+    rgba[..., 3] = np.arange(256).reshape(16, 16)
+    share = rgba[..., 3:] / 255
+    expected = rgba[..., :3] * share + 255 * (1 - share)
+    for image in (Image.fromarray(rgba), Image.fromarray(rgba).convert("RGBa")):
+        np.testing.assert_allclose(
+            np.asarray(transforms.to_rgb(image)), expected, atol=2 if image.mode == "RGBA" else 300
+        )
+    np.testing.assert_allclose(np.asarray(decode(encoded(Image.fromarray(rgba), "PNG"))), expected, atol=2)
+    for mode, clear in (("P", 0), ("L", 0), ("RGB", (0, 0, 0)), ("1", 0)):
+        data = encoded(Image.new(mode, (2, 2)), "PNG", transparency=clear)
+        assert (np.asarray(decode(data)) == 255).all(), mode
+    for image in (Image.new("LA", (2, 2), (9, 0)).convert("La"), Image.new("RGBa", (2, 2))):
+        assert (np.asarray(transforms.to_rgb(image)) == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PPM", "TGA", "ICO", "PCX", "JPEG2000"])
+def test_other_formats_are_not_decoded(kind):
+    with pytest.raises(OSError, match="no JPEG"):
+        decode(encoded(noise(16, 16), kind))
+
+
+@pytest.mark.parametrize("kind", list(transforms.FORMATS))
+def test_every_error_of_a_decoder_makes_the_image_unreadable(kind):
+    """Of damaged bytes, every result is an image or an OSError of one line."""
+    whole, rng, failed = encoded(noise(24, 24), kind), np.random.default_rng(0), 0
+    assert decode(whole).size == (24, 24)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in rng.integers(len(whole), size=4):
+            damaged[place] = rng.integers(256)
+        try:
+            decode(bytes(damaged[: rng.integers(1, len(whole) + 1)]), max_pixels=10**6)
+        except OSError as error:
+            failed += 1
+            assert "\n" not in str(error)
+    assert failed
+
+
+@pytest.mark.parametrize("raised", [RuntimeError, NotImplementedError, AttributeError, MemoryError, SyntaxError])
+def test_what_a_decoder_raises_is_named(raised, monkeypatch):
+    def load(self):
+        raise raised("two\nlines")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    with pytest.raises(OSError, match=f"{raised.__name__}: two lines"):
+        decode(encoded(noise(4, 4), "PNG"))
+
+
+def test_the_largest_number_of_pixels_is_a_setting(monkeypatch):
+    data = encoded(noise(20, 10), "PNG")
+    assert decode(data, max_pixels=200).size == (20, 10)
+    with pytest.raises(OSError, match="20 x 10 .*max_pixels=199"):
+        decode(data, max_pixels=199)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # Pillow refuses more than twice that
+    assert decode(data, max_pixels=400).size == (20, 10)
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)])
+def test_arrays_of_another_kind_are_refused(pixels):
+    with pytest.raises(InputError, match=re.escape(f"{pixels.dtype} {list(pixels.shape)}")):
+        decode(pixels)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"not an image", lambda b: b""])
@@ -198,6 +331,27 @@ def test_resize_center_crop_of_a_non_square_size_covers_both_sides():
     assert result.shape == (40, 60, 3) and (result == 9).all()
 
 
+@pytest.mark.parametrize("shape", [(100_000, 1), (1, 100_000)])
+@pytest.mark.parametrize("eval_crop", [0.875, 1.0])
+def test_an_extreme_shape_is_cropped_and_not_resized_as_a_whole(shape, eval_crop):
+    image = Image.new("RGB", shape, (9, 8, 7))
+    result = np.asarray(resize_center_crop(image, (224, 224), eval_crop=eval_crop))
+    assert result.shape == (224, 224, 3) and (result == (9, 8, 7)).all()
+
+
+def test_the_shortcut_for_extreme_shapes_gives_the_same_pixels(monkeypatch):
+    """Of smooth images: PIL rounds and clips between its two passes, whose order depends on the sizes."""
+    for width, height in ((30, 900), (900, 30), (41, 53)):
+        rows, columns = np.mgrid[:height, :width]
+        waves = np.stack([np.sin(rows / 9), np.sin(columns / 9), np.cos((rows + columns) / 9)], axis=-1)
+        image = Image.fromarray((127 + 120 * waves).astype(np.uint8))
+        whole = resize_center_crop(image, (24, 32), eval_crop=0.9)
+        monkeypatch.setattr(transforms, "MOST_AROUND", 0)
+        part = resize_center_crop(image, (24, 32), eval_crop=0.9)
+        monkeypatch.undo()
+        np.testing.assert_allclose(np.asarray(part, int), np.asarray(whole, int), atol=1)
+
+
 def test_normalize_matches_the_definition():
     images = np.asarray(noise(6, 4))[None]
     expected = (images / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
@@ -219,7 +373,7 @@ def test_preprocess_takes_a_path_or_an_image(tmp_path):
 
 def test_preprocess_names_a_missing_or_broken_file(tmp_path):
     (tmp_path / "note.jpg").write_bytes(b"not an image")
-    with pytest.raises(InputError, match="note.jpg .*Pillow"):
+    with pytest.raises(InputError, match="note.jpg .*JPEG, PNG"):
         preprocess(tmp_path / "note.jpg")
     with pytest.raises(InputError, match="gone.jpg"):
         preprocess(tmp_path / "gone.jpg")

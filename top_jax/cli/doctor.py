@@ -114,7 +114,7 @@ def inspect(config: RunConfig, sources: dict[str, Any]) -> dict[str, Any]:
         official = None if dataset is None else published_images(dataset, config.data, train=split == "train")
         total = records_to_read(source, _SAMPLE.value)
         with terminal.progress(f"looking at {source.name}", total) as advance:
-            found = inspect_split(source, sample=_SAMPLE.value, on_image=advance)
+            found = inspect_split(source, sample=_SAMPLE.value, max_pixels=config.data.max_pixels, on_image=advance)
         splits[split] = {**dataclasses.asdict(found), "official_images": official}
         if dataset is not None and official is not None:
             notes.append(completeness(split, found.images, dataset, official))

@@ -113,8 +113,8 @@ def _pictures(files: list[str], config: RunConfig) -> tuple[list[Any], tuple[str
         raise InputError(f"got {came}; needed: either image files, or --examples=N.")
     if not files:
         source = open_source(config.data, train=False)
-        return of_source(source, _EXAMPLES.value), source.class_names
-    pictures = of_files(files)
+        return of_source(source, _EXAMPLES.value, config.data), source.class_names
+    pictures = of_files(files, config.data)
     try:
         names = open_source(config.data, train=False).class_names
     except InputError:  # photos need no dataset; without it, classes have no names

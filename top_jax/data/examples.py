@@ -12,7 +12,7 @@ from PIL import Image
 
 from top_jax.config import AugmentConfig, DataConfig
 from top_jax.data import rand_augment, transforms
-from top_jax.data.sources import Source
+from top_jax.data.sources.base import Source, check_label
 from top_jax.errors import InputError
 
 PADDING_INDEX = -1
@@ -26,6 +26,7 @@ class Example(TypedDict):
     label: np.int32
     mask: np.float32
     index: np.int64  # in the source; -1 for padding
+    ignored: np.int8  # the EXIF orientation that is not followed, else 0; `Batches` takes it out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ class ExampleReader:
     def problem(self, index: int) -> str:
         """Returns a line that names image `index` and says why it cannot be read."""
         try:
-            transforms.decode(self.source[index].image)
+            transforms.decode(self.source[index].image, **self.config.decoding())
         except transforms.DECODE_ERRORS as error:
             return f"{self.source.describe(index)} ({error})"
         return f"{self.source.describe(index)} (readable on a second try)"
@@ -94,8 +95,8 @@ class ExampleReader:
         label = 0  # if the record itself cannot be read
         try:
             record = self.source[index]
-            label = record.label
-            image = transforms.decode(record.image)
+            label = check_label(self.source, index, record.label)
+            image = transforms.decode(record.image, **self.config.decoding())
         except transforms.DECODE_ERRORS as error:
             if self.config.on_corrupt == "skip":
                 return self._blank(label, index)
@@ -103,12 +104,15 @@ class ExampleReader:
                 f"unreadable image {self.source.describe(index)} ({error}). Replace or remove it, or pass "
                 "--config.data.on_corrupt=skip to train without it."
             ) from error
+        ignored = np.int8(image.info.get(transforms.IGNORED, 0))
         pixels = np.asarray(transform(image))
-        return Example(image=pixels, label=np.int32(label), mask=np.float32(1), index=np.int64(index))
+        return Example(image=pixels, label=np.int32(label), mask=np.float32(1), index=np.int64(index), ignored=ignored)
 
     def _blank(self, label: int, index: int) -> Example:
         pixels = np.zeros((*self.size, 3), np.uint8)
-        return Example(image=pixels, label=np.int32(label), mask=np.float32(0), index=np.int64(index))
+        return Example(
+            image=pixels, label=np.int32(label), mask=np.float32(0), index=np.int64(index), ignored=np.int8(0)
+        )
 
 
 def _random_resized_crop(

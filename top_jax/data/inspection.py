@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from top_jax.config import DataConfig
+from top_jax.config import MAX_PIXELS, DataConfig
 from top_jax.data import transforms
 from top_jax.data.sources import DigitsSource, ImageFolderSource, Source
 
@@ -55,7 +55,11 @@ def records_to_read(source: Source, sample: int) -> int:
 
 
 def inspect_split(
-    source: Source, *, sample: int = 64, on_image: Callable[[int], None] = lambda images: None
+    source: Source,
+    *,
+    sample: int = 64,
+    max_pixels: int = MAX_PIXELS,
+    on_image: Callable[[int], None] = lambda images: None,
 ) -> SplitReport:
     """Inspects a split without reading all of it.
 
@@ -65,6 +69,7 @@ def inspect_split(
     Args:
         source: the split.
         sample: largest number of images to decode.
+        max_pixels: an image with more pixels counts as unreadable.
         on_image: called with 1 after each opened image.
     """
     broken: dict[int, str] = {}
@@ -73,7 +78,7 @@ def inspect_split(
     chosen, sides = spread(len(source), sample), []
     for index in chosen:
         try:
-            sides.append(min(transforms.decode(source[index].image).size))
+            sides.append(min(transforms.decode(source[index].image, max_pixels=max_pixels).size))
         except transforms.DECODE_ERRORS as error:
             broken[index] = f"{source.describe(index)} ({error})"
         on_image(1)

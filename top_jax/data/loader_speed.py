@@ -70,7 +70,7 @@ def stages(
 
     def read_and_decode(index: int) -> None:
         try:
-            transforms.decode(source[index].image)
+            transforms.decode(source[index].image, **config.decoding())
         except transforms.DECODE_ERRORS:
             pass  # its time counts; the inspection names the image
 

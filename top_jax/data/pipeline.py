@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import atexit
 import collections
+import errno
 import logging
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
 
 from top_jax.config import AugmentConfig, DataConfig
+from top_jax.data import transforms
 from top_jax.data.examples import DEFAULT_AUGMENT, PADDING_INDEX, ExampleReader
-from top_jax.data.sources import Source
+from top_jax.data.sources.base import Source, check_split
 from top_jax.data.transforms import as_size
-from top_jax.errors import InputError
+from top_jax.errors import InputError, RunError
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +40,26 @@ DeviceBatch = dict[str, jax.Array]
 """A `Batch` on the devices; index becomes int32 unless JAX runs in 64 bits."""
 
 MOST_WORKERS = 16
+UNREADABLE_IN_A_ROW = 64  # different training images, or the whole split if it is smaller: then none can be read
 
 _running: weakref.WeakSet[Batches] = weakref.WeakSet()
+
+
+class _Said(NamedTuple):
+    """The warnings already given about a source: every evaluation, and every return to a checkpoint, reads it anew."""
+
+    unreadable: dict[int, str]  # a line for each index
+    turned: list[int]  # the first index of an image that is shown as stored
+
+
+_said: dict[int, _Said] = {}  # by id of the source, which may be unhashable
+
+
+def _said_of(source: Source) -> _Said:
+    if id(source) not in _said:
+        _said[id(source)] = _Said({}, [])
+        weakref.finalize(source, _said.pop, id(source), None)
+    return _said[id(source)]
 
 
 class Batches(Iterator[Batch]):
@@ -49,9 +71,18 @@ class Batches(Iterator[Batch]):
         corrupt: for each unreadable image so far, by its index in the source, a line that says what is wrong.
     """
 
-    def __init__(self, batches: Any, reader: ExampleReader):
-        """Wraps a grain.MapDataset of batches; use `train_batches` or `eval_batches` to make one."""
+    def __init__(self, batches: Any, reader: ExampleReader, *, most_in_a_row: int | None = None):
+        """Wraps a grain.MapDataset of batches; use `train_batches` or `eval_batches` to make one.
+
+        Args:
+            batches: of `Example`s.
+            reader: what makes them.
+            most_in_a_row: stop after so many different unreadable images without a readable one; None: never.
+        """
         self.corrupt: dict[int, str] = {}
+        self._most_in_a_row = most_in_a_row
+        self._in_a_row: set[int] = set()
+        self._any_readable = False
         self._batches = batches
         self._reader = reader
         self._next = 0
@@ -66,10 +97,23 @@ class Batches(Iterator[Batch]):
             self._iterator = _start(self._batches[self._next :], self._reader.config)
             _running.add(self)
         # Copied, because a worker's batch is in shared memory that Grain reuses.
-        batch = {name: np.array(values) for name, values in next(self._iterator).items()}
+        batch = {name: np.array(values) for name, values in self._next_of_grain().items()}
         self._next += 1
+        self._note_turned(batch, batch.pop("ignored"))
         self._note_corrupt(batch)
         return batch
+
+    def _next_of_grain(self) -> Batch:
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if (ended := re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))) is None:
+                raise
+            raise RunError(_worker_ended(int(ended[1]))) from error
+        except OSError as error:  # the readers raise none
+            if error.errno not in (errno.ENOSPC, errno.ENOMEM):
+                raise
+            raise RunError(_worker_ended(-signal.SIGBUS)) from error
 
     def get_state(self) -> dict[str, int]:
         """Returns the position as JSON values: the number of batches returned so far."""
@@ -93,10 +137,31 @@ class Batches(Iterator[Batch]):
         self.close()
 
     def _note_corrupt(self, batch: Batch) -> None:
-        unreadable = batch["index"][(batch["mask"] == 0) & (batch["index"] != PADDING_INDEX)]
-        for index in (int(i) for i in unreadable if int(i) not in self.corrupt):
-            self.corrupt[index] = self._reader.problem(index)
-            logger.warning("skipped unreadable image %d: %s", len(self.corrupt), self.corrupt[index])
+        unreadable = (batch["mask"] == 0) & (batch["index"] != PADDING_INDEX)
+        known = _said_of(self._reader.source).unreadable
+        for index in map(int, batch["index"][unreadable]):
+            if index not in known:
+                known[index] = self._reader.problem(index)
+                logger.warning("skipped unreadable image %d: %s", len(known), known[index])
+            self.corrupt[index] = known[index]
+        if batch["mask"].any():
+            self._in_a_row.clear()
+            self._any_readable = True
+            return
+        self._in_a_row.update(map(int, batch["index"][unreadable]))
+        if self._most_in_a_row is not None and len(self._in_a_row) >= self._most_in_a_row:
+            error = RunError if self._any_readable else InputError
+            raise error(
+                f"none of the last {len(self._in_a_row)} images of {self._reader.source.name} could be read, such as "
+                f"{self.corrupt[min(self._in_a_row)]}; is the data still there? Then start the same command again."
+            )
+
+    def _note_turned(self, batch: Batch, ignored: np.ndarray) -> None:
+        source, turned = self._reader.source, np.flatnonzero(ignored)
+        if turned.size and not (said := _said_of(source).turned):
+            said.append(int(batch["index"][turned[0]]))
+            name, orientation = source.describe(int(batch["index"][turned[0]])), ignored[turned[0]]
+            logger.warning(transforms.NOT_FOLLOWED, name, orientation, "--config.data.exif_rotate=True")
 
 
 def train_batches(
@@ -131,13 +196,14 @@ def train_batches(
         process_count: the number of hosts.
 
     Raises:
-        InputError: there are fewer images than a batch needs, the hosts do not divide the batch size, or a setting is
-            impossible.
+        InputError: there are fewer images than a batch needs, a label is no class, the hosts do not divide the batch
+            size, or a setting is impossible.
     """
     import grain
 
     from top_jax.data import index_map
 
+    check_split(source)
     local_size = _local_batch_size(batch_size, process_count)
     reader = ExampleReader(source, config, as_size(img_size), augment)
     if len(source) < batch_size:
@@ -149,7 +215,7 @@ def train_batches(
     # Augment before sharing: the augmentation of an example depends on its place among the examples of all hosts.
     examples = index_map.repeat_each(shuffled, augment.repeats, kept).random_map(reader.random)
     rows = index_map.host_share(examples, batch_size, process_index, process_count)
-    return Batches(rows.batch(local_size).repeat(), reader)
+    return Batches(rows.batch(local_size).repeat(), reader, most_in_a_row=min(UNREADABLE_IN_A_ROW, len(source)))
 
 
 def eval_batches(
@@ -166,12 +232,14 @@ def eval_batches(
     All batches have the same shape: the last is padded with rows of mask 0 and index -1.
 
     Raises:
-        InputError: the hosts do not divide the batch size, or a setting is impossible.
+        InputError: there is no image, a label is no class, the hosts do not divide the batch size, or a setting is
+            impossible.
     """
     import grain
 
     from top_jax.data import index_map
 
+    check_split(source)
     local_size = _local_batch_size(batch_size, process_count)
     reader = ExampleReader(source, config, as_size(img_size))
     padded = -(-len(source) // batch_size) * batch_size
@@ -241,6 +309,20 @@ def _start(batches: Any, config: DataConfig) -> Any:
         options = grain.MultiprocessingOptions(num_workers=num_workers)
         dataset = dataset.mp_prefetch(options, worker_init_fn=_set_up_worker)
     return iter(dataset)
+
+
+def _worker_ended(exit_code: int) -> str:
+    """Says, for a person, why a worker process most likely ended."""
+    remedy = "pass --config.data.num_workers=0, or fewer workers. Then start the same command again."
+    if exit_code == -signal.SIGBUS:
+        size = f" of {shutil.disk_usage('/dev/shm').total / 2**20:.0f} MiB" if os.path.isdir("/dev/shm") else ""
+        return (
+            f"the shared memory /dev/shm{size} is too small for the batches of the data workers; give the container "
+            f"more (docker run --shm-size=8g), or {remedy}"
+        )
+    if exit_code == -signal.SIGKILL:
+        return f"a data worker was killed, most likely because the memory ran out; give more memory, or {remedy}"
+    return f"a data worker ended with exit code {exit_code}; if it was not stopped on purpose, {remedy}"
 
 
 def _close_running() -> None:

@@ -6,54 +6,169 @@ the official recipes.
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageEnhance, UnidentifiedImageError
 
-from top_jax.config import IMAGENET_MEAN, IMAGENET_STD
+from top_jax.config import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS
 from top_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]
 
 CROP_TRIES = 10
 ASPECT_RATIOS = (3 / 4, 4 / 3)
-# PIL raises OSError for a file that is no image or is truncated, and the others for damage inside.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+MOST_AROUND = 64  # times the crop's pixels: a larger image is not resized as a whole
+DECODE_ERRORS = (OSError,)  # a record that is missing or damaged; `decode` raises nothing else for damage
+
+# Pillow knows 40 more formats, and for some of them starts other programs, such as Ghostscript for EPS.
+FORMATS: Final = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+} | ({"AVIF": (".avif",)} if importlib.util.find_spec("PIL.AvifImagePlugin") else {})
+BACKGROUND: Final = (255, 255, 255, 255)  # what transparent pixels are laid over: white, as a browser's page
+IGNORED: Final = "ignored_exif_orientation"  # in the `info` of a decoded image that is shown as stored
+_ORIENTATION: Final = 0x0112  # EXIF
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PHOTOMETRIC, _BITS = 262, 258  # TIFF
 
 
-def decode(image: bytes | np.ndarray) -> Image.Image:
-    """Decodes a file's bytes, or wraps uint8 [H, W, 3], as an RGB image; ignores EXIF orientation, as torchvision does.
+def decode(image: bytes | np.ndarray, *, exif_rotate: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decodes a file's bytes, or wraps uint8 [H, W, 3], as an RGB image; of an animation, the first picture.
+
+    Args:
+        image: a file in one of `FORMATS`, or pixels.
+        exif_rotate: turn the image as its EXIF orientation says; without it, it stays as stored, as in torchvision.
+        max_pixels: largest number of pixels; a larger image is not decoded.
 
     Raises:
-        OSError and the others in DECODE_ERRORS: the bytes are not a complete image.
+        OSError: the bytes are not a complete image, are too large, or have pixels without a defined range (`to_rgb`).
+        InputError: an array of another dtype or shape.
     """
     if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise InputError(f"pixels are {image.dtype} {list(image.shape)}; they must be uint8 [H, W, 3].")
         return Image.fromarray(image)
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # Pillow refuses more than twice its own limit
     try:
-        with Image.open(io.BytesIO(image)) as encoded:
-            return encoded.convert("RGB")
+        with Image.open(io.BytesIO(image), formats=tuple(FORMATS)) as encoded:
+            width, height = encoded.size
+            if width * height > max_pixels:
+                raise OSError(f"{width} x {height} pixels, more than data.max_pixels={max_pixels}")
+            return to_rgb(encoded, exif_rotate=exif_rotate)
     except UnidentifiedImageError:  # its message names the BytesIO; callers name the file
-        raise UnidentifiedImageError("no image format that Pillow knows") from None
+        raise OSError(f"no {', '.join(FORMATS)} image") from None
+    except Exception as error:  # decoders raise nearly anything for damage, such as RuntimeError and AttributeError
+        name = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        raise OSError(name + " ".join(str(error).split())) from error
 
 
-def read_image(file: str | Path) -> Image.Image:
-    """Reads and decodes an image file, as `decode`.
+def to_rgb(image: Image.Image, *, exif_rotate: bool = False) -> Image.Image:
+    """Converts an image of any mode with a defined range to 8-bit RGB.
+
+    16-bit grey keeps its upper 8 bits, as Pillow does for 16-bit colours. Transparency is laid over white. An
+    orientation that is not followed is kept in the result's `info[IGNORED]`.
+
+    Args:
+        image: a PIL image.
+        exif_rotate: turn it as its EXIF orientation says.
+
+    Raises:
+        OSError: 32-bit integers or floats, which have no defined range; or the image has no pixels.
+    """
+    if not min(image.size):
+        raise OSError("it has no pixels")
+    if image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+        raise OSError(f"its pixels are {kind}, which have no defined range; save it with 8 or 16 bits")
+    image.load()
+    orientation = _orientation(image)
+    if image.mode.startswith("I;16"):
+        image = _upper_bits(image)
+    if image.has_transparency_data:
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, BACKGROUND), rgba)
+    rgb = image.convert("RGB")
+    if exif_rotate and orientation in _TURNS:
+        return rgb.transpose(_TURNS[orientation])
+    if orientation in _TURNS:
+        rgb.info[IGNORED] = orientation
+    return rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation, 1 (as stored) where there is none or the EXIF part is damaged."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # the pixels are whole
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _upper_bits(image: Image.Image) -> Image.Image:
+    """Returns 16-bit grey (TIFF also has 12 bits in 16) as 8-bit grey, with alpha where one value is transparent."""
+    values, tags = np.asarray(image).astype(np.uint16), getattr(image, "tag_v2", {})
+    bits = 12 if tags.get(_BITS) == (12,) else 16
+    grey = (values >> (bits - 8)).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero; Pillow turns only 8 bits around
+        grey = 255 - grey
+    transparent = image.info.get("transparency")
+    if not isinstance(transparent, int):
+        return Image.fromarray(grey)
+    alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
+    return Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)])
+
+
+def read_image(file: str | Path, *, exif_rotate: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Reads and decodes an image file, as `decode`; says once where it does not follow an EXIF orientation.
 
     Raises:
         InputError: there is no such file, or it is not a complete image.
     """
+    if not Path(file).is_file():  # a folder, or a pipe that would never end, is none either
+        raise InputError(f"no image file {file}.")
     try:
-        return decode(Path(file).read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"no image file {file}.") from None
+        image = decode(Path(file).read_bytes(), exif_rotate=exif_rotate, max_pixels=max_pixels)
     except DECODE_ERRORS as error:
-        raise InputError(f"cannot read {file} as an image: {error}") from error
+        raise InputError(f"cannot read {file} as an image: {error}.") from error
+    _note_ignored(image, str(file))
+    return image
+
+
+_noted: set[str] = set()
+NOT_FOLLOWED: Final = (
+    "%s has the EXIF orientation %d, which is not followed, as in torchvision; %s turns such images (said once)"
+)
+
+
+def _note_ignored(image: Image.Image, name: str) -> None:
+    """Warns, once a process, that an image is shown as stored although its EXIF orientation says to turn it."""
+    if (orientation := image.info.get(IGNORED)) and not _noted:
+        _noted.add(name)
+        logger.warning(NOT_FOLLOWED, name, orientation, "exif_rotate=True")
 
 
 def random_resized_crop(
@@ -106,7 +221,13 @@ def resize_center_crop(image: Image.Image, size: Size, *, eval_crop: float = 0.8
     With `eval_crop` 1, an image of that size keeps its pixels.
     """
     resized, box = center_crop_box(image.size, size, eval_crop=eval_crop)
-    return image.resize(resized, Image.Resampling.BICUBIC).crop(box)
+    if resized[0] * resized[1] <= MOST_AROUND * size[0] * size[1]:
+        return image.resize(resized, Image.Resampling.BICUBIC).crop(box)
+    # The same pixels up to rounding, without the rest of a very long image, which could take gigabytes.
+    across, down = image.width / resized[0], image.height / resized[1]
+    left, right = (min(max(side * across, 0.0), float(image.width)) for side in box[::2])
+    top, bottom = (min(max(side * down, 0.0), float(image.height)) for side in box[1::2])
+    return image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
 
 
 def center_crop_box(
@@ -141,6 +262,7 @@ def preprocess(
     eval_crop: float = 0.875,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    exif_rotate: bool = False,
 ) -> jax.Array:
     """Prepares one image as evaluation does: resize, central crop, normalise.
 
@@ -150,14 +272,23 @@ def preprocess(
         eval_crop: the share of the resized image's side that the central crop keeps.
         mean: mean of each channel, for pixels scaled to 0..1.
         std: standard deviation of each channel, likewise.
+        exif_rotate: turn the image as its EXIF orientation says. By default it stays as stored, as in torchvision
+            and timm, and one warning says so.
 
     Returns:
-        float32 [H, W, 3], normalised.
+        float32 [H, W, 3], normalised. 16-bit grey is scaled, and transparency is laid over white (`to_rgb`).
 
     Raises:
-        InputError: there is no such file, or it is not a complete image.
+        InputError: there is no such file, it is not a complete image, or its pixels have no defined range.
     """
-    rgb = read_image(image) if isinstance(image, (str, Path)) else image.convert("RGB")
+    if isinstance(image, (str, Path)):
+        rgb = read_image(image, exif_rotate=exif_rotate)
+    else:
+        try:
+            rgb = to_rgb(image, exif_rotate=exif_rotate)
+        except OSError as error:
+            raise InputError(f"cannot use this image of mode {image.mode}: {error}.") from error
+        _note_ignored(rgb, "the image")
     return normalize(np.asarray(resize_center_crop(rgb, as_size(img_size), eval_crop=eval_crop)), mean, std)
 
 

@@ -14,6 +14,7 @@ from flax import nnx
 from top_jax import distributed
 from top_jax.config import DataConfig
 from top_jax.data import PADDING_INDEX, Batches, Source, check_classes, eval_batches, normalize, prefetch_to_device
+from top_jax.errors import InputError
 from top_jax.models import Backbone
 from top_jax.models.weights import Weights, weights_of
 from top_jax.sharding import by_image, check_divisible, make_mesh, replicated
@@ -79,6 +80,9 @@ def evaluate(
         accuracy and accuracy_top5 (shares); loss (nats); images: how many were counted; unreadable: how many could not
         be read; images_per_second of the whole loop, including loading but not the first batch, which compiles (0.0
         without a second batch).
+
+    Raises:
+        InputError: no image could be read.
     """
     sums: dict[str, float] = {}
     start, images_before = None, 0.0
@@ -89,7 +93,12 @@ def evaluate(
             if start is None:
                 start, images_before = time.perf_counter(), sums["count"]
             on_batch(int(result["count"]))
-    count = max(sums["count"], 1.0)
+    if not (count := sums.get("count", 0.0)):
+        raise InputError(
+            f"none of the {int(sums.get('unreadable', 0))} images to evaluate could be read"
+            + "".join(f", such as {line}" for line in list(batches.corrupt.values())[:1])
+            + "; correct config.data, or replace the images."
+        )
     seconds = time.perf_counter() - start if start is not None else 0.0
     timed = sums["count"] - images_before
     return {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 
 from top_jax.config import DataConfig
-from top_jax.data.sources.base import Record, Source, check_classes
+from top_jax.data.sources.base import Record, Source, check_classes, check_split
 from top_jax.data.sources.digits import DigitsSource
 from top_jax.data.sources.image_folder import ImageFolderSource, check_same_classes
 from top_jax.data.sources.packed import PackedSource
@@ -24,16 +26,45 @@ __all__ = [
 ]
 
 
+logger = logging.getLogger(__name__)
+
+_noted: set[tuple[str | None, str, str]] = set()
+
+
 def open_source(config: DataConfig, *, train: bool) -> Source:
     """Opens the training or the evaluation split that `config` names.
 
     Raises:
-        InputError: the source is unknown or its data is missing; the message says what to do.
+        InputError: the source is unknown, its data is missing or damaged, or the split is empty; the message says
+            what to do.
     """
     openers = {"digits": _open_digits, "tfds": _open_tfds, "image_folder": _open_image_folder, "packed": _open_packed}
     if config.source not in openers:
         raise InputError(f"unknown config.data.source={config.source!r}; use one of {', '.join(openers)}.")
-    return openers[config.source](config, config.train_split if train else config.eval_split)
+    _note_same_split(config)
+    source = openers[config.source](config, config.train_split if train else config.eval_split)
+    check_split(source)
+    return source
+
+
+def _note_same_split(config: DataConfig) -> None:
+    """Warns, once a process, where the evaluation split is, or is part of, the training split."""
+    train, evaluation = config.train_split, config.eval_split
+    same = train == evaluation
+    if config.source == "tfds":  # train[:90%] and train[90%:] are two parts, but train holds both
+        parts = [split.partition("[") for split in (train, evaluation)]
+        same |= parts[0][0] == parts[1][0] and not (parts[0][1] and parts[1][1])
+    elif config.source == "image_folder" and config.data_dir is not None:
+        folders = [Path(config.data_dir) / split for split in (train, evaluation)]
+        same |= all(map(os.path.isdir, folders)) and os.path.samefile(*folders)
+    if same and (noted := (config.data_dir, train, evaluation)) not in _noted:
+        _noted.add(noted)
+        logger.warning(
+            "data.train_split=%r and data.eval_split=%r are the same images: the accuracy will be that of the training "
+            "images; choose another data.eval_split.",
+            train,
+            evaluation,
+        )
 
 
 def _open_digits(config: DataConfig, split: str) -> Source:

@@ -46,6 +46,32 @@ class Source(Protocol):
         ...
 
 
+def check_split(source: Source) -> None:
+    """Checks, without reading an image, that a split can be used.
+
+    Labels that the source holds in an array `labels` are checked here; others are checked as each record is read.
+
+    Raises:
+        InputError: the split has no image, or a label that is no class.
+    """
+    if not len(source):
+        raise InputError(f"{source.name} has no images; choose another split or data_dir.")
+    labels = np.asarray(getattr(source, "labels", ()))
+    wrong = np.flatnonzero((labels < 0) | (labels >= source.num_classes))
+    if wrong.size:
+        check_label(source, int(wrong[0]), labels[wrong[0]].item())
+
+
+def check_label(source: Source, index: int, label: int) -> int:
+    """Returns the label of record `index`; raises InputError, naming both, unless it is one of the classes."""
+    if 0 <= label < source.num_classes:
+        return label
+    raise InputError(
+        f"{source.describe(index)} has the label {label}, but {source.name} has {source.num_classes} classes, "
+        f"numbered 0 to {source.num_classes - 1}; correct the label, or prepare the data again."
+    )
+
+
 def check_classes(source: Source, num_classes: int, advice: str) -> None:
     """Raises InputError, ending in `advice`, unless the source has `num_classes` classes, as the model has."""
     if source.num_classes != num_classes:

@@ -1,16 +1,22 @@
-"""Images in folders, as most people store ImageNet: root/<split>/<class>/*.jpg."""
+"""Images in folders, as most people store ImageNet: root/<split>/<class>/*.jpg, or in sub-folders of a class."""
 
 from __future__ import annotations
 
+import collections
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from top_jax.data.sources.base import Record
+from top_jax.data.transforms import FORMATS
 from top_jax.errors import InputError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = tuple(ending for endings in FORMATS.values() for ending in endings)  # of lower or upper case
 LAYOUT = "An image folder is laid out as <data_dir>/<split>/<class>/*.jpg."
 
 
@@ -20,30 +26,40 @@ class ImageFolderSource:
     Attributes:
         classes: the names of the class folders, sorted.
         labels: int32 [N], the label of every image.
+        left_out: number of files that are no images, by ending ("" for none); hidden files are not counted.
     """
 
     def __init__(self, root: str | Path, split: str):
-        """Lists the files without opening them.
+        """Lists the files without opening them, and warns of those that it leaves out.
 
         Raises:
-            InputError: the root or split does not exist, or has no class folder, or a class has no image.
+            InputError: the root or split does not exist or cannot be read, has no class folder, or a class has no
+                image.
         """
         self.name = f"{root}/{split}"
         self._folder = Path(root) / split
         self.classes = class_names(root, split)
         names, labels = [], []
+        self.left_out: collections.Counter[str] = collections.Counter()
         for label, class_name in enumerate(self.classes):
-            files = _image_files(self._folder / class_name)
+            files = []
+            for file in _files(self._folder / class_name):
+                if file.lower().endswith(EXTENSIONS):
+                    files.append(file)
+                else:
+                    self.left_out[os.path.splitext(file)[1].lower()] += 1
             if not files:
                 raise InputError(
                     f"no image in {self._folder / class_name}; it needs files ending in {', '.join(EXTENSIONS)}. "
-                    "Add images or remove the folder."
+                    f"Add images or remove the folder.{_counted(self.left_out)}"
                 )
             names += [os.fsencode(f"{class_name}/{file}") for file in files]
             labels += [label] * len(files)
         # One array of bytes: sending a million Path or str objects to each worker process would take seconds.
         self._names = np.array(names)
         self.labels = np.array(labels, np.int32)
+        if self.left_out:
+            logger.warning("%s: %s", self.name, _counted(self.left_out).strip())
 
     @property
     def num_classes(self) -> int:
@@ -104,13 +120,44 @@ def check_same_classes(root: str | Path, train_split: str, eval_split: str) -> N
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
 
 
-def _image_files(folder: Path) -> list[str]:
-    # "._x.jpg" is a macOS resource fork, not an image.
-    return sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".")
-    )
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """Returns what a folder holds but hidden names; "._x.jpg" is a macOS resource fork, not an image."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}).") from error
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Yields the paths in `folder` of its files and of those in its sub-folders, in torchvision's order.
+
+    A folder to which links lead twice is read once. Pipes and devices are left out.
+    """
+    seen, waiting = set(), [""]
+    while waiting:
+        inside = waiting.pop()
+        status = os.stat(folder / inside)
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders, files = [], []
+        for entry in _entries(folder / inside):
+            if entry.is_dir():
+                folders.append(f"{inside}{entry.name}/")
+            elif entry.is_file() or not os.path.exists(entry.path):  # a broken link is an unreadable image
+                files.append(f"{inside}{entry.name}")
+        yield from sorted(files)
+        waiting += sorted(folders, reverse=True)
+
+
+def _counted(left_out: collections.Counter[str]) -> str:
+    """Says which files are left out, as a sentence after a space; empty without any."""
+    if not left_out:
+        return ""
+    endings = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in left_out.most_common(5))
+    more = ", ..." * (len(left_out) > 5)
+    return f" {left_out.total()} files are left out ({endings}{more}); images end in {', '.join(EXTENSIONS)}."

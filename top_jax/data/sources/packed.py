@@ -12,16 +12,18 @@
 from __future__ import annotations
 
 import io
-import zipfile
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from top_jax.data.sources.base import Record, Source
+from top_jax.data.sources.base import Record, Source, check_label
 from top_jax.errors import InputError
 from top_jax.files import requested_file
+
+PARTS = ("images", "ends", "labels")
 
 
 class PackedSource:
@@ -31,22 +33,39 @@ class PackedSource:
         """Reads the split.
 
         Raises:
-            InputError: the file or the split does not exist, or the file is not a packed dataset.
+            InputError: the file or the split does not exist, or the file is damaged or not a packed dataset.
         """
+        if not Path(path).is_file():
+            raise InputError(f"no packed dataset {path}; write one with python -m top_jax.cli.pack.")
         try:
-            with np.load(path) as file:
+            with open(path, "rb") as stream, np.load(stream) as file:  # NumPy leaves a damaged file open
                 splits = sorted(key.removesuffix("/images") for key in file if key.endswith("/images"))
                 if split not in splits:
-                    raise InputError(f"{path} has no split {split!r}; use one of {', '.join(splits)}.")
-                self.name = f"{file['name']}/{split}"
-                self.class_names: tuple[str, ...] = tuple(file["classes"].tolist())
-                self.num_classes = len(self.class_names)
-                self._images, self._ends = file[f"{split}/images"], file[f"{split}/ends"]
-                self.labels = file[f"{split}/labels"]
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+                    raise InputError(f"{path} has no split {split!r}; it has {', '.join(splits) or 'none'}.")
+                name, classes = file["name"], file["classes"]
+                self._images, self._ends, self.labels = (file[f"{split}/{part}"] for part in PARTS)
+        except InputError:
+            raise
+        except Exception as error:  # damage inside a zip raises nearly anything, such as zlib.error and MemoryError
             raise InputError(
-                f"{path} is no packed dataset ({error}); write one with python -m top_jax.cli.pack."
+                f"{path} is no packed dataset, or is damaged ({type(error).__name__}: {error}); write it again with "
+                "python -m top_jax.cli.pack."
             ) from error
+        self.name = f"{name}/{split}"
+        self.class_names: tuple[str, ...] = tuple(map(str, classes.ravel().tolist()))
+        self.num_classes = len(self.class_names)
+        fits = (
+            (classes.ndim, classes.dtype.kind) == (1, "U")
+            and (self._images.ndim, self._images.dtype) == (1, np.uint8)
+            and all(part.ndim == 1 and part.dtype.kind == "i" for part in (self._ends, self.labels))
+            and len(self._ends) == len(self.labels)
+            and (np.diff(self._ends, prepend=0) >= 0).all()
+            and (self._ends[-1] if len(self._ends) else 0) == len(self._images)
+        )
+        if not fits:
+            raise InputError(
+                f"the sizes in {path} contradict each other; write it again with python -m top_jax.cli.pack."
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,15 +95,24 @@ def pack(
         on_images: called with the number of images read since the last call, for a progress bar.
 
     Raises:
-        InputError: the file exists, or cannot be written.
+        InputError: the file exists or cannot be written, or a record cannot be read.
     """
-    if Path(path).exists():
+    folder = Path(path).absolute().parent
+    if os.path.lexists(path):
         raise InputError(f"{path} exists; choose another name, or delete it.")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):  # before the work that would be lost
+        raise InputError(f"{path} cannot be written: {folder} is no folder to write to; choose another place.")
     arrays: dict[str, Any] = {"name": np.array(name)}
     for split, source in splits.items():
         images, labels = [], np.empty(len(source), np.int32)
         for index in range(len(source)):
-            image, labels[index] = source[index]
+            try:
+                image, label = source[index]
+            except OSError as error:
+                raise InputError(
+                    f"cannot read {source.describe(index)} ({error}); replace or remove it, and pack again."
+                ) from error
+            labels[index] = check_label(source, index, label)
             images.append(image if isinstance(image, bytes) else _png(image))
             on_images(1)
         arrays["classes"] = np.array(source.class_names)

@@ -7,6 +7,7 @@ it does not find.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import json
 import re
@@ -27,6 +28,10 @@ IMAGENET_TARS = (
 )
 
 
+AGAIN = "copy or prepare the dataset again."
+_OWN_CLASS = re.compile(r"tensorflow_datasets(\.core\.features(\.[A-Za-z]\w*)*)?\.[A-Za-z]\w*")
+
+
 class TfdsSource:
     """One split of a TFDS dataset with the features "image" and "label"; images stay encoded."""
 
@@ -39,32 +44,41 @@ class TfdsSource:
             split: name of a split, or a TFDS slice of it such as "train[:10%]".
 
         Raises:
-            InputError: the dataset, version, split or a file is missing, or it is not array_record with images.
+            InputError: the dataset, version, split or a file is missing or damaged, or it is not array_record with
+                images.
         """
         directory = find_dataset(name, data_dir)
-        info = json.loads((directory / "dataset_info.json").read_text())
+        info = _read_json(directory / "dataset_info.json")
         _check_format(directory, info)
         split_name = _check_split(directory, info, split)
+        _check_features(directory / "features.json")
 
         import tensorflow_datasets as tfds  # takes seconds, so only after the checks and only if needed
 
-        builder: Any = tfds.builder_from_directory(directory)
-        features = builder.info.features
+        try:
+            builder: Any = tfds.builder_from_directory(directory)
+            features = builder.info.features
+        except Exception as error:  # TFDS trusts its files
+            raise InputError(_damaged(directory, error)) from error
         if not {"image", "label"} <= set(features):
             raise InputError(f"{directory} has the features {sorted(features)}; training needs 'image' and 'label'.")
-        decoders = {"image": tfds.decode.SkipDecoding()}  # images are decoded by our own PIL decoder
+        label, decoders = features["label"], {"image": tfds.decode.SkipDecoding()}  # our own PIL decoder reads images
+        if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
+            raise InputError(f"the feature 'label' of {directory} is {label}; it must be a ClassLabel with classes.")
         try:
             self._records = builder.as_data_source(split, decoders=decoders)
         except ValueError as error:
             raise InputError(f"TFDS cannot read split {split!r} of {directory}: {error}") from error
+        except Exception as error:
+            raise InputError(_damaged(directory, error)) from error
         # Checked after as_data_source: until then, a dataset converted in place lists the files of its older format.
         _check_files(directory, builder.info.splits[split_name].filepaths)
         parts = builder.info.splits[split].file_instructions
         self._shards = [Path(part.filename).name for part in parts]
         self._ends = list(itertools.accumulate(part.take for part in parts))
         self.name = f"{builder.info.full_name}/{split}"
-        self.num_classes: int = features["label"].num_classes
-        self.class_names: tuple[str, ...] = tuple(features["label"].names)
+        self.num_classes: int = label.num_classes
+        self.class_names: tuple[str, ...] = tuple(label.names)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -84,8 +98,8 @@ class TfdsSource:
     def _read(self, index: int) -> dict[str, Any]:
         try:
             return self._records[index]
-        except RuntimeError as error:  # array_record raises it for every damage, which its hashes detect
-            raise OSError(str(error)) from error
+        except Exception as error:  # RuntimeError of array_record for a wrong hash; others if it is no tf.Example
+            raise OSError(" ".join(str(error).split())) from error
 
     def _shard(self, index: int) -> str:
         return self._shards[bisect.bisect_right(self._ends, index)]
@@ -113,11 +127,50 @@ def find_dataset(name: str, data_dir: str | Path) -> Path:
     return chosen[-1]
 
 
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+        problem = f"it holds a {type(content).__name__}, not an object"
+    except (OSError, ValueError, RecursionError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    raise InputError(f"{file} cannot be read ({problem}); {AGAIN}")
+
+
+def _check_features(file: Path) -> None:
+    """Checks the classes that features.json names: TFDS imports the modules of those that it does not know.
+
+    Raises:
+        InputError: the file is damaged, or names a class outside TFDS.
+    """
+    waiting: list[Any] = [_read_json(file)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            for key in ("pythonClassName", "python_class_name", "type", "proto_cls"):  # the last two of old releases
+                name = node.get(key)
+                if isinstance(name, str) and "." in name and not _OWN_CLASS.fullmatch(name):
+                    raise InputError(
+                        f"{file} names the class {name!r}, which is not one of TFDS's features; reading it would run "
+                        f"that module. {AGAIN.capitalize()}"
+                    )
+        if isinstance(node, str) and node.lstrip().startswith("{"):  # old releases keep JSON as text inside JSON
+            with contextlib.suppress(ValueError, RecursionError):
+                waiting.append(json.loads(node))
+        if isinstance(node, dict | list):
+            waiting += node.values() if isinstance(node, dict) else node
+
+
+def _damaged(directory: Path, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300]
+    return f"TFDS cannot open {directory} ({type(error).__name__}: {reason}); {AGAIN}"
+
+
 def _check_format(directory: Path, info: dict[str, Any]) -> None:
-    formats = {
-        info.get("fileFormat", "tfrecord"),
-        *info.get("alternativeFileFormats", ()),
-    }  # TFDS's default: tfrecord
+    others = info.get("alternativeFileFormats", [])
+    # TFDS's default is tfrecord.
+    formats = {str(info.get("fileFormat", "tfrecord")), *(map(str, others) if isinstance(others, list) else ())}
     if "array_record" not in formats:
         raise InputError(
             f"{directory} is prepared as {', '.join(sorted(formats))}, which needs TensorFlow; array_record is "
@@ -129,7 +182,10 @@ def _check_format(directory: Path, info: dict[str, Any]) -> None:
 
 def _check_split(directory: Path, info: dict[str, Any], split: str) -> str:
     """Returns the name of the split that the slice `split` is taken from; raises InputError if it does not exist."""
-    names = [entry["name"] for entry in info.get("splits", [])]
+    splits = info.get("splits", [])
+    if not isinstance(splits, list) or not all(isinstance(split, dict) and "name" in split for split in splits):
+        raise InputError(f"the splits in {directory / 'dataset_info.json'} are damaged; {AGAIN}")
+    names = [str(entry["name"]) for entry in splits]
     wanted = split.partition("[")[0]
     if wanted not in names:
         raise InputError(
@@ -143,7 +199,7 @@ def _check_files(directory: Path, files: Iterable[Any]) -> None:
     if missing := [Path(file).name for file in files if not Path(file).is_file()]:
         raise InputError(
             f"{len(missing)} of the files that dataset_info.json lists are not in {directory}: "
-            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. Copy or prepare the dataset again."
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. {AGAIN.capitalize()}"
         )
 
 
