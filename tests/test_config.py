@@ -229,7 +229,7 @@ def test_config_of_an_older_release():
 
 
 def test_what_a_config_leaves_unset_keeps_its_type():
-    """So that a flag can set it: --config.data.num_workers=2."""
+    """An unset number is a typed placeholder, so that a flag can set it: --config.data.num_workers=2."""
     config = make_config(data=dict(num_workers=None))
     config.data.num_workers = 2
     assert RunConfig.from_config_dict(config).data.num_workers == 2

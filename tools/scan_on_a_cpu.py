@@ -25,7 +25,7 @@ import numpy as np
 from top_jax.benchmark.timing import Rounds, Row, Run, over_sets, time_in_turn
 from top_jax.environment import environment
 from top_jax.files import save_json
-from top_jax.memory import step_memory
+from top_jax.memory import program_memory
 from top_jax.ops.xla import Steps, chunked_scan_backward, chunked_scan_forward, scan_forward
 from top_jax.optional import optional_package
 from top_jax.tables import rows_as_text
@@ -108,7 +108,7 @@ def measure_jax(functions: dict[str, Callable[..., Any]], arguments: tuple[Any, 
     compiled = {name: jax.jit(function).lower(*arguments).compile() for name, function in functions.items()}
     rows = timed_rows({name: over_sets(run, [arguments]) for name, run in compiled.items()}, rounds)
     for row in rows:
-        row["memory_mib"] = round(step_memory(compiled[row["name"]])["temporaries"] / 2**20, 1)
+        row["memory_mib"] = round(program_memory(compiled[row["name"]])["temporaries"] / 2**20, 1)
     return rows
 
 

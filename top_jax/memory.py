@@ -1,4 +1,4 @@
-"""Memory of a training step: what XLA plans for it, and what has been used."""
+"""Memory of a compiled program, as XLA plans it, and the most memory used so far."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 import jax
 
 
-def step_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """What one call of a compiled program takes on each device, as XLA planned it.
+def program_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Returns what one call of a compiled program takes on each device, as XLA planned it.
 
     Args:
         compiled: such as `jax.jit(step, donate_argnums=0).lower(state, batch).compile()`.
@@ -16,7 +16,7 @@ def step_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     Returns:
         Bytes: `arguments` (of a training step the state and the batch), `outputs`, `temporaries` (activations kept for
         the gradient, and work space), `donated` (outputs that lie where a donated argument lay), and their `total`,
-        arguments + outputs + temporaries - donated. Empty where the backend does not tell.
+        arguments + outputs + temporaries - donated. Empty where the backend reports nothing.
     """
     plan = compiled.memory_analysis()
     if plan is None:
@@ -32,13 +32,13 @@ def step_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def peak_memory() -> dict[str, int | str] | None:
-    """The most memory used so far.
+    """Returns the most memory used so far.
 
     Returns:
-        `of`, "device" or "process", and `bytes`. Of a device: the fullest of this process, as its allocator counts;
-        with the `limit` of that device's memory in bytes, where it is told. A CPU keeps no such count; then the
-        process's peak resident set, which holds Python, its libraries and the data of the host too. None where
-        neither is known (Windows).
+        `of` ("device" or "process") and `bytes`. On an accelerator: the peak of this process's fullest device, by its
+        allocator, and `limit`, that device's memory in bytes, where the backend reports it. On a CPU, whose allocator
+        keeps no peak: the peak resident set of the process, with Python, libraries and the host's data in it. None
+        where neither is known (Windows).
     """
     counted = [stats for device in jax.local_devices() if "peak_bytes_in_use" in (stats := device.memory_stats() or {})]
     if not counted:

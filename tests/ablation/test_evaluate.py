@@ -26,7 +26,7 @@ def evidence():
 
 
 def test_same_tokens_as_pruning(quick_programs, tokens, evidence):
-    """In both orders; the numbers of whole models are compared in test_run.py."""
+    """Both orders are compared; the numbers of whole models are compared in test_run.py."""
     traced = 0
 
     @jax.jit

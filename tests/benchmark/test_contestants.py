@@ -81,7 +81,7 @@ def test_what_cannot_be():
 
 
 def test_weights_to_time_with_are_weights():
-    """Of the model's own shapes, with variances above 0, and of a scale that keeps logits finite."""
+    """The weights have the model's shapes, variances above 0, and a scale that keeps logits finite."""
     model = abstract_model("plain_mamba_l1", **{**SIZES, "layers_with_dwconv": (0,), "depth": 1})
     weights = random_weights(model)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), weights) == jax.tree.map(

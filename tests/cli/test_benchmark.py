@@ -84,7 +84,7 @@ def test_config(command, tmp_path):
 
 @pytest.mark.slow
 def test_suite_without_a_gpu(root, tmp_path):
-    """As on a borrowed machine: none of what it does without is there."""
+    """Hides the packages that a borrowed GPU machine lacks."""
     blocked = "import sys; [sys.modules.__setitem__(n, None) for n in ('ml_collections', 'grain', 'jax_triton')]"
     call = "sys.argv = ['benchmark', '--suite=gpu', '--out=a.json']; import runpy"
     program = f"{blocked}; {call}; runpy.run_module('top_jax.cli.benchmark', run_name='__main__')"

@@ -101,7 +101,7 @@ def test_averaged_weights_of_a_file(command, official_file, overrides, tmp_path,
 
 
 def test_averaged_weights_of_a_run(command, finished_run, tmp_path):
-    """A run that kept them gives them unless told otherwise, as to the other commands."""
+    """A run that kept averaged weights gives them by default, as for the other commands."""
     for flags, ema, which in (
         ([], True, "best"),
         (["--ema"], True, "best"),

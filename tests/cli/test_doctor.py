@@ -63,7 +63,7 @@ def test_cannot_write(command, tmp_path):
 
 @pytest.fixture
 def given_step(monkeypatch):
-    """In place of the timed step, which takes many seconds to compile; notes the batch size that it is asked for."""
+    """Replaces the timed step, which takes many seconds to compile; notes the batch size that it gets."""
     asked = []
     memory = {"arguments": 3_000_000, "outputs": 2_000, "temporaries": 900, "donated": 1_000, "total": 3_001_900}
 

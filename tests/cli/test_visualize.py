@@ -20,7 +20,7 @@ def photo(tmp_path):
 
 
 def test_photos_and_their_tokens(command, finished_run, photo, tmp_path):
-    """Two files of one name are told apart; only what is asked for is computed."""
+    """Two files of one name get different names; only what is asked for is computed."""
     out = tmp_path / "made" / "here"
     flags = (TINY, f"--checkpoint={finished_run}", f"--out={out}", "--draw=tokens,scores")
     result = command("visualize", *flags, str(photo), str(photo))

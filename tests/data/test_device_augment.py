@@ -131,7 +131,7 @@ def test_erased_boxes_are_timms():
 
 
 def test_the_first_box_that_fits():
-    """In a narrow image most draws do not fit; the share of images where all ten fail follows the definition."""
+    """Most draws do not fit a narrow image; the share of images where all ten fail follows the definition."""
     erased, _ = erased_boxes(2, 60, 1.0)
     hit = erased.any((1, 2))
     expected = timm_boxes(2, 60, MANY)

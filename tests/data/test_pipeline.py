@@ -116,7 +116,7 @@ def test_without_augmentation_the_pixels_are_the_source(digits):
 
 
 def test_crop_then_rand_augment_then_colour_jitter(digits, monkeypatch):
-    """In this order, with the same generator, and the mean colour as fill."""
+    """The operations run in this order, with one generator, and the mean colour as fill."""
     calls, rng = [], np.random.default_rng(0)
 
     def note(image, generator, *what):

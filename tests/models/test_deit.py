@@ -95,7 +95,7 @@ def test_parameters(name):
 
 
 def test_initial_values(quick_jit):
-    """As in facebookresearch/deit: linear layers and embeddings N(0, 0.02), the convolution PyTorch's default."""
+    """Initial values follow facebookresearch/deit: N(0, 0.02), and PyTorch's default for the convolution."""
     model = quick_jit(lambda: create_model("deit_tiny", depth=2))()
     params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
     bound = (3 * 16 * 16) ** -0.5

@@ -252,7 +252,7 @@ def check_the_scan() -> None:
 
 
 def check_the_scan_where_axes_are_manual_or_explicit() -> None:
-    """As JAX's defaults have it: shard_map that checks what varies, and a mesh of explicit axes around the call."""
+    """JAX's defaults: shard_map that checks what varies, and a mesh of explicit axes around the call."""
     images = {name: draw(BATCH, LENGTH, WIDTH) for name in ("u", "delta", "z")}
     images |= {name: draw(BATCH, LENGTH, STATES) for name in ("B", "C")}
     weights = {"A": -jnp.exp(draw(WIDTH, STATES)), "D": draw(WIDTH), "delta_bias": draw(WIDTH)}

@@ -154,7 +154,7 @@ def test_the_fused_token_is_a_candidate_like_any_other(order):
 
 
 def test_gradients_reach_what_was_fused_and_its_weights():
-    """As in the official code, gradients flow through the attention that weights the others."""
+    """Gradients flow through the attention that weights the others, as in the official code."""
     before, run = tokens("first"), compiled(0.5)
     score = jnp.asarray(np.random.default_rng(1).uniform(size=(BATCH, 9)), jnp.float32)
 

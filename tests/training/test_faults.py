@@ -63,7 +63,7 @@ def test_damaged_checkpoint(copy, caplog):
 
 
 def test_flipped_bits(finished_run, tmp_path):
-    """Of the position in the stream, of what says where the arrays lie, and of each file of arrays."""
+    """Damages the position in the stream, the file that says where the arrays lie, and each file of arrays."""
     intact, newest = restore(finished_run), checkpoint(finished_run)
     data = newest / "data" / "metadata"
     arrays = [file for file in newest.glob("weights/ocdbt.process_0/d/*") if file.stat().st_size]

@@ -53,7 +53,7 @@ def test_without_a_warm_up():
 
 
 def test_equal_counts_are_one_stage():
-    """Of 4 patches 0.95, 0.9 and 0.85 all keep 4: the dense model's program, until 0.6."""
+    """Keep ratios 0.95, 0.9 and 0.85 all keep 4 of 4 patches: one dense program until 0.6."""
     config = dataclasses.replace(TOP, after_blocks=(1,), keep_ratio=(0.75,), warmup_stages=5)
     found = plan(config, num_patches=4, depth=2)
     assert [stage.first_step for stage in found] == [0, 20] and counts(found, num_patches=4, depth=2) == [(4,), (3,)]

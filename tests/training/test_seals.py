@@ -27,7 +27,7 @@ def of(tree):
 
 
 def test_it_is_the_same_everywhere():
-    """In every process and release: it is compared with one that was written by another."""
+    """The value is the same in every process and release: it is compared with one that another wrote."""
     assert of(TREE) == of(TREE) == GOLDEN
 
 

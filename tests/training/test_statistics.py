@@ -151,7 +151,7 @@ def test_training_does_not_use_them(trained):
 
 
 def test_average(trained):
-    """Of the statistics as of the parameters: ema_n = d ema_{n-1} + (1 - d) w_n, from the first weights on."""
+    """The statistics are averaged as the parameters are: ema_n = d ema_{n-1} + (1 - d) w_n, from the first weights."""
     _, states = trained
     expected = join_weights(states[0].params, states[0].stats)
     for state in states[1:]:
@@ -215,7 +215,7 @@ def test_micro_batches_in_order():
 
 
 def test_masked_images_are_among_them():
-    """As the step's documentation says: their pixels count, their labels do not."""
+    """The pixels of masked images count, their labels do not, as the step documents."""
     step, state = start(Normed())
     mask = {"mask": jnp.asarray(np.arange(BATCH) % 3 > 0, jnp.float32)}
     after, _ = step(state, batch_of(0) | mask)

@@ -23,7 +23,7 @@ MODEL = ModelConfig(
 
 @pytest.fixture(scope="module")
 def weights():
-    """Of the dense model, changed here and there, so that no seed gives them."""
+    """The dense model's weights, changed so that no seed gives them."""
     weights = weights_of(build_model(MODEL, rngs=nnx.Rngs(7)))
     weights["head"]["bias"] = weights["head"]["bias"] + 2
     weights["patch_embed"]["stem"]["norm"]["mean"] = weights["patch_embed"]["stem"]["norm"]["mean"] + 3

@@ -15,7 +15,7 @@ from flax import nnx
 
 from top_jax.benchmark.timing import Rounds, Row, Run, Timing, compile_all, one_line, over_sets, time_in_turn
 from top_jax.evaluation.flops import count_macs
-from top_jax.memory import peak_memory, step_memory
+from top_jax.memory import peak_memory, program_memory
 from top_jax.models import Backbone, BackboneConfig, abstract_model
 from top_jax.models.weights import Weights, join_weights, split_weights, statistics_of, weights_of
 from top_jax.pruning import Reduction
@@ -243,7 +243,7 @@ class _TrainSteps:
 def _memory_row(program: Any) -> Row:
     """Returns MiB of a program, and the most that this process has had on the device, where these are known."""
     row: Row = {}
-    if planned := step_memory(program):
+    if planned := program_memory(program):
         row["program_mib"] = round(planned["total"] / 2**20, 2)
     peak = peak_memory()
     if peak is not None and peak["of"] == "device":

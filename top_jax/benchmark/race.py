@@ -30,7 +30,7 @@ import jax
 from top_jax.benchmark.contestants import DENSE, Contestant
 from top_jax.benchmark.programs import Batch, Entry, lowering, make_batches, random_weights, speed_row, time_entries
 from top_jax.benchmark.timing import Rounds, Row, Spread, Timing, compile_all, spread
-from top_jax.memory import step_memory
+from top_jax.memory import program_memory
 from top_jax.ops import implementations
 
 WARM_UP: Final = 2  # calls that `time_in_turn` makes before its rounds
@@ -169,7 +169,7 @@ class Race:
         """Returns the program, or a MemoryError if it takes more than it may."""
         if isinstance(compiled, Exception) or self._memory is None:
             return compiled
-        planned = step_memory(compiled[0]).get("total", 0)
+        planned = program_memory(compiled[0]).get("total", 0)
         if planned <= self._memory:
             return compiled
         return MemoryError(f"it needs {planned / 2**20:.1f} MiB; the limit is {self._memory / 2**20:.1f} MiB")

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from top_jax import distributed
-from top_jax.memory import step_memory
+from top_jax.memory import program_memory
 from top_jax.models.weights import Weights
 from top_jax.sharding import in_parts, replicated
 from top_jax.training.keep_ratio import Stage, stage_at
@@ -53,7 +53,7 @@ class TrainPrograms:
 
     def memory(self) -> dict[str, int]:
         """Returns the memory of the largest program so far on each device, in bytes; empty before the first step."""
-        plans = (step_memory(program) for program in self._compiled.values())
+        plans = (program_memory(program) for program in self._compiled.values())
         return max(plans, key=lambda plan: plan.get("total", 0), default={})
 
 

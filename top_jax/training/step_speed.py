@@ -34,7 +34,7 @@ class StepSpeed:
         steps: number of timed steps, after a first one that is not timed.
         seconds: median time of a step.
         compile_seconds: time to trace and compile it.
-        memory: bytes that the compiled step takes on each device (`top_jax.memory.step_memory`).
+        memory: bytes that the compiled step takes on each device (`top_jax.memory.program_memory`).
     """
 
     batch_size: int
