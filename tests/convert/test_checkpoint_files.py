@@ -11,15 +11,19 @@ import pathlib
 import sys
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from top_jax.convert import load_torch_checkpoint, save_torch_checkpoint, state_dict_of
-from top_jax.convert.checkpoint_files import read_state_dict, write_state_dict
+from top_jax.convert import load_state_dict, load_torch_checkpoint, save_torch_checkpoint, state_dict_of
+from top_jax.convert.checkpoint_files import read_state_dict, weights_in_folder, write_state_dict
 from top_jax.errors import InputError
+from top_jax.models import create_model
 from top_jax.pruning import Pruning
+from top_jax.training.weights import load_checkpoint
 
 needs_torch = pytest.mark.torch
 needs_safetensors = pytest.mark.skipif(importlib.util.find_spec("safetensors") is None, reason="needs safetensors")
@@ -58,6 +62,15 @@ def test_into_a_pruned_model(save, state_dict, tiny):
     pruning = Pruning(after_blocks=(1,), keep_ratio=0.5)
     model = load_torch_checkpoint(save(model=state_dict), "vim_tiny", pruning=pruning, **tiny)
     assert [cut.after for cut in model.schedule] == [8]
+
+
+@needs_torch
+def test_a_checkpoint_of_timm(save, state_dict, tmp_path):
+    averaged = {name: array + 1 for name, array in state_dict.items()}
+    path = save(state_dict=state_dict, state_dict_ema=averaged, arch="vim", epoch=3)
+    path = path.rename(tmp_path / "model_best.pth.tar")
+    for ema, want in ((False, state_dict), (True, averaged)):
+        np.testing.assert_array_equal(read_state_dict(path, ema=ema)["cls_token"], want["cls_token"])
 
 
 @needs_torch
@@ -145,7 +158,7 @@ def test_a_checkpoint_of_mmcls(save, family_case):
 
 @needs_torch
 def test_no_averaged_weights(save, state_dict):
-    with pytest.raises(InputError, match=r"no model_ema \(it has model, epoch\)"):
+    with pytest.raises(InputError, match=r"no model_ema .*\(it has model, epoch\)"):
         read_state_dict(save(model=state_dict, epoch=3), ema=True)
 
 
@@ -175,6 +188,125 @@ def test_truncated(save, state_dict):
         path.write_bytes(content[:size])
         with pytest.raises(InputError, match="checkpoint.pth .*truncated"):
             read_state_dict(path)
+
+
+def flipped(content: bytes, bits: np.ndarray) -> Iterator[bytes]:
+    """Yields copies of a file with one bit flipped."""
+    for bit in bits.tolist():
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        yield bytes(damaged)
+
+
+def damaged(content: bytes, seed: int = 0) -> Iterator[bytes]:
+    """Yields 400 copies with a flipped bit, at least half of them in the headers, and 50 that end too early or late."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(len(content), size=40)
+    yield from (content[:size] for size in sizes)
+    yield from (content + bytes(range(size)) for size in range(1, 11))
+    yield from flipped(content, rng.integers(8 * len(content), size=200))
+    headers = [8 * rng.integers(start, stop, size=100) + rng.integers(8, size=100) for start, stop in ends(content)]
+    yield from flipped(content, np.concatenate(headers))
+
+
+def ends(content: bytes) -> list[tuple[int, int]]:
+    """The first and the last 2,000 bytes: the header of .safetensors, the records and the directory of .pth."""
+    return [(0, min(2000, len(content))), (max(0, len(content) - 2000), len(content))]
+
+
+@pytest.mark.parametrize(
+    "suffix", [pytest.param(".pth", marks=needs_torch), pytest.param(".safetensors", marks=needs_safetensors)]
+)
+def test_no_damage_changes_weights(tmp_path, suffix):
+    """Every damaged copy gives the same weights or one InputError."""
+    sizes = dict(img_size=8, patch_size=4, embed_dim=8, depth=1, d_state=2, num_classes=2)
+    model = create_model("vim_tiny", rngs=nnx.Rngs(0), **sizes)
+    path, want = tmp_path / f"model{suffix}", state_dict_of(model)
+    save_torch_checkpoint(model, path)
+    refused = 0
+    for content in damaged(path.read_bytes()):
+        path.write_bytes(content)
+        try:
+            read = read_state_dict(path)
+        except InputError as error:
+            assert str(path) in str(error)
+            refused += 1
+            continue
+        if read.keys() != want.keys():
+            with pytest.raises(InputError):
+                load_state_dict(model, read)
+            continue
+        for name, array in want.items():
+            assert read[name].dtype == array.dtype and read[name].shape == array.shape
+            assert read[name].tobytes() == array.tobytes()
+    assert refused > 200
+
+
+@needs_torch
+def test_damage_of_an_old_file(tmp_path, state_dict):
+    """The format of PyTorch < 1.6 has no checksum: it loads, or it is one InputError."""
+    import torch
+
+    path = tmp_path / "old.pth"
+    tensors = {name: torch.from_numpy(array) for name, array in state_dict.items() if "layers" not in name}
+    torch.save({"model": tensors}, path, _use_new_zipfile_serialization=False)
+    assert read_state_dict(path).keys() == tensors.keys()
+    refused = 0
+    for content in damaged(path.read_bytes()):
+        path.write_bytes(content)
+        try:
+            read_state_dict(path)
+        except InputError:
+            refused += 1
+    assert refused > 50
+
+
+@needs_torch
+def test_a_file_without_checksums(save, state_dict):
+    import torch
+
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = save(model=state_dict)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    np.testing.assert_array_equal(read_state_dict(path)["cls_token"], state_dict["cls_token"])
+
+
+def test_a_git_lfs_pointer(tmp_path):
+    for suffix in (".pth", ".safetensors"):
+        path = tmp_path / f"model{suffix}"
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 28\n")
+        with pytest.raises(InputError, match=rf"model{suffix} .*git lfs pull"):
+            read_state_dict(path)
+
+
+@needs_safetensors
+def test_a_hugging_face_folder(family, tmp_path):
+    (tmp_path / "config.json").write_text('{"architecture": "vit"}')
+    write_state_dict(tmp_path / "model.safetensors", family.state_dict, entry="unused")
+    (tmp_path / "model.pth").write_bytes(b"not read")
+    assert weights_in_folder(tmp_path) == tmp_path / "model.safetensors"
+    model = load_torch_checkpoint(tmp_path, family.name, **family.sizes)
+    for name, array in state_dict_of(model).items():
+        np.testing.assert_array_equal(array, family.state_dict[name])
+    with pytest.raises(InputError, match=r"model\.safetensors.*load_torch_checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+@needs_torch
+def test_a_hugging_face_folder_of_pickles(save, state_dict, tmp_path):
+    save(**state_dict).rename(tmp_path / "pytorch_model.bin")
+    assert read_state_dict(tmp_path).keys() == state_dict.keys()
+
+
+def test_other_folders(tmp_path):
+    assert weights_in_folder(tmp_path) is None and weights_in_folder(tmp_path / "absent") is None
+    (tmp_path / "vim_t.pth").write_bytes(b"")
+    with pytest.raises(InputError, match="vim_t.pth"):
+        weights_in_folder(tmp_path)
+    (tmp_path / "checkpoints").mkdir()  # a run directory, with an export in it
+    assert weights_in_folder(tmp_path) is None
 
 
 @needs_torch
@@ -279,7 +411,7 @@ def test_the_format_by_hand(tmp_path):
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8 : 8 + size]), content[8 + size :]
-    assert header.pop("__metadata__") == {"format": "pt"} and header.keys() == {"b", "n"}
+    assert header.pop("__metadata__")["format"] == "pt" and header.keys() == {"b", "n"}
     assert (header["n"]["dtype"], header["n"]["shape"]) == ("I64", [])
     assert (header["b"]["dtype"], header["b"]["shape"]) == ("F32", [2])
     start, end = header["b"]["data_offsets"]
@@ -349,6 +481,17 @@ def test_damaged_safetensors(tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match="model.safetensors .*truncated"):
             read_state_dict(path)
+    ends = {"overlapping": (4, 8), "past the end": (8, 16), "with a gap": (9, 13), "backwards": (12, 8)}
+    for offsets in ends.values():
+        two = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+        path.write_bytes(raw(two | {"b": {"dtype": "F32", "shape": [1], "data_offsets": offsets}}, bytes(13)))
+        with pytest.raises(InputError, match="model.safetensors"):
+            read_state_dict(path)
+    for header in (b"\xff\xfe", b"[]", b"null", b'{"a": 1}', b'{"a":' * 5000, b'{"__metadata__": 3}', b"{" + b" " * 99):
+        for size in (len(header), 2**63, 2**64 - 1):
+            path.write_bytes(size.to_bytes(8, "little") + header)
+            with pytest.raises(InputError, match="model.safetensors"):
+                read_state_dict(path)
     path.write_bytes(raw({}))
     with pytest.raises(InputError, match="model.safetensors has no weights"):
         read_state_dict(path)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from top_jax.convert import load_state_dict
-from top_jax.convert.position_embedding import resize_position_embedding
+from top_jax.convert import load_state_dict, load_torch_checkpoint, position_embedding
+from top_jax.convert.key_maps import family_of
+from top_jax.convert.position_embedding import (
+    check_official_stride,
+    fit_position_embedding,
+    resize_position_embedding,
+)
 from top_jax.errors import InputError
-from top_jax.models import abstract_model
+from top_jax.models import abstract_model, model_config
 
 # torch.nn.functional.interpolate(arange(9)**2 as 3 x 3, size=(2, 4), mode="bicubic", align_corners=False), 2.13.0
 GRID = np.arange(9, dtype=np.float32).reshape(3, 3) ** 2
@@ -126,3 +131,64 @@ def test_resizing_does_not_hide_another_width(state_dict, tiny):
     model = abstract_model("vim_tiny", **{**tiny, "img_size": 32})
     with pytest.raises(InputError, match=r"pos_embed \(1, 17, 8\) .*\(1, 65, 16\)"):
         load_state_dict(model, state_dict)
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """The warnings of the module, as text."""
+    texts = []
+    monkeypatch.setattr(position_embedding.logging, "warning", lambda text, *values: texts.append(text % values))
+    return texts
+
+
+@pytest.mark.parametrize(
+    "name, sizes, positions, grids, readings",
+    [
+        ("vim_tiny", {}, 730, ["27 x 27", "14 x 14"], ["stride 8 at 224", "stride 16 at 432"]),
+        ("vim_tiny", {"stride": 8}, 197, ["14 x 14", "27 x 27"], ["stride 16 at 224", "stride 8 at 120"]),
+        ("vim_tiny", {"img_size": 448}, 730, ["27 x 27", "28 x 28"], ["stride 8 at 224", "stride 16 at 432"]),
+        ("deit_tiny", {}, 577, ["24 x 24", "14 x 14"], ["stride 16 at 384"]),
+        ("plain_mamba_l1", {}, 784, ["28 x 28", "14 x 14"], ["stride 8 at 224", "stride 16 at 448"]),
+    ],
+)
+def test_resizing_warns_with_every_reading(warnings, name, sizes, positions, grids, readings):
+    config = model_config(name, **sizes)
+    key = family_of(config).position_embedding
+    embedding = np.zeros((1, positions, config.embed_dim), np.float32)
+    fit_position_embedding(config, {key: embedding}, None, "vim.pth")
+    (text,) = warnings
+    assert all(value in text for value in ("vim.pth", str(positions), *grids, *readings))
+
+
+@pytest.mark.parametrize("sizes, img_size", [({}, None), ({"img_size": 448}, 224)])
+def test_no_warning_where_nothing_is_guessed(warnings, sizes, img_size):
+    """The model's own grid; a given size."""
+    config = model_config("vim_tiny", **sizes)
+    fit_position_embedding(config, {"pos_embed": np.zeros((1, 197, config.embed_dim), np.float32)}, img_size)
+    assert not warnings
+
+
+def test_a_square_grid_taken_as_another_is_a_warning(warnings):
+    config = model_config("vim_tiny", img_size=(112, 448))
+    fit_position_embedding(config, {"pos_embed": np.zeros((1, 197, config.embed_dim), np.float32)}, None)
+    (text,) = warnings
+    assert "7 x 28" in text and "14 x 14" in text
+
+
+@pytest.mark.parametrize(
+    "file, stride",
+    [
+        ("vim_t_midclstok_76p1acc.pth", 16),
+        ("vim_t_midclstok_ft_78p3acc.pth", 8),
+        ("vim_s_midclstok_80p5acc.pth", 16),
+        ("vim_s_midclstok_ft_81p6acc.pth", 8),
+        ("vim_b_midclstok_81p9acc.safetensors", 16),
+    ],
+)
+def test_an_official_file_has_a_known_stride(tmp_path, file, stride):
+    """Also where the number of positions agrees: stride 16 at 432 pixels has as many as stride 8 at 224."""
+    other = 24 - stride
+    check_official_stride(tmp_path / file, model_config("vim_tiny", stride=stride))
+    for img_size in (224, 432):
+        with pytest.raises(InputError, match=rf"{file} .*stride {stride} .*stride {other}"):
+            load_torch_checkpoint(tmp_path / file, "vim_tiny", img_size=img_size, stride=other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -201,10 +202,64 @@ def test_a_buffer_of_mmcv_s_ema_hook_without_its_twin(family_case):
         load_state_dict(case.model(), {**case.state_dict, **buffer})
 
 
-def test_a_wrapper_s_prefix(family):
-    wrapped = {f"module.{name}": array for name, array in family.state_dict.items()}
-    with pytest.raises(InputError, match=r"(ViM|PlainMamba|DeiT) .*'module.'"):
+WRAPPED = {
+    "DistributedDataParallel": "module.{}",
+    "torch.compile of it": "_orig_mod.module.{}",
+    "it of torch.compile": "module._orig_mod.{}",
+    "lightning": "model.{}",
+    "a compiled module of lightning": "model._orig_mod.{}",
+    "a classifier": "backbone.{}",
+    "all": "_orig_mod.module.model.backbone.{}",
+    "all, in another order": "model.module.backbone._orig_mod.{}",
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_what_wrappers_add_to_the_keys(family, wrapper):
+    wrapped = {WRAPPED[wrapper].format(name): array for name, array in family.state_dict.items()}
+    model = family.model()
+    (change,) = load_state_dict(model, wrapped)
+    assert f"{len(wrapped)} keys" in change
+    assert_same_arrays(state_dict_of(model), family.state_dict)
+
+
+def test_wrappers_inside(family):
+    """Blocks that are compiled one by one; the body, but not the head, under `backbone`."""
+    wrapped = {re.sub(r"\.(\d+)\.", r".\1._orig_mod.", name): array for name, array in family.state_dict.items()}
+    without = {name.removeprefix("backbone."): array for name, array in family.state_dict.items()}
+    mixed = {name if name.startswith("head.") else f"backbone.{name}": array for name, array in without.items()}
+    for state_dict in (wrapped, without, mixed):
+        model = family.model()
+        load_state_dict(model, state_dict)
+        assert_same_arrays(state_dict_of(model), family.state_dict)
+
+
+def test_one_weight_under_two_names(family):
+    name = next(iter(family.state_dict))
+    with pytest.raises(InputError, match=rf"{name} and module\.{name}"):
+        load_state_dict(family.model(), {**family.state_dict, f"module.{name}": family.state_dict[name]})
+
+
+def test_buffers_of_mmcv_s_ema_hook_in_a_wrapper(family_case):
+    case = family_case("plain_mamba_l1")
+    buffers = {f"ema_{name.replace('.', '_')}": array for name, array in case.state_dict.items()}
+    wrapped = {f"module.{name}": array for name, array in {**case.state_dict, **buffers}.items()}
+    model = case.model()
+    load_state_dict(model, wrapped)
+    assert_same_arrays(state_dict_of(model), case.state_dict)
+
+
+def test_another_prefix(family):
+    wrapped = {f"net.{name}": array for name, array in family.state_dict.items()}
+    with pytest.raises(InputError, match=r"(ViM|PlainMamba|DeiT) .*'net.'"):
         load_state_dict(family.model(), wrapped)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.module."])
+def test_another_family_in_a_wrapper(family_case, prefix):
+    wrapped = {f"{prefix}{name}": array for name, array in family_case("deit_tiny").state_dict.items()}
+    with pytest.raises(InputError, match=r"DeiT.*deit_tiny"):
+        load_state_dict(family_case("vim_tiny").model(), wrapped)
 
 
 def test_keys_of_nobody(family):

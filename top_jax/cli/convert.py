@@ -4,8 +4,9 @@ python -m top_jax.cli.convert vim_s.pth runs/vim_s --model vim_small [--override
 python -m top_jax.cli.convert runs/vim_s_top vim_s_top.pth
 python -m top_jax.cli.convert vim_s.pth vim_s.safetensors --model vim_small
 
-SOURCE is a run directory, or a .pth or .safetensors file with the official keys. TARGET is a file if it ends in .pth,
-.pt or .safetensors, and a run directory otherwise. The command prints every key, by module, and writes them as JSON.
+SOURCE is a run directory, a .pth or .safetensors file with the official keys, or a Hugging Face folder. TARGET is a
+file if it ends in .pth, .pt or .safetensors, and a run directory otherwise. The command prints every key, by module,
+and writes them as JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _OVERRIDE = flags.DEFINE_multi_string(
 _EMA = flags.DEFINE_boolean(
     "ema",
     None,
-    "Use the averaged weights: model_ema of a .pth (default: no), or those of a run (default: if it kept them).",
+    "Use the averaged weights: model_ema or state_dict_ema of a .pth (default: no), or those of a run (default: if it "
+    "kept them).",
 )
 _WHICH = flags.DEFINE_enum(
     "which", "best", ["best", "latest"], "Checkpoint of a run directory: best accuracy, or latest."
@@ -48,11 +50,14 @@ _JSON = flags.DEFINE_string("json", None, "File for the report; by default in TA
 
 def main(arguments: list[str]) -> None:
     """Reads, checks every key, writes."""
+    from top_jax.convert.checkpoint_files import weights_in_folder
+
     if len(arguments) != 2:
         raise InputError(f"got {len(arguments)} arguments; needed: SOURCE and TARGET (--help).")
     source, target = (Path(argument) for argument in arguments)
     to_file = _check_target(source, target)  # before reading, which may take a while
-    config, model, report, ema = _read_run(source) if source.is_dir() else _read_file(source)
+    is_run = source.is_dir() and weights_in_folder(source) is None
+    config, model, report, ema = _read_run(source) if is_run else _read_file(source)
     advice = _write_file(target, config, model) if to_file else _write_run(target, config, model)
     print(f"{source} ({config.model.name}{', averaged weights' if ema else ''}) -> {target}\n")
     print(f"{report}\n\nevery key is used and every weight is set.\n{advice}")
@@ -67,14 +72,14 @@ def _check_target(source: Path, target: Path) -> bool:
     Raises:
         InputError: it exists already, or it does not suit this source.
     """
-    from top_jax.convert.checkpoint_files import check_target, has_checkpoint_suffix
+    from top_jax.convert.checkpoint_files import check_target, has_checkpoint_suffix, weights_in_folder
     from top_jax.training.run_directory import RunDirectory
 
     runner.check_json(_JSON.value)
     if has_checkpoint_suffix(target):
         check_target(target, overwrite=_OVERWRITE.value)
         return True
-    if source.is_dir():
+    if source.is_dir() and weights_in_folder(source) is None:
         raise InputError(
             f"{source} is a run directory, which can only become a file; the target {target} needs the suffix .pth or "
             ".safetensors."

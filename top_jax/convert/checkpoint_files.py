@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import pathlib
-import pickle
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +26,9 @@ from top_jax.optional import optional_package
 
 SUFFIXES: Final = (".pth", ".pt", ".safetensors")
 SAFETENSORS: Final = ".safetensors"
+HUGGING_FACE: Final = ("model.safetensors", "pytorch_model.bin")  # files with the weights, by preference
+AVERAGED: Final = ("model_ema", "state_dict_ema")  # of a .pth file: DeiT's and ViM's script, timm's
+CRC32: Final = "crc32"  # of the data of a .safetensors file, in its metadata: the format has no checksum of its own
 # The format's names of dtypes. Its own numpy reader is not used, because it has no bfloat16.
 SAFETENSORS_DTYPES: Final = {
     "F64": np.float64,
@@ -57,23 +62,57 @@ def check_target(path: str | Path, *, overwrite: bool) -> None:
         raise InputError(f"{path} exists; choose another name, or overwrite it (overwrite=True, --overwrite).")
 
 
+def weights_in_folder(path: str | Path) -> Path | None:
+    """Returns the file with the weights of a Hugging Face folder; None if the path is another folder, or a file.
+
+    Raises:
+        InputError: the folder is no run directory, and has weights under other names.
+    """
+    folder = Path(path)
+    if not folder.is_dir() or (folder / "checkpoints").is_dir():
+        return None
+    for name in HUGGING_FACE:
+        if (folder / name).is_file():
+            return folder / name
+    if files := sorted(file.name for file in folder.iterdir() if file.is_file() and _may_hold_weights(file)):
+        raise InputError(
+            f"{folder} is not a run directory; it holds {', '.join(files[:5])}{', ...' * (len(files) > 5)}: pass the "
+            "path of one file."
+        )
+    return None
+
+
+def _may_hold_weights(file: Path) -> bool:
+    return has_checkpoint_suffix(file) or file.name.endswith((".pth.tar", ".bin", f"{SAFETENSORS}.index.json"))
+
+
 def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndarray]:
     """Reads the tensors of a checkpoint file, each in its own dtype.
 
+    Damage is found by checksums: those of a .pth file as PyTorch >= 1.6 writes it, and that of a .safetensors file
+    which `write_state_dict` wrote. Older .pth files and .safetensors files of others have none for their numbers.
+
     Args:
-        path: a .safetensors file; any other suffix is read as a PyTorch file.
-        ema: read the averaged weights, `model_ema` of a .pth file.
+        path: a .safetensors file, or a Hugging Face folder; any other suffix is read as a PyTorch file.
+        ema: read the averaged weights, `model_ema` or `state_dict_ema` of a .pth file.
 
     Returns:
         Arrays by official name.
 
     Raises:
-        InputError: there is no such file, a package is missing, the file is not a checkpoint, or it lacks the
-            requested weights.
+        InputError: there is no such file, a package is missing, the file is damaged or not a checkpoint, or it lacks
+            the requested weights.
     """
-    path = Path(path)
+    path = weights_in_folder(path) or Path(path)
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist; pass the path of a .pth or .safetensors file.")
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(40)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path} is a Git LFS pointer, without the weights; fetch them with git lfs pull.")
     return _read_safetensors(path, ema) if path.suffix.lower() == SAFETENSORS else _read_pth(path, ema)
 
 
@@ -106,12 +145,29 @@ def _read_pth(path: Path, ema: bool) -> dict[str, np.ndarray]:
     """
     torch = _torch()
     try:
+        _check_zip(path)
         with torch.serialization.safe_globals(_harmless()):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # damage reaches zlib, pickle and the constructors of everything that they read
         raise _unreadable(path, error) from error
     weights = _choose_weights(content, path, ema)
     return {name: _array_of_tensor(path, name, tensor, torch) for name, tensor in weights.items()}
+
+
+def _check_zip(path: Path) -> None:
+    """Checks the checksum of every record of a .pth file that is a zip file; torch.load does not.
+
+    Raises:
+        zipfile.BadZipFile: a record is damaged. Other damage raises what zipfile raises, which is almost anything.
+    """
+    with path.open("rb") as stream:
+        if stream.read(4) != b"PK\x03\x04":
+            return  # written by PyTorch < 1.6, or by `_use_new_zipfile_serialization=False`
+        with zipfile.ZipFile(stream) as archive:
+            if not any(record.CRC for record in archive.infolist()):
+                return  # written with `torch.serialization.set_crc32_options(False)`
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"the checksum of {damaged} does not match")
 
 
 def _write_pth(path: Path, state_dict: Mapping[str, np.ndarray], entry: str) -> None:
@@ -170,13 +226,16 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 
 def _choose_weights(content: Any, path: Path, ema: bool) -> dict[str, Any]:
-    """Returns the state_dict of an unpickled file: its entry `model_ema`, `model` or `state_dict`, or the whole."""
+    """Returns the state_dict of an unpickled file: an entry of `AVERAGED`, `model` or `state_dict`, or the whole."""
     found = content if isinstance(content, dict) else {}
     held = ", ".join(map(str, found)) if isinstance(content, dict) else f"a {type(content).__name__}"
     if ema:
-        if "model_ema" not in found:
-            raise InputError(f"{path} has no model_ema (it has {held or 'nothing'}); drop --ema (ema=False).")
-        weights = found["model_ema"]
+        entry = next((entry for entry in AVERAGED if entry in found), None)
+        if entry is None:
+            raise InputError(
+                f"{path} has no {' or '.join(AVERAGED)} (it has {held or 'nothing'}); drop --ema (ema=False)."
+            )
+        weights = found[entry]
     else:
         weights = found.get("model", found.get("state_dict", found))
     named = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
@@ -206,21 +265,48 @@ def _read_safetensors(path: Path, ema: bool) -> dict[str, np.ndarray]:
     if ema:
         raise InputError(f"{path} holds one set of weights, as every .safetensors file; drop --ema (ema=False).")
     safetensors = _safetensors("safetensors")
+    content = path.read_bytes()
     try:
-        tensors = safetensors.deserialize(path.read_bytes())
+        tensors = safetensors.deserialize(content)
     except safetensors.SafetensorError as error:
         raise InputError(f"{path} cannot be read as a .safetensors file ({error}); it may be truncated.") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
     if not tensors:
         raise InputError(f"{path} has no weights.")
+    _check_crc32(path, content)
     return {name: _array_of_bytes(path, name, **tensor) for name, tensor in tensors}
 
 
 def _write_safetensors(path: Path, state_dict: Mapping[str, np.ndarray], entry: str) -> None:
     del entry  # the format has none
-    save = _safetensors("safetensors.numpy").save
-    path.write_bytes(save(dict(state_dict), metadata={"format": "pt"}))  # some readers refuse files without it
+    header, data = _split(_safetensors("safetensors.numpy").save(dict(state_dict)))
+    header = {"__metadata__": {"format": "pt"}, **header}  # some readers refuse files without it
+    header["__metadata__"][CRC32] = _crc32(header, data)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the package aligns the data too
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def _split(content: bytes) -> tuple[dict[str, Any], memoryview]:
+    """Returns the header and the data of a whole .safetensors file."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]), memoryview(content)[end:]
+
+
+def _crc32(header: Mapping[str, Any], data: memoryview) -> str:
+    """Returns the checksum of a .safetensors file, but for the checksum itself, in eight hexadecimal digits."""
+    metadata = {name: value for name, value in header["__metadata__"].items() if name != CRC32}
+    text = json.dumps({**header, "__metadata__": metadata}, sort_keys=True).encode()
+    return f"{zlib.crc32(data, zlib.crc32(text)):08x}"
+
+
+def _check_crc32(path: Path, content: bytes) -> None:
+    header, data = _split(content)
+    stored = header.get("__metadata__", {}).get(CRC32)
+    if stored is not None and stored != _crc32(header, data):
+        raise InputError(
+            f"{path} is damaged: its checksum does not match. Restore it from a copy; if another program changed the "
+            f"weights, and copied the metadata, leave {CRC32!r} out of them."
+        )
 
 
 def _safetensors(module: str) -> Any:

@@ -4,26 +4,67 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
+from typing import Final
 
 import numpy as np
+from absl import logging
 
 from top_jax.convert.key_maps import family_of
 from top_jax.errors import InputError
-from top_jax.models import BackboneConfig
+from top_jax.models import BackboneConfig, VimConfig
 from top_jax.models.layers import height_width
 from top_jax.pruning import ClassHome
 
+# The official ViM files (hustvl on Hugging Face): all were trained at 224 pixels with patches of 16, at this stride.
+OFFICIAL_STRIDES: Final = {
+    "vim_t_midclstok_76p1acc": 16,
+    "vim_t_midclstok_ft_78p3acc": 8,
+    "vim_s_midclstok_80p5acc": 16,
+    "vim_s_midclstok_ft_81p6acc": 8,
+    "vim_b_midclstok_81p9acc": 16,
+}
+IMAGENET_SIDE: Final = 224  # pixels
+
+
+def check_official_stride(path: str | Path, config: BackboneConfig) -> None:
+    """Checks the model's stride against that of an official file, known by its name.
+
+    Raises:
+        InputError: they differ. The position embedding could be resized, but the weights expect the other stride.
+    """
+    if not isinstance(config, VimConfig):
+        return
+    for name, stride in OFFICIAL_STRIDES.items():
+        if name in Path(path).name and stride != config.stride:
+            raise InputError(
+                f"{path} is the official file of stride {stride} ({_positions(stride)} positions at {IMAGENET_SIDE} "
+                f"pixels), but the model has stride {config.stride}; pass stride={stride} (--override stride={stride}, "
+                f"--config.model.stride={stride})."
+            )
+
+
+def _positions(stride: int) -> int:
+    return ((IMAGENET_SIDE - 16) // stride + 1) ** 2 + 1
+
 
 def fit_position_embedding(
-    config: BackboneConfig, state_dict: dict[str, np.ndarray], checkpoint_img_size: int | tuple[int, int] | None
+    config: BackboneConfig,
+    state_dict: dict[str, np.ndarray],
+    checkpoint_img_size: int | tuple[int, int] | None,
+    source: str | Path = "the checkpoint",
 ) -> list[str]:
     """Resizes the position embedding of an official state_dict, in place, if its grid is not the model's.
+
+    A file does not say its stride: 730 positions are stride 8 at 224 pixels or stride 16 at 432. So a warning names
+    what they may be, unless `checkpoint_img_size` does.
 
     Args:
         config: the model's.
         state_dict: float32 arrays by official name.
         checkpoint_img_size: the image size that the weights were trained at, side or (height, width) in pixels; None
             takes the model's grid if the number of patches agrees, else a square one.
+        source: what the warning calls the checkpoint.
 
     Returns:
         What was changed, in words: one line or none. An embedding of another width is left to the caller's checks.
@@ -36,22 +77,67 @@ def fit_position_embedding(
     if embedding.ndim != 3 or (embedding.shape[0], embedding.shape[2]) != (1, config.embed_dim):
         return []
     num_patches = embedding.shape[1] - (config.CLASS_TOKEN is not None)
+    side = math.isqrt(max(num_patches, 0))
     if checkpoint_img_size is not None:
-        source = dataclasses.replace(config, img_size=height_width(checkpoint_img_size)).grid
-    elif num_patches in (config.num_patches, 0):
+        grid = dataclasses.replace(config, img_size=height_width(checkpoint_img_size)).grid
+    elif num_patches == config.num_patches:
+        if side**2 == num_patches and config.grid != (side, side):
+            logging.warning(
+                "%s: its %d positions are taken as the model's grid of %s patches, but may be one of %s; pass "
+                "checkpoint_img_size, the size it was trained at, to resize them.",
+                *(source, embedding.shape[1], _times(config.grid), _times((side, side))),
+            )
+        return []
+    elif num_patches <= 0:
         return []
     else:
-        source = height_width(math.isqrt(num_patches))
-    if source[0] * source[1] != num_patches:
+        grid = (side, side)
+    if grid[0] * grid[1] != num_patches:
         raise InputError(
-            f"{name} has {num_patches} patch tokens, which is no {source[0]} x {source[1]} grid; pass "
+            f"{name} has {num_patches} patch tokens, which is no {_times(grid)} grid; pass "
             "checkpoint_img_size=(height, width), the size the checkpoint was trained at."
         )
-    if source == config.grid:
+    if grid == config.grid:
         return []
-    state_dict[name] = resize_position_embedding(embedding, source, config.grid, class_token=config.CLASS_TOKEN)
-    (rows, columns), (new_rows, new_columns) = source, config.grid
-    return [f"{name} resized from {rows} x {columns} to {new_rows} x {new_columns} patches (bicubic)"]
+    if checkpoint_img_size is None:
+        logging.warning(
+            "%s: its %d positions, a grid of %s patches (%s), are resized to the model's %s (%s). This suits another "
+            "image size; if the checkpoint was trained at another stride, give the model that stride.",
+            *(source, embedding.shape[1], _times(grid), " or ".join(_readings(config, grid)) or "of unknown stride"),
+            *(_times(config.grid), _reading(config)),
+        )
+    state_dict[name] = resize_position_embedding(embedding, grid, config.grid, class_token=config.CLASS_TOKEN)
+    return [f"{name} resized from {_times(grid)} to {_times(config.grid)} patches (bicubic)"]
+
+
+def _times(grid: tuple[int, int]) -> str:
+    return f"{grid[0]} x {grid[1]}"
+
+
+def _reading(config: BackboneConfig) -> str:
+    """Returns the stride and the image size of a model, in words."""
+    height, width = config.img_size
+    stride = getattr(config, "stride", config.patch_size)  # DeiT's patches never overlap
+    return f"stride {stride} at {height if height == width else f'{height} x {width}'} pixels"
+
+
+def _readings(config: BackboneConfig, grid: tuple[int, int]) -> list[str]:
+    """Lists models that have this grid: of the same image size, of ImageNet's, and of the same stride."""
+    size, patch = config.img_size, config.patch_size
+    stride = getattr(config, "stride", patch)
+    candidates = [(s, other) for s in (size, height_width(IMAGENET_SIDE)) for other in range(patch, 0, -1)]
+    candidates += [((grid[0] * stride + gap, grid[1] * stride + gap), stride) for gap in (0, patch - stride)]
+    found, known = [], set()
+    for img_size, other in candidates:
+        changes = {"img_size": img_size, **({"stride": other} if hasattr(config, "stride") else {})}
+        try:
+            model = dataclasses.replace(config, **changes)
+        except InputError:  # these do not tile
+            continue
+        if model.grid == grid and not {img_size, other} & known:
+            known |= {img_size, other}
+            found.append(_reading(model))
+    return found
 
 
 def resize_position_embedding(

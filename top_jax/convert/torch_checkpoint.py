@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,12 +15,15 @@ from flax import nnx
 from top_jax.convert.checkpoint_files import read_state_dict, write_state_dict
 from top_jax.convert.key_maps import FAMILIES, LARGEST_COUNT, Key, family_of, models_of, official_keys
 from top_jax.convert.key_summary import KeySummary, key_summary
-from top_jax.convert.position_embedding import fit_position_embedding
+from top_jax.convert.position_embedding import check_official_stride, fit_position_embedding
 from top_jax.errors import InputError
 from top_jax.models import Backbone, BackboneConfig, abstract_model, model_config
 from top_jax.models.weights import variables_by_path
 from top_jax.pruning import Reduction
 
+# Parts of a key that wrap a module: DistributedDataParallel and DataParallel, torch.compile, FSDP, checkpointing.
+WRAPPERS: Final = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+HOLDERS: Final = ("model", "backbone")  # names that a training framework gives to the model, in front of its keys
 NAMED: Final = 5  # an error names this many keys of each kind of problem, and counts all
 
 
@@ -35,16 +39,19 @@ def load_torch_checkpoint(
     """Builds the named model with the weights of an official file, in eval mode.
 
     Args:
-        path: a .pth file (read by PyTorch), or a .safetensors file with the same keys (read without PyTorch).
+        path: a .pth file (read by PyTorch), a .safetensors file with the same keys (read without PyTorch), or a Hugging
+            Face folder with one of them.
         name: a model name, as for `create_model`.
         pruning: a token reduction for the model; weights do not depend on it.
-        ema: take the averaged weights, `model_ema` of a .pth file.
+        ema: take the averaged weights, `model_ema` or `state_dict_ema` of a .pth file.
         checkpoint_img_size: the image size that the file was trained at; needed only to resize the position embedding
             of a grid that is not square.
-        **overrides: as for `create_model`. With another `img_size` the position embedding is resized (bicubic).
+        **overrides: as for `create_model`. With another `img_size` the position embedding is resized (bicubic), with a
+            warning, because another stride looks the same.
 
     Raises:
-        InputError: the file cannot be read, or keys are missing, unexpected or misshapen; the message names them.
+        InputError: the file cannot be read, keys are missing, unexpected or misshapen (the message names them), or an
+            official file was trained at another stride.
     """
     return load_with_summary(path, name, pruning, ema, checkpoint_img_size=checkpoint_img_size, **overrides)[0]
 
@@ -59,20 +66,31 @@ def load_with_summary(
     **overrides: Any,
 ) -> tuple[Backbone, KeySummary]:
     """Does what `load_torch_checkpoint` does, and also returns a summary of every key."""
-    model_config(name, **overrides)  # raises before a large file is read
+    check_official_stride(path, model_config(name, **overrides))  # raises before a large file is read
     state_dict = read_state_dict(path, ema=ema)
     model = abstract_model(name, pruning=pruning, **overrides)  # the file fills every weight
     try:
-        changes = load_state_dict(model, state_dict, checkpoint_img_size=checkpoint_img_size)
+        changes = load_state_dict(model, state_dict, checkpoint_img_size=checkpoint_img_size, source=path)
     except InputError as error:
         raise InputError(f"{path} does not fit {name}: {error}") from None
     return model, key_summary(model, changes)
 
 
 def load_state_dict(
-    model: Backbone, state_dict: Mapping[str, np.ndarray], *, checkpoint_img_size: int | tuple[int, int] | None = None
+    model: Backbone,
+    state_dict: Mapping[str, np.ndarray],
+    *,
+    checkpoint_img_size: int | tuple[int, int] | None = None,
+    source: str | Path = "the checkpoint",
 ) -> tuple[str, ...]:
     """Loads an official state_dict (numpy arrays) into `model`, in place; see `load_torch_checkpoint`.
+
+    Args:
+        model: with or without weights.
+        state_dict: by official name. What wrappers such as DistributedDataParallel and torch.compile add to the names
+            is removed, in any combination.
+        checkpoint_img_size: as for `load_torch_checkpoint`.
+        source: what warnings call the checkpoint.
 
     Returns:
         What was changed apart from the order of axes, in words.
@@ -82,10 +100,12 @@ def load_state_dict(
     """
     keys = official_keys(model.config)
     weights = variables_by_path(model)
+    state_dict, renamed = _without_wrappers(state_dict, keys)
     state_dict, changes = _as_float32(state_dict)
+    changes = renamed + changes
     changes += _drop_mmcv_averages(state_dict)
     if state_dict.keys() == {key.torch for key in keys}:  # other keys mean another model, perhaps with another grid
-        changes += fit_position_embedding(model.config, state_dict, checkpoint_img_size)
+        changes += fit_position_embedding(model.config, state_dict, checkpoint_img_size, source)
     _check_keys(model.config, keys, {path: weight.shape for path, weight in weights.items()}, state_dict)
     _check_finite(state_dict)
     for key in keys:
@@ -118,6 +138,38 @@ def state_dict_of(model: Backbone) -> dict[str, np.ndarray]:
         array = key.layout.to_torch(np.asarray(weights[key.ours].get_value(), np.float32))
         result[key.torch] = np.array(array, order="C")  # a copy, because the writers ignore strides
     return result
+
+
+def _without_wrappers(state_dict: Mapping[str, np.ndarray], keys: list[Key]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Returns the arrays under their official names, without what wrappers of the model added, and says what changed.
+
+    Raises:
+        InputError: two arrays would have the same name.
+    """
+    official = {_core(key.torch): key.torch for key in keys}
+    result, renamed, sources = {}, [], {}
+    for name, array in state_dict.items():
+        unwrapped = _unwrapped(name)
+        new = unwrapped if unwrapped in official.values() else official.get(_core(name), unwrapped)
+        if new in result:
+            raise InputError(
+                f"{sources[new]} and {name} are the same weight, {new}, under two names; keep only one of the two sets."
+            )
+        result[new], sources[new] = array, name
+        if new != name:
+            renamed.append(f"{name} to {new}")
+    return result, [f"{len(renamed)} keys renamed, such as {renamed[0]}"] if renamed else []
+
+
+def _unwrapped(name: str) -> str:
+    """Returns a name without the parts that wrappers of a module add anywhere; no official name has them."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _core(name: str) -> str:
+    """Returns a name without wrappers and without the attributes in front that hold the model."""
+    parts = _unwrapped(name).split(".")
+    return ".".join(itertools.dropwhile(HOLDERS.__contains__, parts))
 
 
 def _as_float32(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -219,12 +271,13 @@ def _advice(config: BackboneConfig, names: Collection[str]) -> str:
             "It is a distilled DeiT (dist_token, head_dist), which has a second class token and is not supported; use "
             "the checkpoint of the plain one (deit_*_patch16_224, not deit_*_distilled_*)."
         )
+    if any("embeddings.patch_embeddings." in name for name in names):
+        return "It is a model of the transformers library, which names its weights differently; use timm's file of it."
     kind = _family_of_keys(names)
     prefix = _common_prefix(names)
     if kind is None and prefix and (kind := _family_of_keys([name.removeprefix(prefix) for name in names])):
         return (
-            f"Its keys are those of a {FAMILIES[kind].name} with the prefix {prefix!r}, which "
-            "DistributedDataParallel and other wrappers add; save the state_dict without it."
+            f"Its keys are those of a {FAMILIES[kind].name} with the prefix {prefix!r}; save the state_dict without it."
         )
     if kind is None or kind is type(config):
         return "Choose the model and the overrides that the checkpoint was trained with."
@@ -233,10 +286,10 @@ def _advice(config: BackboneConfig, names: Collection[str]) -> str:
 
 def _family_of_keys(names: Collection[str]) -> type | None:
     """Returns the config type of the family whose keys, for a model of one block, are mostly there, or None."""
-    names = set(names)
+    names = {_core(name) for name in names}
     share = {}
     for kind, family in FAMILIES.items():
-        wanted = {key.torch for key in family.keys(kind(depth=1))}
+        wanted = {_core(key.torch) for key in family.keys(kind(depth=1))}
         share[kind] = len(wanted & names) / len(wanted)
     best = max(share, key=lambda kind: share[kind])
     return best if share[best] > 0.5 else None

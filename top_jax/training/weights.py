@@ -13,6 +13,7 @@ from flax import nnx
 from top_jax.build import build_abstract_model, build_model, build_reduction
 from top_jax.config import ModelConfig, RunConfig
 from top_jax.convert import load_torch_checkpoint
+from top_jax.convert.checkpoint_files import weights_in_folder
 from top_jax.errors import InputError, RunError
 from top_jax.models import Backbone
 from top_jax.models.weights import Weights, weights_of
@@ -32,6 +33,11 @@ def load_checkpoint(path: str | Path, which: str = "best", ema: bool | None = No
         InputError: no run directory, no such checkpoint, or no averaged weights in it.
         RunError: the checkpoint is damaged.
     """
+    if file := weights_in_folder(path):
+        raise InputError(
+            f"{path} is not a run directory but a folder of another library, with {file.name}; load it with "
+            "load_torch_checkpoint(path, MODEL_NAME), or convert it."
+        )
     run = RunDirectory(path)
     config = run.read_config()
     model = build_abstract_model(config.model, build_reduction(config.pruning))
@@ -54,7 +60,7 @@ def checkpoint_weights(
     """Reads the weights of a checkpoint for the model of `config`.
 
     Args:
-        checkpoint: a run directory, or an official .pth or .safetensors file.
+        checkpoint: a run directory, an official .pth or .safetensors file, or a Hugging Face folder with one.
         config: the model that they must fit.
         which: `best` or `latest`, of a run directory.
         ema: whether to take averaged weights; None takes them where a run kept them, and never from a file.
@@ -63,7 +69,7 @@ def checkpoint_weights(
         InputError: no such checkpoint, or weights of another model or class count.
         RunError: the checkpoint is damaged.
     """
-    path = Path(checkpoint)
+    path = weights_in_folder(checkpoint) or Path(checkpoint)
     if path.is_dir():
         run = RunDirectory(path)
         _check_same_model(run, config)
