@@ -35,6 +35,18 @@ def _check(node: Any, section: str, names: tuple[str, ...], holds: Callable[[Any
             raise InputError(f"config.{section}{'.' if section else ''}{name}={value!r}; it must be {needed}.")
 
 
+def _check_values(node: Any, path: str) -> None:
+    """Raises InputError, naming the key, for a number that is not finite or an empty text, in a dict or a tuple too."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            _check_values(value, f"{path}.{key}")
+    for value in node if isinstance(node, tuple) else (node,):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{path}={node!r}; numbers must be finite.")
+        if value == "":
+            raise InputError(f"{path} is empty; give it a value, or leave it out (None).")
+
+
 def _check_unset(node: Any, section: str, names: tuple[str, ...], needed: str) -> None:
     """Raises InputError for a setting that has no effect without another one."""
     defaults = {field.name: field.default for field in dataclasses.fields(node)}
@@ -241,6 +253,7 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
 
     def __post_init__(self) -> None:
+        _check_values(self.to_dict(), "config")
         counts = ("batch_size", "eval_batch_size", "total_steps", "log_every", "checkpoint_every", "fsdp")
         _check(self, "", counts, lambda count: count >= 1, "at least 1")
         _check(self, "", ("max_rollbacks",), lambda count: count >= 0, "at least 0")

@@ -38,6 +38,14 @@ def new_file(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: str | Path) -> None:
+    """Raises OSError if a file could not be written at `path`; nothing is left behind."""
+    path = Path(path)
+    path.exists()  # raises if the name is too long
+    with tempfile.NamedTemporaryFile(dir=path.absolute().parent, prefix=".new-", suffix=".tmp"):
+        pass
+
+
 @contextlib.contextmanager
 def requested_file(path: str | Path) -> Iterator[Path]:
     """Yields what `new_file` yields, for a path that the user chose.

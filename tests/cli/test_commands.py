@@ -41,7 +41,7 @@ def test_evaluate_options(command, run, tmp_path):
 
 def test_evaluate_refuses(refused, run, tmp_path):
     checkpoint = f"--checkpoint={run}"
-    assert "Flag --checkpoint must have a value" in refused("evaluate", TINY)
+    assert "--checkpoint is missing" in refused("evaluate", TINY)
     assert "config.json" in refused("evaluate", TINY, f"--checkpoint={tmp_path}")
     assert "nowhere" in refused("evaluate", TINY, "--checkpoint=nowhere")
     assert "blocks.0" in refused("evaluate", TINY, checkpoint, "--config.model.d_state=8")
@@ -65,3 +65,51 @@ def test_evaluate_an_official_file(command, official_file, overrides, tmp_path):
     converted = json.loads(command("evaluate", TINY, f"--checkpoint={tmp_path}/converted").out)
     for name in ("accuracy", "accuracy_top5", "loss", "images"):
         assert converted[name] == json.loads(result.out)[name]
+
+
+@pytest.fixture
+def dense(tmp_path):
+    """--config of the run without its pruning, as a user's own dense config leaves it out."""
+    (tmp_path / "dense.py").write_text(
+        "import tiny_run\n\ndef get_config():\n    config = tiny_run.get_config()\n"
+        "    config.pruning.after_blocks = ()\n    config.pruning.keep_ratio = ()\n    return config\n"
+    )
+    return f"--config={tmp_path}/dense.py"
+
+
+def test_a_run_brings_its_own_config(command, run, caplog):
+    """Without --config, and with the run's own: the pruned model, and nothing to warn of."""
+    for config in ([], [f"--config={run}"], [f"--config={run}/config.json"]):
+        result = command("evaluate", *config, f"--checkpoint={run}")
+        assert (result.status, json.loads(result.out)["tokens_per_block"]) == (0, [5, 3])
+        assert not caplog.records
+
+
+def test_other_settings_than_the_run(command, run, caplog):
+    """They win, and a warning names each key with both values."""
+    changes = ("--config.pruning.keep_ratio=(0.75,)", "--config.data.eval_crop=0.9", "--config.eval_batch_size=77")
+    result = command("evaluate", *changes, f"--checkpoint={run}")
+    assert json.loads(result.out)["tokens_per_block"] == [5, 4]
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert "pruning.keep_ratio 0.5 -> 0.75" in warning and "data.eval_crop 1.0 -> 0.9" in warning
+    assert "eval_batch_size" not in warning
+
+
+@pytest.mark.parametrize("program", ["evaluate", "visualize", "export", "ablate"])
+def test_a_pruned_run_is_never_dense_by_accident(refused, run, dense, tmp_path, program):
+    arguments = {"visualize": ["--examples=1", f"--out={tmp_path}/v"], "export": [f"{tmp_path}/e"]}
+    arguments["ablate"] = [f"--out={tmp_path}/a"]
+    message = refused(program, dense, f"--checkpoint={run}", *arguments.get(program, []))
+    assert "(1,)" in message and "--config.pruning.after_blocks=()" in message
+
+
+def test_dense_by_choice(command, run, dense, caplog):
+    result = command("evaluate", dense, f"--checkpoint={run}", "--config.pruning.after_blocks=()")
+    assert json.loads(result.out)["tokens_per_block"] == [5, 5]
+    assert "pruning.after_blocks (1,) -> ()" in caplog.text
+
+
+def test_a_run_goes_on_by_its_folder(command, run, finished_run):
+    """train.py, too, reads the config of the folder it is given; the run is complete already."""
+    assert command("train.py", f"--workdir={run}").status == 0
+    assert json.loads((run / "config.json").read_text()) == json.loads((finished_run / "config.json").read_text())

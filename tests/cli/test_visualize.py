@@ -60,6 +60,6 @@ def test_visualize_refuses(refused, finished_run, photo, tmp_path):
     assert f"{finished_run}/config.json" in message
     assert "--draw=tokens,hats" in refused("visualize", *flags, "x", "--draw=tokens,hats")
     assert "--blocks=3" in refused("visualize", *flags, str(photo), "--blocks=3")
-    assert "Flag --out must have a value" in refused("visualize", *flags[:2], str(photo))
+    assert "--out is missing" in refused("visualize", *flags[:2], str(photo))
     assert f"--out={photo}" in refused("visualize", *flags[:2], f"--out={photo}", str(photo), "--draw=tokens")
     assert not (tmp_path / "out").exists()

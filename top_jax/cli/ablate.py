@@ -61,7 +61,7 @@ _SEEDS = flags.DEFINE_list("finetune_seeds", ["0"], "Fine-tuning seeds, one run 
 def main(arguments: list[str]) -> None:
     """Makes the grid of settings, runs it and prints its tables."""
     runner.no_more(arguments)
-    config = shared_flags.read_config(_CONFIG)
+    config = shared_flags.read_config(_CONFIG, own_pruning=not _AFTER_BLOCKS.value)
     from top_jax import ablation
     from top_jax.ablation.grid import default_alignments, default_scores
 
@@ -76,6 +76,7 @@ def main(arguments: list[str]) -> None:
         keep_ratios=[_number("keep_ratios", ratio, float) for ratio in _KEEP_RATIOS.value],
         random_seeds=_RANDOM_SEEDS.value,
     )
+    shared_flags.warn_of_changes(config, pruning=not _AFTER_BLOCKS.value)
     ablation.run_ablation(
         config,
         _CHECKPOINTS.value,

@@ -75,7 +75,7 @@ def _check_target(source: Path, target: Path) -> bool:
     from top_jax.convert.checkpoint_files import check_target, has_checkpoint_suffix, weights_in_folder
     from top_jax.training.run_directory import RunDirectory
 
-    runner.check_json(_JSON.value)
+    runner.check_json(_JSON.value, source, target)
     if has_checkpoint_suffix(target):
         check_target(target, overwrite=_OVERWRITE.value)
         return True

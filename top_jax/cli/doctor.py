@@ -42,6 +42,7 @@ _JSON = flags.DEFINE_string("json", None, "File for the report.")
 def main(arguments: list[str]) -> None:
     """Collects the report, prints each part when it is known, and writes the whole."""
     runner.no_more(arguments)
+    runner.check_json(_JSON.value)
     config = RunConfig() if _CONFIG.value is None else shared_flags.read_config(_CONFIG)
     sources = open_splits(config) if _DATA.value else {}  # raises if there is no data, before anything is printed
     report: dict[str, Any] = installation()

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
     """Loads, evaluates, prints and writes JSON."""
     runner.no_more(arguments)
     config = shared_flags.read_config(_CONFIG)
-    runner.check_json(_JSON.value)
+    runner.check_json(_JSON.value, Path(_CHECKPOINT.value))
     shared_flags.join_processes()
     result = evaluate_checkpoint(config, Path(_CHECKPOINT.value))
     if distributed.is_primary():

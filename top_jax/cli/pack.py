@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> None:
     path, data = Path(arguments[0]), shared_flags.read_config(_CONFIG).data
     if path.exists():
         raise InputError(f"{path} exists; choose another name, or delete it.")
+    runner.check_json(_JSON.value, path)
     splits = {data.train_split: open_source(data, train=True), data.eval_split: open_source(data, train=False)}
     with terminal.progress("packing", sum(map(len, splits.values()))) as advance:
         pack(path, data.name or data.source, splits, on_images=advance)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,12 @@ from absl import app, flags, logging
 
 from top_jax import files
 from top_jax.errors import InputError, RunError
+
+# Errors that say something about the user's path or disk, whatever the code that met them.
+_OF_THE_PLACE = frozenset(
+    (errno.EACCES, errno.EDQUOT, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR)
+    + (errno.EPERM, errno.EROFS)
+)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -28,6 +36,14 @@ def run(main: Callable[[list[str]], None]) -> None:
             main(arguments[1:])
         except (InputError, RunError) as error:
             sys.exit(_report(error))
+        except OSError as error:
+            if error.filename is None or error.errno not in _OF_THE_PLACE:
+                raise
+            sys.exit(_report(InputError(f"{error.filename}: {error.strerror}; choose another place.")))
+        except (RuntimeError, AssertionError):
+            if (problem := _no_device()) is None:
+                raise
+            sys.exit(_report(problem))
         except KeyboardInterrupt:
             sys.exit(130)  # the shell's status; a training run saves first (top_jax.training.interruption)
 
@@ -40,10 +56,30 @@ def no_more(arguments: list[str]) -> None:
         raise InputError(f"unexpected argument {arguments[0]!r}; this command takes only flags (--help).")
 
 
-def check_json(file: str | Path | None) -> None:
-    """Raises InputError for a JSON file that could not be written, before the work that would be lost."""
-    if file and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
-        raise InputError(f"--json={file} is a directory, or is in one that does not exist; choose another place.")
+def check_json(file: str | Path | None, *others: Path) -> None:
+    """Raises InputError for a JSON file that could not be written, before the work that would be lost.
+
+    Args:
+        file: the JSON file; None is fine.
+        *others: files that the command reads or writes, which the JSON must not replace.
+    """
+    if not file:
+        return
+    path = Path(file)
+    problem = None
+    try:
+        if path.absolute() in {other.absolute() for other in others}:
+            problem = "is another file of this command"
+        elif path.is_dir() or not path.absolute().parent.is_dir():
+            problem = "is a directory, or is in one that does not exist"
+        elif path.exists() and not path.is_file():
+            problem = "is a device or a pipe"
+        else:
+            files.check_writable(path)
+    except OSError as error:
+        problem = f"cannot be written ({error.strerror})"
+    if problem:
+        raise InputError(f"--json={file} {problem}; choose another place.")
 
 
 def write_json(file: str | Path | None, content: Any) -> None:
@@ -65,16 +101,90 @@ def _parse(arguments: list[str]) -> list[str]:
         app.usage(shorthelp=True, writeto_stdout=True)
         sys.exit(0)
     try:
-        return flags.FLAGS(arguments)
-    except (flags.Error, OSError, SyntaxError) as error:
-        lines = [line.strip() for line in str(error).replace("flag --config=None: ", "").strip().splitlines()]
-        if any(
-            "Traceback" in line for line in lines
-        ):  # an error in the config file, whose last line says what is wrong
-            lines = [lines[0].removesuffix("Traceback (most recent call last):"), lines[-1].split("InputError: ")[-1]]
-        sys.exit(_report(InputError(" ".join(lines))))
-    except (AttributeError, KeyError) as error:
-        sys.exit(_report(_unknown_key(arguments, str(error))))
+        arguments = flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
+        given = _given_flags(arguments)
+        if _takes_config():
+            from top_jax.cli import shared_flags
+
+            arguments = shared_flags.with_config(arguments)
+            sys.argv = arguments  # ml_collections looks for --config.key there
+        rest = flags.FLAGS(arguments)
+        _check_values(given)
+        return rest
+    except InputError as error:
+        sys.exit(_report(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (Exception, SystemExit) as error:  # a config file may raise anything
+        sys.exit(_report(_parse_error(arguments, error)))
+
+
+def _takes_config() -> bool:
+    """Whether the command has --config; `shared_flags` needs ml_collections, which not every command has."""
+    return "config" in flags.FLAGS and "top_jax.cli.shared_flags" in sys.modules
+
+
+def _given_flags(arguments: Sequence[str]) -> list[str]:
+    """Returns the names of the flags on the command line.
+
+    Raises:
+        InputError: a flag that takes one value is given twice; absl would use the last.
+    """
+    given: list[str] = []
+    for argument in arguments[1:]:
+        if argument == "--":
+            break
+        name = argument.lstrip("-").partition("=")[0]
+        if not argument.startswith("-"):
+            continue
+        if name not in flags.FLAGS and name.startswith("no"):
+            name = name.removeprefix("no")
+        if name not in flags.FLAGS and not name.startswith("config."):
+            continue
+        several = name in flags.FLAGS and isinstance(flags.FLAGS[name], flags.MultiFlag)
+        if name in given and not several:
+            raise InputError(f"--{name} is given more than once; leave one, so that its value is clear.")
+        given.append(name)
+    return given
+
+
+def _check_values(given: Sequence[str]) -> None:
+    """Raises InputError for an empty text, and a number that is not finite, which absl's limits let through."""
+    for name in given:
+        value = flags.FLAGS[name].value if name in flags.FLAGS else None
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(item, str) and not item.strip():
+                raise InputError(f"--{name} is empty, or has an empty part; give it a value, or leave it out.")
+            if isinstance(item, float) and not math.isfinite(item):
+                raise InputError(f"--{name}={item}; it must be a finite number.")
+
+
+def _parse_error(arguments: list[str], error: BaseException) -> InputError:
+    """Returns what is wrong with the command line, or in the config file that it names."""
+    if _takes_config():
+        from top_jax.cli import shared_flags
+
+        if (problem := shared_flags.config_error(error)) is not None:
+            return problem
+    if isinstance(error, (AttributeError, KeyError)):
+        return _unknown_key(arguments, str(error))
+    text = str(error)
+    if missing := re.search(r"Flag --(\w+) must have a value other than None", text):
+        return InputError(f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}")
+    return InputError(text or type(error).__name__)
+
+
+def _no_device() -> InputError | None:
+    """Returns the reason if JAX finds no device; code that looks for one raises different errors by JAX's version."""
+    if "jax" not in sys.modules:
+        return None
+    from top_jax.ops.implementations import device
+
+    try:
+        device()
+    except InputError as error:
+        return error
+    return None
 
 
 def _unknown_key(arguments: list[str], reason: str) -> InputError:

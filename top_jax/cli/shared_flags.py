@@ -6,10 +6,13 @@ A command calls the `define_*` functions that it needs, and then `flags.adopt_mo
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
 from top_jax.config import RunConfig
@@ -18,7 +21,11 @@ from top_jax.errors import InputError
 if TYPE_CHECKING:
     from top_jax.models import Backbone
 
-CONFIG_HELP = "Run config: a Python file with get_config(), such as configs/vim_digits_top.py."
+CONFIG_HELP = (
+    "Run config: a Python file with get_config(), such as configs/vim_digits_top.py, or a run directory. "
+    "By default that of the run in --checkpoint or --workdir."
+)
+_RUN_CONFIG = str(Path(__file__).with_name("run_config.py"))  # what --config=RUN becomes: run_config.py:RUN
 CHECKPOINT_HELP = "Run directory, or an official .pth or .safetensors file."
 
 
@@ -30,23 +37,191 @@ def define_config(*, required: bool = True, help_text: str = CONFIG_HELP) -> fla
     return holder
 
 
-def read_config(holder: flags.FlagHolder[Any]) -> RunConfig:
-    """Returns the config of the command line, checked.
+def with_config(arguments: list[str]) -> list[str]:
+    """Returns the command line as ml_collections needs it: `--config=FILE.py` first.
+
+    A run directory, or its config.json, becomes the Python file that reads it. Without --config, the run in
+    --checkpoint or --workdir is taken.
 
     Raises:
-        InputError: the file does not exist or returns no config, or a value in it is out of range.
+        InputError: --config names nothing that can be a config, or a --config.key is given without any.
+    """
+    name = given_value(arguments, "config")
+    rest = _without(arguments, "config")
+    if name is None:
+        name = _run_of(arguments)
+    if name is None:
+        if keys := [argument for argument in arguments[1:] if re.match("--?(no)?config[.]", argument)]:
+            raise InputError(f"{keys[0]} needs --config=FILE: {CONFIG_HELP}")
+        return arguments
+    return [rest[0], f"--config={_config_file(name)}", *rest[1:]]
+
+
+def given_value(arguments: Sequence[str], flag: str) -> str | None:
+    """Returns the first value of a flag on the command line that is not parsed yet; None without it."""
+    for place, argument in enumerate(arguments[1:], start=1):
+        if argument == "--":
+            break
+        name, separator, value = argument.partition("=")
+        if name in (f"-{flag}", f"--{flag}"):
+            return value if separator else "".join(arguments[place + 1 : place + 2])
+    return None
+
+
+def _without(arguments: list[str], flag: str) -> list[str]:
+    """Returns the command line without the first use of a flag that takes a value."""
+    for place, argument in enumerate(arguments[1:], start=1):
+        if argument == "--":
+            break
+        name, separator, _ = argument.partition("=")
+        if name in (f"-{flag}", f"--{flag}"):
+            return [*arguments[:place], *arguments[place + (1 if separator else 2) :]]
+    return arguments
+
+
+def _run_of(arguments: list[str]) -> str | None:
+    """Returns the run directory that the command reads, if it reads one."""
+    checkpoint, workdir = (given_value(arguments, flag) for flag in ("checkpoint", "workdir"))
+    if checkpoint and "checkpoint" in flags.FLAGS:
+        if Path(checkpoint).is_dir():
+            return checkpoint
+        if not Path(checkpoint).exists():
+            raise InputError(
+                f"checkpoint {checkpoint} does not exist; pass a {CHECKPOINT_HELP[0].lower()}{CHECKPOINT_HELP[1:]}"
+            )
+        raise InputError(f"--config is needed: {checkpoint} is a file, which does not keep its config. {CONFIG_HELP}")
+    if workdir and "workdir" in flags.FLAGS and (Path(workdir) / "config.json").is_file():
+        return workdir
+    return None
+
+
+def _config_file(name: str) -> str:
+    """Returns the Python file of a config, with its argument after a colon, as ml_collections reads it.
+
+    Raises:
+        InputError: there is no such file or run, or it is a file of another kind.
+    """
+    path = Path(name)
+    if path.is_dir() or (path.name == "config.json" and path.parent.is_dir()):
+        from top_jax.training.run_directory import RunDirectory
+
+        run = path if path.is_dir() else path.parent
+        RunDirectory(run).read_config()  # raises a plain InputError; ml_collections would wrap it
+        return f"{_RUN_CONFIG}:{run}"
+    file = Path(name.partition(":")[0])
+    such = "pass one such as configs/vim_digits_top.py, or a run directory."
+    if not file.is_file():
+        raise InputError(f"config file {file} does not exist; {such}")
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config file {file} cannot be read ({error}); {such}") from error
+    if file.suffix != ".py" or not re.search(r"\bget_config\b", text):  # running such a file could do anything
+        raise InputError(f"config file {file} is not a Python file with get_config(); {such}")
+    return name
+
+
+def config_error(error: BaseException) -> InputError | None:
+    """Returns what is wrong in the config file, with its name and line; None if the error came from elsewhere."""
+    file = _config_source().partition(":")[0]
+    raised: BaseException | None = error
+    while raised is not None:
+        line = raised.lineno if isinstance(raised, SyntaxError) and raised.filename == file else None
+        trace = raised.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code.co_filename == file:
+                line = trace.tb_lineno
+            trace = trace.tb_next
+        if line is not None:
+            kind = "" if isinstance(raised, InputError) else f"{type(raised).__name__}: "
+            text = raised.msg if isinstance(raised, SyntaxError) else str(raised)
+            return InputError(f"config file {file}, line {line}: {kind}{text}")
+        raised = raised.__cause__ or raised.__context__
+    return None
+
+
+def _config_source() -> str:
+    """Returns the value of --config that `with_config` chose; empty without one."""
+    return given_value(sys.argv, "config") or ""
+
+
+def read_config(holder: flags.FlagHolder[Any], *, own_pruning: bool = True) -> RunConfig:
+    """Returns the config of the command line, checked.
+
+    Args:
+        holder: what `define_config` returned.
+        own_pruning: whether the config says how tokens are reduced; False if other flags of the command do.
+
+    Raises:
+        InputError: the config file returns no config, or a value in it is out of range, or it leaves out the pruning of
+            the run in --checkpoint.
     """
     config = holder.value
-    if not isinstance(config, config_dict.ConfigDict):  # absl keeps an object that raises when it is used
-        file = config_flags.get_config_filename(flags.FLAGS["config"])
-        problem = "returns no ConfigDict from get_config()" if Path(file).is_file() else "does not exist"
-        raise InputError(f"config file {file} {problem}; pass one such as configs/vim_digits_top.py.")
-    return RunConfig.from_config_dict(config)
+    if not isinstance(config, config_dict.ConfigDict):
+        try:
+            _ = config.model  # ml_collections keeps an OSError until the config is used
+        except OSError as error:
+            if problem := config_error(error):
+                raise problem from error
+        except AttributeError:
+            pass
+        raise InputError(
+            f"config file {_config_source()} returns {type(config).__name__} from get_config(), not a ConfigDict; "
+            "return make_config(...), as configs/vim_digits_top.py does."
+        )
+    checked = RunConfig.from_config_dict(config)
+    if own_pruning and "checkpoint" in flags.FLAGS:
+        _check_pruning(checked)
+    return checked
+
+
+def _check_pruning(config: RunConfig) -> None:
+    """Raises InputError if a pruned run would be used as a dense model without anybody asking for it."""
+    explicit = "pruning.after_blocks" in config_flags.get_override_values(flags.FLAGS["config"])
+    if config.pruning.after_blocks or explicit:
+        return
+    for path, trained in _runs():
+        if trained.pruning.after_blocks:
+            raise InputError(
+                f"the run {path} was trained with pruning after blocks {trained.pruning.after_blocks}, but the config "
+                f"{config_name()} has none; leave out --config, or pass --config.pruning.after_blocks=() for the "
+                "dense model."
+            )
+
+
+def warn_of_changes(config: RunConfig, *, pruning: bool = True) -> None:
+    """Warns of each setting of the model, the pruning and the data that is not that of the run in --checkpoint.
+
+    Args:
+        config: what the command uses.
+        pruning: whether to compare the pruning too.
+    """
+    from top_jax.training.run_directory import changed_settings
+
+    for path, trained in _runs():
+        changed = changed_settings(trained, config)
+        text = [
+            f"{key} {there!r} -> {here!r}"
+            for key, (there, here) in changed.items()
+            if pruning or not key.startswith("pruning.")
+        ]
+        if text:
+            logging.warning("these settings are not those of the run %s: %s", path, ", ".join(text))
+
+
+def _runs() -> list[tuple[str, RunConfig]]:
+    """Returns the run directories in --checkpoint, with their configs."""
+    from top_jax.training.run_directory import RunDirectory
+
+    given = flags.FLAGS.checkpoint
+    paths = [given] if isinstance(given, str) else given
+    return [(path, RunDirectory(path).read_config()) for path in paths if Path(path).is_dir()]
 
 
 def config_name() -> str:
-    """Returns the name of the config file: `vim_t` for configs/vim_t.py."""
-    return Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    """Returns the name of the config file, or of the run directory: `vim_t` for configs/vim_t.py and for runs/vim_t."""
+    file, _, run = _config_source().partition(":")
+    return Path(run).absolute().name if file == _RUN_CONFIG else Path(file).stem
 
 
 def define_checkpoint() -> flags.FlagHolder[Any]:
@@ -73,6 +248,7 @@ def load_model(checkpoint: str | Path, config: RunConfig) -> Backbone:
 
     model = build_abstract_model(config.model, build_reduction(config.pruning))
     weights = checkpoint_weights(checkpoint, config.model, which=flags.FLAGS.which, ema=flags.FLAGS.ema)
+    warn_of_changes(config)
     return fill(model, weights)
 
 

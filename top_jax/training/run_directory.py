@@ -36,6 +36,7 @@ FREE_TO_CHANGE: Final = (
     "data.num_threads",
     "data.prefetch",
 )
+_NO_RESULT: Final = ("data.num_workers", "data.num_threads", "data.prefetch", "model.implementation", "model.remat")
 
 
 class RunDirectory:
@@ -169,6 +170,20 @@ def _meaning(config: RunConfig) -> dict[str, Any]:
     content["model"] |= dataclasses.asdict(build_sizes(config.model))
     content["pruning"] |= dataclasses.asdict(build_reduction(config.pruning))
     return flatten(content)
+
+
+def changed_settings(there: RunConfig, here: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Returns the settings of the model, the pruning and the data that differ, by dotted key, with both values.
+
+    Settings that change no result are left out: the number of workers, and which implementation runs the scan.
+    """
+    old, new = _meaning(there), _meaning(here)
+    sections, same = ("model.", "pruning.", "data."), set(_NO_RESULT)
+    return {
+        key: (old.get(key), new.get(key))
+        for key in dict.fromkeys((*old, *new))
+        if key.startswith(sections) and key not in same and old.get(key) != new.get(key)
+    }
 
 
 def describe_changes(changed: list[str], there: dict[str, Any], here: dict[str, Any]) -> str:

@@ -1,0 +1,18 @@
+"""The config file, in the sense of `--config`, of a run directory: `run_config.py:runs/a`."""
+
+from __future__ import annotations
+
+from ml_collections import config_dict
+
+from top_jax.config import make_config
+
+
+def get_config(run: str) -> config_dict.ConfigDict:
+    """Returns the config that the run directory keeps.
+
+    Raises:
+        InputError: this is not a run directory, or its config.json cannot be read.
+    """
+    from top_jax.training.run_directory import RunDirectory
+
+    return make_config(**RunDirectory(run).read_config().to_dict())
