@@ -68,12 +68,12 @@ def test_evaluate_an_official_file(command, official_file, overrides, tmp_path):
 
 
 @pytest.fixture
-def dense(tmp_path):
+def dense(run, tmp_path):
     """--config of the run without its pruning, as a user's own dense config leaves it out."""
-    (tmp_path / "dense.py").write_text(
-        "import tiny_run\n\ndef get_config():\n    config = tiny_run.get_config()\n"
-        "    config.pruning.after_blocks = ()\n    config.pruning.keep_ratio = ()\n    return config\n"
-    )
+    settings = json.loads((run / "config.json").read_text())
+    settings["pruning"] |= {"after_blocks": [], "keep_ratio": []}
+    text = f"from top_jax.config import make_config\n\ndef get_config():\n    return make_config(**{settings!r})\n"
+    (tmp_path / "dense.py").write_text(text)
     return f"--config={tmp_path}/dense.py"
 
 
