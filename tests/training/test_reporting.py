@@ -7,7 +7,7 @@ import struct
 import pytest
 from rich.console import Console
 
-from top_jax.training.reporting import Reporter, Throughput
+from top_jax.training.reporting import Reporter, Throughput, _item, _keep_until, logger
 from top_jax.training.run_directory import RunDirectory
 
 VALUES = {"loss": 1.5, "accuracy": 0.25}
@@ -49,6 +49,75 @@ def test_a_step_is_reported_once(tmp_path):
     assert [line["kind"] for line in lines(tmp_path / "b")] == ["train", "eval"]
 
 
+HISTORY = [{"kind": "train", "step": step, "loss": 1.25 / step} for step in range(1, 4)]
+WRITTEN = "".join(json.dumps(line) + "\n" for line in HISTORY).encode()
+
+
+def test_every_flipped_bit_loses_at_most_its_line(tmp_path, monkeypatch):
+    """The others stay as they were; what is lost is announced, and the old file kept."""
+    file = tmp_path / "metrics.jsonl"
+    copy = file.with_name("metrics.jsonl.damaged")
+    lost, warnings = 0, []
+    monkeypatch.setattr(logger, "warning", lambda text, *values: warnings.append(text % values))
+    for place in range(8 * len(WRITTEN)):
+        damaged = bytearray(WRITTEN)
+        damaged[place // 8] ^= 1 << place % 8
+        file.write_bytes(damaged)
+        copy.unlink(missing_ok=True)
+        warnings.clear()
+        _keep_until(file, 9)
+        left = file.read_bytes()
+        hit = WRITTEN[: place // 8].count(b"\n")
+        others = [line for number, line in enumerate(WRITTEN.splitlines(True)) if number != hit]
+        assert all(line in left for line in others), damaged
+        assert left.count(b"\n") in (2, 3)
+        if left.count(b"\n") == 2:
+            lost += 1
+            assert copy.read_bytes() == damaged and [f"line {hit + 1} first" in text for text in warnings] == [True]
+        else:
+            between = WRITTEN[place // 8] == ord("\n") and place // 8 < len(WRITTEN) - 1  # a break between two lines
+            assert copy.exists() == bool(warnings) == between, damaged
+    assert lost > 800
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        (b"", []),
+        (b"\n\n", []),
+        (b"[1]\n" + WRITTEN, HISTORY),
+        (b"\x00" * 4096 + b"\n" + WRITTEN, HISTORY),
+        (b'{"kind": "train", "step": true}\n' + WRITTEN, HISTORY),
+        (b'{"kind": 3, "step": 1}\n' + WRITTEN, HISTORY),
+        (b'{"step": 1}\n' + WRITTEN, HISTORY),
+        (b"[" * 100_000 + b"\n" + WRITTEN, HISTORY),
+        (WRITTEN + b'{"kind": "train", "step": ' + b"9" * 5000 + b"}\n", HISTORY),
+        (WRITTEN + b"\xff\xfe\n", HISTORY),
+        (WRITTEN.replace(b"\n", b"\r\n"), HISTORY),
+    ],
+)
+def test_damaged_metrics(tmp_path, damage, kept):
+    """A second damage does not overwrite what was kept of the first."""
+    file = tmp_path / "metrics.jsonl"
+    for _ in range(2):
+        file.write_bytes(damage)
+        _keep_until(file, 9)
+        assert lines(tmp_path) == kept
+    copies = sorted(path.name for path in tmp_path.iterdir() if path != file)
+    assert copies in ([], ["metrics.jsonl.damaged", "metrics.jsonl.damaged-2"])
+    assert all((tmp_path / copy).read_bytes() == damage for copy in copies)
+    assert bool(copies) == (damage.strip() != b"" and b"\r" not in damage)
+
+
+def test_what_was_not_measured(tmp_path):
+    """null in JSON, a dash for a person, nothing for TensorBoard."""
+    report(tmp_path, 0, ("eval", 2, {"accuracy": 0.5, "images_per_second": None}))
+    assert lines(tmp_path)[0]["images_per_second"] is None
+    assert scalars(tmp_path / "tensorboard")[0] == {("eval/accuracy", 2): 0.5}
+    assert (_item("images_per_second", None), _item("data_wait", None)) == ("- img/s", "waiting for data -")
+    assert _item("ema_images_per_second", 0.04) == "0.04 img/s"
+
+
 def scalars(folder):
     """{(tag, step): value} of all event files, by tensorboardX's own protocol buffers; and where a restart purges."""
     from tensorboardX.proto.event_pb2 import Event
@@ -79,7 +148,8 @@ def test_tensorboard_of_a_run(finished_run):
     found, _ = scalars(finished_run / "tensorboard")
     for line in lines(finished_run):
         kind, step = line.pop("kind"), line.pop("step")
-        assert line and all(found[f"{kind}/{name}", step] == pytest.approx(value) for name, value in line.items())
+        measured = {name: value for name, value in line.items() if value is not None}
+        assert measured and all(found[f"{kind}/{name}", step] == pytest.approx(measured[name]) for name in measured)
 
 
 def test_what_a_run_prints(finished_run):
@@ -94,7 +164,11 @@ def test_what_a_run_prints(finished_run):
     assert sum(line.startswith("eval ") for line in reports) == 3
     accuracy, cost, speed = reports[-3:]
     summary = json.loads((finished_run / "summary.json").read_text())
-    assert f"accuracy {summary['accuracy']:.2%}, averaged weights {summary['ema_accuracy']:.2%}, best " in accuracy
+    assert (
+        f"accuracy {summary['accuracy']:.2%}, averaged weights {summary['ema_accuracy']:.2%} at step 30, best "
+        in accuracy
+    )
+    assert f"best {summary['best_accuracy']:.2%} at step {summary['best_step']}" in accuracy
     assert "360 images" in accuracy
     assert cost.startswith("tokens per stage 5 -> 3 (class token included); GMACs ")
     assert "(81.9%, published)" in cost and "all_directions)" in cost and "executed)" in cost
@@ -135,12 +209,12 @@ def test_throughput(monkeypatch):
     clock = iter([10.0, 12.0, 100.0, 101.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     throughput = Throughput()
-    assert throughput.recent()["images_per_second"] == 0.0
+    assert throughput.recent() == {"images_per_second": None, "data_wait": None}
     throughput.add(8)  # the first
     throughput.add(8)  # 2 s
     throughput.pause()
     throughput.resume()
     throughput.add(8)  # 1 s
     assert throughput.recent()["images_per_second"] == pytest.approx(16 / 3)
-    assert throughput.recent()["images_per_second"] == 0.0
+    assert throughput.recent() == {"images_per_second": None, "data_wait": None}
     assert throughput.overall()["images_per_second"] == pytest.approx(16 / 3)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from top_jax.errors import InputError, RunError
 from top_jax.ops.implementations import resolve
 from top_jax.training import loop
 from top_jax.training.prepare import make_plan
+from top_jax.training.run_directory import RunDirectory
 
 
 def losses(workdir: Path) -> list[float]:
@@ -59,13 +61,49 @@ def test_the_scan_is_named_where_there_is_one(tiny_config):
     assert plan.model.scan_implementation is None
 
 
-def test_a_full_disk_is_named():
+def test_a_full_disk_is_named(tmp_path):
     """However it is reported: by the system, or in the text of Orbax's error."""
     for error in (OSError(errno.ENOSPC, "No space left on device"), ValueError("OS_ERROR: No space left on device")):
-        with pytest.raises(RunError, match="the disk is full"), loop._full_disk():
+        with pytest.raises(RunError, match="the disk is full"), loop._disk_faults(RunDirectory(tmp_path)):
             raise error
-    with pytest.raises(ValueError, match="something else"), loop._full_disk():
+    with pytest.raises(ValueError, match="something else"), loop._disk_faults(RunDirectory(tmp_path)):
         raise ValueError("something else")
+
+
+def test_a_directory_that_was_moved_is_named(tmp_path):
+    """A folder that Orbax makes anew in its place is another one."""
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    run.remember_place()
+    run.check_in_place()
+    run.path.rename(tmp_path / "moved")
+    for _ in range(2):
+        with pytest.raises(RunError, match=f"{run.path} was moved or removed"):
+            run.check_in_place()
+        with pytest.raises(RunError, match=f"{run.path} was moved or removed"), loop._disk_faults(run):
+            raise FileNotFoundError("checkpoints/latest")
+        run.path.mkdir(exist_ok=True)
+
+
+def test_what_cannot_be_a_run_directory(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in ("gs://bucket/run", tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("n" * 300), "nul\0"):
+        with pytest.raises(InputError, match=r"bucket|file|nnnn|nul"):
+            RunDirectory(path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"accuracy": "high"}', "\x00" * 50, "[" * 100_000])
+def test_a_damaged_summary_is_written_again(tmp_path, content, caplog):
+    (tmp_path / "summary.json").write_text(content)
+    assert loop._earlier_summary(SimpleNamespace(run=RunDirectory(tmp_path))) is None
+    assert len(caplog.records) == 1 and f"{tmp_path}/summary.json" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"seeed": 1}', '{"model": 3}', "\x00" * 50, "[" * 100_000])
+def test_a_damaged_config_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=f"{tmp_path}/config.json"):
+        RunDirectory(tmp_path).read_config()
 
 
 @pytest.mark.slow

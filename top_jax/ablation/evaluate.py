@@ -43,6 +43,7 @@ class EvaluationImages:
         limit: use only the first `limit` images; None for all.
 
     Attributes:
+        class_names: names of the classes, in the order of the labels.
         count: number of images, unreadable ones included.
         held: whether the images are read once and kept on the devices.
 
@@ -55,6 +56,7 @@ class EvaluationImages:
     ):
         if limit is not None and not 1 <= limit <= len(source):
             raise InputError(f"limit_images={limit}; needed: 1 to {len(source)}, the size of {source.name}.")
+        self.class_names = source.class_names
         self.count = limit or len(source)
         batch_size = min(batch_size, self.count) if len(jax.devices()) == 1 else batch_size
         check_divisible("batch_size", batch_size)

@@ -110,7 +110,7 @@ def run_ablation(
     if finetune is not None and (which != "best" or ema is not None):
         raise InputError("fine-tuning starts from the weights that train.py would use; leave out --which and --ema.")
     images = _open_images(config, limit_images)
-    loaded = [_load(path, config, which, ema) for path in checkpoints]
+    loaded = [_load(path, config, which, ema, images.class_names) for path in checkpoints]
     _check_different(loaded)
     results = Results(Path(out), common_settings(config, base, limit_images, finetune is not None))
     for checkpoint in loaded:
@@ -201,8 +201,10 @@ def _open_images(config: RunConfig, limit: int | None) -> EvaluationImages:
     return EvaluationImages(source, config.data, img_size=size, batch_size=batch_size, limit=limit)
 
 
-def _load(path: str | Path, config: RunConfig, which: str, ema: bool | None) -> Checkpoint:
-    weights = checkpoint_weights(path, config.model, which=which, ema=ema)
+def _load(
+    path: str | Path, config: RunConfig, which: str, ema: bool | None, class_names: tuple[str, ...]
+) -> Checkpoint:
+    weights = checkpoint_weights(path, config.model, which=which, ema=ema, class_names=class_names)
     trained = RunDirectory(path).read_config() if Path(path).is_dir() else None
     return Checkpoint(
         path=str(path),

@@ -24,6 +24,7 @@ from top_jax.errors import InputError
 if TYPE_CHECKING:
     from top_jax.convert.key_summary import KeySummary
     from top_jax.models import Backbone
+    from top_jax.training.run_directory import RunDirectory
 
 _MODEL = flags.DEFINE_string("model", None, "Model name, such as vim_small; not needed for a run directory.")
 _OVERRIDE = flags.DEFINE_multi_string(
@@ -51,6 +52,7 @@ _JSON = flags.DEFINE_string("json", None, "File for the report; by default in TA
 def main(arguments: list[str]) -> None:
     """Reads, checks every key, writes."""
     from top_jax.convert.checkpoint_files import weights_in_folder
+    from top_jax.training.class_names import class_names_of
 
     if len(arguments) != 2:
         raise InputError(f"got {len(arguments)} arguments; needed: SOURCE and TARGET (--help).")
@@ -58,7 +60,8 @@ def main(arguments: list[str]) -> None:
     to_file = _check_target(source, target)  # before reading, which may take a while
     is_run = source.is_dir() and weights_in_folder(source) is None
     config, model, report, ema = _read_run(source) if is_run else _read_file(source)
-    advice = _write_file(target, config, model) if to_file else _write_run(target, config, model)
+    names = class_names_of(source, config.model.num_classes)
+    advice = (_write_file if to_file else _write_run)(target, config, model, names)
     print(f"{source} ({config.model.name}{', averaged weights' if ema else ''}) -> {target}\n")
     print(f"{report}\n\nevery key is used and every weight is set.\n{advice}")
     json_file = target.with_name(f"{target.name}.conversion.json") if to_file else target / "conversion.json"
@@ -84,9 +87,13 @@ def _check_target(source: Path, target: Path) -> bool:
             f"{source} is a run directory, which can only become a file; the target {target} needs the suffix .pth or "
             ".safetensors."
         )
-    if RunDirectory(target).has_checkpoints():
-        raise InputError(f"{target} already holds checkpoints; choose another directory, or delete that one.")
+    _check_empty(RunDirectory(target))
     return False
+
+
+def _check_empty(run: RunDirectory) -> None:
+    if run.has_checkpoints():
+        raise InputError(f"{run.path} already holds checkpoints; choose another directory, or delete that one.")
 
 
 def _read_file(source: Path) -> tuple[RunConfig, Backbone, KeySummary, bool]:
@@ -128,26 +135,28 @@ def _read_run(source: Path) -> tuple[RunConfig, Backbone, KeySummary, bool]:
     return config, model, key_summary(model), ema
 
 
-def _write_run(target: Path, config: RunConfig, model: Backbone) -> str:
+def _write_run(target: Path, config: RunConfig, model: Backbone, names: tuple[str, ...] | None) -> str:
     """Writes a run directory; returns how to use it."""
     from top_jax.models.weights import weights_of
     from top_jax.training.run_directory import RunDirectory
     from top_jax.training.weights import save_weights
 
     run = RunDirectory(target)
-    run.claim(config)
-    save_weights(run, weights_of(model))
+    with run.lock():
+        _check_empty(run)  # another command may have written there meanwhile
+        run.claim(config, None if names is None else {"class_names": list(names)})
+        save_weights(run, weights_of(model))
     return (
         "use it with any command, for example (with a config of this model):\n"
         f"  python -m top_jax.cli.evaluate --config CONFIG --checkpoint {target}"
     )
 
 
-def _write_file(target: Path, config: RunConfig, model: Backbone) -> str:
+def _write_file(target: Path, config: RunConfig, model: Backbone, names: tuple[str, ...] | None) -> str:
     """Writes a file; returns how to use it."""
     from top_jax.convert import save_torch_checkpoint
 
-    save_torch_checkpoint(model, target, overwrite=_OVERWRITE.value)
+    save_torch_checkpoint(model, target, overwrite=_OVERWRITE.value, class_names=names)
     pruned = "the file has no pruning schedule; the run's is not saved in it.\n" if config.pruning.after_blocks else ""
     return f"{pruned}it has the official code's keys; top_jax.load_torch_checkpoint reads it too."
 

@@ -37,12 +37,14 @@ def main(arguments: list[str]) -> None:
 
 def evaluate_checkpoint(config: RunConfig, checkpoint: Path) -> dict[str, Any]:
     """Returns the accuracy and cost of a checkpoint with the config's model, pruning and data."""
-    from top_jax.data import open_source
+    from top_jax.data import check_classes, open_source
     from top_jax.evaluation.accuracy import evaluate_model
     from top_jax.evaluation.flops import count_macs
+    from top_jax.training.weights import about_weights
 
     source = open_source(config.data, train=False)
-    model = shared_flags.load_model(checkpoint, config)
+    check_classes(source, config.model.num_classes, "evaluate it on the data it was trained for")
+    model = shared_flags.load_model(checkpoint, config, source.class_names)
     with terminal.progress(f"evaluating on {source.name}", len(source)) as advance:
         result = evaluate_model(
             model, source, config.data, batch_size=config.eval_batch_size or config.batch_size, on_batch=advance
@@ -50,6 +52,7 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path) -> dict[str, Any]:
     cost, dense = count_macs(model.config, model.reduction), count_macs(model.config)
     return {
         "checkpoint": str(checkpoint),
+        **about_weights(checkpoint, flags.FLAGS.which, flags.FLAGS.ema),
         "data": source.name,
         **result,
         "tokens_per_block": list(cost.tokens_per_block),

@@ -172,7 +172,10 @@ def _check(parity: list[Any], target: Path) -> None:
 
 def _report(config: RunConfig, exported: Any, target: Path, parity: list[Any]) -> dict[str, Any]:
     """Returns the content of the JSON file."""
+    from top_jax.training.class_names import class_names_of
+
     argument, result = exported.in_avals[0], exported.out_avals[0]
+    names = class_names_of(_CHECKPOINT.value, config.model.num_classes)
     return {
         "file": str(target),
         "bytes": target.stat().st_size,
@@ -189,6 +192,7 @@ def _report(config: RunConfig, exported: Any, target: Path, parity: list[Any]) -
             "normalization_inside": _NORMALIZE.value,
         },
         "output": {"shape": [str(result.shape[0]), result.shape[1]], "dtype": result.dtype.name},
+        "class_names": None if names is None else list(names),  # in the order of the logits
         "platforms": list(exported.platforms),
         "parity": [one._asdict() for one in parity],
         "parity_images": _IMAGES.value,

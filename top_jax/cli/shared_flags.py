@@ -236,18 +236,24 @@ def define_checkpoints(help_text: str) -> flags.FlagHolder[Any]:
     return flags.DEFINE_multi_string("checkpoint", None, help_text, required=True)
 
 
-def load_model(checkpoint: str | Path, config: RunConfig) -> Backbone:
+def load_model(checkpoint: str | Path, config: RunConfig, class_names: Sequence[str] | None = None) -> Backbone:
     """Returns the config's model and reduction in eval mode, with the weights that --which and --ema choose.
 
+    Args:
+        checkpoint: a run directory or an official file.
+        config: of the model.
+        class_names: classes of the data, in the order of its labels, into which the logits are put; None leaves them.
+
     Raises:
-        InputError: no such checkpoint, weights of another model or class count, or a reduction that the model cannot
-            have.
+        InputError: no such checkpoint, weights of another model, class count or classes, or a reduction that the model
+            cannot have.
     """
     from top_jax.build import build_abstract_model, build_reduction
     from top_jax.training.weights import checkpoint_weights, fill
 
     model = build_abstract_model(config.model, build_reduction(config.pruning))
-    weights = checkpoint_weights(checkpoint, config.model, which=flags.FLAGS.which, ema=flags.FLAGS.ema)
+    choice = {"which": flags.FLAGS.which, "ema": flags.FLAGS.ema}
+    weights = checkpoint_weights(checkpoint, config.model, **choice, class_names=class_names)
     warn_of_changes(config)
     return fill(model, weights)
 

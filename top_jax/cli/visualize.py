@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> None:
     config, checkpoint, out = shared_flags.read_config(_CONFIG), Path(_CHECKPOINT.value), Path(_OUT.value)
     _check_drawn()
     pictures, class_names = _pictures(arguments, config)  # before the model, which takes longer
-    model = shared_flags.load_model(checkpoint, config)
+    model = shared_flags.load_model(checkpoint, config, class_names)
+    class_names = class_names or _names_of(checkpoint, config)
     index = visualize(model, config, pictures, class_names, checkpoint=checkpoint, out=out)
     for image in index["images"]:
         print(f"{out / image['png']}: {image['prediction']} ({100 * image['probability']:.0f} %)")
@@ -103,25 +104,36 @@ def visualize(
     }
 
 
-def _pictures(files: list[str], config: RunConfig) -> tuple[list[Any], tuple[str, ...]]:
-    """Returns the `Picture`s to draw, and the names of their classes."""
-    from top_jax.data import open_source
+def _pictures(files: list[str], config: RunConfig) -> tuple[list[Any], tuple[str, ...] | None]:
+    """Returns the `Picture`s to draw, and the classes of the data that they come from; None for files."""
+    from top_jax.data import check_classes, open_source
     from top_jax.figures.photo import of_files, of_source
 
     if bool(files) == bool(_EXAMPLES.value):
         came = f"{len(files)} images and --examples={_EXAMPLES.value}"
         raise InputError(f"got {came}; needed: either image files, or --examples=N.")
-    if not files:
-        source = open_source(config.data, train=False)
-        return of_source(source, _EXAMPLES.value, config.data), source.class_names
-    pictures = of_files(files, config.data)
+    if files:
+        return of_files(files, config.data), None
+    source = open_source(config.data, train=False)
+    check_classes(source, config.model.num_classes, "draw images of the data it was trained for")
+    return of_source(source, _EXAMPLES.value, config.data), source.class_names
+
+
+def _names_of(checkpoint: Path, config: RunConfig) -> tuple[str, ...]:
+    """Returns the class names that the checkpoint keeps, or those of the config's data if it keeps none."""
+    from top_jax.data import open_source
+    from top_jax.training.class_names import class_names_of
+
+    names = class_names_of(checkpoint, config.model.num_classes)
+    if names is not None:
+        return names
     try:
         names = open_source(config.data, train=False).class_names
     except InputError:  # photos need no dataset; without it, classes have no names
         names = ()
     if len(names) != config.model.num_classes:
         names = tuple(f"class {label}" for label in range(config.model.num_classes))
-    return pictures, names
+    return names
 
 
 def _check_drawn() -> None:

@@ -13,7 +13,7 @@ import pathlib
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -117,7 +117,12 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndar
 
 
 def write_state_dict(
-    path: str | Path, state_dict: Mapping[str, np.ndarray], *, entry: str, overwrite: bool = False
+    path: str | Path,
+    state_dict: Mapping[str, np.ndarray],
+    *,
+    entry: str,
+    overwrite: bool = False,
+    class_names: Sequence[str] | None = None,
 ) -> None:
     """Writes arrays as a checkpoint file, whole or not at all.
 
@@ -126,6 +131,7 @@ def write_state_dict(
         state_dict: C-contiguous arrays by official name.
         entry: the entry of a .pth file that holds them; a .safetensors file has no entries.
         overwrite: replace an existing file.
+        class_names: names of the classes in the order of the logits, for `read_class_names`; None leaves them out.
 
     Raises:
         InputError: the suffix is unknown, a package is missing, the file exists, or it cannot be written.
@@ -134,7 +140,32 @@ def write_state_dict(
     check_target(path, overwrite=overwrite)
     write = _write_safetensors if path.suffix.lower() == SAFETENSORS else _write_pth
     with requested_file(path) as temporary:
-        write(temporary, state_dict, entry)
+        write(temporary, state_dict, entry, class_names)
+
+
+def read_class_names(path: str | Path) -> tuple[str, ...] | None:
+    """Reads the class names that `write_state_dict` stored, in the order of the logits; None if there are none.
+
+    The entry `class_names` of a .pth file, or that of a .safetensors file's metadata, as JSON. A file that cannot be
+    read has none: `read_state_dict` reports it.
+    """
+    path = Path(path)
+    try:
+        if path.suffix.lower() == SAFETENSORS:
+            with path.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(length)) if length <= path.stat().st_size else {}
+            names = json.loads(header.get("__metadata__", {}).get("class_names", "null"))
+        else:
+            torch = _torch()
+            with torch.serialization.safe_globals(_harmless()):  # "meta" leaves the tensors on the disk
+                names = torch.load(path, map_location="meta", weights_only=True).get("class_names")
+    except InputError:
+        raise
+    except Exception:
+        return None
+    known = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+    return tuple(names) if known else None
 
 
 def _read_pth(path: Path, ema: bool) -> dict[str, np.ndarray]:
@@ -170,10 +201,12 @@ def _check_zip(path: Path) -> None:
                 raise zipfile.BadZipFile(f"the checksum of {damaged} does not match")
 
 
-def _write_pth(path: Path, state_dict: Mapping[str, np.ndarray], entry: str) -> None:
+def _write_pth(path: Path, state_dict: Mapping[str, np.ndarray], entry: str, class_names: Sequence[str] | None) -> None:
     """Writes `{entry: state_dict}`. Raises OSError if the disk is full."""
     torch = _torch()
-    content = {entry: {name: torch.from_numpy(array) for name, array in state_dict.items()}}
+    content: dict[str, Any] = {entry: {name: torch.from_numpy(array) for name, array in state_dict.items()}}
+    if class_names is not None:
+        content["class_names"] = list(class_names)
     with path.open("wb") as stream:
         try:
             torch.save(content, stream)
@@ -276,10 +309,14 @@ def _read_safetensors(path: Path, ema: bool) -> dict[str, np.ndarray]:
     return {name: _array_of_bytes(path, name, **tensor) for name, tensor in tensors}
 
 
-def _write_safetensors(path: Path, state_dict: Mapping[str, np.ndarray], entry: str) -> None:
+def _write_safetensors(
+    path: Path, state_dict: Mapping[str, np.ndarray], entry: str, class_names: Sequence[str] | None
+) -> None:
     del entry  # the format has none
     header, data = _split(_safetensors("safetensors.numpy").save(dict(state_dict)))
     header = {"__metadata__": {"format": "pt"}, **header}  # some readers refuse files without it
+    if class_names is not None:
+        header["__metadata__"]["class_names"] = json.dumps(list(class_names))
     header["__metadata__"][CRC32] = _crc32(header, data)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the package aligns the data too

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -115,7 +115,9 @@ def load_state_dict(
     return tuple(changes)
 
 
-def save_torch_checkpoint(model: Backbone, path: str | Path, *, overwrite: bool = False) -> None:
+def save_torch_checkpoint(
+    model: Backbone, path: str | Path, *, overwrite: bool = False, class_names: Sequence[str] | None = None
+) -> None:
     """Writes a model's weights under their official keys; `load_torch_checkpoint` reads them back, bit for bit.
 
     Args:
@@ -123,11 +125,16 @@ def save_torch_checkpoint(model: Backbone, path: str | Path, *, overwrite: bool 
         path: a .pth or .pt file, written by PyTorch with the state_dict in the entry that the family's official code
             reads (`model`, for PlainMamba `state_dict`), or a .safetensors file, written without PyTorch.
         overwrite: replace an existing file.
+        class_names: names of the classes in the order of the logits, to be kept in the file; None leaves them out.
 
     Raises:
-        InputError: the suffix is unknown, the file exists, or it cannot be written.
+        InputError: the suffix is unknown, the file exists, the names are not one for each class, or it cannot be
+            written.
     """
-    write_state_dict(path, state_dict_of(model), entry=family_of(model.config).entry, overwrite=overwrite)
+    if class_names is not None and len(class_names) != model.config.num_classes:
+        raise InputError(f"got {len(class_names)} class_names for a model of {model.config.num_classes} classes.")
+    entry = family_of(model.config).entry
+    write_state_dict(path, state_dict_of(model), entry=entry, overwrite=overwrite, class_names=class_names)
 
 
 def state_dict_of(model: Backbone) -> dict[str, np.ndarray]:

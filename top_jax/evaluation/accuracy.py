@@ -32,8 +32,8 @@ def make_eval_step(
         data: the config's data section, which says how pixels are normalised.
 
     Returns:
-        A function that returns float32 scalars: correct, correct_top5, loss, count, and unreadable (images that could
-        not be read).
+        A function that returns float32 scalars: correct, correct_top5 (of six classes or more: of fewer it says
+        little or nothing), loss, count, and unreadable (images that could not be read).
     """
 
     @jax.jit
@@ -46,9 +46,10 @@ def make_eval_step(
         best = jnp.argsort(logits, axis=-1, stable=True, descending=True)[:, :5]
         hit = best == label[:, None]
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        top5 = {"correct_top5": jnp.sum(jnp.any(hit, axis=1) * mask)} if logits.shape[-1] > 5 else {}
         return {
             "correct": jnp.sum(hit[:, 0] * mask),
-            "correct_top5": jnp.sum(jnp.any(hit, axis=1) * mask),
+            **top5,
             "loss": jnp.sum(loss * mask),
             "count": jnp.sum(mask),
             "unreadable": jnp.sum((mask == 0) & (batch["index"] != PADDING_INDEX)).astype(jnp.float32),
@@ -65,7 +66,7 @@ def evaluate(
     *,
     prefetch: int,
     on_batch: Callable[[int], None] = lambda images: None,
-) -> dict[str, float | int]:
+) -> dict[str, float | int | None]:
     """Evaluates a model on one pass over a split.
 
     Args:
@@ -77,9 +78,9 @@ def evaluate(
         on_batch: called after each batch with its number of images, for a progress bar.
 
     Returns:
-        accuracy and accuracy_top5 (shares); loss (nats); images: how many were counted; unreadable: how many could not
-        be read; images_per_second of the whole loop, including loading but not the first batch, which compiles (0.0
-        without a second batch).
+        accuracy and, of six classes or more, accuracy_top5 (shares); loss (nats); images: how many were counted;
+        unreadable: how many could not be read; images_per_second of the whole loop, including loading but not the first
+        batch, which compiles (None without a second batch).
 
     Raises:
         InputError: no image could be read.
@@ -103,11 +104,11 @@ def evaluate(
     timed = sums["count"] - images_before
     return {
         "accuracy": sums["correct"] / count,
-        "accuracy_top5": sums["correct_top5"] / count,
+        **({"accuracy_top5": sums["correct_top5"] / count} if "correct_top5" in sums else {}),
         "loss": sums["loss"] / count,
         "images": int(sums["count"]),
         "unreadable": int(sums["unreadable"]),  # in all processes
-        "images_per_second": timed / seconds if timed else 0.0,
+        "images_per_second": timed / seconds if timed else None,
     }
 
 
@@ -118,7 +119,7 @@ def evaluate_model(
     *,
     batch_size: int,
     on_batch: Callable[[int], None] = lambda images: None,
-) -> dict[str, float | int]:
+) -> dict[str, float | int | None]:
     """Evaluates a model on a whole source, on all devices; returns what `evaluate` returns.
 
     Raises:

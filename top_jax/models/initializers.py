@@ -13,11 +13,13 @@ Initializer = Callable[..., jax.Array]
 
 
 # timm 0.4.12's lecun_normal_ divides by the deviation of a normal truncated at 2 sigma, but then truncates at 2.
-patch_embed: Initializer = jax.nn.initializers.variance_scaling(0.87962566103423978**-2, "fan_in", "normal")
+patch_embed: Initializer = jax.nn.initializers.variance_scaling(
+    0.87962566103423978**-2, "fan_in", "normal", dtype=jnp.float32
+)
 
 
 # timm's and mmcls's trunc_normal_: deviation 0.02, truncated at 2, which is no truncation in effect.
-trunc_normal: Initializer = jax.nn.initializers.normal(0.02)
+trunc_normal: Initializer = jax.nn.initializers.normal(0.02, jnp.float32)
 
 
 def uniform(bound: float) -> Initializer:

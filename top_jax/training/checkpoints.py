@@ -92,6 +92,11 @@ class Checkpoints:
         metrics = None if best is None else self._best.metrics(best)
         return None if metrics is None else accuracy_of(metrics)
 
+    def best_step(self) -> int | None:
+        """Returns the step of the best checkpoint; None without one."""
+        self._best.wait_until_finished()
+        return self._best.best_step()
+
     def restore(self, like: TrainState) -> tuple[TrainState, Position] | None:
         """Restores the newest sound checkpoint.
 

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import errno
+import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,9 +28,11 @@ from top_jax.training.checkpoints import Checkpoints, Position
 from top_jax.training.interruption import Agreement, Interruption
 from top_jax.training.prepare import Prepared, prepare
 from top_jax.training.programs import TrainPrograms, enable_compilation_cache
-from top_jax.training.reporting import Reporter, Silence, Throughput, announce, conclude, make_reporter
+from top_jax.training.reporting import Reporter, Silence, Throughput, Values, announce, conclusion, make_reporter
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.steps import METRICS, TrainState
+
+logger = logging.getLogger(__name__)
 
 Summary = dict[str, Any]
 
@@ -61,7 +64,7 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
         signals = held.enter_context(Interruption())
         with distributed.together():
             prepared = prepare(config, RunDirectory(workdir))
-            held.enter_context(_full_disk())
+            held.enter_context(_disk_faults(prepared.run))
             held.enter_context(prepared.run.lock())
         prepared.claim()
         checkpoints = held.enter_context(Checkpoints(prepared.run.checkpoints))
@@ -69,12 +72,31 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
         first_step, total_steps = int(state.step), prepared.plan.total_steps
         reporter = held.enter_context(make_reporter(prepared.run, first_step=first_step, total_steps=total_steps))
         announce(prepared, reporter, first_step)
-        summary = prepared.run.read_json("summary.json") if first_step == total_steps else None
-        if summary is None:
+        summary = _earlier_summary(prepared) if first_step == total_steps else None
+        if distributed.any_process(summary is None):
             summary = Loop(prepared, checkpoints, reporter, signals).train(state, position)
         if summary is not None:
-            conclude(prepared, reporter, summary)
+            for line in conclusion(prepared, summary):
+                reporter.say(line)
         return summary
+
+
+def _earlier_summary(prepared: Prepared) -> Summary | None:
+    """Returns summary.json as an earlier start wrote it; None, after a warning, if it has another form."""
+    summary = prepared.run.read_json("summary.json")
+    if summary is None:
+        return None
+    try:
+        conclusion(prepared, summary)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+        logger.warning(
+            "%s has another form (%s: %s); it is written again",
+            prepared.run.path / "summary.json",
+            type(error).__name__,
+            error,
+        )
+        return None
+    return summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +128,7 @@ class Loop:
         self.signals = signals
         self.stop = Agreement(signals)
         self.throughput = Throughput()
-        self.last_evaluation: dict[str, float | int] = {}
+        self.last_evaluation: Values = {}
         self.skipped: list[int] = []
         self.train_step = TrainPrograms(self.plan, prepared.teacher_weights)
         self.eval_step = make_eval_step(nnx.graphdef(self.plan.model), self.plan.config.data)
@@ -142,6 +164,7 @@ class Loop:
             "steps": self.plan.total_steps,
             **self.last_evaluation,
             "best_accuracy": self.checkpoints.best_accuracy(),
+            "best_step": self.checkpoints.best_step(),
             "skipped_batches": self.skipped,
             "tokens_per_block": pruned.tokens_per_block,
             "gmacs": {name: pruned.gmacs(name) for name in pruned.macs},
@@ -160,8 +183,14 @@ class Loop:
         evaluation or a save, and at the end, all of them are read.
         """
         plan, step = self.plan, int(state.step)
+        self.skipped = list(position["skipped"])
         evaluated = bool(position["evaluated"])  # False if a signal stopped the evaluation of this step
-        if not evaluated or step == plan.total_steps:  # the latter: killed after its last checkpoint
+        if evaluated and step == plan.total_steps:  # killed after its last checkpoint
+            self.last_evaluation = self.reporter.reported("eval") or {}
+            if self.checkpoints.best_accuracy() is None:  # it was damaged
+                self.last_evaluation = {}
+            evaluated = not distributed.any_process(not self.last_evaluation)
+        if not evaluated:
             evaluated = self._evaluate(state, step)
         stop = not evaluated or bool(distributed.any_process(self.signals.requested is not None))
         with self.prepared.train_batches() as batches:
@@ -192,7 +221,6 @@ class Loop:
     def _batches(self, batches: Batches, position: Position) -> Iterator[tuple[dict[str, jax.Array], Position]]:
         """Yields the batches from `position` on, without those to skip, and the position after each."""
         batches.set_state(position)
-        self.skipped = list(position["skipped"])
         for batch, after in prefetch_to_device(batches, self.plan.by_image, self.plan.config.data.prefetch):
             if after["batches"] - 1 not in self.skipped:
                 yield batch, {**after, "skipped": self.skipped}
@@ -246,7 +274,7 @@ class Loop:
             False if a signal stopped it.
         """
         self.throughput.pause()
-        evaluation: dict[str, float | int] = {}
+        evaluation: Values = {}
         for name, weights in state.weights().items():
             with self.reporter.evaluating(len(self.prepared.eval_source)) as advance:
                 result = self._evaluate_weights(weights, advance)
@@ -255,12 +283,14 @@ class Loop:
             prefix = "" if name == "params" else f"{name}_"
             evaluation |= {f"{prefix}{key}": value for key, value in result.items()}
         self.last_evaluation = evaluation
+        accuracy = evaluation.get("ema_accuracy", evaluation["accuracy"])
+        assert accuracy is not None
         self.reporter.metrics("eval", step, evaluation)
-        self.checkpoints.save_if_best(state, evaluation.get("ema_accuracy", evaluation["accuracy"]))
+        self.checkpoints.save_if_best(state, float(accuracy))
         self.throughput.resume()
         return True
 
-    def _evaluate_weights(self, weights: Weights, advance: Callable[[int], None]) -> dict[str, float | int] | None:
+    def _evaluate_weights(self, weights: Weights, advance: Callable[[int], None]) -> Values | None:
         def on_batch(images: int) -> None:
             if distributed.any_process(self.signals.requested is not None):
                 raise _Stopped
@@ -281,6 +311,8 @@ class Loop:
 
     def _save(self, state: TrainState, position: Position, evaluated: bool) -> None:
         self.throughput.pause()
+        with distributed.together():
+            self.prepared.run.check_in_place()
         self.checkpoints.save(state, {**position, "evaluated": int(evaluated)})
         self.throughput.resume()
 
@@ -298,11 +330,17 @@ class _NotFinite(Exception):
 
 
 @contextlib.contextmanager
-def _full_disk() -> Iterator[None]:
-    """Turns a full disk, however it is reported, into a RunError."""
+def _disk_faults(run: RunDirectory) -> Iterator[None]:
+    """Turns a full disk, however it is reported, and a run directory that was moved into a RunError."""
     try:
         yield
+    except RunError:
+        raise
     except Exception as error:
+        try:
+            run.check_in_place()
+        except RunError as moved:
+            raise moved from error
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
             raise RunError(
                 "the disk is full: this write failed, and the last complete checkpoint is kept. "

@@ -21,7 +21,7 @@ from top_jax.sharding import by_image, check_divisible, in_parts, make_mesh
 from top_jax.training.checkpoints import Checkpoints, Position
 from top_jax.training.keep_ratio import Stage, stages
 from top_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from top_jax.training.run_directory import RunDirectory, flatten
+from top_jax.training.run_directory import DataFacts, RunDirectory, flatten
 from top_jax.training.steps import TrainState, create_state
 from top_jax.training.weights import abstract_weights, initial_weights, keep_teacher, teacher_weights
 
@@ -141,6 +141,11 @@ class Prepared:
     first_weights: Weights | None
     teacher_weights: Weights | None
 
+    @property
+    def data(self) -> DataFacts:
+        """What the run keeps of its data."""
+        return _data_facts(self.train_source, self.eval_source)
+
     def train_batches(self) -> Batches:
         """Returns the stream of training batches, from its beginning."""
         config = self.plan.config
@@ -170,7 +175,8 @@ class Prepared:
     def claim(self) -> None:
         """Makes the directory this run's own, and keeps a copy of the teacher there; the lock must be held."""
         with distributed.together():
-            self.run.claim(self.plan.config)
+            self.run.claim(self.plan.config, self.data)
+        self.run.remember_place()
         if self.teacher_weights is not None:
             keep_teacher(self.run, self.teacher_weights)
 
@@ -178,7 +184,8 @@ class Prepared:
         """Returns the newest checkpoint, or the state and position before the first step."""
         if restored := checkpoints.restore(self.plan.state_layout()):
             return restored
-        weights = self.first_weights or initial_weights(self.plan.config)  # None: the checkpoints have been removed
+        # None: the checkpoints have been removed
+        weights = self.first_weights or initial_weights(self.plan.config, self.train_source.class_names)
         return self.plan.first_state(weights), {"batches": 0, "skipped": [], "evaluated": 1}
 
 
@@ -198,17 +205,27 @@ def prepare(config: RunConfig, run: RunDirectory) -> Prepared:
     train_source, eval_source = (open_source(config.data, train=train) for train in (True, False))
     for source in (train_source, eval_source):
         check_classes(source, config.model.num_classes, f"set --config.model.num_classes={source.num_classes}")
+    data = _data_facts(train_source, eval_source)
+    counts = {"images to train on": data["train"]["images"], "images to evaluate": data["eval"]["images"]}
+    distributed.check_same({**counts, "class names": tuple(data["class_names"])})
     plan = make_plan(config, num_images=len(train_source))
     check_divisible("eval_batch_size", config.eval_batch_size or config.batch_size)
-    run.check_same_run(config)
+    run.check_same_run(config, data)
     prepared = Prepared(
         run=run,
         plan=plan,
         train_source=train_source,
         eval_source=eval_source,
-        first_weights=None if run.has_checkpoints("latest") else initial_weights(config),
-        teacher_weights=teacher_weights(run, config),
+        first_weights=None if run.has_checkpoints("latest") else initial_weights(config, train_source.class_names),
+        teacher_weights=teacher_weights(run, config, train_source.class_names),
     )
     prepared.train_batches()  # reads nothing yet, but checks the settings
     prepared.eval_batches()
     return prepared
+
+
+def _data_facts(train: Source, evaluation: Source) -> DataFacts:
+    about = {
+        key: {"name": source.name, "images": len(source)} for key, source in (("train", train), ("eval", evaluation))
+    }
+    return {**about, "class_names": list(train.class_names)}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import logging
 import math
 import os
 import time
@@ -16,11 +18,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from top_jax import distributed
-from top_jax.files import write_text
+from top_jax.files import new_file
 from top_jax.pruning import Reduction
 from top_jax.training.prepare import Prepared
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.tensorboard import ScalarWriter
+
+logger = logging.getLogger(__name__)
+
+Values = dict[str, float | int | None]
+"""Numbers by name; None is one that was not measured."""
 
 
 class Reporter:
@@ -57,7 +64,7 @@ class Reporter:
         self._close()
         self._open(step)
 
-    def step(self, step: int, values: dict[str, float | int]) -> None:
+    def step(self, step: int, values: Values) -> None:
         """Moves the bar and shows `values` next to it."""
         self._progress.update(self._training, completed=step, status=_readable(values))
 
@@ -70,7 +77,11 @@ class Reporter:
         finally:
             self._progress.remove_task(task)
 
-    def metrics(self, kind: str, step: int, values: dict[str, float | int]) -> None:
+    def reported(self, kind: str) -> Values | None:
+        """Returns what an earlier start has reported of the step that this one starts from."""
+        return self._reported.get(kind)
+
+    def metrics(self, kind: str, step: int, values: Values) -> None:
         """Reports numbers of the state after `step` steps everywhere, unless an earlier start already has."""
         if kind != "train" or not self.console.is_terminal:
             self.say(f"{kind} {step}/{self._total_steps}  {_readable(values)}")
@@ -94,8 +105,7 @@ class Reporter:
         self._close()
 
     def _open(self, step: int) -> None:
-        _drop_after(self._run.metrics, step)
-        self._reported = _kinds_at(self._run.metrics, step)
+        self._reported = _keep_until(self._run.metrics, step)
         self._first_step = step
         self._lines = self._run.metrics.open("a")
         self._board = ScalarWriter(self._run.tensorboard, purge_step=step + 1)
@@ -111,7 +121,7 @@ class Silence:
     def rewind(self, step: int) -> None:
         """Does nothing."""
 
-    def step(self, step: int, values: dict[str, float | int]) -> None:
+    def step(self, step: int, values: Values) -> None:
         """Does nothing."""
 
     @contextlib.contextmanager
@@ -119,7 +129,10 @@ class Silence:
         """Yields a function that does nothing."""
         yield lambda count: None
 
-    def metrics(self, kind: str, step: int, values: dict[str, float | int]) -> None:
+    def reported(self, kind: str) -> None:
+        """Returns None: only the first process knows."""
+
+    def metrics(self, kind: str, step: int, values: Values) -> None:
         """Does nothing."""
 
     def say(self, text: str) -> None:
@@ -168,8 +181,8 @@ class Throughput:
         """Starts the clock again, before a compiled step."""
         self._since = time.perf_counter()
 
-    def recent(self) -> dict[str, float]:
-        """Returns `images_per_second` and `data_wait` since the last call; 0.0 if no step was timed."""
+    def recent(self) -> Values:
+        """Returns `images_per_second` and `data_wait` since the last call; None if no step was timed."""
         rates = _rates(self._images, self._seconds, self._waited)
         self._total_images += self._images
         self._total_seconds += self._seconds
@@ -177,54 +190,106 @@ class Throughput:
         self._images, self._seconds, self._waited = 0, 0.0, 0.0
         return rates
 
-    def overall(self) -> dict[str, float]:
+    def overall(self) -> Values:
         """Returns both numbers since the start."""
         seconds, waited = self._total_seconds + self._seconds, self._total_waited + self._waited
         return _rates(self._total_images + self._images, seconds, waited)
 
 
-def _rates(images: int, seconds: float, waited: float) -> dict[str, float]:
+def _rates(images: int, seconds: float, waited: float) -> Values:
     if not seconds:
-        return {"images_per_second": 0.0, "data_wait": 0.0}
+        return {"images_per_second": None, "data_wait": None}
     return {"images_per_second": images / seconds, "data_wait": min(1.0, waited / seconds)}
 
 
-def _drop_after(file: Path, step: int) -> None:
-    """Removes the lines of later steps, and a last line that a kill cut short."""
+def _keep_until(file: Path, step: int) -> dict[str, Values]:
+    """Removes the lines of steps after `step` from metrics.jsonl, and those that cannot be read.
+
+    If a line is damaged, a copy of the old file stays beside it. A last line that a kill cut short needs no copy.
+
+    Returns:
+        The reports of `step`, by kind.
+    """
     if not file.is_file():
-        return
-    kept = []
-    for line in file.read_text().splitlines():
+        return {}
+    content = file.read_bytes()
+    kept, damaged, at_step = [], [], {}
+    for number, line in enumerate(content.split(b"\n"), 1):
+        found, broken = _reports_in(line)
+        if broken and not (number == content.count(b"\n") + 1 and not found):
+            damaged.append(number)
+        for text, report in found:
+            if report["step"] <= step:
+                kept.append(text + "\n")
+            if report["step"] == step:
+                at_step[report["kind"]] = {
+                    name: value for name, value in report.items() if name not in ("kind", "step")
+                }
+    if damaged:
+        copy = next(path for path in _copies_of(file) if not path.exists())
+        with new_file(copy) as temporary:
+            temporary.write_bytes(content)
+        logger.warning(
+            "%d line%s of %s cannot be read (line %d first) and %s left out; the old file is kept as %s",
+            *(len(damaged), "s" * (len(damaged) > 1), file, damaged[0], "are" if len(damaged) > 1 else "is", copy.name),
+        )
+    with new_file(file) as temporary:
+        temporary.write_bytes("".join(kept).encode())
+    return at_step
+
+
+def _reports_in(line: bytes) -> tuple[list[tuple[str, dict[str, Any]]], bool]:
+    """Returns the reports in a line, each with its text, and whether something else is there too.
+
+    There are two reports where the line break between them was damaged.
+    """
+    decoder, found, at = json.JSONDecoder(), [], 0
+    text = line.decode(errors="surrogateescape")
+    while at < len(text):
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except json.JSONDecodeError:
-            break
-    write_text(file, "".join(kept))
+            report, end = decoder.raw_decode(text, at)
+            written = text[at:end]
+            written.encode()  # refuses bytes that were no text
+        except (ValueError, RecursionError):
+            return found, True
+        if not (isinstance(report, dict) and type(report.get("step")) is int and isinstance(report.get("kind"), str)):
+            return found, True
+        found.append((written, report))
+        at = end + 1
+    return found, len(found) > 1
 
 
-def _kinds_at(file: Path, step: int) -> set[str]:
-    """Returns the kinds of reports of a step."""
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    return {line["kind"] for line in lines if line["step"] == step}
+def _copies_of(file: Path) -> Iterator[Path]:
+    yield file.with_name(f"{file.name}.damaged")
+    yield from (file.with_name(f"{file.name}.damaged-{number}") for number in itertools.count(2))
 
 
-def _readable(values: dict[str, float | int]) -> str:
+def _readable(values: Values) -> str:
     """Formats numbers for a person, without those that say nothing new."""
-    shown = {n: v for n, v in values.items() if not n.endswith("images") and (v or not n.endswith("unreadable"))}
+    shown = {n: v for n, v in values.items() if not n.endswith("images") and (v != 0 or not n.endswith("unreadable"))}
     return "  ".join(_item(name, value) for name, value in shown.items())
 
 
-def _item(name: str, value: float | int) -> str:
+def _item(name: str, value: float | int | None) -> str:
     if name.endswith("images_per_second"):
-        return f"{value:,.0f} img/s"
+        return f"{_speed(value)} img/s"
     if name == "data_wait":
-        return f"waiting for data {value:.0%}"
+        return f"waiting for data {_share(value)}"
     label = name.replace("ema_", "averaged ").replace("accuracy_top5", "top-5").replace("_", " ")
-    return f"{label} {value:.1%}" if "accuracy" in name else f"{label} {_short(value)}"
+    return f"{label} {_share(value, 1)}" if "accuracy" in name else f"{label} {_short(value)}"
 
 
-def _short(value: float | int) -> str:
+def _speed(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _share(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{value:.{digits}%}"
+
+
+def _short(value: float | int | None) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, int) or not math.isfinite(value):
         return str(value)
     return f"{value:.3g}" if abs(value) < 0.01 or abs(value) >= 1000 else f"{value:.4g}"
@@ -258,8 +323,12 @@ def announce(prepared: Prepared, reporter: Reporter | Silence, first_step: int) 
         reporter.say(f"keep ratio {stages}; evaluations use the last")
 
 
-def conclude(prepared: Prepared, reporter: Reporter | Silence, summary: dict[str, Any]) -> None:
-    """Prints the result."""
+def conclusion(prepared: Prepared, summary: dict[str, Any]) -> list[str]:
+    """Returns the result in lines.
+
+    Raises:
+        KeyError, TypeError, ValueError: the summary has another form.
+    """
     stages = " -> ".join(str(n) for n in dict.fromkeys(summary["tokens_per_block"]))
     has_class_token = summary["tokens_per_block"][0] > prepared.plan.model.config.num_patches
     costs = ", ".join(
@@ -267,17 +336,18 @@ def conclude(prepared: Prepared, reporter: Reporter | Silence, summary: dict[str
         for name, cost in summary["gmacs"].items()
     )
     average = f", averaged weights {summary['ema_accuracy']:.2%}" if "ema_accuracy" in summary else ""
-    reporter.say(
-        f"accuracy {summary['accuracy']:.2%}{average}, best {summary['best_accuracy']:.2%}; {summary['images']} images"
-    )
-    reporter.say(f"tokens per stage {stages}{' (class token included)' * has_class_token}; GMACs {costs}")
-    if summary["skipped_batches"]:
-        reporter.say(f"skipped, because they gave numbers that are not finite: batches {summary['skipped_batches']}")
-    reporter.say(
-        f"{summary['train_images_per_second']:.1f} img/s training ({summary['data_wait']:.0%} of the time waiting for "
-        f"data), {summary['images_per_second']:.1f} img/s evaluation on {summary['device']}; everything is in "
-        f"{prepared.run.path}"
-    )
+    best = summary.get("best_step")  # summaries of older releases have none
+    best = "" if best is None else f" at step {best}, which evaluate takes by default"
+    skipped = [int(batch) for batch in summary["skipped_batches"]]
+    return [
+        f"accuracy {summary['accuracy']:.2%}{average} at step {int(summary['steps'])}, best "
+        f"{summary['best_accuracy']:.2%}{best}; {int(summary['images'])} images",
+        f"tokens per stage {stages}{' (class token included)' * has_class_token}; GMACs {costs}",
+        *([f"skipped, because they gave numbers that are not finite: batches {skipped}"] if skipped else []),
+        f"{_speed(summary['train_images_per_second'])} img/s training ({_share(summary['data_wait'])} of the time "
+        f"waiting for data), {_speed(summary['images_per_second'])} img/s evaluation on {summary['device']}; "
+        f"everything is in {prepared.run.path}",
+    ]
 
 
 def _ratios(reduction: Reduction) -> str:

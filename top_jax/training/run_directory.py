@@ -1,6 +1,7 @@
 """The folder of one run: its files, and which run owns it.
 
 config.json        the run's config; a run with another config is refused
+data.json          numbers of images of both splits, and the names of the classes in the order of the labels
 environment.json   versions, devices and git revision of the last start
 metrics.jsonl      reported numbers, one line per report
 tensorboard/       the same numbers for TensorBoard
@@ -12,9 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
-from collections.abc import Iterator
+import logging
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +24,17 @@ from top_jax import distributed, files
 from top_jax.build import build_reduction, build_sizes
 from top_jax.config import RunConfig
 from top_jax.environment import environment
-from top_jax.errors import InputError
+from top_jax.errors import InputError, RunError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+logger = logging.getLogger(__name__)
+
+DataFacts = dict[str, Any]
+"""Content of data.json. `train`, `eval`: {"name", "images"} of a split. `class_names`: in the order of the labels."""
 
 # Settings that may change when a run is resumed. They change none of its numbers, except that fsdp, like the number of
 # devices, changes the order of sums.
@@ -43,7 +55,7 @@ class RunDirectory:
     """Paths and JSON files of a run directory.
 
     Raises:
-        InputError: the path is a URL.
+        InputError: the path cannot be a folder: it is a URL, a file, below a file, or too long.
     """
 
     def __init__(self, path: str | Path):
@@ -52,27 +64,55 @@ class RunDirectory:
                 f"workdir {path} is a URL, but must be a folder: mount the bucket, and pass the mounted path."
             )
         self.path = Path(path).absolute()
+        try:
+            is_folder = stat.S_ISDIR(self.path.stat().st_mode)
+        except FileNotFoundError:
+            is_folder = True  # once it is made
+        except (OSError, ValueError) as error:  # ValueError: a null byte
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{_shown(path)} cannot be a run directory ({reason}); choose another path.") from error
+        if not is_folder:
+            raise InputError(f"{self.path} is a file; needed: a run directory, or the name of a new one.")
+        self._place: tuple[int, int] | None = None
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
 
-    def claim(self, config: RunConfig) -> None:
+    def claim(self, config: RunConfig, data: DataFacts | None = None) -> None:
         """Makes the directory this run's own, unless another run has checkpoints here.
 
         With several processes, which share the file system, the first one writes.
 
+        Args:
+            config: of the run.
+            data: of the images it trains on; None if they are not known.
+
         Raises:
-            InputError: it cannot be written, or it holds the checkpoints of a run with another config.
+            InputError: it cannot be written, or it holds the checkpoints of a run with another config or other data.
         """
-        self.check_same_run(config)
+        self.check_same_run(config, data)
         if not distributed.is_primary():
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.write_json("config.json", config.to_dict())
             self.write_json("environment.json", environment())
+            if data is not None:
+                self.write_json("data.json", data)
         except OSError as error:
             raise self._not_writable(error) from error
+
+    def remember_place(self) -> None:
+        """Notes which folder this is, for `check_in_place`."""
+        self._place = _identity(self.path)
+
+    def check_in_place(self) -> None:
+        """Raises RunError if the folder was moved, removed or replaced since `remember_place`."""
+        if self._place is not None and _identity(self.path) != self._place:
+            raise RunError(
+                f"the run directory {self.path} was moved or removed during the run, which stops here; start the same "
+                "command again with --workdir at its present place."
+            )
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -81,8 +121,13 @@ class RunDirectory:
         With several processes of one run the first one holds the lock.
 
         Raises:
-            InputError: another process holds it, or the directory cannot be made.
+            InputError: another process or thread holds it, the directory cannot be made, or the platform has no locks.
         """
+        if fcntl is None:
+            raise InputError(
+                "training and convert need file locks (Python's fcntl), which this platform lacks: use Linux, macOS or "
+                "WSL. Reading a run and inference work here."
+            )
         if not distributed.is_primary():
             yield
             return
@@ -96,7 +141,8 @@ class RunDirectory:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise InputError(
-                    f"workdir {self.path} is in use by another process; wait for it, or choose another --workdir."
+                    f"workdir {self.path} is in use by another process or thread; wait for it, or choose another "
+                    "--workdir."
                 ) from error
             except OSError:
                 pass  # a file system without locks
@@ -122,15 +168,29 @@ class RunDirectory:
                 f"{self.path} is not a run directory: it has no config.json. Pass one that train.py or convert wrote."
             )
         try:
-            content = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
+            return RunConfig.from_config_dict(_read_object(file))
+        except InputError as error:
+            raise InputError(f"{file} does not describe a run: {error} Restore it, or choose another run.") from error
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{file} cannot be read ({error}); restore it, or choose another run.") from error
-        return RunConfig.from_config_dict(content)
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """Returns the names of the run's classes, in the order of its logits; None if it did not keep them."""
+        names = (self.read_json("data.json") or {}).get("class_names")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return None
+        return tuple(names)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """Reads one of its JSON files; None if it does not exist."""
+        """Reads a JSON file that can be written again; None, after a warning if it is damaged, if there is none."""
         file = self.path / name
-        return json.loads(file.read_text()) if file.is_file() else None
+        if not file.is_file():
+            return None
+        try:
+            return _read_object(file)
+        except (OSError, ValueError, RecursionError) as error:
+            logger.warning("%s cannot be read (%s); it is taken as missing", file, error)
+            return None
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Writes one of its JSON files atomically."""
@@ -139,11 +199,11 @@ class RunDirectory:
     def _not_writable(self, error: OSError) -> InputError:
         return InputError(f"workdir {self.path} cannot be written ({error.strerror}); choose another with --workdir.")
 
-    def check_same_run(self, config: RunConfig) -> None:
+    def check_same_run(self, config: RunConfig, data: DataFacts | None = None) -> None:
         """Checks that the directory is empty of checkpoints, or holds those of this run.
 
         Raises:
-            InputError: it holds checkpoints without a config.json, or of a run with another config.
+            InputError: it holds checkpoints without a config.json, or of a run with another config or other data.
         """
         if not self.has_checkpoints():
             return
@@ -159,6 +219,13 @@ class RunDirectory:
                 f"workdir {self.path} holds a run with another config ({describe_changes(changed, there, here)}); "
                 "use its settings, or choose another --workdir."
             )
+        if data is not None and (kept := self.read_json("data.json")) is not None:
+            if changed := _data_changes(kept, data):
+                raise InputError(
+                    f"the data of the run in {self.path} has changed: {changed}. Steps and labels would mean something "
+                    "else: restore the data, or choose another --workdir (with --config.init_from to start from these "
+                    "weights)."
+                )
 
 
 def _meaning(config: RunConfig) -> dict[str, Any]:
@@ -184,6 +251,54 @@ def changed_settings(there: RunConfig, here: RunConfig) -> dict[str, tuple[Any, 
         for key in dict.fromkeys((*old, *new))
         if key.startswith(sections) and key not in same and old.get(key) != new.get(key)
     }
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """Reads a JSON object. Raises OSError, ValueError or RecursionError."""
+    content = json.loads(file.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, not an object")
+    return content
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Returns which file a path leads to; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _shown(path: str | Path) -> str:
+    """Returns a path for a message, cut short."""
+    text = str(path)
+    return repr(text if len(text) <= 100 else f"{text[:97]}...")
+
+
+def _data_changes(there: DataFacts, here: DataFacts) -> str:
+    """Describes what differs between the data of two starts; empty if nothing does."""
+    found = []
+    for split, what in (("train", "to train on"), ("eval", "to evaluate")):
+        before = there.get(split)
+        before = before.get("images") if isinstance(before, dict) else None
+        if before is not None and before != here[split]["images"]:
+            found.append(f"{before} images {what} then, {here[split]['images']} now")
+    names, now = there.get("class_names"), here["class_names"]
+    if isinstance(names, list) and names != now:
+        found.append(f"{len(names)} classes then, {len(now)} now; {first_difference(names, now)}")
+    return "; ".join(found)
+
+
+def first_difference(there: Sequence[str], here: Sequence[str]) -> str:
+    """Describes the first class that differs between two lists, and the first name that only one of them has."""
+    pairs = list(zip(there, here, strict=False))
+    place = next((index for index, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    a, b = (repr(names[place]) if place < len(names) else "absent" for names in (there, here))
+    only = ((where, [name for name in names if name not in set(other)])
+            for where, names, other in (("there", there, here), ("here", here, there)))  # fmt: skip
+    more = "".join(f"; only {where}: {names[0]!r}{', ...' * (len(names) > 1)}" for where, names in only if names)
+    return f"class {place} is {a} there and {b} here{more}"
 
 
 def describe_changes(changed: list[str], there: dict[str, Any], here: dict[str, Any]) -> str:

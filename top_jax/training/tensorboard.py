@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,15 @@ class ScalarWriter:
         directory.mkdir(exist_ok=True)
         started = messages.SessionLog(status=messages.SessionLog.START)
         # TensorBoard reads the files of a run in the order of their names.
-        self._records = RecordWriter(str(directory / f"events.out.tfevents.{time.time():.6f}"))
+        name = f"events.out.tfevents.{time.time():.6f}.{uuid.uuid4().hex[:8]}"  # no second writer takes this name
+        self._records = RecordWriter(str(directory / name))
         self._write(file_version="brain.Event:2")
         self._write(step=purge_step, session_log=started)
 
-    def write(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Writes scalars by tag."""
-        scalars = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+    def write(self, step: int, values: Mapping[str, float | int | None]) -> None:
+        """Writes scalars by tag; None is left out."""
+        known = {tag: value for tag, value in values.items() if value is not None}
+        scalars = [self._summary.Value(tag=tag, simple_value=value) for tag, value in known.items()]
         self._write(step=step, summary=self._summary(value=scalars))
         self._records.flush()
 

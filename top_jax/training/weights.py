@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from top_jax.convert.checkpoint_files import weights_in_folder
 from top_jax.errors import InputError, RunError
 from top_jax.models import Backbone
 from top_jax.models.weights import Weights, weights_of
+from top_jax.training.class_names import class_names_of, in_order_of
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.seals import Damaged, reading, restore_sealed, sealed
 
@@ -44,18 +46,27 @@ def load_checkpoint(path: str | Path, which: str = "best", ema: bool | None = No
     return fill(model, read_weights(run, which, ema))
 
 
-def initial_weights(config: RunConfig) -> Weights:
+def initial_weights(config: RunConfig, class_names: Sequence[str] | None = None) -> Weights:
     """Returns the run's first weights: those of `init_from`, or random ones from its seed.
 
     Pruning adds no parameters, so the dense model's weights fit the pruned one.
+
+    Args:
+        config: of the run.
+        class_names: of its data, as for `checkpoint_weights`.
     """
     if config.init_from is not None:
-        return checkpoint_weights(config.init_from, config.model)
+        return checkpoint_weights(config.init_from, config.model, class_names=class_names)
     return weights_of(build_model(config.model, rngs=nnx.Rngs(config.seed)))
 
 
 def checkpoint_weights(
-    checkpoint: str | Path, config: ModelConfig, *, which: str = "best", ema: bool | None = None
+    checkpoint: str | Path,
+    config: ModelConfig,
+    *,
+    which: str = "best",
+    ema: bool | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Weights:
     """Reads the weights of a checkpoint for the model of `config`.
 
@@ -64,21 +75,37 @@ def checkpoint_weights(
         config: the model that they must fit.
         which: `best` or `latest`, of a run directory.
         ema: whether to take averaged weights; None takes them where a run kept them, and never from a file.
+        class_names: classes of the data, in the order of its labels: the logits are put into this order, by the names
+            that the checkpoint keeps. None leaves them.
 
     Raises:
-        InputError: no such checkpoint, or weights of another model or class count.
+        InputError: no such checkpoint, or weights of another model, class count or classes.
         RunError: the checkpoint is damaged.
     """
     path = weights_in_folder(checkpoint) or Path(checkpoint)
     if path.is_dir():
         run = RunDirectory(path)
         _check_same_model(run, config)
-        return read_weights(run, which, ema)
-    if not path.exists():
+        weights = read_weights(run, which, ema)
+    elif not path.exists():
         raise InputError(
             f"checkpoint {path} does not exist; pass a run directory or an official .pth or .safetensors file."
         )
-    return weights_of(load_torch_checkpoint(path, config.name, ema=bool(ema), **config.overrides()))
+    else:
+        weights = weights_of(load_torch_checkpoint(path, config.name, ema=bool(ema), **config.overrides()))
+    if class_names is None:
+        return weights
+    return in_order_of(class_names, weights, kept=class_names_of(path, config.num_classes), origin=path)
+
+
+def about_weights(checkpoint: str | Path, which: str, ema: bool | None) -> dict[str, Any]:
+    """Returns which weights `checkpoint_weights` takes, as JSON values: `which`, `step` and `ema` of a run."""
+    if not Path(checkpoint).is_dir() or weights_in_folder(checkpoint) is not None:
+        return {"ema": bool(ema)}
+    run = RunDirectory(checkpoint)
+    kept_ema = run.read_config().optimizer.ema_decay is not None
+    with reading(), _manager(run.checkpoints / which, by_accuracy=which == "best") as manager:
+        return {"which": which, "step": _newest(manager), "ema": kept_ema if ema is None else ema}
 
 
 def _check_same_model(run: RunDirectory, config: ModelConfig) -> None:
@@ -135,14 +162,21 @@ def _read(run: RunDirectory, which: str, like: dict[str, Weights], *, otherwise:
 
 def _read_newest(folder: Path, like: dict[str, Weights], *, by_accuracy: bool) -> dict[str, Weights] | None:
     """Reads the newest, or the most accurate, checkpoint in a folder; None where there is none."""
-    options = ocp.CheckpointManagerOptions(
-        create=False, read_only=True, save_interval_steps=0, best_fn=accuracy_of if by_accuracy else None
-    )
-    with reading(), ocp.CheckpointManager(folder, options=options) as manager:
-        step = manager.best_step()  # without accuracy, the latest
-        if step is None:
-            step = manager.latest_step()  # a converted checkpoint has no accuracy
+    with reading(), _manager(folder, by_accuracy=by_accuracy) as manager:
+        step = _newest(manager)
         return None if step is None else restore_sealed(manager, step, {"weights": like})["weights"]
+
+
+def _manager(folder: Path, *, by_accuracy: bool) -> ocp.CheckpointManager:
+    best = accuracy_of if by_accuracy else None
+    options = ocp.CheckpointManagerOptions(create=False, read_only=True, save_interval_steps=0, best_fn=best)
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def _newest(manager: ocp.CheckpointManager) -> int | None:
+    """Returns the step of the most accurate checkpoint, or of the latest where none has an accuracy."""
+    step = manager.best_step()
+    return manager.latest_step() if step is None else step  # a converted checkpoint has no accuracy
 
 
 def save_weights(run: RunDirectory, weights: Weights, which: tuple[str, ...] = ("best", "latest")) -> None:
@@ -157,7 +191,7 @@ def keeps_teacher(run: RunDirectory) -> bool:
     return (run.checkpoints / "teacher" / "0").is_dir()
 
 
-def teacher_weights(run: RunDirectory, config: RunConfig) -> Weights | None:
+def teacher_weights(run: RunDirectory, config: RunConfig, class_names: Sequence[str] | None = None) -> Weights | None:
     """Reads the teacher's weights: the run's own copy, or `distillation.teacher` where it has none yet.
 
     A run keeps a copy (`keep_teacher`), so that the teacher is the same at every start, even if the source is gone.
@@ -165,6 +199,7 @@ def teacher_weights(run: RunDirectory, config: RunConfig) -> Weights | None:
     Args:
         run: the run directory; where it holds a copy, its config must be this one (`RunDirectory.check_same_run`).
         config: of the run.
+        class_names: of its data, as for `checkpoint_weights`.
 
     Returns:
         Weights of the dense model of the run's own size, on the default device; None for a run without a teacher.
@@ -179,7 +214,7 @@ def teacher_weights(run: RunDirectory, config: RunConfig) -> Weights | None:
         like = {"params": abstract_weights(config.model)}
         return _read(run, "teacher", like, otherwise="delete it, to read it from distillation.teacher again")["params"]
     try:
-        return checkpoint_weights(config.distillation.teacher, config.model)
+        return checkpoint_weights(config.distillation.teacher, config.model, class_names=class_names)
     except InputError as error:
         raise InputError(f"config.distillation.teacher, the dense model of the run's own size: {error}") from error
 

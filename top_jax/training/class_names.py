@@ -1,0 +1,94 @@
+"""Class names of weights: which class each logit stands for, and the order that a dataset needs."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+import jax
+import numpy as np
+
+from top_jax.convert.checkpoint_files import read_class_names, weights_in_folder
+from top_jax.errors import InputError
+from top_jax.models.weights import Weights
+from top_jax.training.run_directory import RunDirectory, first_difference
+
+logger = logging.getLogger(__name__)
+
+IMAGENET_CLASSES: Final = 1000
+_WORDNET_ID: Final = re.compile(r"n\d{8}")
+
+
+@functools.cache
+def imagenet_synsets() -> tuple[str, ...]:
+    """Returns the WordNet ids of ImageNet-1k's classes, in the order of every official checkpoint's logits."""
+    return tuple((resources.files("top_jax.data") / "imagenet_synsets.txt").read_text().split())
+
+
+def class_names_of(checkpoint: str | Path, num_classes: int) -> tuple[str, ...] | None:
+    """Returns the names of a checkpoint's classes, in the order of its logits; None if they are not known.
+
+    A file of 1,000 classes without names is taken for an official one, whose classes are ImageNet's.
+
+    Args:
+        checkpoint: a run directory, or a .pth or .safetensors file.
+        num_classes: of its classifier.
+    """
+    file = weights_in_folder(checkpoint) or Path(checkpoint)
+    if file.is_dir():
+        names = RunDirectory(file).class_names()
+    else:
+        names = read_class_names(file)
+        if names is None and num_classes == IMAGENET_CLASSES:
+            return imagenet_synsets()
+    return names if names is not None and len(names) == num_classes else None
+
+
+def in_order_of(names: Sequence[str], weights: Weights, *, kept: Sequence[str] | None, origin: str | Path) -> Weights:
+    """Returns weights whose logits are in the order of a dataset's classes.
+
+    Names of different kinds cannot be compared: numbers, WordNet ids and words. A warning says so.
+
+    Args:
+        names: the dataset's classes, in the order of its labels.
+        weights: of the model.
+        kept: the classes of the weights, in the order of the logits; None if they are not known.
+        origin: where the weights come from, for messages.
+
+    Raises:
+        InputError: the dataset has other classes.
+    """
+    if kept is None or tuple(kept) == tuple(names):
+        return weights
+    if sorted(kept) == sorted(names):
+        moved = sum(a != b for a, b in zip(kept, names, strict=True))
+        logger.warning(
+            "%s has the data's classes in another order (%s); %d of its %d logits are moved, by class name",
+            *(origin, first_difference(kept, names), moved, len(names)),
+        )
+        place = {name: index for index, name in enumerate(kept)}
+        order = np.array([place[name] for name in names])
+        head = {name: jax.numpy.asarray(array)[..., order] for name, array in weights["head"].items()}
+        return {**weights, "head": head}
+    if _kind(kept) != _kind(names):
+        logger.warning(
+            "the classes of %s (%s, ...) and of the data (%s, ...) are named in different ways, so that their order "
+            "cannot be compared",
+            *(origin, kept[0], names[0]),
+        )
+        return weights
+    raise InputError(
+        f"{origin} was trained on other classes than this data has: {first_difference(kept, names)}. Use the data that "
+        "it was trained on, or rename the class folders (a run's names are in its data.json)."
+    )
+
+
+def _kind(names: Sequence[str]) -> str:
+    if all(name.isdecimal() for name in names):
+        return "numbers"
+    return "WordNet ids" if all(_WORDNET_ID.fullmatch(name) for name in names) else "words"
