@@ -57,7 +57,7 @@ ALLOWED = {
         "training",
     },
 }
-EVERYONES = {"environment", "errors", "files", "memory", "optional", "tables", "typing"}
+EVERYONES = {"environment", "errors", "files", "memory", "optional", "tables", "typing", "values"}
 LIGHT = {
     "kernels": {"jax", "numpy"},
     "ops": {"jax", "numpy", "absl"},

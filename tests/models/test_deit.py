@@ -261,7 +261,7 @@ def test_sizes(images):
         (dict(num_heads=5), "embed_dim=12 with num_heads=5"),
         (dict(num_heads=0), "embed_dim=12 with num_heads=0"),
         (dict(img_size=(16, 18)), r"img_size=\(16, 18\) with patch_size=4"),
-        (dict(img_size=0), r"img_size=\(0, 0\)"),
+        (dict(img_size=0), "img_size=0"),
         (dict(stride=2), "deit_tiny .* 'stride'"),
         (dict(pruning=Pruning(after_blocks=(1,), keep_ratio=0.5)), "score='clip'"),
         (dict(pruning=Evit(after_blocks=(3,), keep_ratio=0.5)), "block 3 of 3"),

@@ -125,7 +125,7 @@ def test_sizes(name, sizes, grid):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (dict(img_size=0), r"img_size=\(0, 0\)"),
+        (dict(img_size=0), "img_size=0"),
         (dict(stride=3), "stride=3"),
         (dict(patch_size=5), "patch_size=5"),
         (dict(d_conv=4), "d_conv=4"),

@@ -12,6 +12,7 @@ from jax.experimental import checkify
 
 from top_jax.errors import InputError
 from top_jax.ops import selective_scan
+from top_jax.ops.directions import gaps
 
 BATCH, LENGTH, WIDTH, STATES = 2, 4, 3, 5
 
@@ -121,6 +122,9 @@ def test_what_only_looks_right(inputs, change, values):
 def test_positions_far_apart_are_fine(inputs):
     far = jnp.asarray([[-(2**31), -1, 0, 2**31 - 1]] * BATCH, jnp.int32)
     selective_scan(**inputs, positions=far, alignment="hold")
+    between = [0, 2**31 - 2, 0, 2**31 - 2]
+    # The places between neighbours are counted, although their difference is no int32.
+    np.testing.assert_array_equal(gaps(far[None], (False, True))[:, 0], [between, [*between[1:], 0]])
 
 
 @pytest.mark.parametrize("sizes", [(0, 4, 3, 5), (2, 4, 0, 5), (2, 4, 3, 0)])

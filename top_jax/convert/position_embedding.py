@@ -13,8 +13,8 @@ from absl import logging
 from top_jax.convert.key_maps import family_of
 from top_jax.errors import InputError
 from top_jax.models import BackboneConfig, VimConfig
-from top_jax.models.layers import height_width
 from top_jax.pruning import ClassHome
+from top_jax.values import height_width
 
 # The official ViM files (hustvl on Hugging Face): all were trained at 224 pixels with patches of 16, at this stride.
 OFFICIAL_STRIDES: Final = {
@@ -79,7 +79,7 @@ def fit_position_embedding(
     num_patches = embedding.shape[1] - (config.CLASS_TOKEN is not None)
     side = math.isqrt(max(num_patches, 0))
     if checkpoint_img_size is not None:
-        grid = dataclasses.replace(config, img_size=height_width(checkpoint_img_size)).grid
+        grid = dataclasses.replace(config, img_size=height_width("checkpoint_img_size", checkpoint_img_size)).grid
     elif num_patches == config.num_patches:
         if side**2 == num_patches and config.grid != (side, side):
             logging.warning(
@@ -125,7 +125,7 @@ def _readings(config: BackboneConfig, grid: tuple[int, int]) -> list[str]:
     """Lists models that have this grid: of the same image size, of ImageNet's, and of the same stride."""
     size, patch = config.img_size, config.patch_size
     stride = getattr(config, "stride", patch)
-    candidates = [(s, other) for s in (size, height_width(IMAGENET_SIDE)) for other in range(patch, 0, -1)]
+    candidates = [(s, other) for s in (size, (IMAGENET_SIDE, IMAGENET_SIDE)) for other in range(patch, 0, -1)]
     candidates += [((grid[0] * stride + gap, grid[1] * stride + gap), stride) for gap in (0, patch - stride)]
     found, known = [], set()
     for img_size, other in candidates:

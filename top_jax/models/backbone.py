@@ -17,9 +17,11 @@ from top_jax.models.layers import moves_statistics
 from top_jax.models.sizes import BackboneConfig, MambaConfig
 from top_jax.models.weights import Weights, statistics_of
 from top_jax.ops import ScanArguments, ScanPlan
+from top_jax.ops.checks import is_array
 from top_jax.ops.implementations import resolve
 from top_jax.pruning import Evidence, Pruning, Reduction, Tokens
 from top_jax.typing import Array, Embedded, Float, Images, Logits
+from top_jax.values import refused, several, whole
 
 
 class BlockRun(NamedTuple):
@@ -93,9 +95,7 @@ class Backbone(nnx.Module, abc.ABC):
     def __init__(self, config: BackboneConfig, pruning: Reduction | None):
         self.config = config
         if not isinstance(pruning, Reduction | None):
-            raise InputError(
-                f"pruning={pruning!r} is no reduction; pass top_jax.Pruning(...), Evit(...), Merging(...), or None."
-            )
+            raise refused("pruning", pruning, "top_jax.Pruning(...), Evit(...), Merging(...), or None")
         self.reduction = Pruning() if pruning is None else pruning
         if self.reduction.alignment == "decay" and not isinstance(config, MambaConfig):
             raise InputError("alignment='decay' needs a scan, and this model has none; use 'hold' or 'none'.")
@@ -148,9 +148,10 @@ class Backbone(nnx.Module, abc.ABC):
             watch: called after each block with what happened in it (with tracers, under jit).
 
         Raises:
-            InputError: the images do not have the model's size, or `stages` names a block that does not exist.
+            InputError: the images do not have the model's size, `stages` names a block that does not exist, or
+                another argument is of another kind.
         """
-        self._check(images, keys, stages)
+        stages = self._check(images, keys, stages, watch)
         tokens = self.embed(images)
         paths = self.paths(tokens)
         cuts = {cut.block: cut for cut in self.schedule}
@@ -196,8 +197,11 @@ class Backbone(nnx.Module, abc.ABC):
     def _as_features(self, tokens: Tokens, x: Embedded) -> Features:
         return make_features(dataclasses.replace(tokens, x=x, residual=None), self.config.grid)
 
-    def _check(self, images: Images, keys: jax.Array | None, stages: tuple[int, ...]) -> None:
+    def _check(self, images: Any, keys: Any, stages: Any, watch: Any) -> tuple[int, ...]:
+        """Checks the arguments of `features` by their types and shapes; returns `stages` as ints."""
         height, width = self.config.img_size
+        if not is_array(images):
+            raise refused("images", images, f"a JAX or NumPy array, float32[B, {height}, {width}, 3]")
         if images.shape[1:] != (height, width, 3):
             raise InputError(
                 f"images have shape {images.shape}; this model needs [B, {height}, {width}, 3]: a batch axis first, "
@@ -207,10 +211,29 @@ class Backbone(nnx.Module, abc.ABC):
             raise InputError(
                 f"images have dtype {images.dtype}; needed: floats, normalised as top_jax.preprocess does."
             )
-        if keys is not None and keys.shape[:1] != images.shape[:1]:
-            raise InputError(f"keys have shape {keys.shape} for {len(images)} images; pass one key per image.")
-        if any(not 1 <= stage <= self.config.depth for stage in stages):
-            raise InputError(f"stages={stages}; this model has blocks 1 to {self.config.depth}.")
+        if images.shape[0] == 0:
+            raise InputError(f"images have shape {images.shape}: an empty batch; pass at least one image.")
+        if keys is not None:
+            if not is_array(keys) or not _are_keys(keys):
+                raise refused("keys", keys, "one PRNG key per image, such as jax.random.split(jax.random.key(0), B)")
+            if keys.shape[:1] != images.shape[:1]:
+                raise InputError(f"keys have shape {keys.shape} for {len(images)} images; pass one key per image.")
+        if watch is not None and not callable(watch):
+            raise refused("watch", watch, "a function of a BlockRun, or None")
+        if isinstance(self.head.kernel.get_value(), jax.ShapeDtypeStruct):
+            raise InputError("this model has only the shapes of its weights (abstract_model); fill it first.")
+        needed = f"numbers of blocks, from 1 to {self.config.depth}, such as ({self.config.depth},)"
+        try:
+            return tuple(whole("stage", stage, 1, self.config.depth) for stage in several("stages", stages, needed))
+        except InputError:
+            raise refused("stages", stages, needed) from None
+
+
+def _are_keys(keys: Any) -> bool:
+    """Returns whether an array holds a row of keys, typed or, as of jax.random.PRNGKey, raw."""
+    return (
+        keys.ndim == 1 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys.ndim == 2 and keys.dtype == "uint32"
+    )
 
 
 def _recomputed(half: Callable[..., Any], block: Block, *arguments: Any) -> Any:

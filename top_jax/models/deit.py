@@ -24,6 +24,7 @@ from top_jax.models.layers import DropPath, PatchEmbed, layer_norm
 from top_jax.models.sizes import BackboneConfig
 from top_jax.pruning import ClassHome, Evidence, Reduction, Tokens
 from top_jax.typing import Array, Embedded, Float, Images, PerToken
+from top_jax.values import LARGEST_COUNT, refused
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,8 @@ class DeitConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mlp_dim < 1:
-            raise InputError(f"mlp_ratio={self.mlp_ratio!r}; needed: above 0, such as 4.")
+        if not 1 <= self.embed_dim * self.mlp_ratio <= LARGEST_COUNT:
+            raise refused("mlp_ratio", self.mlp_ratio, "above 0, such as 4")
         if self.num_heads < 1 or self.embed_dim % self.num_heads:
             raise InputError(
                 f"embed_dim={self.embed_dim} with num_heads={self.num_heads}: the heads share the width evenly; pass "

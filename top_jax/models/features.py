@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from top_jax.errors import InputError
 from top_jax.pruning import Tokens
 from top_jax.typing import Array, Float, Int
+from top_jax.values import one_of, refused
 
 FILLS = ("zero", "nearest", "carry")
 
@@ -78,10 +78,11 @@ def to_grid(features: Features, fill: str = "zero") -> Float[Array, "B H W D"]:
         float32 `[B, rows, columns, D]`. A merged token fills the places of all its patches.
 
     Raises:
-        InputError: an unknown fill.
+        InputError: an unknown fill, or no `Features`.
     """
-    if fill not in FILLS:
-        raise InputError(f"fill={fill!r} is unknown; choose one of {', '.join(FILLS)}.")
+    if not isinstance(features, Features):
+        raise refused("features", features, "what model.features(images) returns, or one of its stages")
+    one_of("fill", fill, FILLS)
     source = features.source
     if fill == "nearest":
         source = jax.vmap(functools.partial(_nearest, grid=features.grid))(source)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -47,19 +45,6 @@ class PatchEmbed(nnx.Module):
     def __call__(self, images: Images) -> Float[Array, "B M D"]:
         """Maps `[B, H, W, 3]` to `[B, M, D]`, patches in raster order."""
         return rearrange(self.proj(images), "b rows columns d -> b (rows columns) d")
-
-
-def height_width(img_size: int | Sequence[int]) -> tuple[int, int]:
-    """Returns an image size as (height, width); an int means a square.
-
-    Raises:
-        InputError: neither an int nor a pair.
-    """
-    if isinstance(img_size, int):
-        return img_size, img_size
-    if not isinstance(img_size, Sequence) or isinstance(img_size, str) or len(img_size) != 2:
-        raise InputError(f"img_size={img_size!r}; needed: a side, or (height, width).")
-    return img_size[0], img_size[1]
 
 
 def patch_grid(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from top_jax.ops import ScanArguments, ScanPlan, directional_scan
 from top_jax.ops.directions import gaps
 from top_jax.pruning import SCAN_EVIDENCE, Evidence, Reduction, Tokens, mean_time_step, scan_evidence
 from top_jax.typing import Array, Embedded, Float, Images, Inner, PerChannel, PerToken
+from top_jax.values import refused, several, whole
 
 STEM_WIDTH = 64
 
@@ -60,10 +61,14 @@ class PlainMambaConfig(MambaConfig):
                 raise InputError(f"{name}={size}: PlainMamba's stem halves the image; pass an even number of pixels.")
         if self.d_conv % 2 == 0:
             raise InputError(f"d_conv={self.d_conv}; needed: an odd side, such as 7.")
-        if self.num_convs_patch_embed < 0:
-            raise InputError(f"num_convs_patch_embed={self.num_convs_patch_embed}; needed: 0 or more.")
-        if any(not 0 <= layer < self.depth for layer in self.layers_with_dwconv):
-            raise InputError(f"layers_with_dwconv={self.layers_with_dwconv}; the blocks are 0 to {self.depth - 1}.")
+        whole("num_convs_patch_embed", self.num_convs_patch_embed, 0)
+        needed = f"blocks from 0 to {self.depth - 1}, such as (0,)"
+        layers = several("layers_with_dwconv", self.layers_with_dwconv, needed)
+        try:
+            layers = tuple(whole("block", layer, 0, self.depth - 1) for layer in layers)
+        except InputError:
+            raise refused("layers_with_dwconv", self.layers_with_dwconv, needed) from None
+        object.__setattr__(self, "layers_with_dwconv", layers)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -10,11 +10,11 @@ from flax import nnx
 from top_jax.errors import InputError
 from top_jax.models.backbone import Backbone
 from top_jax.models.deit import Deit, DeitConfig
-from top_jax.models.layers import height_width
 from top_jax.models.plain_mamba import PlainMamba, PlainMambaConfig
 from top_jax.models.sizes import BackboneConfig, MambaConfig
 from top_jax.models.vim import Vim, VimConfig
 from top_jax.pruning import Reduction
+from top_jax.values import height_width, one_of, refused
 
 BACKBONES: Final[dict[type[BackboneConfig], type[Any]]] = {
     VimConfig: Vim,
@@ -41,15 +41,13 @@ def model_config(name: str, **overrides: Any) -> BackboneConfig:
     Raises:
         InputError: an unknown name or override, or sizes that do not fit together.
     """
-    if name not in MODELS:
-        raise InputError(f"model {name!r} is unknown; choose one of {', '.join(MODELS)}.")
-    base = MODELS[name]
+    base = MODELS[one_of("model", name, MODELS)]
     known = [field.name for field in dataclasses.fields(base)]
     if unknown := sorted(set(overrides) - set(known)):
         raise InputError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}.")
     overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
     if "img_size" in overrides:
-        overrides["img_size"] = height_width(overrides["img_size"])
+        overrides["img_size"] = height_width("img_size", overrides["img_size"])
     if isinstance(base, MambaConfig) and overrides.get("stride") is None:  # patches do not overlap by default
         overrides["stride"] = overrides.get("patch_size", base.patch_size)
     return dataclasses.replace(base, **overrides)
@@ -69,10 +67,17 @@ def create_model(
             `depth`, `d_state`, `drop_path`, `dtype`, `implementation`, `remat` and others.
 
     Raises:
-        InputError: an unknown name or override, or sizes that do not fit together.
+        InputError: an unknown name or override, a value of another type or out of range, or sizes that do not fit
+            together.
     """
     config = model_config(name, **overrides)
-    model = BACKBONES[type(config)](config, pruning, rngs=rngs or nnx.Rngs(0))
+    if rngs is None:
+        rngs = nnx.Rngs(0)
+    elif not isinstance(rngs, nnx.Rngs) or not hasattr(rngs, "default") and not hasattr(rngs, "params"):
+        raise refused(
+            "rngs", rngs, "flax.nnx.Rngs with a default or params stream, such as nnx.Rngs(0) or nnx.Rngs(key)"
+        )
+    model = BACKBONES[type(config)](config, pruning, rngs=rngs)
     model.eval()
     return model
 

@@ -7,12 +7,12 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
-from top_jax.errors import InputError
+from top_jax.ops.checks import DTYPES
 from top_jax.ops.implementations import IMPLEMENTATIONS
 from top_jax.pruning import ClassHome
+from top_jax.values import check_fields, height_width, one_of, refused, whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,18 +46,17 @@ class BackboneConfig(abc.ABC):
     remat: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self._check_at_least_1("num_classes", "patch_size", "embed_dim", "depth")
-        if len(self.img_size) != 2 or not all(_is_size(side) for side in self.img_size):
-            raise InputError(f"img_size={self.img_size!r}; needed: a side in pixels, or (height, width).")
-        if not isinstance(self.drop_path, int | float) or not 0 <= self.drop_path < 1:
-            raise InputError(f"drop_path={self.drop_path!r}; needed: a rate in [0, 1).")
+        object.__setattr__(self, "img_size", height_width("img_size", self.img_size))
+        if not 0 <= self.drop_path < 1:
+            raise refused("drop_path", self.drop_path, "a rate in [0, 1)")
         if not _is_float(self.dtype):
-            raise InputError(f"dtype={self.dtype!r}; needed: a float type, such as 'float32' or 'bfloat16'.")
+            raise refused("dtype", self.dtype, f"one of {', '.join(DTYPES)}")
 
     def _check_at_least_1(self, *names: str) -> None:
         for name in names:
-            if not _is_size(value := getattr(self, name)):
-                raise InputError(f"{name}={value!r}; needed: a whole number of at least 1.")
+            whole(name, getattr(self, name))
 
     @property
     @abc.abstractmethod
@@ -98,10 +97,7 @@ class MambaConfig(BackboneConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_at_least_1("stride", "d_state", "expand", "d_conv")
-        if self.implementation not in IMPLEMENTATIONS:
-            raise InputError(
-                f"implementation={self.implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}."
-            )
+        one_of("implementation", self.implementation, IMPLEMENTATIONS)
 
     @property
     def inner_dim(self) -> int:
@@ -114,12 +110,8 @@ class MambaConfig(BackboneConfig):
         return -(-self.embed_dim // 16)
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= 1
-
-
-def _is_float(dtype: DTypeLike) -> bool:
+def _is_float(dtype: Any) -> bool:
     try:
-        return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
+        return dtype is not None and jnp.dtype(dtype).name in DTYPES  # None is float64 for NumPy
     except TypeError:
         return False

@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jax.experimental import checkify
 
 from top_jax.errors import InputError
+from top_jax.values import one_of
 
 ALIGNMENTS: Final = ("none", "hold", "decay")
 DTYPES: Final = ("float32", "bfloat16", "float16")
@@ -25,10 +26,15 @@ def check_arrays(names_without: tuple[str, ...], arrays: dict[str, Any]) -> None
     for name, array in arrays.items():
         if array is None and name in names_without:
             continue
-        if array is None or not (hasattr(array, "shape") and hasattr(array, "dtype")):
+        if array is None or not is_array(array):
             raise InputError(f"{name} is a {type(array).__name__}; the scan needs a JAX or NumPy array there.")
-        if array.dtype not in DTYPES:
+        if str(array.dtype) not in DTYPES:
             raise InputError(f"{name} is {array.dtype}; the scan takes {', '.join(DTYPES)}: cast it first.")
+
+
+def is_array(value: Any) -> bool:
+    """Returns whether a value is an array: JAX's, traced or not, NumPy's, or a Flax variable that holds one."""
+    return isinstance(value, jax.Array | np.ndarray) or (hasattr(value, "__jax_array__") and hasattr(value, "dtype"))
 
 
 def check_shapes(sizes: dict[str, Any], arrays: dict[str, tuple[Any, str]]) -> None:
@@ -70,8 +76,7 @@ def check_reverse(reverse: Any) -> bool:
 
 def check_alignment(alignment: str) -> None:
     """Raises InputError unless `alignment` is one of `ALIGNMENTS`."""
-    if alignment not in ALIGNMENTS:
-        raise InputError(f"alignment={alignment!r} is unknown; choose one of {', '.join(ALIGNMENTS)}.")
+    one_of("alignment", alignment, ALIGNMENTS)
 
 
 def check_positions(positions: Any, shape: tuple[Any, ...], alignment: str) -> None:
@@ -92,8 +97,8 @@ def check_positions(positions: Any, shape: tuple[Any, ...], alignment: str) -> N
 
 def check_places(name: str, places: Any, shape: tuple[Any, ...]) -> None:
     """Raises InputError unless `places` are int32 of `shape`."""
-    if getattr(places, "shape", None) != shape or places.dtype != jnp.int32:
-        came = f"{places.dtype}{list(places.shape)}" if hasattr(places, "dtype") else f"a {type(places).__name__}"
+    if not is_array(places) or places.shape != shape or str(places.dtype) != "int32":
+        came = f"{places.dtype}{list(places.shape)}" if is_array(places) else f"a {type(places).__name__}"
         raise InputError(f"{name} came as {came}; needed: int32{list(shape)}, one for each token.")
 
 

@@ -19,13 +19,14 @@ def gaps(positions: Int[Array, "_ B L"], reverse: tuple[bool, ...]) -> Float[Arr
     """Counts the pruned positions between each token and the one scanned before it; 0 for the first scanned.
 
     Args:
-        positions: int32 `[G?, B, L]`; G? is 1 where all directions share them.
+        positions: int32 `[G?, B, L]`, increasing along L; G? is 1 where all directions share them.
         reverse: for each of the G directions, whether it scans its steps from the last to the first.
 
     Returns:
         float32 `[G, B, L]`.
     """
-    between = jnp.diff(jnp.broadcast_to(positions, (len(reverse), *positions.shape[1:])), axis=-1) - 1
+    places = jnp.broadcast_to(positions, (len(reverse), *positions.shape[1:])).astype(jnp.uint32)
+    between = jnp.diff(places, axis=-1) - 1  # exact modulo 2**32, where an int32 difference may overflow
     sides = [(0, 1) if backwards else (1, 0) for backwards in reverse]
     padded = [jnp.pad(row, ((0, 0), side)) for row, side in zip(between, sides, strict=True)]
     return jnp.stack(padded).astype(jnp.float32)

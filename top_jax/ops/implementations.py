@@ -17,6 +17,7 @@ from top_jax.kernels.operands import ScanArguments, ScanPlan
 from top_jax.kernels.triton_scan import triton_forward
 from top_jax.ops.reference import selective_scan_reference
 from top_jax.ops.xla import selective_scan_xla
+from top_jax.values import one_of
 
 PLAIN: Final = {
     "reference": selective_scan_reference,
@@ -50,8 +51,7 @@ def resolve(implementation: str) -> str:
     Raises:
         InputError: an unknown name, or one that cannot run here.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise InputError(f"implementation={implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}.")
+    one_of("implementation", implementation, IMPLEMENTATIONS)
     if implementation == "auto":
         choice = choose()
         _log(choice)

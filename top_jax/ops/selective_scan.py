@@ -23,6 +23,7 @@ from top_jax.ops.directions import TOKEN_SCORES, gaps, one_by_one, score_of_sums
 from top_jax.ops.fused import fused_scan, kernel_arguments
 from top_jax.ops.implementations import PLAIN, device_kind, resolve
 from top_jax.typing import Array, Float, Inner, Int, PerChannel, PerToken, Positions, Selective, StateMatrix
+from top_jax.values import flag, one_of
 
 # `G?` is G or 1; `selective_scan` takes the same arrays without that axis.
 _AXES: Final = {
@@ -99,7 +100,7 @@ def selective_scan(
     plan = ScanPlan((check_reverse(reverse),))
     check_alignment(alignment)
     check_positions(positions, u.shape[:2], alignment)
-    if check_order and positions is not None:
+    if flag("check_order", check_order) and positions is not None:
         check_increasing(positions)
     arguments = ScanArguments(
         u[None],
@@ -181,11 +182,12 @@ def directional_scan(
     """
     given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
     _check_directions(given, reverse, order, positions, alignment)
-    if score is not None and (not isinstance(score, str) or score not in TOKEN_SCORES):
-        raise InputError(f"score={score!r} is unknown here; choose None or one of {', '.join(TOKEN_SCORES)}.")
+    if score is not None:
+        one_of("score", score, TOKEN_SCORES)
     if blocks is not None and not isinstance(blocks, Blocks):
         raise InputError(f"blocks is a {type(blocks).__name__}; needed: top_jax.kernels.blocks.Blocks, or None.")
-    if check_order and positions is not None:
+    flag("reorder_parameters", reorder_parameters)
+    if flag("check_order", check_order) and positions is not None:
         check_increasing(positions)
     if check_order and order is not None:
         check_permutations(order)

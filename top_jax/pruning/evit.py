@@ -48,7 +48,7 @@ class Evit(Reduction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranking(self.score, self.order)
+        check_ranking(self.score, self.order, self.seed)
 
     @property
     def needed_evidence(self) -> str:

@@ -10,6 +10,7 @@ from top_jax.pruning.evit import Evit
 from top_jax.pruning.merging import Merging
 from top_jax.pruning.reduction import Reduction
 from top_jax.pruning.top import Pruning
+from top_jax.values import one_of
 
 METHODS: Final[dict[str, type[Reduction]]] = {"top": Pruning, "evit": Evit, "merge": Merging}
 
@@ -20,8 +21,7 @@ def make_reduction(method: str, **settings: Any) -> Reduction:
     Raises:
         InputError: an unknown method, a setting that it does not have, or a value out of range.
     """
-    if method not in METHODS:
-        raise InputError(f"pruning method {method!r} is unknown; choose one of {', '.join(METHODS)}.")
+    one_of("pruning method", method, METHODS)
     known = [field.name for field in dataclasses.fields(METHODS[method]) if field.init]
     if unknown := sorted(set(settings) - set(known)):
         raise InputError(

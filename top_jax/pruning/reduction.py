@@ -5,13 +5,16 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 
 from top_jax.errors import InputError
 from top_jax.ops import check_alignment
 from top_jax.pruning.score import CONTROLS, Evidence
 from top_jax.pruning.tokens import Tokens
 from top_jax.typing import SlotScores
+from top_jax.values import check_fields, refused, several, share, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,25 +56,21 @@ class Reduction(abc.ABC):
     alignment: str = "hold"
 
     def __post_init__(self) -> None:
-        blocks = self.after_blocks
-        if not isinstance(blocks, int | Iterable) or isinstance(blocks, str):
-            raise InputError(f"after_blocks={blocks!r}; needed: block numbers from 1, such as (5, 10, 15).")
-        object.__setattr__(self, "after_blocks", (blocks,) if isinstance(blocks, int) else tuple(blocks))
-        if isinstance(self.keep_ratio, list):
-            object.__setattr__(self, "keep_ratio", tuple(self.keep_ratio))
-        blocks = self.after_blocks
-        if any(not isinstance(b, int) or isinstance(b, bool) or b < 1 for b in blocks) or list(blocks) != sorted(
-            set(blocks)
-        ):
-            raise InputError(f"after_blocks={blocks}; needed: increasing block numbers from 1, such as (5, 10, 15).")
-        if isinstance(self.keep_ratio, tuple) and len(self.keep_ratio) != len(blocks):
+        blocks = _block_numbers(self.after_blocks)
+        object.__setattr__(self, "after_blocks", blocks)
+        ratio = self.keep_ratio
+        needed = "a share in (0, 1], such as 0.8, or one per reduction"
+        if isinstance(ratio, tuple | list | np.ndarray):
+            ratio = tuple(share("keep_ratio", one, needed) for one in several("keep_ratio", ratio, needed))
+        else:
+            ratio = share("keep_ratio", ratio, needed)
+        object.__setattr__(self, "keep_ratio", ratio)
+        if isinstance(ratio, tuple) and len(ratio) != len(blocks):
             raise InputError(
-                f"keep_ratio has {len(self.keep_ratio)} numbers for {len(blocks)} reductions (after_blocks={blocks}); "
+                f"keep_ratio has {len(ratio)} numbers for {len(blocks)} reductions (after_blocks={blocks}); "
                 "pass one number, or one per reduction."
             )
-        for ratio in self.ratios:
-            if isinstance(ratio, (bool, str)) or ratio is None or not 0 < ratio <= 1:
-                raise InputError(f"keep_ratio={ratio!r}; needed: a share in (0, 1], such as 0.8.")
+        check_fields(self)
         check_alignment(self.alignment)
 
     @property
@@ -145,3 +144,15 @@ class Reduction(abc.ABC):
                 f"score={self.needed_evidence!r} is not available in this model; choose one of "
                 f"{', '.join((*offered, *CONTROLS))}."
             )
+
+
+def _block_numbers(blocks: Any) -> tuple[int, ...]:
+    needed = "increasing block numbers from 1, such as (5, 10, 15)"
+    try:
+        numbers = (blocks,) if isinstance(blocks, int | np.integer) else several("after_blocks", blocks, needed)
+        numbers = tuple(whole("block", number) for number in numbers)
+    except InputError:
+        raise refused("after_blocks", blocks, needed) from None
+    if list(numbers) != sorted(set(numbers)):
+        raise refused("after_blocks", blocks, needed)
+    return numbers

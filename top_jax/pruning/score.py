@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from top_jax.errors import InputError
 from top_jax.ops.directions import TOKEN_SCORES, token_score
 from top_jax.typing import Inner, PerChannel, PerToken, Positions, Slots, SlotScores
+from top_jax.values import SEEDS, one_of, whole
 
 CONTROLS: Final = ("random", "uniform")
 SCAN_EVIDENCE: Final = (*TOKEN_SCORES, "delta")
@@ -22,11 +22,11 @@ Evidence = Mapping[str, PerToken]
 """What a block says about its tokens: name -> float32 [B, L]. Under jit, unused entries are never computed."""
 
 
-def check_ranking(score: str, order: str) -> None:
-    """Raises InputError unless `score` is one of `SCORES` and `order` one of `ORDERS`."""
+def check_ranking(score: str, order: str, seed: int) -> None:
+    """Raises InputError unless `score` is one of `SCORES`, `order` one of `ORDERS`, and `seed` a seed."""
+    whole("seed", seed, *SEEDS)
     for name, value, known in (("score", score, SCORES), ("order", order, ORDERS)):
-        if value not in known:
-            raise InputError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}.")
+        one_of(name, value, known)
 
 
 def scan_evidence(y: Inner, time_step: PerToken) -> Evidence:

@@ -41,7 +41,7 @@ class Pruning(Reduction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranking(self.score, self.order)
+        check_ranking(self.score, self.order, self.seed)
         if self.order == "score" and self.alignment != "none":
             raise InputError(
                 f"order='score' with alignment={self.alignment!r}: an aligned scan needs its tokens in scan order; "
