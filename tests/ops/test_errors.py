@@ -122,9 +122,9 @@ def test_what_only_looks_right(inputs, change, values):
 def test_positions_far_apart_are_fine(inputs):
     far = jnp.asarray([[-(2**31), -1, 0, 2**31 - 1]] * BATCH, jnp.int32)
     selective_scan(**inputs, positions=far, alignment="hold")
-    between = [0, 2**31 - 2, 0, 2**31 - 2]
-    # The places between neighbours are counted, although their difference is no int32.
-    np.testing.assert_array_equal(gaps(far[None], (False, True))[:, 0], [between, [*between[1:], 0]])
+    # The places between neighbours are counted even where their difference is no int32.
+    ends = jnp.asarray([[[-(2**31), 2**31 - 2, 2**31 - 1]]], jnp.int32)
+    np.testing.assert_array_equal(gaps(ends, (False, True))[:, 0], np.float32([[0, 2**32 - 3, 0], [2**32 - 3, 0, 0]]))
 
 
 @pytest.mark.parametrize("sizes", [(0, 4, 3, 5), (2, 4, 0, 5), (2, 4, 3, 0)])
