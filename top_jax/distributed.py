@@ -29,7 +29,7 @@ def initialize(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-    heartbeat_timeout: int = 100,
+    heartbeat_timeout: int = 30,
     start_timeout: int = 300,
 ) -> None:
     """Joins the other processes; must be called before anything uses a JAX device.

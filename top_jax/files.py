@@ -85,7 +85,7 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _sync(path: Path) -> None:
     """Waits until the content is on the disk: a rename that outlives its content leaves an empty file."""
-    with path.open("rb") as stream:
+    with path.open("r+b") as stream:  # Windows syncs only what is open for writing
         os.fsync(stream.fileno())
 
 

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from top_jax.convert.key_maps import official_keys
-from top_jax.models import create_model, model_config
+from top_jax.models import abstract_model, create_model, model_config
+from top_jax.models.weights import variables_by_path
 
 DEPTH = 4
 # Official name -> b of U(-b, b), which has deviation b / sqrt(3).
@@ -84,3 +85,11 @@ def test_forward_time_steps_are_log_uniform(initial):
     assert 0.9e-3 < steps.min() < 1.2e-3 and 0.09 < steps.max() < 0.101
     quartiles = np.quantile(np.log10(steps), [0.25, 0.5, 0.75])
     np.testing.assert_allclose(quartiles, [-2.5, -2, -1.5], atol=0.15)
+
+
+@pytest.mark.parametrize("name", ["vim_tiny", "plain_mamba_l1", "deit_tiny"])
+def test_weights_are_float32_in_64_bits(name):
+    """JAX_ENABLE_X64=1 changes JAX's defaults, and no weight."""
+    with jax.enable_x64(True):
+        weights = variables_by_path(abstract_model(name, depth=2, num_classes=3))
+    assert {str(weight.dtype) for weight in weights.values()} == {"float32"}

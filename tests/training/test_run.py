@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from top_jax.config import ModelConfig, PruningConfig
 from top_jax.errors import InputError, RunError
 from top_jax.ops.implementations import resolve
 from top_jax.training import loop
-from top_jax.training.prepare import make_plan
+from top_jax.training.prepare import Prepared, make_plan
 from top_jax.training.run_directory import RunDirectory
 
 
@@ -95,7 +94,9 @@ def test_what_cannot_be_a_run_directory(tmp_path):
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"accuracy": "high"}', "\x00" * 50, "[" * 100_000])
 def test_a_damaged_summary_is_written_again(tmp_path, content, caplog):
     (tmp_path / "summary.json").write_text(content)
-    assert loop._earlier_summary(SimpleNamespace(run=RunDirectory(tmp_path))) is None
+    prepared = object.__new__(Prepared)
+    object.__setattr__(prepared, "run", RunDirectory(tmp_path))
+    assert loop._earlier_summary(prepared) is None
     assert len(caplog.records) == 1 and f"{tmp_path}/summary.json" in caplog.text
 
 
