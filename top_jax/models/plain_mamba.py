@@ -208,7 +208,7 @@ class PlainMambaMixer(nnx.Module):
         return scan._replace(gap=gap), self.plan
 
     def _project(self, x: Inner, paths: Traversals) -> ScanArguments:
-        """The scans' arguments, without gaps."""
+        """Returns the arguments of the four scans for x `[B, L, E]`, without gaps."""
         x = jax.nn.silu(self._convolved(x, paths))
         rank = self.config.dt_rank
         dt, B, C = jnp.split(self.x_proj(x), (rank, rank + self.config.d_state), axis=-1)

@@ -83,7 +83,7 @@ def check_positions(positions: Any, shape: tuple[Any, ...], alignment: str) -> N
     """Checks that positions are int32 of `shape`, or None unless the alignment is `decay`.
 
     Raises:
-        InputError: they are not.
+        InputError: positions are missing, or have another dtype or shape.
     """
     if positions is None:
         if alignment == "decay":

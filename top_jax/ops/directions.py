@@ -48,7 +48,7 @@ def token_score(y: Inner, score: str) -> PerToken:
 
 
 def score_of_sums(sums: PerToken, score: str, width: int) -> PerToken:
-    """The score where the sums of `TOKEN_WORTH` over `width` channels are known."""
+    """Returns the score `[B, L]` from the sums of `TOKEN_WORTH` over `width` channels."""
     mean = sums / width
     return jnp.sqrt(mean) if score == "l2" else mean
 
