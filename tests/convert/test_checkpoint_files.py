@@ -262,6 +262,17 @@ def test_damage_of_an_old_file(tmp_path, state_dict):
 
 
 @needs_torch
+def test_a_record_marked_as_a_folder(save, state_dict):
+    """One flipped bit in the zip's directory; PyTorch alone returns other numbers without an error."""
+    path = save(model=state_dict)
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02", 0, content.rindex(b"/data/3")) + 38] ^= 1 << 4
+    path.write_bytes(content)
+    for name, array in read_state_dict(path).items():
+        np.testing.assert_array_equal(array, state_dict[name])
+
+
+@needs_torch
 def test_a_file_without_checksums(save, state_dict):
     import torch
 

@@ -19,6 +19,7 @@ from top_jax.config import ModelConfig, OptimizerConfig, PruningConfig, RunConfi
 from top_jax.errors import InputError, RunError
 from top_jax.models.layers import BatchNorm, DropPath
 from top_jax.models.weights import split_weights, statistics_of, weights_of
+from top_jax.training import weights as weights_module
 from top_jax.training.checkpoints import Checkpoints
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.steps import create_state
@@ -352,6 +353,27 @@ def test_init_from_what_does_not_fit(tmp_path):
     with pytest.raises(InputError, match="nowhere"):
         checkpoint_weights(tmp_path / "nowhere", MODEL)
     start(drop_path=0.3, dtype="bfloat16")  # no parameter of another shape
+
+
+@pytest.mark.parametrize(
+    "changes, value", [({"img_size": (4, 16)}, "1 x 4"), ({"stride": 2, "img_size": (6,)}, "stride 2")]
+)
+def test_init_from_another_grid_of_as_many_patches(tmp_path, monkeypatch, changes, value):
+    run, texts = RunDirectory(tmp_path), []
+    model = dataclasses.replace(MODEL, img_size=(8,), patch_size=4)
+    run.claim(RunConfig(model=model))
+    save_weights(run, weights_of(build_model(model)))
+
+    def warning(text, *values):
+        if "positions" in text:  # Orbax warns too
+            texts.append(text % values)
+
+    monkeypatch.setattr(weights_module.logging, "warning", warning)
+    checkpoint_weights(tmp_path, model)
+    assert not texts
+    checkpoint_weights(tmp_path, dataclasses.replace(model, **changes))
+    (text,) = texts
+    assert "2 x 2" in text and "stride 4" in text and value in text
 
 
 @pytest.mark.torch

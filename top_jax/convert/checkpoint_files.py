@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import io
 import json
 import pathlib
 import re
@@ -176,29 +177,37 @@ def _read_pth(path: Path, ema: bool) -> dict[str, np.ndarray]:
     """
     torch = _torch()
     try:
-        _check_zip(path)
+        file = _checked(path)
         with torch.serialization.safe_globals(_harmless()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damage reaches zlib, pickle and the constructors of everything that they read
         raise _unreadable(path, error) from error
     weights = _choose_weights(content, path, ema)
     return {name: _array_of_tensor(path, name, tensor, torch) for name, tensor in weights.items()}
 
 
-def _check_zip(path: Path) -> None:
-    """Checks the checksum of every record of a .pth file that is a zip file; torch.load does not.
+def _checked(path: Path) -> Path | io.BytesIO:
+    """Returns what torch.load may read: the file, or a copy of its records once their checksums are checked.
+
+    torch.load checks none. It also reads the directory of a zip file in its own way: one flipped bit there makes a
+    record a folder, whose tensor then has any numbers. So it gets a new directory.
 
     Raises:
         zipfile.BadZipFile: a record is damaged. Other damage raises what zipfile raises, which is almost anything.
     """
     with path.open("rb") as stream:
         if stream.read(4) != b"PK\x03\x04":
-            return  # written by PyTorch < 1.6, or by `_use_new_zipfile_serialization=False`
+            return path  # written by PyTorch < 1.6, or with `_use_new_zipfile_serialization=False`
         with zipfile.ZipFile(stream) as archive:
-            if not any(record.CRC for record in archive.infolist()):
-                return  # written with `torch.serialization.set_crc32_options(False)`
-            if damaged := archive.testzip():
-                raise zipfile.BadZipFile(f"the checksum of {damaged} does not match")
+            records = archive.infolist()
+            if not any(record.CRC for record in records):
+                return path  # written with `torch.serialization.set_crc32_options(False)`
+            copy = io.BytesIO()
+            with zipfile.ZipFile(copy, "w") as target:
+                for record in records:
+                    target.writestr(zipfile.ZipInfo(record.filename), archive.read(record))
+    copy.seek(0)
+    return copy
 
 
 def _write_pth(path: Path, state_dict: Mapping[str, np.ndarray], entry: str, class_names: Sequence[str] | None) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from flax import nnx
 
-from top_jax.build import build_abstract_model, build_model, build_reduction
+from top_jax.build import build_abstract_model, build_model, build_reduction, build_sizes
 from top_jax.config import ModelConfig, RunConfig
 from top_jax.convert import load_torch_checkpoint
 from top_jax.convert.checkpoint_files import weights_in_folder
@@ -122,8 +123,23 @@ def _check_same_model(run: RunDirectory, config: ModelConfig) -> None:
         raise InputError(
             f"checkpoint {run.path} holds another model: {len(different)} weights differ, such as {name} "
             f"({there.get(name, 'absent')} there, {here.get(name, 'absent')} here); use the model settings that "
-            "it was trained with."
+            "it was trained with. For another image size, convert the run to a .pth or .safetensors file: its position "
+            "embedding is resized."
         )
+    there, here = _patches(trained), _patches(config)
+    if there != here:
+        logging.warning(
+            "checkpoint %s has as many positions, but was trained with %s, and this model has %s; its position "
+            "embedding is used as it is.",
+            *(run.path, there, here),
+        )
+
+
+def _patches(config: ModelConfig) -> str:
+    """Returns what the shapes of the weights do not say about a model's patches, in words."""
+    sizes = build_sizes(config)
+    rows, columns = sizes.grid
+    return f"a grid of {rows} x {columns} patches, stride {getattr(sizes, 'stride', sizes.patch_size)}"
 
 
 def _shapes(config: ModelConfig) -> dict[str, Any]:
