@@ -107,7 +107,7 @@ def _parse(arguments: list[str]) -> list[str]:
             from top_jax.cli import shared_flags
 
             arguments = shared_flags.with_config(arguments)
-            sys.argv = arguments  # ml_collections looks for --config.key there
+        logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is an error here
         rest = flags.FLAGS(arguments)
         _check_values(given)
         return rest
@@ -166,6 +166,8 @@ def _parse_error(arguments: list[str], error: BaseException) -> InputError:
 
         if (problem := shared_flags.config_error(error)) is not None:
             return problem
+        if (file := shared_flags.config_source()) and "Flag --config must" in str(error):
+            return InputError(f"config file {file} returns None from get_config(); return make_config(...).")
     if isinstance(error, (AttributeError, KeyError)):
         return _unknown_key(arguments, str(error))
     text = str(error)

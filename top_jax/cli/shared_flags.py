@@ -7,7 +7,6 @@ A command calls the `define_*` functions that it needs, and then `flags.adopt_mo
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +24,15 @@ CONFIG_HELP = (
     "Run config: a Python file with get_config(), such as configs/vim_digits_top.py, or a run directory. "
     "By default that of the run in --checkpoint or --workdir."
 )
+_COMMAND_LINE: list[str] = []  # where ml_collections looks for --config.key; `with_config` fills it
 _RUN_CONFIG = str(Path(__file__).with_name("run_config.py"))  # what --config=RUN becomes: run_config.py:RUN
 CHECKPOINT_HELP = "Run directory, or an official .pth or .safetensors file."
 
 
 def define_config(*, required: bool = True, help_text: str = CONFIG_HELP) -> flags.FlagHolder[Any]:
     """Defines --config, and with it --config.key=value for each key of the file."""
-    holder = config_flags.DEFINE_config_file("config", None, help_text, lock_config=True)
+    _COMMAND_LINE.clear()
+    holder = config_flags.DEFINE_config_file("config", None, help_text, lock_config=True, sys_argv=_COMMAND_LINE)
     if required:
         flags.mark_flag_as_required("config")
     return holder
@@ -46,6 +47,7 @@ def with_config(arguments: list[str]) -> list[str]:
     Raises:
         InputError: --config names nothing that can be a config, or a --config.key is given without any.
     """
+    _COMMAND_LINE[:] = arguments
     name = given_value(arguments, "config")
     rest = _without(arguments, "config")
     if name is None:
@@ -54,7 +56,8 @@ def with_config(arguments: list[str]) -> list[str]:
         if keys := [argument for argument in arguments[1:] if re.match("--?(no)?config[.]", argument)]:
             raise InputError(f"{keys[0]} needs --config=FILE: {CONFIG_HELP}")
         return arguments
-    return [rest[0], f"--config={_config_file(name)}", *rest[1:]]
+    _COMMAND_LINE[:] = [rest[0], f"--config={_config_file(name)}", *rest[1:]]
+    return list(_COMMAND_LINE)
 
 
 def given_value(arguments: Sequence[str], flag: str) -> str | None:
@@ -123,7 +126,7 @@ def _config_file(name: str) -> str:
 
 def config_error(error: BaseException) -> InputError | None:
     """Returns what is wrong in the config file, with its name and line; None if the error came from elsewhere."""
-    file = _config_source().partition(":")[0]
+    file = config_source().partition(":")[0]
     raised: BaseException | None = error
     while raised is not None:
         line = raised.lineno if isinstance(raised, SyntaxError) and raised.filename == file else None
@@ -140,9 +143,9 @@ def config_error(error: BaseException) -> InputError | None:
     return None
 
 
-def _config_source() -> str:
+def config_source() -> str:
     """Returns the value of --config that `with_config` chose; empty without one."""
-    return given_value(sys.argv, "config") or ""
+    return given_value(_COMMAND_LINE, "config") or ""
 
 
 def read_config(holder: flags.FlagHolder[Any], *, own_pruning: bool = True) -> RunConfig:
@@ -166,7 +169,7 @@ def read_config(holder: flags.FlagHolder[Any], *, own_pruning: bool = True) -> R
         except AttributeError:
             pass
         raise InputError(
-            f"config file {_config_source()} returns {type(config).__name__} from get_config(), not a ConfigDict; "
+            f"config file {config_source()} returns {type(config).__name__} from get_config(), not a ConfigDict; "
             "return make_config(...), as configs/vim_digits_top.py does."
         )
     checked = RunConfig.from_config_dict(config)
@@ -220,7 +223,7 @@ def _runs() -> list[tuple[str, RunConfig]]:
 
 def config_name() -> str:
     """Returns the name of the config file, or of the run directory: `vim_t` for configs/vim_t.py and for runs/vim_t."""
-    file, _, run = _config_source().partition(":")
+    file, _, run = config_source().partition(":")
     return Path(run).absolute().name if file == _RUN_CONFIG else Path(file).stem
 
 
