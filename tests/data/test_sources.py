@@ -111,14 +111,15 @@ def test_image_folder_reads_every_format_and_sub_folder_and_counts_the_rest(tmp_
     (cat / "day2" / "loop").symlink_to(cat)
     (cat / "day3").symlink_to(cat / "day1")
     os.mkfifo(cat / "pipe.jpg")
+    (tmp_path / "train" / "beside.jpg").write_bytes(jpeg("white"))
     (cat / "gone.jpg").symlink_to("nowhere")
     source = ImageFolderSource(tmp_path, "train")
     found = [os.path.relpath(source.describe(i), cat) for i in range(len(source))]
     assert found[:-2] == sorted([*flat, "0.jpg", "1.jpg", "gone.jpg"]) + taken[len(flat) :]
     assert source.labels.tolist() == [0] * (len(found) - 2) + [1, 1]
-    assert source.left_out == {".txt": 2, "": 1, ".eps": 1}
+    assert source.left_out == {".txt": 2, "": 1, ".eps": 1, ".jpg": 1}
     [record] = caplog.records
-    assert re.search(r"train: 4 files .*2 .txt.*1 without ending.*1 .eps", record.getMessage())
+    assert re.search(r"train: 5 files are .*2 .txt.*1 without ending.*1 .eps", record.getMessage())
     caplog.clear()
     make_folder(tmp_path, ["cat"], split="clean")
     assert not ImageFolderSource(tmp_path, "clean").left_out and not caplog.records

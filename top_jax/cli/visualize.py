@@ -113,10 +113,10 @@ def _pictures(files: list[str], config: RunConfig) -> tuple[list[Any], tuple[str
         came = f"{len(files)} images and --examples={_EXAMPLES.value}"
         raise InputError(f"got {came}; needed: either image files, or --examples=N.")
     if files:
-        return of_files(files, config.data), None
+        return of_files(files, **config.data.decoding()), None
     source = open_source(config.data, train=False)
     check_classes(source, config.model.num_classes, "draw images of the data it was trained for")
-    return of_source(source, _EXAMPLES.value, config.data), source.class_names
+    return of_source(source, _EXAMPLES.value, **config.data.decoding()), source.class_names
 
 
 def _names_of(checkpoint: Path, config: RunConfig) -> tuple[str, ...]:

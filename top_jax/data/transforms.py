@@ -60,7 +60,8 @@ def decode(image: bytes | np.ndarray, *, exif_rotate: bool = False, max_pixels: 
 
     Args:
         image: a file in one of `FORMATS`, or pixels.
-        exif_rotate: turn the image as its EXIF orientation says; without it, it stays as stored, as in torchvision.
+        exif_rotate: turn the image as its EXIF orientation says; without it, it stays as stored, as in torchvision
+            (but Pillow itself turns a TIFF).
         max_pixels: largest number of pixels; a larger image is not decoded.
 
     Raises:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from top_jax.config import DataConfig
 from top_jax.data import Source, transforms
 from top_jax.data.transforms import center_crop_box
 from top_jax.errors import InputError
@@ -105,17 +104,17 @@ class Picture(NamedTuple):
     label: int | None = None
 
 
-def of_files(files: Sequence[str], data: DataConfig) -> list[Picture]:
-    """Reads image files as the run with this `data` section does.
+def of_files(files: Sequence[str], **decoding: Any) -> list[Picture]:
+    """Reads image files, with the settings of `top_jax.data.transforms.decode`.
 
     Raises:
         InputError: a file is missing, or is not a complete image.
     """
-    return [Picture(Path(file).name, Path(file).stem, transforms.read_image(file, **data.decoding())) for file in files]
+    return [Picture(Path(file).name, Path(file).stem, transforms.read_image(file, **decoding)) for file in files]
 
 
-def of_source(source: Source, count: int, data: DataConfig) -> list[Picture]:
-    """Returns `count` evenly spaced images of a source, read as the run with this `data` section does.
+def of_source(source: Source, count: int, **decoding: Any) -> list[Picture]:
+    """Returns `count` evenly spaced images of a source, with the settings of `top_jax.data.transforms.decode`.
 
     Raises:
         InputError: the source has fewer images, or one of them cannot be read.
@@ -127,7 +126,7 @@ def of_source(source: Source, count: int, data: DataConfig) -> list[Picture]:
         index = i * len(source) // count
         try:
             record = source[index]
-            image = transforms.decode(record.image, **data.decoding())
+            image = transforms.decode(record.image, **decoding)
         except transforms.DECODE_ERRORS as error:
             raise InputError(
                 f"cannot read image {source.describe(index)} ({error}); pass another --examples."

@@ -26,7 +26,8 @@ class ImageFolderSource:
     Attributes:
         classes: the names of the class folders, sorted.
         labels: int32 [N], the label of every image.
-        left_out: number of files that are no images, by ending ("" for none); hidden files are not counted.
+        left_out: number of files that are no images or lie beside the class folders, by ending ("" for none). Hidden
+            files are not counted.
     """
 
     def __init__(self, root: str | Path, split: str):
@@ -40,14 +41,16 @@ class ImageFolderSource:
         self._folder = Path(root) / split
         self.classes = class_names(root, split)
         names, labels = [], []
-        self.left_out: collections.Counter[str] = collections.Counter()
+        # Files beside the class folders belong to no class.
+        beside = [entry.name for entry in _entries(self._folder) if not entry.is_dir()]
+        self.left_out = collections.Counter(map(_ending, beside))
         for label, class_name in enumerate(self.classes):
             files = []
             for file in _files(self._folder / class_name):
                 if file.lower().endswith(EXTENSIONS):
                     files.append(file)
                 else:
-                    self.left_out[os.path.splitext(file)[1].lower()] += 1
+                    self.left_out[_ending(file)] += 1
             if not files:
                 raise InputError(
                     f"no image in {self._folder / class_name}; it needs files ending in {', '.join(EXTENSIONS)}. "
@@ -154,10 +157,15 @@ def _files(folder: Path) -> Iterator[str]:
         waiting += sorted(folders, reverse=True)
 
 
+def _ending(file: str) -> str:
+    return os.path.splitext(file)[1].lower()
+
+
 def _counted(left_out: collections.Counter[str]) -> str:
     """Says which files are left out, as a sentence after a space; empty without any."""
     if not left_out:
         return ""
     endings = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in left_out.most_common(5))
     more = ", ..." * (len(left_out) > 5)
-    return f" {left_out.total()} files are left out ({endings}{more}); images end in {', '.join(EXTENSIONS)}."
+    files = f"{left_out.total()} file{'s are' if left_out.total() > 1 else ' is'}"
+    return f" {files} left out ({endings}{more}); images lie in a class folder and end in {', '.join(EXTENSIONS)}."
