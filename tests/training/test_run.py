@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from top_jax import sharding
 from top_jax.config import ModelConfig, PruningConfig
 from top_jax.errors import InputError, RunError
 from top_jax.ops.implementations import resolve
-from top_jax.training import loop
+from top_jax.training import loop, run_directory
 from top_jax.training.prepare import Prepared, make_plan
 from top_jax.training.run_directory import RunDirectory
 
@@ -82,6 +83,33 @@ def test_a_directory_that_was_moved_is_named(tmp_path):
         with pytest.raises(RunError, match=f"{run.path} was moved or removed"), loop._disk_faults(run):
             raise FileNotFoundError("checkpoints/latest")
         run.path.mkdir(exist_ok=True)
+
+
+def test_one_of_two_threads_trains(tmp_path):
+    """The lock is the folder's, not the process's: two containers and two threads may share a process id."""
+    held, refused = RunDirectory(tmp_path), []
+
+    def train():
+        try:
+            with RunDirectory(tmp_path).lock():
+                pass
+        except InputError as error:
+            refused.append(str(error))
+
+    with held.lock():
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+    assert len(refused) == 1 and str(tmp_path) in refused[0]
+    train()
+    assert len(refused) == 1
+
+
+def test_a_platform_without_locks_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_directory, "fcntl", None)
+    with pytest.raises(InputError, match="fcntl"), RunDirectory(tmp_path).lock():
+        pass
+    assert RunDirectory(tmp_path).read_json("summary.json") is None
 
 
 def test_what_cannot_be_a_run_directory(tmp_path):
