@@ -68,7 +68,7 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         ("--config={tiny} --workdir={tmp}/a --workdir={tmp}/b", "--workdir"),
         ("--config={tiny} --workdir={tmp}/text.txt", "text.txt"),
         ("--config={tiny} --workdir={tmp}/text.txt/run", "text.txt"),
-        (f"--config={{tiny}} --workdir={{tmp}}/{LONG}", LONG),
+        (f"--config={{tiny}} --workdir={{tmp}}/{LONG}", "File name too long"),
         ("--config={tiny} --workdir=gs://bucket/run", "gs://bucket/run"),
         ("--config={tiny} --workdir={run} --config.seed=7", "seed 0 there, 7 here"),
         ("--config={tiny} --config.epochs=nan", "nan"),
