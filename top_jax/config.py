@@ -31,7 +31,11 @@ def _check(node: Any, section: str, names: tuple[str, ...], holds: Callable[[Any
     for name in names:
         value = getattr(node, name)
         # `not holds` instead of a test for bad values, because nan fails every comparison.
-        if value is not None and not holds(value):
+        try:
+            fits = value is None or holds(value)
+        except TypeError:  # a value of another type, in a section that was not built from a dict
+            fits = False
+        if not fits:
             raise InputError(f"config.{section}{'.' if section else ''}{name}={value!r}; it must be {needed}.")
 
 
@@ -310,7 +314,7 @@ def _build(cls: type, node: Any, path: str) -> Any:
         raise InputError(f"config.{path.rstrip('.')}={node!r} is not a section; it must be a dict of settings.")
     hints = typing.get_type_hints(cls)
     known = {field.name for field in dataclasses.fields(cls)}
-    if unknown := sorted(set(node) - known):
+    if unknown := sorted(map(str, set(node) - known)):
         where = f"config.{path}" if path else "config."
         raise InputError(f"unknown config key {where}{unknown[0]}; the keys there are {', '.join(sorted(known))}.")
     values = {}

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -20,6 +21,8 @@ from top_jax.errors import InputError
 from top_jax.models import Backbone, BackboneConfig, abstract_model, model_config
 from top_jax.models.weights import variables_by_path
 from top_jax.pruning import Reduction
+from top_jax.values import flag, height_width, refused
+from top_jax.values import path as path_of
 
 # Parts of a key that wrap a module: DistributedDataParallel and DataParallel, torch.compile, FSDP, checkpointing.
 WRAPPERS: Final = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -66,9 +69,12 @@ def load_with_summary(
     **overrides: Any,
 ) -> tuple[Backbone, KeySummary]:
     """Does what `load_torch_checkpoint` does, and also returns a summary of every key."""
+    path, ema = path_of("path", path), flag("ema", ema)
+    if checkpoint_img_size is not None:
+        checkpoint_img_size = height_width("checkpoint_img_size", checkpoint_img_size)
     check_official_stride(path, model_config(name, **overrides))  # raises before a large file is read
-    state_dict = read_state_dict(path, ema=ema)
     model = abstract_model(name, pruning=pruning, **overrides)  # the file fills every weight
+    state_dict = read_state_dict(path, ema=ema)
     try:
         changes = load_state_dict(model, state_dict, checkpoint_img_size=checkpoint_img_size, source=path)
     except InputError as error:
@@ -131,6 +137,11 @@ def save_torch_checkpoint(
         InputError: the suffix is unknown, the file exists, the names are not one for each class, or it cannot be
             written.
     """
+    if not isinstance(model, Backbone):
+        raise refused("model", model, "a model, as create_model or load_checkpoint returns it")
+    if isinstance(model.head.kernel.get_value(), jax.ShapeDtypeStruct):
+        raise InputError("this model has only the shapes of its weights (abstract_model); fill it first.")
+    path, overwrite = path_of("path", path), flag("overwrite", overwrite)
     if class_names is not None and len(class_names) != model.config.num_classes:
         raise InputError(f"got {len(class_names)} class_names for a model of {model.config.num_classes} classes.")
     entry = family_of(model.config).entry

@@ -10,6 +10,7 @@ import importlib.util
 import io
 import logging
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ from PIL import Image, ImageEnhance, UnidentifiedImageError
 
 from top_jax.config import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS
 from top_jax.errors import InputError
+from top_jax.values import LARGEST_SIDE, flag, height_width, numbers, path, refused, share
 
 logger = logging.getLogger(__name__)
 
@@ -257,7 +259,7 @@ def normalize(images: np.ndarray | jax.Array, mean: Sequence[float], std: Sequen
 
 
 def preprocess(
-    image: str | Path | Image.Image,
+    image: str | Path | bytes | np.ndarray | Image.Image,
     img_size: int | Sequence[int] = 224,
     *,
     eval_crop: float = 0.875,
@@ -268,7 +270,7 @@ def preprocess(
     """Prepares one image as evaluation does: resize, central crop, normalise.
 
     Args:
-        image: a file, or a PIL image of any mode.
+        image: a path, the bytes of an image file, a PIL image of any mode, or pixels, uint8 [H, W, 3].
         img_size: side, or (height, width), of the model's input in pixels.
         eval_crop: the share of the resized image's side that the central crop keeps.
         mean: mean of each channel, for pixels scaled to 0..1.
@@ -280,22 +282,34 @@ def preprocess(
         float32 [H, W, 3], normalised. 16-bit grey is scaled, and transparency is laid over white (`to_rgb`).
 
     Raises:
-        InputError: there is no such file, it is not a complete image, or its pixels have no defined range.
+        InputError: there is no such file, it is not a complete image, its pixels have no defined range, or another
+            argument is of another type or out of range.
     """
-    if isinstance(image, (str, Path)):
-        rgb = read_image(image, exif_rotate=exif_rotate)
+    size, eval_crop, exif_rotate = as_size(img_size), share("eval_crop", eval_crop), flag("exif_rotate", exif_rotate)
+    mean, std = numbers("mean", mean, 3), numbers("std", std, 3)
+    if min(std) <= 0:
+        raise refused("std", std, "three numbers above 0")
+    if max(size) / eval_crop > LARGEST_SIDE:
+        raise refused("eval_crop", eval_crop, f"a share that leaves img_size / eval_crop at most {LARGEST_SIDE} pixels")
+    if isinstance(image, str | os.PathLike):
+        rgb = read_image(path("image", image), exif_rotate=exif_rotate)
     else:
+        if not isinstance(image, bytes | np.ndarray | Image.Image):
+            raise refused("image", image, "a path, a file's bytes, a PIL image, or a NumPy array uint8[H, W, 3]")
         try:
-            rgb = to_rgb(image, exif_rotate=exif_rotate)
-        except OSError as error:
-            raise InputError(f"cannot use this image of mode {image.mode}: {error}.") from error
+            if isinstance(image, Image.Image):
+                rgb = to_rgb(image, exif_rotate=exif_rotate)
+            else:
+                rgb = decode(image, exif_rotate=exif_rotate)
+        except (OSError, ValueError) as error:  # ValueError: a PIL image whose file is closed
+            if isinstance(error, InputError):
+                raise
+            kind = f"image of mode {image.mode}" if isinstance(image, Image.Image) else "image"
+            raise InputError(f"cannot use this {kind}: {error}.") from error
         _note_ignored(rgb, "the image")
-    return normalize(np.asarray(resize_center_crop(rgb, as_size(img_size), eval_crop=eval_crop)), mean, std)
+    return normalize(np.asarray(resize_center_crop(rgb, size, eval_crop=eval_crop)), mean, std)
 
 
 def as_size(img_size: int | Sequence[int]) -> Size:
     """Returns (height, width) for a side, (side,) or (height, width); raises InputError for anything else."""
-    sides = (img_size,) if isinstance(img_size, int) else tuple(img_size)
-    if len(sides) not in (1, 2) or not all(side > 0 for side in sides):
-        raise InputError(f"img_size={img_size!r} must be a positive side or (height, width).")
-    return (sides[0], sides[-1])
+    return height_width("img_size", img_size)

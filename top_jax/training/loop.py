@@ -31,6 +31,7 @@ from top_jax.training.programs import TrainPrograms, enable_compilation_cache
 from top_jax.training.reporting import Reporter, Silence, Throughput, Values, announce, conclusion, make_reporter
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.steps import METRICS, TrainState
+from top_jax.values import refused
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
         RunError: too many numbers that are not finite, a full disk, only damaged checkpoints, or another process that
             failed.
     """
+    if not isinstance(config, RunConfig):
+        raise refused("config", config, "a RunConfig, such as RunConfig.from_config_dict(make_config(...))")
     enable_compilation_cache()
     with contextlib.ExitStack() as held:
         signals = held.enter_context(Interruption())

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from top_jax import distributed, files
+from top_jax import distributed, files, values
 from top_jax.build import build_reduction, build_sizes
 from top_jax.config import RunConfig
 from top_jax.environment import environment
@@ -63,7 +63,7 @@ class RunDirectory:
             raise InputError(
                 f"workdir {path} is a URL, but must be a folder: mount the bucket, and pass the mounted path."
             )
-        self.path = Path(path).absolute()
+        self.path = values.path("workdir", path).absolute()
         try:
             is_folder = stat.S_ISDIR(self.path.stat().st_mode)
         except FileNotFoundError:

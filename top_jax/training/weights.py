@@ -22,6 +22,8 @@ from top_jax.models.weights import Weights, weights_of
 from top_jax.training.class_names import class_names_of, in_order_of
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.seals import Damaged, reading, restore_sealed, sealed
+from top_jax.values import flag, one_of
+from top_jax.values import path as path_of
 
 
 def load_checkpoint(path: str | Path, which: str = "best", ema: bool | None = None) -> Backbone:
@@ -36,6 +38,7 @@ def load_checkpoint(path: str | Path, which: str = "best", ema: bool | None = No
         InputError: no run directory, no such checkpoint, or no averaged weights in it.
         RunError: the checkpoint is damaged.
     """
+    path = path_of("path", path)
     if file := weights_in_folder(path):
         raise InputError(
             f"{path} is not a run directory but a folder of another library, with {file.name}; load it with "
@@ -149,8 +152,9 @@ def _shapes(config: ModelConfig) -> dict[str, Any]:
 
 def read_weights(run: RunDirectory, which: str = "best", ema: bool | None = None) -> Weights:
     """Reads the weights of a run directory's checkpoint; arguments and errors as for `load_checkpoint`."""
-    if which not in ("best", "latest"):
-        raise InputError(f"which={which!r} is unknown; choose best or latest.")
+    one_of("which", which, ("best", "latest"))
+    if ema is not None:
+        ema = flag("ema", ema)
     config = run.read_config()
     kept_ema = config.optimizer.ema_decay is not None
     if ema and not kept_ema:
