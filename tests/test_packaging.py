@@ -89,8 +89,8 @@ def checkout_without_link(request, checkout) -> Path:
 
 def test_a_checkout_without_links_is_one_clear_line(checkout_without_link, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(checkout_without_link)}
-    done = subprocess.run(
-        [sys.executable, "-c", "import top_jax"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    done = subprocess.run(  # -S: without site-packages, where an editable installation would find the kernels
+        [sys.executable, "-S", "-c", "import top_jax"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]

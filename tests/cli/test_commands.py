@@ -67,6 +67,16 @@ def test_evaluate_an_official_file(command, official_file, overrides, tmp_path):
         assert converted[name] == json.loads(result.out)[name]
 
 
+def test_a_converted_run_needs_data(refused, command, run, tmp_path):
+    """Its config holds default data settings: the digits, whatever the weights were trained on."""
+    converted = tmp_path / "converted"
+    shutil.copytree(run, converted, ignore=shutil.ignore_patterns("metrics.jsonl", "summary.json", "data.json"))
+    for name in ("evaluate", "ablate"):
+        out = [f"--out={tmp_path}/out"] if name == "ablate" else []
+        assert str(converted) in refused(name, f"--checkpoint={converted}", *out)
+    assert command("evaluate", f"--checkpoint={converted}", "--config.data.source=digits").status == 0
+
+
 @pytest.fixture
 def dense(run, tmp_path):
     """--config of the run without its pruning, as a user's own dense config leaves it out."""

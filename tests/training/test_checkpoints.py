@@ -235,7 +235,7 @@ def make_run(path, *, which=("latest", "best"), ema_decay=None, model=MODEL, **s
     return best
 
 
-@pytest.mark.parametrize("model", [MODEL, WITH_STATISTICS])
+@pytest.mark.parametrize("model", [MODEL, pytest.param(WITH_STATISTICS, marks=pytest.mark.slow)])
 def test_load_checkpoint(model, tmp_path):
     """Every weight, statistics included."""
     best = make_run(tmp_path, ema_decay=0.9, model=model)

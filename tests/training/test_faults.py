@@ -38,6 +38,7 @@ def test_survived(bench, fault):
     assert tally.survived == tally.tried > 0
 
 
+@pytest.mark.slow
 def test_goes_back(bench, tmp_path):
     """A loss that is not finite, before anything is saved and later: the run leaves these batches out, and ends."""
     assert went_back(broken_run(bench, tmp_path / "run").end(), broken_batches(bench.total_steps)) > 0

@@ -173,6 +173,7 @@ def test_taught_and_warmed_up(launcher, finished_run, tmp_path):
     assert_same_run(workdir, finished)
 
 
+@pytest.mark.slow
 def test_imports_neither_tensorflow_nor_torch(launcher, tmp_path, root):
     """What a run imports, to the end of a finished run: up to its last line, but without a step."""
     program = (

@@ -175,6 +175,7 @@ def test_recomputed_blocks_move_them_too(trained):
     assert_close(after.params, states[1].params, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_resumed_bit_by_bit(trained, tmp_path):
     """Saved after a step and read into a state of zeros, it goes on as if nothing had happened."""
     step, states = trained
@@ -201,6 +202,7 @@ def test_evaluation_uses_them(trained):
     assert abs(float(step(other, batch_of(0) | mask)["loss"] - expected["loss"])) > 1e-3
 
 
+@pytest.mark.slow
 def test_micro_batches_in_order():
     """Each moves them once; image i is of micro-batch i mod 2."""
     model = Normed()

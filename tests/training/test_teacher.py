@@ -53,6 +53,7 @@ def assert_bit_equal(got, expected):
         assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_teacher(tmp_path, source, weights):
     config, run = config_of(source), RunDirectory(tmp_path / "run")
     loaded = teacher_weights(run, config)

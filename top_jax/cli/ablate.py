@@ -62,6 +62,7 @@ def main(arguments: list[str]) -> None:
     """Makes the grid of settings, runs it and prints its tables."""
     runner.no_more(arguments)
     config = shared_flags.read_config(_CONFIG, own_pruning=not _AFTER_BLOCKS.value)
+    shared_flags.check_data_is_known()
     from top_jax import ablation
     from top_jax.ablation.grid import default_alignments, default_scores
 

@@ -42,6 +42,7 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path) -> dict[str, Any]:
     from top_jax.evaluation.flops import count_macs
     from top_jax.training.weights import about_weights
 
+    shared_flags.check_data_is_known()
     source = open_source(config.data, train=False)
     check_classes(source, config.model.num_classes, "evaluate it on the data it was trained for")
     model = shared_flags.load_model(checkpoint, config, source.class_names)

@@ -149,6 +149,7 @@ def _images(config: RunConfig, count: int) -> np.ndarray:
     from top_jax.data import open_source
     from top_jax.data.examples import ExampleReader
 
+    shared_flags.check_data_is_known()
     reader = ExampleReader(open_source(config.data, train=False), config.data, size)
     return np.stack([reader.fixed(index)["image"] for index in range(count)])
 

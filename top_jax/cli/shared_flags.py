@@ -192,6 +192,20 @@ def _check_pruning(config: RunConfig) -> None:
             )
 
 
+def check_data_is_known() -> None:
+    """Raises InputError if the config is that of converted weights, whose data settings are only defaults."""
+    from top_jax.training.run_directory import RunDirectory
+
+    file, _, run = config_source().partition(":")
+    if file != _RUN_CONFIG or RunDirectory(run).metrics.is_file():  # which only training writes
+        return
+    if "data.source" not in config_flags.get_override_values(flags.FLAGS["config"]):
+        raise InputError(
+            f"the run {run} was converted from a file, which does not name its data; pass --config.data.source and "
+            "what it needs, or --config=FILE."
+        )
+
+
 def warn_of_changes(config: RunConfig, *, pruning: bool = True) -> None:
     """Warns of each setting of the model, the pruning and the data that is not that of the run in --checkpoint.
 

@@ -114,6 +114,7 @@ def _pictures(files: list[str], config: RunConfig) -> tuple[list[Any], tuple[str
         raise InputError(f"got {came}; needed: either image files, or --examples=N.")
     if files:
         return of_files(files, **config.data.decoding()), None
+    shared_flags.check_data_is_known()
     source = open_source(config.data, train=False)
     check_classes(source, config.model.num_classes, "draw images of the data it was trained for")
     return of_source(source, _EXAMPLES.value, **config.data.decoding()), source.class_names
@@ -128,6 +129,7 @@ def _names_of(checkpoint: Path, config: RunConfig) -> tuple[str, ...]:
     if names is not None:
         return names
     try:
+        shared_flags.check_data_is_known()
         names = open_source(config.data, train=False).class_names
     except InputError:  # photos need no dataset; without it, classes have no names
         names = ()
