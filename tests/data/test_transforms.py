@@ -153,7 +153,7 @@ def test_other_formats_are_not_decoded(kind):
 
 @pytest.mark.parametrize("kind", list(transforms.FORMATS))
 def test_every_error_of_a_decoder_makes_the_image_unreadable(kind):
-    """Of damaged bytes, every result is an image or an OSError of one line."""
+    """Damaged bytes give an image or an OSError of one line."""
     whole, rng, failed = encoded(noise(24, 24), kind), np.random.default_rng(0), 0
     assert decode(whole).size == (24, 24)
     for _ in range(60):
@@ -340,7 +340,7 @@ def test_an_extreme_shape_is_cropped_and_not_resized_as_a_whole(shape, eval_crop
 
 
 def test_the_shortcut_for_extreme_shapes_gives_the_same_pixels(monkeypatch):
-    """Of smooth images: PIL rounds and clips between its two passes, whose order depends on the sizes."""
+    """Smooth images agree: PIL rounds and clips between its two passes, whose order depends on the sizes."""
     for width, height in ((30, 900), (900, 30), (41, 53)):
         rows, columns = np.mgrid[:height, :width]
         waves = np.stack([np.sin(rows / 9), np.sin(columns / 9), np.cos((rows + columns) / 9)], axis=-1)
