@@ -99,5 +99,4 @@ def test_suite_without_a_gpu(root, tmp_path):
     report = json.loads((tmp_path / "a.json").read_text())
     assert report["note"].startswith("not yet measured on a GPU") and "not yet measured on a GPU" in done.stdout
     assert report["finished"] and {part["status"] for part in report["parts"]} == {"ok"}
-    assert {goal["state"] for goal in report["goals"]} == {"not measured"}
     assert report["packages"]["jax"] and report["device"] and report["date"]
