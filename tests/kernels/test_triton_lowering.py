@@ -17,11 +17,12 @@ import pytest
 
 @pytest.mark.slow
 @pytest.mark.triton
-def test_lowers_through_jax_triton():
+def test_lowers_through_jax_triton(request: pytest.FixtureRequest):
     plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
     if importlib.util.find_spec("jax_triton") is None or not any(map(importlib.util.find_spec, plugins)):
         pytest.skip("needs jax-triton and JAX's CUDA plugin")
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "JAX_PLATFORMS": "cpu"}
+    root = str(request.config.rootpath)
+    environment = {**os.environ, "PYTHONPATH": root, "TRITON_INTERPRET": "0", "JAX_PLATFORMS": "cpu"}
     run = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == ["None", "forward", "1", "backward", "1"]
