@@ -244,6 +244,7 @@ class RunConfig:
     epochs: float = 30.0  # length of the run, above 0
     total_steps: int | None = None  # length of the run in steps, instead of epochs
     init_from: str | None = None  # run directory or official file whose weights the run starts from; None: random
+    init_head: str = "load"  # classifier of init_from: load its own, or new, a random one for other classes
     log_every: int = 50  # steps between lines of metrics.jsonl
     eval_every_epochs: float = 1.0  # epochs between evaluations, above 0
     checkpoint_every: int = 1000  # steps between checkpoints; each evaluation saves one too
@@ -264,6 +265,7 @@ class RunConfig:
         fits = f"at most batch_size={self.batch_size}, because the copies of an image share a batch"
         _check(self.augment, "augment", ("repeats",), lambda count: count <= self.batch_size, fits)
         _check(self, "", ("epochs", "eval_every_epochs"), lambda epochs: epochs > 0, "above 0")
+        _check(self, "", ("init_head",), lambda head: head in ("load", "new"), "load or new")
         _check(self, "", ("seed",), lambda seed: 0 <= seed < 2**32, "in 0 .. 2**32 - 1")
 
     @classmethod

@@ -19,14 +19,16 @@ from top_jax.convert.key_summary import KeySummary, key_summary
 from top_jax.convert.position_embedding import check_official_stride, fit_position_embedding
 from top_jax.errors import InputError
 from top_jax.models import Backbone, BackboneConfig, abstract_model, model_config
+from top_jax.models.backbone import make_head
 from top_jax.models.weights import variables_by_path
 from top_jax.pruning import Reduction
-from top_jax.values import flag, height_width, refused
+from top_jax.values import flag, height_width, one_of, refused
 from top_jax.values import path as path_of
 
 # Parts of a key that wrap a module: DistributedDataParallel and DataParallel, torch.compile, FSDP, checkpointing.
 WRAPPERS: Final = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 HOLDERS: Final = ("model", "backbone")  # names that a training framework gives to the model, in front of its keys
+HEADS: Final = ("load", "new")
 NAMED: Final = 5  # an error names this many keys of each kind of problem, and counts all
 
 
@@ -36,6 +38,8 @@ def load_torch_checkpoint(
     pruning: Reduction | None = None,
     ema: bool = False,
     *,
+    head: str = "load",
+    rngs: nnx.Rngs | None = None,
     checkpoint_img_size: int | tuple[int, int] | None = None,
     **overrides: Any,
 ) -> Backbone:
@@ -47,6 +51,8 @@ def load_torch_checkpoint(
         name: a model name, as for `create_model`.
         pruning: a token reduction for the model; weights do not depend on it.
         ema: take the averaged weights, `model_ema` or `state_dict_ema` of a .pth file.
+        head: `load` takes the file's classifier, `new` starts a random one for `num_classes` classes.
+        rngs: source of a new classifier's weights, `nnx.Rngs(0)` by default.
         checkpoint_img_size: the image size that the file was trained at; needed only to resize the position embedding
             of a grid that is not square.
         **overrides: as for `create_model`. With another `img_size` the position embedding is resized (bicubic), with a
@@ -56,7 +62,8 @@ def load_torch_checkpoint(
         InputError: the file cannot be read, keys are missing, unexpected or misshapen (the message names them), or an
             official file was trained at another stride.
     """
-    return load_with_summary(path, name, pruning, ema, checkpoint_img_size=checkpoint_img_size, **overrides)[0]
+    settings = {"head": head, "rngs": rngs, "checkpoint_img_size": checkpoint_img_size}
+    return load_with_summary(path, name, pruning, ema, **settings, **overrides)[0]
 
 
 def load_with_summary(
@@ -65,18 +72,22 @@ def load_with_summary(
     pruning: Reduction | None = None,
     ema: bool = False,
     *,
+    head: str = "load",
+    rngs: nnx.Rngs | None = None,
     checkpoint_img_size: int | tuple[int, int] | None = None,
     **overrides: Any,
 ) -> tuple[Backbone, KeySummary]:
     """Does what `load_torch_checkpoint` does, and also returns a summary of every key."""
-    path, ema = path_of("path", path), flag("ema", ema)
+    path, ema, head = path_of("path", path), flag("ema", ema), one_of("head", head, HEADS)
     if checkpoint_img_size is not None:
         checkpoint_img_size = height_width("checkpoint_img_size", checkpoint_img_size)
     check_official_stride(path, model_config(name, **overrides))  # raises before a large file is read
     model = abstract_model(name, pruning=pruning, **overrides)  # the file fills every weight
     state_dict = read_state_dict(path, ema=ema)
     try:
-        changes = load_state_dict(model, state_dict, checkpoint_img_size=checkpoint_img_size, source=path)
+        changes = load_state_dict(
+            model, state_dict, head=head, rngs=rngs, checkpoint_img_size=checkpoint_img_size, source=path
+        )
     except InputError as error:
         raise InputError(f"{path} does not fit {name}: {error}") from None
     return model, key_summary(model, changes)
@@ -86,6 +97,8 @@ def load_state_dict(
     model: Backbone,
     state_dict: Mapping[str, np.ndarray],
     *,
+    head: str = "load",
+    rngs: nnx.Rngs | None = None,
     checkpoint_img_size: int | tuple[int, int] | None = None,
     source: str | Path = "the checkpoint",
 ) -> tuple[str, ...]:
@@ -95,6 +108,8 @@ def load_state_dict(
         model: with or without weights.
         state_dict: by official name. What wrappers such as DistributedDataParallel and torch.compile add to the names
             is removed, in any combination.
+        head: as for `load_torch_checkpoint`.
+        rngs: as for `load_torch_checkpoint`.
         checkpoint_img_size: as for `load_torch_checkpoint`.
         source: what warnings call the checkpoint.
 
@@ -110,9 +125,18 @@ def load_state_dict(
     state_dict, changes = _as_float32(state_dict)
     changes = renamed + changes
     changes += _drop_mmcv_averages(state_dict)
+    if head == "new":
+        its_head = [key for key in keys if key.ours[0] == "head"]
+        keys = [key for key in keys if key not in its_head]
+        changes += _leave_out(state_dict, its_head, model.config.num_classes)
+        classifier = make_head(model.config, rngs or nnx.Rngs(0))
+        assert classifier is not None
+        weights |= {("head", *path): weight for path, weight in variables_by_path(classifier).items()}
     if state_dict.keys() == {key.torch for key in keys}:  # other keys mean another model, perhaps with another grid
         changes += fit_position_embedding(model.config, state_dict, checkpoint_img_size, source)
-    _check_keys(model.config, keys, {path: weight.shape for path, weight in weights.items()}, state_dict)
+    unmapped = set(weights) ^ {key.ours for key in official_keys(model.config)}
+    assert not unmapped, f"parameters without an official key, or the reverse: {unmapped}"
+    _check_keys(model.config, keys, {key.ours: weights[key.ours].shape for key in keys}, state_dict)
     _check_finite(state_dict)
     for key in keys:
         weight = weights[key.ours]
@@ -217,6 +241,13 @@ def _drop_mmcv_averages(state_dict: dict[str, np.ndarray]) -> list[str]:
     return [f"{len(averages)} buffers of mmcv's EMA hook left out, as the official code does"] if averages else []
 
 
+def _leave_out(state_dict: dict[str, np.ndarray], head: list[Key], num_classes: int) -> list[str]:
+    """Removes a classifier, in place, and says so; a file without one is fine."""
+    found = [state_dict.pop(key.torch) for key in head if key.torch in state_dict]
+    of = f" of {len(found[0])} classes" if found and found[0].ndim else ""
+    return [f"a new classifier for {num_classes} classes" + (f" replaces the file's{of}" if found else "")]
+
+
 def _check_keys(
     config: BackboneConfig,
     keys: list[Key],
@@ -224,9 +255,6 @@ def _check_keys(
     state_dict: Mapping[str, np.ndarray],
 ) -> None:
     """Raises InputError, with every problem at once, unless the keys, shapes and dtypes are the model's."""
-    unmapped = set(shapes) ^ {key.ours for key in keys}
-    assert not unmapped, f"parameters without an official key, or the reverse: {unmapped}"
-
     known = {key.torch for key in keys}
     missing = [key.torch for key in keys if key.torch not in state_dict]
     unexpected = sorted(set(state_dict) - known)
@@ -243,7 +271,18 @@ def _check_keys(
     kinds = (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen), ("unusable", unusable))
     problems = [f"{len(names)} {what} ({_some(names)})" for what, names in kinds if names]
     if problems:
-        raise InputError(f"{'; '.join(problems)}. {_advice(config, state_dict.keys())}")
+        its_head = {key.torch: state_dict.get(key.torch) for key in keys if key.ours[0] == "head"}
+        if not missing + unexpected + unusable and len(misshapen) == len(its_head) == sum(
+            name.split()[0] in its_head for name in misshapen
+        ):
+            its_classes = {len(array) for array in its_head.values() if array is not None and array.ndim}
+            advice = (
+                f"It has {' or '.join(map(str, its_classes))} classes, and the model {config.num_classes}: start a new "
+                "classifier with head='new' (--config.init_head=new), or pass the file's num_classes."
+            )
+        else:
+            advice = _advice(config, state_dict.keys())
+        raise InputError(f"{'; '.join(problems)}. {advice}")
 
 
 def _unusable(key: Key, array: np.ndarray) -> str | None:

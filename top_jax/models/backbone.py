@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from top_jax.errors import InputError
+from top_jax.models import initializers as init
 from top_jax.models.features import Features, make_features
 from top_jax.models.layers import moves_statistics
 from top_jax.models.sizes import BackboneConfig, MambaConfig
@@ -227,6 +228,13 @@ class Backbone(nnx.Module, abc.ABC):
             return tuple(whole("stage", stage, 1, self.config.depth) for stage in several("stages", stages, needed))
         except InputError:
             raise refused("stages", stages, needed) from None
+
+
+def make_head(config: BackboneConfig, rngs: nnx.Rngs) -> nnx.Linear:
+    """Returns a classifier of pooled features, initialised as in all official models."""
+    return nnx.Linear(
+        config.embed_dim, config.num_classes, dtype=config.dtype, kernel_init=init.trunc_normal, rngs=rngs
+    )
 
 
 def _are_keys(keys: Any) -> bool:

@@ -18,7 +18,7 @@ from flax import nnx
 
 from top_jax.errors import InputError
 from top_jax.models import initializers as init
-from top_jax.models.backbone import Backbone, Block
+from top_jax.models.backbone import Backbone, Block, make_head
 from top_jax.models.features import Features
 from top_jax.models.layers import DropPath, PatchEmbed, layer_norm
 from top_jax.models.sizes import BackboneConfig
@@ -178,7 +178,7 @@ class Deit(Backbone):
         self.pos_embed = nnx.Param(init.trunc_normal(rngs.params(), (1, config.num_patches + 1, width)))
         self.blocks = nnx.List([DeitBlock(config, i, rngs=rngs) for i in range(config.depth)])
         self.norm = layer_norm(width, 1e-6, rngs)
-        self.head = _linear(width, config.num_classes, config, rngs)
+        self.head = nnx.data(make_head(config, rngs))
 
     def embed(self, images: Images) -> Tokens:
         """Returns the class token and the patches, position embedding added; the stream is float32."""

@@ -17,7 +17,7 @@ from flax import nnx
 
 from top_jax.errors import InputError
 from top_jax.models import initializers as init
-from top_jax.models.backbone import Backbone, Block
+from top_jax.models.backbone import Backbone, Block, make_head
 from top_jax.models.depthwise_conv import depthwise_conv2d
 from top_jax.models.features import Features
 from top_jax.models.layers import BatchNorm, DropPath, layer_norm
@@ -291,7 +291,7 @@ class PlainMamba(Backbone):
         self.pos_embed = nnx.Param(init.trunc_normal(rngs.params(), (1, config.num_patches, width)))
         self.blocks = nnx.List([PlainMambaLayer(config, i, rngs=rngs) for i in range(config.depth)])
         self.norm = layer_norm(width, 1e-6, rngs)
-        self.head = nnx.Linear(width, config.num_classes, dtype=config.dtype, kernel_init=init.trunc_normal, rngs=rngs)
+        self.head = nnx.data(make_head(config, rngs))
 
     def embed(self, images: Images) -> Tokens:
         """Returns the patches, position embedding added; the stream is float32."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from top_jax.models import initializers as init
-from top_jax.models.backbone import Backbone, Block
+from top_jax.models.backbone import Backbone, Block, make_head
 from top_jax.models.features import Features
 from top_jax.models.layers import DropPath, PatchEmbed, causal_conv1d, patch_grid
 from top_jax.models.sizes import MambaConfig
@@ -198,13 +198,7 @@ class Vim(Backbone):
         self.blocks = nnx.List([VimBlock(config, i, rngs=rngs) for i in range(config.depth)])
         self.drop_path = DropPath(config.drop_path, config.depth)
         self.norm = nnx.RMSNorm(width, epsilon=1e-5, rngs=rngs)
-        self.head = nnx.Linear(
-            width,
-            config.num_classes,
-            dtype=config.dtype,
-            kernel_init=init.trunc_normal,
-            rngs=rngs,
-        )
+        self.head = nnx.data(make_head(config, rngs))
 
     def embed(self, images: Images) -> Tokens:
         """Returns the patches with the class token in their middle, position embedding added."""

@@ -16,8 +16,11 @@ from top_jax.build import build_abstract_model, build_model, build_reduction, bu
 from top_jax.config import ModelConfig, RunConfig
 from top_jax.convert import load_torch_checkpoint
 from top_jax.convert.checkpoint_files import weights_in_folder
+from top_jax.convert.position_embedding import resize_position_embedding
+from top_jax.convert.torch_checkpoint import HEADS
 from top_jax.errors import InputError, RunError
 from top_jax.models import Backbone
+from top_jax.models.backbone import make_head
 from top_jax.models.weights import Weights, weights_of
 from top_jax.training.class_names import class_names_of, in_order_of
 from top_jax.training.run_directory import RunDirectory
@@ -58,9 +61,14 @@ def initial_weights(config: RunConfig, class_names: Sequence[str] | None = None)
     Args:
         config: of the run.
         class_names: of its data, as for `checkpoint_weights`.
+
+    Raises:
+        InputError: as `checkpoint_weights`.
+        RunError: the checkpoint is damaged.
     """
     if config.init_from is not None:
-        return checkpoint_weights(config.init_from, config.model, class_names=class_names)
+        choice = {"head": config.init_head, "rngs": nnx.Rngs(config.seed)}
+        return checkpoint_weights(config.init_from, config.model, class_names=class_names, **choice)
     return weights_of(build_model(config.model, rngs=nnx.Rngs(config.seed)))
 
 
@@ -71,6 +79,8 @@ def checkpoint_weights(
     which: str = "best",
     ema: bool | None = None,
     class_names: Sequence[str] | None = None,
+    head: str = "load",
+    rngs: nnx.Rngs | None = None,
 ) -> Weights:
     """Reads the weights of a checkpoint for the model of `config`.
 
@@ -80,24 +90,33 @@ def checkpoint_weights(
         which: `best` or `latest`, of a run directory.
         ema: whether to take averaged weights; None takes them where a run kept them, and never from a file.
         class_names: classes of the data, in the order of its labels: the logits are put into this order, by the names
-            that the checkpoint keeps. None leaves them.
+            that the checkpoint keeps. None, and a new classifier, leave them.
+        head: `load` takes the checkpoint's classifier, `new` starts a random one.
+        rngs: source of a new classifier's weights, `nnx.Rngs(0)` by default.
+
+    A position embedding of another grid is resized (bicubic), with a warning.
 
     Raises:
         InputError: no such checkpoint, or weights of another model, class count or classes.
         RunError: the checkpoint is damaged.
     """
-    path = weights_in_folder(checkpoint) or Path(checkpoint)
+    path, head = weights_in_folder(checkpoint) or Path(checkpoint), one_of("head", head, HEADS)
     if path.is_dir():
         run = RunDirectory(path)
-        _check_same_model(run, config)
-        weights = read_weights(run, which, ema)
+        _check_same_model(run, config, head)
+        weights = _fitted(run, read_weights(run, which, ema), config)
+        if head == "new":
+            classifier = make_head(build_sizes(config), rngs or nnx.Rngs(0))
+            assert classifier is not None
+            weights = {**weights, "head": weights_of(classifier)}
     elif not path.exists():
         raise InputError(
             f"checkpoint {path} does not exist; pass a run directory or an official .pth or .safetensors file."
         )
     else:
-        weights = weights_of(load_torch_checkpoint(path, config.name, ema=bool(ema), **config.overrides()))
-    if class_names is None:
+        settings = {"head": head, "rngs": rngs, **config.overrides()}
+        weights = weights_of(load_torch_checkpoint(path, config.name, ema=bool(ema), **settings))
+    if class_names is None or head == "new":
         return weights
     return in_order_of(class_names, weights, kept=class_names_of(path, config.num_classes), origin=path)
 
@@ -112,30 +131,43 @@ def about_weights(checkpoint: str | Path, which: str, ema: bool | None) -> dict[
         return {"which": which, "step": _newest(manager), "ema": kept_ema if ema is None else ema}
 
 
-def _check_same_model(run: RunDirectory, config: ModelConfig) -> None:
+def _check_same_model(run: RunDirectory, config: ModelConfig, head: str) -> None:
+    """Raises InputError unless a run's weights fit, but for what `checkpoint_weights` changes."""
     trained = run.read_config().model
-    if trained.num_classes != config.num_classes:
+    if head == "load" and trained.num_classes != config.num_classes:
         raise InputError(
             f"checkpoint {run.path} has {trained.num_classes} classes, but this model has {config.num_classes}; use "
-            "data with the same number of classes, or another checkpoint."
+            "data with the same number of classes, or start a new classifier for it (--config.init_head=new in "
+            "training, head='new' in Python)."
         )
-    there, here = _shapes(trained), _shapes(config)
+    there, here = (
+        {name: shape for name, shape in _shapes(model).items() if name != "pos_embed" and not name.startswith("head.")}
+        for model in (trained, config)
+    )
     different = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
     if different:
         name = different[0]
         raise InputError(
             f"checkpoint {run.path} holds another model: {len(different)} weights differ, such as {name} "
             f"({there.get(name, 'absent')} there, {here.get(name, 'absent')} here); use the model settings that "
-            "it was trained with. For another image size, convert the run to a .pth or .safetensors file: its position "
-            "embedding is resized."
+            "it was trained with. Only img_size and, with a new classifier, num_classes may differ."
         )
-    there, here = _patches(trained), _patches(config)
-    if there != here:
-        logging.warning(
-            "checkpoint %s has as many positions, but was trained with %s, and this model has %s; its position "
-            "embedding is used as it is.",
-            *(run.path, there, here),
-        )
+
+
+def _fitted(run: RunDirectory, weights: Weights, config: ModelConfig) -> Weights:
+    """Returns a run's weights with the position embedding of the model's grid, and warns if that was another one."""
+    trained = run.read_config().model
+    there, here = build_sizes(trained), build_sizes(config)
+    if _patches(trained) == _patches(config):
+        return weights
+    used = "is resized (bicubic)" if there.grid != here.grid else "is used as it is"
+    logging.warning(
+        "checkpoint %s was trained with %s, and this model has %s; its embedding of %d positions %s.",
+        *(run.path, _patches(trained), _patches(config), weights["pos_embed"].shape[1], used),
+    )
+    embedding = np.asarray(weights["pos_embed"])
+    resized = resize_position_embedding(embedding, there.grid, here.grid, class_token=here.CLASS_TOKEN)
+    return {**weights, "pos_embed": jax.numpy.asarray(resized)}
 
 
 def _patches(config: ModelConfig) -> str:
