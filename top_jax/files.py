@@ -71,8 +71,10 @@ def write_json(path: str | Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def save_json(path: str | Path, content: Any) -> None:
-    """Writes a JSON file for a path that the user chose. Raises InputError as `requested_file` does."""
+def save_json(path: str | Path | None, content: Any) -> None:
+    """Writes a JSON file for a path that the user chose; None: no file. Raises InputError as `requested_file` does."""
+    if path is None:
+        return
     with requested_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
 

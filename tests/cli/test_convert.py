@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 
 import numpy as np
@@ -54,6 +55,10 @@ def test_there_and_back(command, random_model, name, suffix, tmp_path):
 
     result = command("convert", str(run), str(back))
     assert result.status == 0 and f"{run} ({name}) -> {back}\n" in result.out
+    assert "[in, out] -> [out, in]" in result.out and "[out, in] ->" not in result.out  # as they are written
+    again = shlex.split(result.out.splitlines()[-1].replace("RUN", str(tmp_path / "again")))  # the printed way back
+    assert command("convert", *again[3:]).status == 0
+    assert_same(load_checkpoint(tmp_path / "again"), model)
     assert_same(read_state_dict(back), read_state_dict(source))
     assert_same(read_state_dict(back), model)
 

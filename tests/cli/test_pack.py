@@ -11,6 +11,7 @@ def test_packs_what_the_config_names(command, tmp_path):
     file = tmp_path / "digits.npz"
     result = command("pack", TINY, str(file))
     assert result.status == 0, result
+    assert "train 1,437, test 360 images" in result.out
     assert "use it with --config.data.source=packed" in result.out
     report = json.loads(file.with_suffix(".json").read_text())
     assert report["images"] == {"train": 1437, "test": 360}

@@ -12,11 +12,13 @@ and writes them as JSON.
 from __future__ import annotations
 
 import ast
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from top_jax import files
 from top_jax.cli import runner
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from top_jax.convert.key_summary import KeySummary
     from top_jax.models import Backbone
     from top_jax.training.run_directory import RunDirectory
+
+NOT_IN_WEIGHTS = ("dtype", "drop_path", "implementation", "remat")  # settings that no weight depends on
 
 _MODEL = flags.DEFINE_string("model", None, "Model name, such as vim_small; not needed for a run directory.")
 _OVERRIDE = flags.DEFINE_multi_string(
@@ -66,7 +70,7 @@ def main(arguments: list[str]) -> None:
     print(f"{report}\n\nevery key is used and every weight is set.\n{advice}")
     json_file = target.with_name(f"{target.name}.conversion.json") if to_file else target / "conversion.json"
     about = {"source": str(source), "target": str(target), "model": config.model.name, "ema": ema}
-    runner.write_json(_JSON.value or json_file, {**about, **report.to_dict()})
+    files.save_json(_JSON.value or json_file, {**about, **report.to_dict()})
 
 
 def _check_target(source: Path, target: Path) -> bool:
@@ -132,7 +136,7 @@ def _read_run(source: Path) -> tuple[RunConfig, Backbone, KeySummary, bool]:
             raise InputError(f"--{name} is only for files; the sizes of the run {source} are known, so drop it.")
     ema = config.optimizer.ema_decay is not None if _EMA.value is None else _EMA.value
     model = load_checkpoint(source, which=_WHICH.value, ema=ema)
-    return config, model, key_summary(model), ema
+    return config, model, key_summary(model, writing=True), ema
 
 
 def _write_run(target: Path, config: RunConfig, model: Backbone, names: tuple[str, ...] | None) -> str:
@@ -158,7 +162,22 @@ def _write_file(target: Path, config: RunConfig, model: Backbone, names: tuple[s
 
     save_torch_checkpoint(model, target, overwrite=_OVERWRITE.value, class_names=names)
     pruned = "the file has no pruning schedule; the run's is not saved in it.\n" if config.pruning.after_blocks else ""
-    return f"{pruned}it has the official code's keys; top_jax.load_torch_checkpoint reads it too."
+    back = f"{shlex.quote(str(target))} RUN --model={config.model.name}{_overrides(config)}"
+    return (
+        f"{pruned}it has the official code's keys; top_jax.load_torch_checkpoint reads it too. The way back:\n"
+        f"  python -m top_jax.cli.convert {back}"
+    )
+
+
+def _overrides(config: RunConfig) -> str:
+    """Returns the --override flags for the sizes that are not the named model's."""
+    from top_jax.build import build_sizes
+    from top_jax.models import MODELS
+
+    usual, sizes = MODELS[config.model.name], build_sizes(config.model)
+    given = {key: value for key, value in config.model.overrides().items() if key not in NOT_IN_WEIGHTS}
+    different = {key: value for key, value in given.items() if getattr(sizes, key) != getattr(usual, key)}
+    return "".join(f" {shlex.quote(f'--override={key}={value}')}" for key, value in different.items())
 
 
 def _run_config(name: str, overrides: list[str]) -> RunConfig:

@@ -16,6 +16,7 @@ from typing import Any
 
 from absl import flags
 
+from top_jax import files
 from top_jax.cli import doctor_text, runner, shared_flags, terminal
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> None:
         if "loader" in report:
             report["verdict"] = compare(report)
             doctor_text.show_verdict(report["verdict"])
-    runner.write_json(_JSON.value, report)
+    files.save_json(_JSON.value, report)
     if sources and (problems := report["data"]["problems"]):
         more = f" ({len(problems) - 1} more above)" if len(problems) > 1 else ""
         raise InputError(f"training would fail: {problems[0]}{more}")
@@ -101,27 +102,23 @@ def open_splits(config: RunConfig) -> dict[str, Any]:
 
 def inspect(config: RunConfig, sources: dict[str, Any]) -> dict[str, Any]:
     """Returns what the splits hold, what they lack (`notes`), and why training would fail (`problems`)."""
-    from top_jax.data.inspection import (
-        completeness,
-        has_wnid_classes,
-        inspect_split,
-        published_dataset,
-        published_images,
-        records_to_read,
-    )
+    from top_jax.data import inspection
 
-    dataset, notes, splits = published_dataset(config.data, sources["train"]), [], {}
+    dataset, notes, splits = inspection.published_dataset(config.data, sources["train"]), [], {}
     for split, source in sources.items():
-        official = None if dataset is None else published_images(dataset, config.data, train=split == "train")
-        total = records_to_read(source, _SAMPLE.value)
+        train = split == "train"
+        official = None if dataset is None else inspection.published_images(dataset, config.data, train=train)
+        total = inspection.records_to_read(source, _SAMPLE.value)
         with terminal.progress(f"looking at {source.name}", total) as advance:
-            found = inspect_split(source, sample=_SAMPLE.value, max_pixels=config.data.max_pixels, on_image=advance)
+            found = inspection.inspect_split(
+                source, sample=_SAMPLE.value, max_pixels=config.data.max_pixels, on_image=advance
+            )
         splits[split] = {**dataclasses.asdict(found), "official_images": official}
         if dataset is not None and official is not None:
-            notes.append(completeness(split, found.images, dataset, official))
+            notes.append(inspection.completeness(split, found.images, dataset, official))
         if dataset is not None and found.classes != dataset.classes:
             notes.append(f"{split} has {found.classes:,} classes, and {dataset.name} {dataset.classes:,}")
-    if dataset is None and has_wnid_classes(sources["train"]):
+    if dataset is None and inspection.has_wnid_classes(sources["train"]):
         notes.append("its classes are named like ImageNet's, but are not 1,000: not compared with ImageNet-1K")
     return {
         "dataset": None if dataset is None else dataset.name,

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
+from absl import flags, logging
 
-from top_jax import distributed
+from top_jax import distributed, files
 from top_jax.cli import runner, shared_flags, terminal
 from top_jax.config import RunConfig
+from top_jax.errors import InputError
 
 _CONFIG, _CHECKPOINT = shared_flags.define_config(), shared_flags.define_checkpoint()
 shared_flags.define_distributed()
@@ -32,7 +33,12 @@ def main(arguments: list[str]) -> None:
     result = evaluate_checkpoint(config, Path(_CHECKPOINT.value))
     if distributed.is_primary():
         print(json.dumps(result, indent=2))
-        runner.write_json(_JSON.value or _beside(Path(_CHECKPOINT.value)), result)
+        try:
+            files.save_json(_JSON.value or _beside(Path(_CHECKPOINT.value)), result)
+        except InputError as error:  # next to the checkpoint, which may be on a read-only disk
+            if _JSON.value:
+                raise
+            logging.warning("the result is printed only: %s", error)
 
 
 def evaluate_checkpoint(config: RunConfig, checkpoint: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import numpy as np
 from absl import flags
 from jax import export
 
+from top_jax import files
 from top_jax.cli import runner, shared_flags, terminal
 from top_jax.config import DataConfig, RunConfig
 from top_jax.errors import InputError, RunError
@@ -73,12 +74,11 @@ def main(arguments: list[str]) -> None:
     inside = normalize if _NORMALIZE.value else None
 
     from top_jax.convert import stablehlo
-    from top_jax.files import requested_file
 
     with terminal.progress(f"exporting {config.model.name}", len(STEPS)) as advance:
         exported = stablehlo.export_model(model, batch_size=batch_size, platforms=platforms, normalize=inside)
         advance(1)
-        with requested_file(target) as temporary:
+        with files.requested_file(target) as temporary:
             temporary.write_bytes(exported.serialize())
             advance(1)
             again = export.deserialize(bytearray(temporary.read_bytes()))
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
             stablehlo.write_module(again, _STABLEHLO.value)
     report = _report(config, again, target, parity)
     _print(report)
-    runner.write_json(json_file, report)
+    files.save_json(json_file, report)
 
 
 def _target(arguments: list[str]) -> Path:
@@ -124,13 +124,13 @@ def _check_files(target: Path, json_file: Path) -> None:
     """Raises InputError for a file that could not be written, before the work that would be lost."""
     from top_jax.convert.stablehlo import check_module
 
-    files = [target, json_file]
+    targets = [target, json_file]
     if _STABLEHLO.value:
         check_module(_STABLEHLO.value, _PLATFORMS.value, _batch_size(_BATCH.value))
-        files.append(Path(_STABLEHLO.value))
-    if len({file.absolute() for file in files}) < len(files):
-        raise InputError(f"{', '.join(map(str, files))} must be different files; rename one of them.")
-    for file in files:
+        targets.append(Path(_STABLEHLO.value))
+    if len({file.absolute() for file in targets}) < len(targets):
+        raise InputError(f"{', '.join(map(str, targets))} must be different files; rename one of them.")
+    for file in targets:
         if file.is_dir() or not file.parent.is_dir():
             problem = "is a directory" if file.is_dir() else "is in a directory that does not exist"
             raise InputError(f"{file} {problem}; choose another place.")

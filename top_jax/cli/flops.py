@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from top_jax import files
 from top_jax.cli import runner, shared_flags, terminal
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> None:
     with terminal.progress(f"tracing {config.model.name}", CHECK_STEPS) as advance:
         counts |= check_config(config, on_step=advance)
     _show_check(counts)
-    runner.write_json(_JSON.value, counts)
+    files.save_json(_JSON.value, counts)
 
 
 def _show_counts(counts: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
+from top_jax import files
 from top_jax.cli import runner, shared_flags, terminal
 from top_jax.errors import InputError
 
@@ -41,9 +42,10 @@ def main(arguments: list[str]) -> None:
         "bytes": path.stat().st_size,
         "images": {split: len(source) for split, source in splits.items()},
     }
-    print(f"{path}: {report['images']} images in {report['bytes'] / 2**20:.1f} MiB")
+    counts = ", ".join(f"{split} {images:,}" for split, images in report["images"].items())
+    print(f"{path}: {counts} images, {report['bytes'] / 2**20:.1f} MiB")
     print(f"use it with --config.data.source=packed --config.data.data_dir={path}")
-    runner.write_json(_JSON.value or path.with_suffix(".json"), report)
+    files.save_json(_JSON.value or path.with_suffix(".json"), report)
 
 
 if __name__ == "__main__":

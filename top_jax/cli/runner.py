@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags, logging
 
@@ -80,20 +79,6 @@ def check_json(file: str | Path | None, *others: Path) -> None:
         problem = f"cannot be written ({error.strerror})"
     if problem:
         raise InputError(f"--json={file} {problem}; choose another place.")
-
-
-def write_json(file: str | Path | None, content: Any) -> None:
-    """Writes a command's result to `file`, unless that is None.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    if file is None:
-        return
-    try:
-        files.write_json(file, content)
-    except OSError as error:
-        raise InputError(f"{file} cannot be written ({error.strerror}); choose another with --json.") from error
 
 
 def _parse(arguments: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from absl import flags
 
+from top_jax import files
 from top_jax.cli import runner, shared_flags, terminal
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> None:
     index = visualize(model, config, pictures, class_names, checkpoint=checkpoint, out=out)
     for image in index["images"]:
         print(f"{out / image['png']}: {image['prediction']} ({100 * image['probability']:.0f} %)")
-    runner.write_json(out / "index.json", index)
+    files.save_json(out / "index.json", index)
     print(f"{out / 'index.json'} says what the arrays in the .npz files are.")
 
 

@@ -47,7 +47,8 @@ class KeySummary:
 
     Attributes:
         groups: the keys, by module.
-        turned: number of tensors whose axes are in another order in our model, by the change in words.
+        turned: number of tensors whose axes are in another order in our model, by the change in words: from the file
+            to the model, or, for a file that is written, from the model to the file.
         changes: what else loading changed, in words.
     """
 
@@ -93,7 +94,8 @@ class KeySummary:
             lines += [line.replace(NO_BREAK, " ") for line in wrapped]
         buffers = f", {self.buffers:,} values in buffers" if self.buffers else ""
         lines.append(f"all together: {self.keys} keys, {self.parameters:,} parameters{buffers}")
-        lines += [f"axes turned in {count} tensors: {what}" for what, count in self.turned.items()]
+        for what, count in self.turned.items():
+            lines.append(f"axes turned in {count} tensor{'s' * (count != 1)}: {what}")
         return "\n".join([*lines, *self.changes])
 
     @staticmethod
@@ -103,19 +105,21 @@ class KeySummary:
         return f"{rest} {list(group.shapes[rest])}{of}".lstrip()
 
 
-def key_summary(model: Backbone, changes: tuple[str, ...] = ()) -> KeySummary:
+def key_summary(model: Backbone, changes: tuple[str, ...] = (), *, writing: bool = False) -> KeySummary:
     """Summarises the official checkpoint of a model.
 
     Args:
         model: with or without weights.
         changes: what loading changed, in words (from `load_state_dict`).
+        writing: whether the checkpoint is written from the model instead of read into it.
     """
     weights = variables_by_path(model)
     turned, found = Counter(), {}
     for key in official_keys(model.config):
         weight = weights[key.ours]
         if key.layout.meaning:
-            turned[key.layout.meaning] += 1
+            there, here = key.layout.meaning.split(" -> ")
+            turned[f"{here} -> {there}" if writing else key.layout.meaning] += 1
         name, block, rest = _split(key.torch)
         entry = found.setdefault(name, {"blocks": set(), "sizes": Counter(), "with": Counter(), "shapes": {}})
         entry["blocks"] |= {block} - {None}
