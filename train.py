@@ -3,7 +3,7 @@
 python train.py --config configs/vim_s_top.py [--workdir runs/vim_s_top] [--config.batch_size=64 ...]
 
 Start the same command again to resume the run where it stopped. To train on several machines, start it on each of them
-with --distributed: see docs/scaling.md.
+with --distributed: see docs/guides/devices.md.
 """
 
 from absl import flags

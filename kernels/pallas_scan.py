@@ -1,6 +1,6 @@
 """The aligned selective scan as Pallas kernels: for a GPU with JAX alone, and for any machine in interpret mode.
 
-The algorithm is that of `triton_kernels.py` (docs/kernels.md): one program per image and block of channels, all
+The algorithm is that of `triton_kernels.py` (docs/concepts/kernels.md): one program per image and block of channels, all
 directions in turn, the state in registers. No masks are needed: channels and states are padded to whole blocks, and
 the last steps, which do not fill a chunk, are a shorter chunk.
 
@@ -211,7 +211,7 @@ def _rebuild(
 def _pull_back(
     refs: Refs, plan: ScanPlan, g: Any, row: Row, adjoint: _Adjoint, carried: jax.Array, tau: jax.Array, a: jax.Array
 ) -> _Adjoint:
-    """Runs one step of the backward, which docs/kernels.md derives."""
+    """Runs one step of the backward, which docs/concepts/kernels.md derives."""
     token, raw = row["token"], row["delta"] + refs["delta_bias"][g]
     x, B, C, D, dt = row["u"], row["B"], row["C"], refs["D"][g], _softplus(raw)
     drive = dt * x

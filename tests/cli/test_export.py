@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 TINY = f"--config={Path(__file__).parents[1] / 'tiny_run.py'}"
-# What docs/export.md tells a user to write, in a process that cannot import any of our code.
+# What docs/guides/export.md tells a user to write, in a process that cannot import any of our code.
 READER = """
 import sys
 for name in ("top_jax", "flax", "einops", "ml_collections"):

@@ -24,7 +24,7 @@ TINY = f"--config={Path(__file__).parents[1] / 'tiny_run.py'}"
     ],
 )
 def test_the_published_numbers(root, config, published, dense, all_directions):
-    """The table of docs/flops.md, section 1."""
+    """The table of docs/concepts/flops.md, section 1."""
     settings = runpy.run_path(str(root / "configs" / f"{config}.py"))["get_config"]()
     counts = count_config(RunConfig.from_config_dict(settings))
     assert round(counts["gmacs"]["published"], 2) == published

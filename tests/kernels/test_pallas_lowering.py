@@ -33,7 +33,7 @@ def operands(
     return operands_of(Shape("", length, width, states, directions, full, full, full), dtype, batch=2)
 
 
-@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # JAX 0.12; docs/kernels.md
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # JAX 0.12; docs/concepts/kernels.md
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("directions, full", [(1, False), (4, True)])
 def test_lowers_for_cuda(directions, full, dtype):

@@ -1,4 +1,4 @@
-"""PlainMamba with token pruning, against the definition (docs/models.md, section 2) written out in NumPy."""
+"""PlainMamba with token pruning, against the definition (docs/concepts/models.md, section 2) written out in NumPy."""
 
 from __future__ import annotations
 

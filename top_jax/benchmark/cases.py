@@ -2,7 +2,7 @@
 
 ViM scans one direction at a time, each with its own u, delta, B and C; XLA computes the sum and the gate. PlainMamba's
 four directions share u, which they visit in boustrophedon orders, and delta, B and C, which stay in raster order. Only
-the direction vector in B differs (docs/models.md, section 2).
+the direction vector in B differs (docs/concepts/models.md, section 2).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 python -m top_jax.cli.flops --config configs/vim_s_top.py [--json FILE]
 
-The counts are for one image, in three conventions (docs/flops.md). The `executed` one is checked against the
+The counts are for one image, in three conventions (docs/concepts/flops.md). The `executed` one is checked against the
 multiplications in the model that JAX traces.
 """
 

@@ -280,7 +280,7 @@ def define_distributed() -> None:
     flags.DEFINE_boolean(
         "distributed",
         False,
-        "Join a run of several processes (docs/scaling.md). SLURM, Cloud TPU, Open MPI and Kubernetes need no other "
+        "Join a run of several processes (docs/guides/devices.md). SLURM, Cloud TPU, Open MPI and Kubernetes need no other "
         "flag; elsewhere set the next three too.",
     )
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, reachable from every process.")

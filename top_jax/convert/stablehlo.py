@@ -1,6 +1,6 @@
 """Exports models as StableHLO with the weights inside, through `jax.export`: files that need none of our code.
 
-Reading one needs JAX alone; docs/export.md describes other readers.
+Reading one needs JAX alone; docs/guides/export.md describes other readers.
 
     with open("vim_s.stablehlo", "rb") as file:
         classify = jax.export.deserialize(file.read()).call

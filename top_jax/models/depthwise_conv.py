@@ -22,7 +22,7 @@ def depthwise_conv2d(x: Grid, kernel: Taps) -> Grid:
 
     Returns:
         `[B, H, W, E]`. A CPU runs shifted products with their own gradient, because XLA's grouped convolution is many
-        times slower there (docs/models.md has the table); other devices run the grouped convolution.
+        times slower there (docs/concepts/models.md has the table); other devices run the grouped convolution.
 
     Source: torch.nn.Conv2d(E, E, taps, padding=taps // 2, groups=E, bias=False).
     """

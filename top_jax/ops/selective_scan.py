@@ -158,7 +158,7 @@ def directional_scan(
         order: int32 `[G?, B, L]` permutations of 0..L-1: the token that each step visits. None is 0..L-1.
             Checked in the same cases as positions.
         reorder_parameters: with an order, take delta, B and C at the visited token. False takes those of step i from
-            row i, as the official PlainMamba does (docs/models.md).
+            row i, as the official PlainMamba does (docs/concepts/models.md).
         positions: int32 `[G?, B, L]` place of each *step* in the unpruned traversal, strictly increasing along L.
             `decay` needs them; checked as in `selective_scan`.
         alignment: `none`, `hold` or `decay` (module docstring of `top_jax.pruning`).
