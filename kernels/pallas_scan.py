@@ -1,7 +1,7 @@
 """The aligned selective scan as Pallas kernels: for a GPU with JAX alone, and for any machine in interpret mode.
 
-The algorithm is that of `triton_kernels.py` (docs/concepts/kernels.md): one program per image and block of channels, all
-directions in turn, the state in registers. No masks are needed: channels and states are padded to whole blocks, and
+The algorithm is that of `triton_kernels.py` (docs/concepts/kernels.md): one program per image and block of channels,
+all directions in turn, the state in registers. No masks are needed: channels and states are padded to whole blocks, and
 the last steps, which do not fill a chunk, are a shorter chunk.
 
 Letters: g direction, i place in the scan's own order, step = i counted from the front of the image, token = the row

@@ -1,4 +1,6 @@
-"""The aligned selective scan as raw Triton kernels; `triton_scan.py` launches them, docs/concepts/kernels.md derives them.
+"""The aligned selective scan as raw Triton kernels; `triton_scan.py` launches them.
+
+docs/concepts/kernels.md derives them.
 
 One program per (image, block of channels), sequential in L, with the state `[E block, N]` in registers; states trail,
 so that a thread holds neighbouring ones and reads its part of B and C in one load. All directions run in one program,

@@ -37,7 +37,7 @@ WARM_UP: Final = 2  # calls that `time_in_turn` makes before its rounds
 MOST_ROUNDS: Final = 100
 LEAST_ROUNDS: Final = 5  # quartiles of fewer mean little
 SHARE_OF_ROUNDS: Final = 0.15  # of the budget: the limit for the rounds of one batch size beyond the least
-_TRAINING_TIMES_INFERENCE: Final = 5.0  # of compile time: ViM-S takes 18.2 s and 3.6 s (docs/concepts/models.md, section 5)
+_TRAINING_TIMES_INFERENCE: Final = 5.0  # of compile time: ViM-S takes 18.2 s and 3.6 s (docs/concepts/models.md)
 _SHARE_OF_FREE_MEMORY: Final = 0.5  # of a CPU's, where the system would kill the process; a GPU's allocator raises
 
 SLOWER: Final = "slower than dense"

@@ -280,8 +280,8 @@ def define_distributed() -> None:
     flags.DEFINE_boolean(
         "distributed",
         False,
-        "Join a run of several processes (docs/guides/devices.md). SLURM, Cloud TPU, Open MPI and Kubernetes need no other "
-        "flag; elsewhere set the next three too.",
+        "Join a run of several processes (docs/guides/devices.md). SLURM, Cloud TPU, Open MPI and Kubernetes need no "
+        "other flag; elsewhere set the next three too.",
     )
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, reachable from every process.")
     flags.DEFINE_integer("num_processes", None, "Number of processes in the run.", lower_bound=1)

@@ -50,7 +50,7 @@ def selective_scan(
 ) -> Inner:
     """Runs the selective scan over the tokens that survive pruning (Mamba's S6, with ToP's hidden-state alignment).
 
-    Per image and channel, with a float32 state h of size N::
+    Per image and channel, with a float32 state h of size N:
 
         delta_t = softplus(delta_t + delta_bias)
         h_t = exp(tau_t A) h_{t-1} + delta_t B_t u_t
@@ -137,7 +137,7 @@ def directional_scan(
 ) -> tuple[Inner, PerToken | None]:
     """Runs selective scans in G directions, restores the tokens' order, sums, gates and scores.
 
-    With scan_g the `selective_scan` of direction g over its steps::
+    With scan_g the `selective_scan` of direction g over its steps:
 
         y = silu(z) * sum_g scan_g        score = mean_e max(0, y_e)    (`clip`; float32, before y is rounded)
 

@@ -109,11 +109,12 @@ class Reduction(abc.ABC):
     def schedule(self, num_patches: int, depth: int) -> tuple[Cut, ...]:
         """Lists what each reduction cuts in a model of `depth` blocks that starts with `num_patches` patch tokens.
 
-        >>> [cut.after for cut in Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8).schedule(196, depth=24)]
-        [157, 126, 101]
-
         Raises:
             InputError: a reduction at or after the last block, or one that leaves no token.
+
+        Examples:
+            >>> [cut.after for cut in Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8).schedule(196, depth=24)]
+            [157, 126, 101]
         """
         cuts = []
         for block, ratio in zip(self.after_blocks, self.ratios, strict=True):
