@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,16 +28,56 @@ FAMILIES = {"vim_tiny": {}, "plain_mamba_l1": {}, "deit_tiny": {}}
 NAN, INF = float("nan"), float("inf")
 HUGE = 10**400
 PIXELS = np.zeros((9, 9, 3), np.uint8)
-Row = tuple[str, Callable[[], Any], str]
+SHORT = 60  # characters of a value that a message repeats
+
+
+class Row(NamedTuple):
+    """A wrong call: its name, the call, what its message must match, and how it must show the value."""
+
+    name: str
+    call: Callable[[], Any]
+    key: str
+    shown: str = ""
 
 
 def rows_of(what: str, call: Callable[..., Any], wrong: dict[str, list[Any]], **rest: Any) -> list[Row]:
-    """One row for each wrong value of each keyword, whose name the error must hold."""
+    """One row for each wrong value of each keyword; the error must name the keyword and show the value."""
     return [
-        (f"{what}({name}={type(value).__name__} #{place})", functools.partial(call, **{**rest, name: value}), name)
+        Row(
+            f"{what}({name}={type(value).__name__} #{place})",
+            functools.partial(call, **{**rest, name: value}),
+            name,
+            shown(value),
+        )
         for name, values in wrong.items()
         for place, value in enumerate(values)
     ]
+
+
+def shown(value: Any) -> str:
+    """Returns how a message must show a value, or an item of it; what is long by its type, dtype, shape or place."""
+    if getattr(value, "shape", ()) != ():
+        return f"{re.escape(str(value.dtype))}|{re.escape(str(tuple(value.shape)))}|image [0-9]|=.1.0, 1.0."
+    texts = [repr(value)]
+    if isinstance(value, str) and value:
+        texts = [repr(value)[1:-1]]
+    elif isinstance(value, dict):
+        texts += [*map(repr, value.values()), *map(str, value)]
+    elif isinstance(value, tuple | list | set):
+        texts += map(repr, value)
+    if len(texts[0]) > SHORT or "\n" in texts[0]:
+        texts = [type(value).__name__, texts[0][:SHORT]]
+    return "|".join(map(re.escape, texts))
+
+
+@functools.cache
+def small_vim(train: bool = False) -> Any:
+    """A model whose weights are zero: nothing is compiled to draw them."""
+    graphdef, state = nnx.split(abstract_model("vim_tiny", **SMALL, drop_path=0.1))
+    model = nnx.merge(graphdef, jax.tree.map(lambda leaf: jnp.asarray(np.zeros(leaf.shape, leaf.dtype)), state))
+    if train:
+        model.train()
+    return model
 
 
 COUNTS = [0, -1, 1.5, "8", None, True, 1j, HUGE, np.ones(2), (8,)]
@@ -56,15 +96,11 @@ def models() -> list[Row]:
         "pruning": ["top", 0.7, Pruning, (5, 10), True],
         "rngs": [0, jax.random.key(0), jax.random.PRNGKey(0), "0", nnx.Rngs(), nnx.Rngs(dropout=0)],
     }
-    create = functools.partial(abstract_model)
     found = []
     for name in FAMILIES:
-        for key, values in every.items():
-            call = top_jax.create_model if key == "rngs" else create
-            values = [value for value in values if not (value is None and key in ("pruning", "rngs"))]
-            found += rows_of(
-                name, functools.partial(call, name), {key: values}, **{k: v for k, v in SMALL.items() if k != key}
-            )
+        for key, values in every.items():  # create_model checks all before it draws a weight
+            sizes = {k: v for k, v in SMALL.items() if k != key}
+            found += rows_of(name, functools.partial(top_jax.create_model, name), {key: values}, **sizes)
     mamba = {
         "stride": [0, 1.5, "8", True],
         "d_state": COUNTS,
@@ -83,11 +119,13 @@ def models() -> list[Row]:
     heads = {
         "num_heads": [0, -1, 5, 1.5, "3", None, True],
         "mlp_ratio": [0, -1, NAN, INF, "4", None, True, 1e300],
-        "stride": [8],
     }
+    found.append(Row("deit(stride=8)", functools.partial(model_config, "deit_tiny", stride=8), "stride"))
     found += rows_of("deit_tiny", functools.partial(model_config, "deit_tiny"), heads)
     for name in ("vim_huge", "", None, 3, ["vim_tiny"], np.ones(2), b"vim_tiny"):
-        found.append((f"create_model({name!r})", functools.partial(top_jax.create_model, name), "model"))
+        found.append(
+            Row(f"create_model({name!r})", functools.partial(top_jax.create_model, name), "model", shown(name))
+        )
     return found
 
 
@@ -131,12 +169,13 @@ def reductions() -> list[Row]:
                 kind.__name__, kind, {key: values}, **({} if key == "after_blocks" else {"after_blocks": (1,)})
             )
     for method in ("tome", None, ["top"], 3):
-        found.append((f"make_reduction({method!r})", functools.partial(make_reduction, method), "pruning method"))
+        call = functools.partial(make_reduction, method)
+        found.append(Row(f"make_reduction({method!r})", call, "pruning method", shown(method)))
     return found
 
 
 def forward() -> list[Row]:
-    model = top_jax.create_model("vim_tiny", **SMALL, drop_path=0.1)
+    model, training = small_vim(), small_vim(train=True)
     shapes = abstract_model("vim_tiny", **SMALL)
     images = np.zeros((2, 16, 16, 3), np.float32)
     wrong = [
@@ -155,7 +194,7 @@ def forward() -> list[Row]:
         images[:, :8],
         jax.ShapeDtypeStruct(images.shape, "float32"),
     ]
-    found = [(f"model(#{place})", functools.partial(model, value), "images") for place, value in enumerate(wrong)]
+    found = [Row(f"model(#{place})", functools.partial(model, value), "images") for place, value in enumerate(wrong)]
     keys = [
         0,
         jax.random.key(0),
@@ -168,13 +207,11 @@ def forward() -> list[Row]:
     found += rows_of("model", functools.partial(model, images), {"keys": keys})
     stages = [0, 2, None, "1", (0,), (3,), (1.0,), (True,), (None,), {1: 1}, jnp.ones(1), np.ones(1)]
     found += rows_of("features", functools.partial(model.features, images), {"stages": stages, "watch": [1, "print"]})
-    found.append(("model of shapes", functools.partial(shapes, images), "abstract_model"))
-    training = top_jax.create_model("vim_tiny", **SMALL, drop_path=0.1)
-    training.train()
-    found.append(("train mode without keys", lambda: jax.eval_shape(lambda: training(images)), "keys"))
+    found.append(Row("model of shapes", functools.partial(shapes, images), "abstract_model"))
+    found.append(Row("train mode without keys", lambda: jax.eval_shape(lambda: training(images)), "keys"))
     features = jax.eval_shape(model.features, images)
     found += [
-        (f"to_grid(#{place})", functools.partial(to_grid, value), "features")
+        Row(f"to_grid(#{place})", functools.partial(to_grid, value), "features")
         for place, value in enumerate((None, images, [features], 3))
     ]
     found += rows_of("to_grid", functools.partial(to_grid, features), {"fill": ["mean", None, 0, ["zero"], np.ones(2)]})
@@ -274,7 +311,7 @@ def images_and_files() -> list[Row]:
         closed,
     ]
     found = [
-        (f"preprocess(#{place})", functools.partial(top_jax.preprocess, value), "image|pixels")
+        Row(f"preprocess(#{place})", functools.partial(top_jax.preprocess, value), "image|pixels")
         for place, value in enumerate(wrong)
     ]
     numbers = [None, 0.5, "abc", (1, 2), (1, 2, 3, 4), (1, 2, NAN), (1, 2, INF), (1, 2, "3"), (1, 2, 3j), {1, 2, 3}]
@@ -288,14 +325,15 @@ def images_and_files() -> list[Row]:
     found += rows_of("preprocess", functools.partial(top_jax.preprocess, PIXELS), settings)
     paths = [None, 3, "", b"run", "a\0b", ["run"], "nowhere"]
     found += [
-        (f"load_checkpoint({path!r})", functools.partial(load_checkpoint, path), "path|workdir|nowhere")
+        Row(f"load_checkpoint({path!r})", functools.partial(load_checkpoint, path), "path|workdir|nowhere", shown(path))
         for path in paths
     ]
     found += [
-        (
+        Row(
             f"load_torch_checkpoint({path!r})",
             functools.partial(top_jax.load_torch_checkpoint, path, "vim_tiny", **SMALL),
             "path|nowhere",
+            shown(path),
         )
         for path in paths
     ]
@@ -305,8 +343,9 @@ def images_and_files() -> list[Row]:
         "checkpoint_img_size": [0, "16", 1.5, True],
         "name": ["vim", None, 3],
         "depth": [0, "2"],
-        "height": [3],
     }
+    call = functools.partial(top_jax.load_torch_checkpoint, "nowhere.pth", "vim_tiny", height=3)
+    found.append(Row("load_torch_checkpoint(height=3)", call, "height"))
     for key, values in torch.items():
         found += rows_of(
             "load_torch_checkpoint",
@@ -315,10 +354,10 @@ def images_and_files() -> list[Row]:
             **({} if key == "name" else {"name": "vim_tiny"}),
             **({} if key == "depth" else {"depth": 1}),
         )
-    found = [(name, call, "model" if "(name=" in name else key) for name, call, key in found]
-    model = top_jax.create_model("vim_tiny", **SMALL)
+    found = [row._replace(key="model") if "(name=" in row.name else row for row in found]
+    model = small_vim()
     found += [
-        (
+        Row(
             f"save_torch_checkpoint(#{place})",
             functools.partial(top_jax.save_torch_checkpoint, value, "nowhere/a.safetensors"),
             "model",
@@ -340,11 +379,11 @@ def images_and_files() -> list[Row]:
 
 def runs() -> list[Row]:
     found = [
-        (f"train(#{place})", functools.partial(train, value, "nowhere"), "config")
+        Row(f"train(#{place})", functools.partial(train, value, "nowhere"), "config")
         for place, value in enumerate((None, {}, make_config(), "a.py", RunConfig))
     ]
     found += [
-        (f"train(workdir={path!r})", functools.partial(train, RunConfig(), path), "workdir")
+        Row(f"train(workdir={path!r})", functools.partial(train, RunConfig(), path), "workdir", shown(path))
         for path in (None, 3, "", b"run", "gs://bucket")
     ]
     sections = {
@@ -354,8 +393,8 @@ def runs() -> list[Row]:
         "pruning": [{"keep_ratio": "half"}, {"seed": "0"}],
         "seed": [-1, 1.0, "0"],
         "epochs": ["30", 0, True],
-        "epoch": [3],
     }
+    found.append(Row("make_config(epoch=3)", functools.partial(make_config, epoch=3), "config.epoch"))
     found += rows_of("make_config", make_config, sections)
     return found + rows_of("RunConfig", RunConfig, {"batch_size": ["8", 0, 1j], "epochs": ["30", 0], "seed": ["0", -1]})
 
@@ -372,12 +411,13 @@ def test_wrong_calls(table, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     wrong = []
     rows = table()
-    for name, call, key in rows:
+    for name, call, key, value in rows:
         try:
             result = call()
-        except InputError as error:
-            if not re.search(key, line := str(error).split("\n---")[0]) or "\n" in line:
-                wrong.append(f"{name}: does not name {key} on one line: {error}")
+        except InputError as error:  # which only top_jax raises
+            line, notes = str(error), getattr(error, "__notes__", [])
+            if "\n" in line or notes or not (re.search(key, line) and re.search(value, line)):
+                wrong.append(f"{name}: does not name {key} and show {value} on one line: {error} {notes}")
         except Exception as error:
             wrong.append(f"{name}: {type(error).__name__}: {str(error)[:120]}")
         else:

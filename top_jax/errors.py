@@ -7,6 +7,11 @@ class InputError(ValueError):
     Library users can catch it as a `ValueError`. Commands exit with status 2 (`top_jax.cli.runner`).
     """
 
+    def add_note(self, note: str, /) -> None:
+        """Adds a note, unless it is JAX's about its own frames, which is no part of the message."""
+        if "JAX_TRACEBACK_FILTERING" not in note:
+            super().add_note(note)
+
 
 class RunError(RuntimeError):
     """A run that cannot go on, through no mistake in its input: the message says what is kept and what to do.

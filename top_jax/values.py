@@ -38,6 +38,11 @@ def shown(value: Any) -> str:
     return f"={text}" if len(text) <= 200 and "\n" not in text else f" is a {type(value).__name__}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns `1 key`, `1,200 keys`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def whole(name: str, value: Any, least: int | float = 1, most: int | float = LARGEST_COUNT) -> int:
     """Returns an int, Python's or NumPy's, in [least, most]; a bool is none."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= most:

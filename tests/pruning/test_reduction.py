@@ -48,7 +48,7 @@ def test_one_token_can_be_left():
         ({"after_blocks": (5,), "keep_ratio": 1.1}, "keep_ratio=1.1"),
         ({"after_blocks": (5,), "keep_ratio": float("nan")}, "keep_ratio=nan"),
         ({"after_blocks": (5, 9), "keep_ratio": (0.8, -0.1)}, "keep_ratio=-0.1"),
-        ({"after_blocks": (5, 9), "keep_ratio": (0.8,)}, "1 numbers for 2"),
+        ({"after_blocks": (5, 9), "keep_ratio": (0.8,)}, r"keep_ratio=\(0.8,\) for 2"),
         ({"score": "best"}, "score='best'"),
         ({"alignment": "held"}, "alignment='held'"),
         ({"order": "best"}, "order='best'"),

@@ -7,6 +7,7 @@ from typing import Any
 from rich.markup import escape
 
 from top_jax.cli import terminal
+from top_jax.values import counted
 
 UNREADABLE_SHOWN = 10
 
@@ -53,11 +54,11 @@ def show_loader(loader: dict[str, Any]) -> None:
     """Prints the rates of the loader's stages and of the whole pipeline."""
     from top_jax.data.loader_speed import number
 
-    threads = _count(loader["threads"], "thread")
+    threads = counted(loader["threads"], "thread")
     where = "in the training process"
     if workers := loader["workers"]:
         where = f"in each of {workers} worker processes" if workers > 1 else "in one worker process"
-    terminal.heading(f"loader: {_count(loader['cores'], 'core')}; {threads} {where}")
+    terminal.heading(f"loader: {counted(loader['cores'], 'core')}; {threads} {where}")
     table = terminal.new_table("one thread, training images", "images/s per core", "ms per image")
     for name, rate in loader["stages_in_one_thread"].items():
         table.add_row(name, number(rate["images_per_second"]), f"{1e3 * rate['seconds'] / rate['images']:.2f}")
@@ -110,10 +111,6 @@ def _show_gaps(split: str, found: dict[str, Any]) -> None:
         _say(f"{split}: unreadable: {line}")
     if len(unreadable) > UNREADABLE_SHOWN:
         _say(f"{split}: and {len(unreadable) - UNREADABLE_SHOWN} more, all of them named in the --json file")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _sides(sides: tuple[int, int, int] | None) -> str:

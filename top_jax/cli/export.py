@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from jax import export
 
 from top_jax import files
@@ -146,11 +146,17 @@ def _images(config: RunConfig, count: int) -> np.ndarray:
     if _IMAGES.value == "random":
         return np.random.default_rng(0).integers(0, 256, (count, *size, 3), np.uint8)
 
-    from top_jax.data import open_source
+    from top_jax.data import check_classes, open_source
     from top_jax.data.examples import ExampleReader
+    from top_jax.training.class_names import class_names_of, class_order
 
     shared_flags.check_data_is_known()
-    reader = ExampleReader(open_source(config.data, train=False), config.data, size)
+    source = open_source(config.data, train=False)
+    check_classes(source, config.model.num_classes, "compare on the data it was trained for")
+    kept = class_names_of(_CHECKPOINT.value, config.model.num_classes)
+    if class_order(source.class_names, kept=kept, origin=_CHECKPOINT.value) is not None:
+        logging.warning("the data's classes are in another order; the logits keep the order of %s", _CHECKPOINT.value)
+    reader = ExampleReader(source, config.data, size)
     return np.stack([reader.fixed(index)["image"] for index in range(count)])
 
 

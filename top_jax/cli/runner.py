@@ -39,7 +39,7 @@ def run(main: Callable[[list[str]], None]) -> None:
             if error.filename is None or error.errno not in _OF_THE_PLACE:
                 raise
             sys.exit(_report(InputError(f"{error.filename}: {error.strerror}; choose another place.")))
-        except (RuntimeError, AssertionError):
+        except Exception:  # without a device, JAX, Flax and Orbax raise different errors at different places
             if (problem := _no_device()) is None:
                 raise
             sys.exit(_report(problem))
@@ -162,7 +162,7 @@ def _parse_error(arguments: list[str], error: BaseException) -> InputError:
 
 
 def _no_device() -> InputError | None:
-    """Returns the reason if JAX finds no device; code that looks for one raises different errors by JAX's version."""
+    """Returns the reason if JAX finds no device."""
     if "jax" not in sys.modules:
         return None
     from top_jax.ops.implementations import device

@@ -209,18 +209,21 @@ def check_data_is_known() -> None:
 def warn_of_changes(config: RunConfig, *, pruning: bool = True) -> None:
     """Warns of each setting of the model, the pruning and the data that is not that of the run in --checkpoint.
 
+    Another grid of patches is left out: reading the weights has warned of it.
+
     Args:
         config: what the command uses.
         pruning: whether to compare the pruning too.
     """
     from top_jax.training.run_directory import changed_settings
+    from top_jax.training.weights import patches
 
     for path, trained in _runs():
-        changed = changed_settings(trained, config)
+        known = ("model.img_size", "model.stride") if patches(trained.model) != patches(config.model) else ()
         text = [
             f"{key} {there!r} -> {here!r}"
-            for key, (there, here) in changed.items()
-            if pruning or not key.startswith("pruning.")
+            for key, (there, here) in changed_settings(trained, config).items()
+            if key not in known and (pruning or not key.startswith("pruning."))
         ]
         if text:
             logging.warning("these settings are not those of the run %s: %s", path, ", ".join(text))

@@ -13,6 +13,7 @@ from flax import nnx
 from top_jax.convert.key_maps import official_keys
 from top_jax.models import Backbone
 from top_jax.models.weights import variables_by_path
+from top_jax.values import counted
 
 WIDTH: Final = 100  # characters in a line
 NO_BREAK: Final = "\xa0"  # a space at which no line is broken
@@ -87,15 +88,15 @@ class KeySummary:
         for group in self.groups:
             times = f" x {group.blocks}" if group.blocks else ""
             buffers = f" + {group.buffers:,} buffers" if group.buffers else ""
-            keys = f"{group.keys} key{'s' * (group.keys != 1)}"
-            lines.append(f"{group.name + times:<28}{keys:>10} {group.parameters:>13,} parameters{buffers}")
+            lines.append(
+                f"{group.name + times:<28}{counted(group.keys, 'key'):>10} {group.parameters:>13,} parameters{buffers}"
+            )
             shapes = ", ".join(self._shape(group, rest).replace(" ", NO_BREAK) for rest in group.shapes)
             wrapped = textwrap.wrap(shapes, WIDTH, initial_indent="    ", subsequent_indent="    ")
             lines += [line.replace(NO_BREAK, " ") for line in wrapped]
         buffers = f", {self.buffers:,} values in buffers" if self.buffers else ""
         lines.append(f"all together: {self.keys} keys, {self.parameters:,} parameters{buffers}")
-        for what, count in self.turned.items():
-            lines.append(f"axes turned in {count} tensor{'s' * (count != 1)}: {what}")
+        lines += [f"axes turned in {counted(count, 'tensor')}: {what}" for what, count in self.turned.items()]
         return "\n".join([*lines, *self.changes])
 
     @staticmethod

@@ -22,7 +22,7 @@ from top_jax.models import Backbone, BackboneConfig, abstract_model, model_confi
 from top_jax.models.backbone import make_head
 from top_jax.models.weights import variables_by_path
 from top_jax.pruning import Reduction
-from top_jax.values import flag, height_width, one_of, refused
+from top_jax.values import counted, flag, height_width, one_of, refused
 from top_jax.values import path as path_of
 
 # Parts of a key that wrap a module: DistributedDataParallel and DataParallel, torch.compile, FSDP, checkpointing.
@@ -200,7 +200,7 @@ def _without_wrappers(state_dict: Mapping[str, np.ndarray], keys: list[Key]) -> 
         result[new], sources[new] = array, name
         if new != name:
             renamed.append(f"{name} to {new}")
-    return result, [f"{len(renamed)} keys renamed, such as {renamed[0]}"] if renamed else []
+    return result, [f"{counted(len(renamed), 'key')} renamed, such as {renamed[0]}"] if renamed else []
 
 
 def _unwrapped(name: str) -> str:
@@ -224,7 +224,8 @@ def _as_float32(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndar
         result[name] = array
     verb = {"float64": "rounded"}
     return result, [
-        f"{count} {dtype} tensors {verb.get(dtype, 'widened')} to float32" for dtype, count in changed.items()
+        f"{counted(count, f'{dtype} tensor')} {verb.get(dtype, 'widened')} to float32"
+        for dtype, count in changed.items()
     ]
 
 
@@ -238,7 +239,11 @@ def _drop_mmcv_averages(state_dict: dict[str, np.ndarray]) -> list[str]:
     averages = [name for name in state_dict if name in twins]
     for name in averages:
         del state_dict[name]
-    return [f"{len(averages)} buffers of mmcv's EMA hook left out, as the official code does"] if averages else []
+    return (
+        [f"{counted(len(averages), 'buffer')} of mmcv's EMA hook left out, as the official code does"]
+        if averages
+        else []
+    )
 
 
 def _leave_out(state_dict: dict[str, np.ndarray], head: list[Key], num_classes: int) -> list[str]:
@@ -300,7 +305,7 @@ def _check_finite(state_dict: Mapping[str, np.ndarray]) -> None:
     broken = [name for name, array in state_dict.items() if not np.isfinite(array).all()]
     if broken:
         raise InputError(
-            f"{len(broken)} tensors are not finite in float32 ({_some(broken)}); the training that wrote them "
+            f"not finite in float32: {counted(len(broken), 'tensor')} ({_some(broken)}); the training that wrote them "
             "diverged, or the file is damaged: take an earlier checkpoint."
         )
 

@@ -62,10 +62,10 @@ def _shifted_backward(saved: tuple[Grid, Taps], dy: Grid) -> tuple[Grid, Taps]:
     """Computes dx by a convolution with the flipped kernel, and dkernel by a loop over taps, which compiles once."""
     x, kernel = saved
     taps = kernel.shape[0]
-    padded = _pad(x, taps)
+    padded, zero = _pad(x, taps), jnp.int32(0)  # a plain 0 is int64 where JAX runs in 64 bits
 
     def tap(place: Array) -> Array:
-        window = jax.lax.dynamic_slice(padded, (0, place // taps, place % taps, 0), x.shape)
+        window = jax.lax.dynamic_slice(padded, (zero, place // taps, place % taps, zero), x.shape)
         return jnp.sum(window.astype(jnp.float32) * dy.astype(jnp.float32), axis=(0, 1, 2))
 
     dkernel = jax.lax.map(tap, jnp.arange(taps * taps, dtype=jnp.int32)).reshape(kernel.shape)

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jax.experimental import checkify
 
 from top_jax.errors import InputError
-from top_jax.values import one_of
+from top_jax.values import one_of, refused
 
 ALIGNMENTS: Final = ("none", "hold", "decay")
 DTYPES: Final = ("float32", "bfloat16", "float16")
@@ -27,7 +27,7 @@ def check_arrays(names_without: tuple[str, ...], arrays: dict[str, Any]) -> None
         if array is None and name in names_without:
             continue
         if array is None or not is_array(array):
-            raise InputError(f"{name} is a {type(array).__name__}; the scan needs a JAX or NumPy array there.")
+            raise refused(name, array, "a JAX or NumPy array")
         if str(array.dtype) not in DTYPES:
             raise InputError(f"{name} is {array.dtype}; the scan takes {', '.join(DTYPES)}: cast it first.")
 
@@ -98,8 +98,7 @@ def check_positions(positions: Any, shape: tuple[Any, ...], alignment: str) -> N
 def check_places(name: str, places: Any, shape: tuple[Any, ...]) -> None:
     """Raises InputError unless `places` are int32 of `shape`."""
     if not is_array(places) or places.shape != shape or str(places.dtype) != "int32":
-        came = f"{places.dtype}{list(places.shape)}" if is_array(places) else f"a {type(places).__name__}"
-        raise InputError(f"{name} came as {came}; needed: int32{list(shape)}, one for each token.")
+        raise refused(name, places, f"int32{list(shape)}, one for each token")
 
 
 def check_increasing(positions: jax.Array) -> None:

@@ -160,5 +160,5 @@ def _first_device(platform: str | None) -> Any:
         return jax.devices(platform)[0]
     except (RuntimeError, AssertionError) as error:  # depends on the version of JAX
         asked = f"JAX_PLATFORMS={jax.config.jax_platforms!r}"  # pyright: ignore[reportAttributeAccessIssue]
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"JAX finds no device with {asked} ({text}); unset it, or install that platform.") from error
+        reason = f" ({' '.join(str(error).split())})" if str(error) else ""
+        raise InputError(f"JAX finds no device with {asked}{reason}; unset it, or install that platform.") from error

@@ -23,7 +23,7 @@ from top_jax.ops.directions import TOKEN_SCORES, gaps, one_by_one, score_of_sums
 from top_jax.ops.fused import fused_scan, kernel_arguments
 from top_jax.ops.implementations import PLAIN, device_kind, resolve
 from top_jax.typing import Array, Float, Inner, Int, PerChannel, PerToken, Positions, Selective, StateMatrix
-from top_jax.values import flag, one_of
+from top_jax.values import flag, one_of, refused
 
 # `G?` is G or 1; `selective_scan` takes the same arrays without that axis.
 _AXES: Final = {
@@ -185,7 +185,7 @@ def directional_scan(
     if score is not None:
         one_of("score", score, TOKEN_SCORES)
     if blocks is not None and not isinstance(blocks, Blocks):
-        raise InputError(f"blocks is a {type(blocks).__name__}; needed: top_jax.kernels.blocks.Blocks, or None.")
+        raise refused("blocks", blocks, "top_jax.kernels.blocks.Blocks, or None")
     flag("reorder_parameters", reorder_parameters)
     if flag("check_order", check_order) and positions is not None:
         check_increasing(positions)

@@ -14,7 +14,7 @@ from top_jax.ops import check_alignment
 from top_jax.pruning.score import CONTROLS, Evidence
 from top_jax.pruning.tokens import Tokens
 from top_jax.typing import SlotScores
-from top_jax.values import check_fields, refused, several, share, whole
+from top_jax.values import check_fields, counted, refused, several, share, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Reduction(abc.ABC):
             ratio = share("keep_ratio", ratio, needed)
         object.__setattr__(self, "keep_ratio", ratio)
         if isinstance(ratio, tuple) and len(ratio) != len(blocks):
+            places = counted(len(blocks), "reduction")
             raise InputError(
-                f"keep_ratio has {len(ratio)} numbers for {len(blocks)} reductions (after_blocks={blocks}); "
-                "pass one number, or one per reduction."
+                f"keep_ratio={ratio} for {places} (after_blocks={blocks}); pass one number, or one per reduction."
             )
         check_fields(self)
         check_alignment(self.alignment)

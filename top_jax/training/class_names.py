@@ -50,13 +50,27 @@ def class_names_of(checkpoint: str | Path, num_classes: int) -> tuple[str, ...] 
 
 
 def in_order_of(names: Sequence[str], weights: Weights, *, kept: Sequence[str] | None, origin: str | Path) -> Weights:
-    """Returns weights whose logits are in the order of a dataset's classes.
+    """Returns weights whose logits are in the order of a dataset's classes, with a warning if any has to move.
+
+    Arguments and errors as for `class_order`; `weights` are the model's.
+    """
+    if kept is None or (order := class_order(names, kept=kept, origin=origin)) is None:
+        return weights
+    logger.warning(
+        "%s has the data's classes in another order (%s); %d of its %d logits are moved, by class name",
+        *(origin, first_difference(kept, names), np.sum(order != np.arange(len(order))), len(names)),
+    )
+    head = {name: jax.numpy.asarray(array)[..., order] for name, array in weights["head"].items()}
+    return {**weights, "head": head}
+
+
+def class_order(names: Sequence[str], *, kept: Sequence[str] | None, origin: str | Path) -> np.ndarray | None:
+    """Returns the logit of each class of a dataset, int `[classes]`; None if the order is the same or not known.
 
     Names of different kinds cannot be compared: numbers, WordNet ids and words. A warning says so.
 
     Args:
         names: the dataset's classes, in the order of its labels.
-        weights: of the model.
         kept: the classes of the weights, in the order of the logits; None if they are not known.
         origin: where the weights come from, for messages.
 
@@ -64,24 +78,17 @@ def in_order_of(names: Sequence[str], weights: Weights, *, kept: Sequence[str] |
         InputError: the dataset has other classes.
     """
     if kept is None or tuple(kept) == tuple(names):
-        return weights
+        return None
     if sorted(kept) == sorted(names):
-        moved = sum(a != b for a, b in zip(kept, names, strict=True))
-        logger.warning(
-            "%s has the data's classes in another order (%s); %d of its %d logits are moved, by class name",
-            *(origin, first_difference(kept, names), moved, len(names)),
-        )
         place = {name: index for index, name in enumerate(kept)}
-        order = np.array([place[name] for name in names])
-        head = {name: jax.numpy.asarray(array)[..., order] for name, array in weights["head"].items()}
-        return {**weights, "head": head}
+        return np.array([place[name] for name in names])
     if _kind(kept) != _kind(names):
         logger.warning(
             "the classes of %s (%s, ...) and of the data (%s, ...) are named in different ways, so that their order "
             "cannot be compared",
             *(origin, kept[0], names[0]),
         )
-        return weights
+        return None
     raise InputError(
         f"{origin} was trained on other classes than this data has: {first_difference(kept, names)}. Use the data that "
         "it was trained on, or rename the class folders (a run's names are in its data.json)."

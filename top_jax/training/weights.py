@@ -25,7 +25,7 @@ from top_jax.models.weights import Weights, weights_of
 from top_jax.training.class_names import class_names_of, in_order_of
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.seals import Damaged, reading, restore_sealed, sealed
-from top_jax.values import flag, one_of
+from top_jax.values import counted, flag, one_of
 from top_jax.values import path as path_of
 
 
@@ -148,7 +148,7 @@ def _check_same_model(run: RunDirectory, config: ModelConfig, head: str) -> None
     if different:
         name = different[0]
         raise InputError(
-            f"checkpoint {run.path} holds another model: {len(different)} weights differ, such as {name} "
+            f"checkpoint {run.path} holds another model: {counted(len(different), 'other shape')}, such as {name} "
             f"({there.get(name, 'absent')} there, {here.get(name, 'absent')} here); use the model settings that "
             "it was trained with. Only img_size and, with a new classifier, num_classes may differ."
         )
@@ -158,19 +158,19 @@ def _fitted(run: RunDirectory, weights: Weights, config: ModelConfig) -> Weights
     """Returns a run's weights with the position embedding of the model's grid, and warns if that was another one."""
     trained = run.read_config().model
     there, here = build_sizes(trained), build_sizes(config)
-    if _patches(trained) == _patches(config):
+    if patches(trained) == patches(config):
         return weights
     used = "is resized (bicubic)" if there.grid != here.grid else "is used as it is"
     logging.warning(
         "checkpoint %s was trained with %s, and this model has %s; its embedding of %d positions %s.",
-        *(run.path, _patches(trained), _patches(config), weights["pos_embed"].shape[1], used),
+        *(run.path, patches(trained), patches(config), weights["pos_embed"].shape[1], used),
     )
     embedding = np.asarray(weights["pos_embed"])
     resized = resize_position_embedding(embedding, there.grid, here.grid, class_token=here.CLASS_TOKEN)
     return {**weights, "pos_embed": jax.numpy.asarray(resized)}
 
 
-def _patches(config: ModelConfig) -> str:
+def patches(config: ModelConfig) -> str:
     """Returns what the shapes of the weights do not say about a model's patches, in words."""
     sizes = build_sizes(config)
     rows, columns = sizes.grid

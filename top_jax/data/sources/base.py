@@ -49,7 +49,8 @@ class Source(Protocol):
 def check_split(source: Source) -> None:
     """Checks, without reading an image, that a split can be used.
 
-    Labels that the source holds in an array `labels` are checked here; others are checked as each record is read.
+    Labels that the source holds in an array `labels` are checked here. Those of TFDS lie inside the records: checking
+    them once would read the whole split (150 GB for ImageNet), so each is checked when its record is read.
 
     Raises:
         InputError: the split has no image, or a label that is no class.
