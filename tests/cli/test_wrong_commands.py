@@ -12,6 +12,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 CONFIG_FILES = {
@@ -255,8 +257,22 @@ def test_the_table_is_long():
     assert sum(map(len, ROWS.values())) >= 150
 
 
+@pytest.fixture(scope="module")
+def run(tiny_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory whose weights are zero: nothing is trained or compiled."""
+    from top_jax.training.run_directory import RunDirectory
+    from top_jax.training.weights import abstract_weights, save_weights
+
+    run = RunDirectory(tmp_path_factory.mktemp("zero") / "run")
+    run.claim(tiny_config)
+    weights = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_weights(tiny_config.model))
+    save_weights(run, weights)
+    run.metrics.touch()  # as if trained: a converted run would ask for its data
+    return run.path
+
+
 @pytest.mark.parametrize("program", ROWS)
-def test_wrong_command(command: Any, finished_run: Path, tmp_path: Path, program: str):
+def test_wrong_command(command: Any, run: Path, tmp_path: Path, program: str):
     """All rows of a command in one process; every bad row is reported."""
     for name, text in CONFIG_FILES.items():
         (tmp_path / name).write_text(text)
@@ -264,7 +280,7 @@ def test_wrong_command(command: Any, finished_run: Path, tmp_path: Path, program
     (tmp_path / "there.npz").touch()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text('{"seed": ')
-    run = shutil.copytree(finished_run, tmp_path / "run")
+    run = shutil.copytree(run, tmp_path / "run")
     names = {"tmp": str(tmp_path), "run": str(run), "tiny": str(Path(__file__).parents[1] / "tiny_run.py")}
     before = _content(tmp_path)
     more = POSITIONAL.get(program, "") + OTHER.get(program, "")
