@@ -6,6 +6,7 @@ finished run, `{tiny}` the config of that run.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import shutil
@@ -264,7 +265,8 @@ def run(tiny_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from top_jax.training.weights import abstract_weights, save_weights
 
     run = RunDirectory(tmp_path_factory.mktemp("zero") / "run")
-    run.claim(tiny_config)
+    optimizer = dataclasses.replace(tiny_config.optimizer, ema_decay=None)
+    run.claim(dataclasses.replace(tiny_config, optimizer=optimizer))
     weights = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_weights(tiny_config.model))
     save_weights(run, weights)
     run.metrics.touch()  # as if trained: a converted run would ask for its data

@@ -122,8 +122,9 @@ def _portable(config: RunConfig) -> RunConfig:
 
 def _check_files(target: Path, json_file: Path) -> None:
     """Raises InputError for a file that could not be written, before the work that would be lost."""
-    from top_jax.convert.stablehlo import check_module
+    from top_jax.convert.stablehlo import check_module, check_platforms
 
+    check_platforms(_PLATFORMS.value)
     targets = [target, json_file]
     if _STABLEHLO.value:
         check_module(_STABLEHLO.value, _PLATFORMS.value, _batch_size(_BATCH.value))
@@ -136,6 +137,7 @@ def _check_files(target: Path, json_file: Path) -> None:
             raise InputError(f"{file} {problem}; choose another place.")
         if file.exists() and not _OVERWRITE.value:
             raise InputError(f"{file} exists; choose another name, or pass --overwrite.")
+        runner.check_folder(file.parent, "OUT")
 
 
 def _images(config: RunConfig, count: int) -> np.ndarray:

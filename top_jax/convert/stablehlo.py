@@ -77,8 +77,7 @@ def export_model(
     """
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size={batch_size}; needed: at least 1 image, or None for any number.")
-    if not platforms or len(set(platforms)) < len(platforms) or not set(platforms) <= set(PLATFORMS):
-        raise InputError(f"platforms={','.join(platforms)}; needed: one or more of {', '.join(PLATFORMS)}, each once.")
+    check_platforms(platforms)
     if model.scan_implementation is not None and model.config.implementation != IMPLEMENTATION:
         raise InputError(
             f"the model has implementation={model.config.implementation!r}; exporting needs "
@@ -140,6 +139,12 @@ def write_module(exported: export.Exported, path: str | Path) -> None:
     content = str(exported.mlir_module()).encode() if text else bytes(exported.mlir_module_serialized)
     with requested_file(path) as temporary:
         temporary.write_bytes(content)
+
+
+def check_platforms(platforms: Sequence[str]) -> None:
+    """Raises InputError unless these are platforms of `PLATFORMS`, each once."""
+    if not platforms or len(set(platforms)) < len(platforms) or not set(platforms) <= set(PLATFORMS):
+        raise InputError(f"platforms={','.join(platforms)}; needed: one or more of {', '.join(PLATFORMS)}, each once.")
 
 
 def check_module(path: str | Path, platforms: Sequence[str], batch_size: Any) -> None:
