@@ -123,3 +123,18 @@ def test_a_run_goes_on_by_its_folder(command, run, finished_run):
     """train.py, too, reads the config of the folder it is given; the run is complete already."""
     assert command("train.py", f"--workdir={run}").status == 0
     assert json.loads((run / "config.json").read_text()) == json.loads((finished_run / "config.json").read_text())
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'cuda'"), KeyError(0)])
+def test_no_device(refused, monkeypatch, error):
+    """JAX_PLATFORMS=cuda without a GPU: what is raised depends on JAX's version and on the place."""
+
+    def fail(*_):
+        raise AssertionError if isinstance(error, KeyError) else error
+
+    def place(*_):
+        raise error
+
+    monkeypatch.setattr("jax.devices", fail)
+    monkeypatch.setattr("top_jax.ops.implementations.choose", place)
+    assert refused("doctor").startswith("JAX finds no device with JAX_PLATFORMS=")

@@ -61,7 +61,7 @@ _SEEDS = flags.DEFINE_list("finetune_seeds", ["0"], "Fine-tuning seeds, one run 
 def main(arguments: list[str]) -> None:
     """Makes the grid of settings, runs it and prints its tables."""
     runner.no_more(arguments)
-    runner.check_folder(_OUT.value, "--out")
+    runner.check_folder(_OUT.value, f"--out={_OUT.value}")
     config = shared_flags.read_config(_CONFIG, own_pruning=not _AFTER_BLOCKS.value)
     shared_flags.check_data_is_known()
     from top_jax import ablation

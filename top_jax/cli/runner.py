@@ -81,12 +81,12 @@ def check_json(file: str | Path | None, *others: Path) -> None:
         raise InputError(f"--json={file} {problem}; choose another place.")
 
 
-def check_folder(folder: str | Path, flag: str) -> None:
+def check_folder(folder: str | Path, what: str) -> None:
     """Raises InputError for a folder that could not be made or written to, before the work that would be lost.
 
     Args:
         folder: where a command will write; it need not exist.
-        flag: what the message calls it, such as `--out`.
+        what: what the message calls it, such as `--out=pictures`.
     """
     place = Path(folder).absolute()
     try:
@@ -94,7 +94,7 @@ def check_folder(folder: str | Path, flag: str) -> None:
             place = place.parent
         files.check_writable(place / "file")
     except OSError as error:
-        raise InputError(f"{flag}={folder} cannot be written ({error.strerror}); choose another place.") from error
+        raise InputError(f"{what} cannot be written ({error.strerror}); choose another place.") from error
 
 
 def _parse(arguments: list[str]) -> list[str]:

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
     """Runs the model once per variant and image, draws, and writes the index."""
     config, checkpoint, out = shared_flags.read_config(_CONFIG), Path(_CHECKPOINT.value), Path(_OUT.value)
     _check_drawn()
-    runner.check_folder(out, "--out")
+    runner.check_folder(out, f"--out={out}")
     pictures, class_names = _pictures(arguments, config)  # before the model, which takes longer
     model = shared_flags.load_model(checkpoint, config, class_names)
     class_names = class_names or _names_of(checkpoint, config)

@@ -21,7 +21,7 @@ import numpy as np
 
 from top_jax.data.sources.base import Record, Source, check_label
 from top_jax.errors import InputError
-from top_jax.files import requested_file
+from top_jax.files import check_writable, requested_file
 
 PARTS = ("images", "ends", "labels")
 
@@ -97,11 +97,12 @@ def pack(
     Raises:
         InputError: the file exists or cannot be written, or a record cannot be read.
     """
-    folder = Path(path).absolute().parent
     if os.path.lexists(path):
         raise InputError(f"{path} exists; choose another name, or delete it.")
-    if not folder.is_dir() or not os.access(folder, os.W_OK):  # before the work that would be lost
-        raise InputError(f"{path} cannot be written: {folder} is no folder to write to; choose another place.")
+    try:
+        check_writable(path)  # before the work that would be lost
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose another place.") from error
     arrays: dict[str, Any] = {"name": np.array(name)}
     for split, source in splits.items():
         images, labels = [], np.empty(len(source), np.int32)
