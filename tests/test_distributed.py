@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 from top_jax import distributed, sharding
 from top_jax.errors import InputError, RunError
+from top_jax.training.checkpoints import Checkpoints
 
 
 def test_alone():
@@ -95,3 +98,58 @@ def test_to_global():
     placed = distributed.to_global(tree, jax.tree.map(lambda _: sharding.replicated(mesh), tree))
     assert placed["w"].sharding == sharding.replicated(mesh)
     jax.tree.map(np.testing.assert_array_equal, placed, tree)
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (ValueError("UNKNOWN: Gloo all-reduce failed: [pair.cc:538] Read error: Connection reset by peer"), True),
+        (RuntimeError("NCCL operation ncclAllReduce failed: remote process exited"), True),
+        (RuntimeError("INTERNAL: step failed\nUNAVAILABLE: Socket closed"), True),
+        (ValueError("operands could not be broadcast together"), False),
+        (InputError("the config has no key 'gloo'"), False),
+    ],
+)
+def test_lost_process(monkeypatch, error, lost):
+    assert distributed.lost_process(error) is None  # alone
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    assert (distributed.lost_process(error) is not None) == lost
+    wrapped = KeyError("while saving")
+    wrapped.__context__ = error  # as `together` and Orbax leave it
+    assert (distributed.lost_process(wrapped) is not None) == lost
+
+
+def test_a_save_is_not_waited_for_without_the_others(monkeypatch, tmp_path):
+    """What it waits for would never come."""
+    closed = []
+    monkeypatch.setattr(Checkpoints, "close", lambda self: closed.append(self))
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    for message, expected in (("Gloo all-reduce failed", 0), ("another error", 1)):
+        with pytest.raises(ValueError, match=message), Checkpoints(tmp_path):
+            raise ValueError(message)
+        assert len(closed) == expected
+
+
+def test_the_first_process_knows(monkeypatch):
+    assert distributed.from_primary({"loss": 0.1}) == {"loss": 0.1}
+    sent = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed.multihost_utils, "broadcast_one_to_all", lambda value: sent.append(value) or value)
+    assert distributed.from_primary({"loss": 0.1, "none": None}) == {"loss": 0.1, "none": None}
+    assert [value.dtype for value in sent] == [np.int32, np.uint8]
+
+
+ABORTED = """
+import ctypes, threading
+from top_jax import distributed
+distributed._end_aborts_with_a_line()
+ending = threading.Thread(target=ctypes.CDLL(None).abort)  # as JAX's client, in a thread of its own
+ending.start()
+ending.join()
+"""
+
+
+@pytest.mark.slow
+def test_an_abort_ends_with_a_line(root):
+    ended = subprocess.run([sys.executable, "-c", ABORTED], cwd=root, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and ended.stderr.splitlines()[-1].startswith("error: JAX aborted this process")

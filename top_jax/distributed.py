@@ -7,13 +7,19 @@ So what only one process knows (a signal, an error, a full disk) is sent to all 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
+import json
+import os
+import re
+import signal
 import socket
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +29,27 @@ from jax.experimental import multihost_utils
 from top_jax import sharding
 from top_jax.errors import InputError, RunError
 
+LEAVE_SECONDS: Final = 5.0  # for the other processes to end too, after an error
+# What collectives (Gloo, NCCL) and JAX's coordination service say when another process is gone.
+_OF_ANOTHER = re.compile(
+    r"gloo|nccl|coordination.?service|heartbeat|barrier timed out|socket closed|connection (closed|reset|refused)"
+    r"|^(unavailable|deadline_exceeded)\b",
+    re.IGNORECASE,
+)
+SHOW_CURSOR: Final = b"\x1b[?25h" if sys.stderr.isatty() else b""  # a progress bar hides it
+_AGAIN: Final = "Start the same command again in every process: the run goes on from its last checkpoint."
+
+
+class ProcessLost(RunError):
+    """Another process of the run ended, or cannot be reached any more: no collective computation can end."""
+
 
 def initialize(
     *,
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-    heartbeat_timeout: int = 30,
+    heartbeat_timeout: int = 20,
     start_timeout: int = 300,
 ) -> None:
     """Joins the other processes; must be called before anything uses a JAX device.
@@ -74,6 +94,7 @@ def initialize(
         raise RunError(
             f"the processes cannot connect ({error}); process 0 must listen at the coordinator's address."
         ) from error
+    _end_aborts_with_a_line()
 
 
 def _wait_for(host: str, port: int, seconds: int) -> None:
@@ -93,6 +114,76 @@ def _wait_for(host: str, port: int, seconds: int) -> None:
             print(f"waiting for process 0 at {host}:{port}, at most {seconds} s", file=sys.stderr)
             announced = True
         time.sleep(0.5)
+
+
+_leaving: list[int] = []  # the exit status, once `leave` is called
+
+
+def _end_aborts_with_a_line() -> None:
+    """Makes the last line of a process that JAX aborts ours, and its exit status 1.
+
+    When another process is silent for too long, JAX's client aborts this one from C++, in a thread of its own, whatever
+    the main thread waits for. JAX lets nobody replace that (the callback it offers cannot be a Python function, as of
+    0.10), and Python handles SIGABRT only after the process is gone. So the handler is installed through libc.
+    """
+    if os.name != "posix":
+        return
+
+    def on_abort(number: int) -> None:
+        if not _leaving:
+            line = (
+                "error: JAX aborted this process, for the reason above: most likely another process of the run ended, "
+                f"or cannot be reached any more. {_AGAIN}\n"
+            )
+            os.write(2, SHOW_CURSOR + line.encode())
+        os._exit(_leaving[0] if _leaving else 1)
+
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(on_abort)
+    _kept.append(handler)  # libc holds only its address
+    set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+
+
+_kept: list[Any] = []
+
+
+def lost_process(error: BaseException | None) -> ProcessLost | None:
+    """Returns what to say if an error means that another process is gone; None for other errors, or one process."""
+    if not jax.distributed.is_initialized():
+        return None
+    while error is not None and not isinstance(error, (InputError, RunError)):
+        if found := _OF_ANOTHER.search(str(error)):
+            line = next(line for line in str(error).splitlines() if found[0] in line)
+            return ProcessLost(
+                f"another process of the run ended, or cannot be reached any more ({line.strip()[:200]}). {_AGAIN}"
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def leave(status: int, *, wait: bool = True) -> NoReturn:
+    """Ends this process after an error, whatever the others do.
+
+    Without this, JAX waits up to 300 s at the exit for the others, which wait for this process.
+
+    Args:
+        status: of the exit.
+        wait: whether the others may be about to end too: process 0 must not take their coordinator away from them.
+    """
+    _leaving.append(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if wait:
+        ending = threading.Thread(target=_shut_down, daemon=True)
+        ending.start()
+        ending.join(LEAVE_SECONDS)
+    os._exit(status)
+
+
+def _shut_down() -> None:
+    with contextlib.suppress(Exception):  # whatever it says, the process ends with the error that was reported
+        jax.distributed.shutdown()
 
 
 def is_primary() -> bool:
@@ -131,10 +222,24 @@ def together() -> Iterator[None]:
     try:
         yield
     except Exception:
-        bool(any_process(True))
+        try:
+            bool(any_process(True))
+        except Exception as lost:  # then nobody is left to be informed
+            if lost_process(lost) is None:
+                raise
         raise
     if any_process(False):
         raise RunError("another process failed; see its message.")
+
+
+def from_primary(value: Any) -> Any:
+    """Returns the first process's value, as JSON has it, in every process; every process must call this."""
+    if jax.process_count() == 1:
+        return value
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
+    mine = text if is_primary() else np.zeros(size, np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(mine), np.uint8).tobytes())
 
 
 def check_same(settings: dict[str, Any]) -> None:

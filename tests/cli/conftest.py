@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ def command(
     """Runs `command("train.py", ...)` or `command("evaluate", ...)` as from the shell, in the checkout."""
     monkeypatch.chdir(root)
     monkeypatch.setattr("top_jax.training.loop.enable_compilation_cache", lambda: None)
-    verbosity = logging.get_verbosity()
+    verbosity, on_interrupt = logging.get_verbosity(), signal.getsignal(signal.SIGINT)
 
     def run(program: str, *arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", [program, *arguments])
@@ -59,6 +60,7 @@ def command(
 
     yield run
     logging.set_verbosity(verbosity)
+    signal.signal(signal.SIGINT, on_interrupt)
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def assert_same_weights(workdir: Path, finished: Path, which: str = "latest") ->
 
 
 def wait_for(
-    process: subprocess.Popen[str], happened: Callable[[], bool], seconds: float = 200, every: float = 0.0005
+    process: subprocess.Popen[str], happened: Callable[[], bool], seconds: float = 600, every: float = 0.004
 ) -> None:
     """Waits until `happened`; fails if the process ends first."""
     deadline = time.monotonic() + seconds

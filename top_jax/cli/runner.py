@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import re
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -31,22 +36,73 @@ def run(main: Callable[[list[str]], None]) -> None:
     def guarded(arguments: list[str]) -> None:
         if not any(argument.lstrip("-").startswith(("verbosity", "v=")) for argument in sys.argv):
             logging.set_verbosity(logging.WARNING)  # at INFO, Orbax logs every step of every save
+        _ended.clear()
+        signal.signal(signal.SIGINT, _interrupt)
         try:
             main(arguments[1:])
-        except (InputError, RunError) as error:
-            sys.exit(_report(error))
-        except OSError as error:
-            if error.filename is None or error.errno not in _OF_THE_PLACE:
-                raise
-            sys.exit(_report(InputError(f"{error.filename}: {error.strerror}; choose another place.")))
-        except Exception:  # without a device, JAX, Flax and Orbax raise different errors at different places
-            if (problem := _no_device()) is None:
-                raise
-            sys.exit(_report(problem))
+            _ended.append(0)
         except KeyboardInterrupt:
-            sys.exit(130)  # the shell's status; a training run saves first (top_jax.training.interruption)
+            _leave(130)  # the shell's status; a training run saves first (top_jax.training.interruption)
+        except Exception as error:
+            problem = _problem(error)
+            if problem is not None:
+                _leave(_report(problem), error)
+            if not _several():
+                raise
+            traceback.print_exc()
+            _leave(1, error)
 
     app.run(guarded, flags_parser=_parse)
+
+
+_ended: list[int] = []  # the exit status, once it is known
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Handles Ctrl-C: the first unwinds the command; one that comes later ends the process at once.
+
+    It is a later one too if a handler that was installed since passes it on: that one had the first
+    (`top_jax.training.interruption`). An exception would be raised inside Orbax, which prints it with its traceback.
+    """
+    if _ended or signal.getsignal(signal.SIGINT) is not _interrupt:
+        if not _ended or _ended == [130]:
+            show_cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""  # a progress bar hides it
+            os.write(2, show_cursor + b"interrupted again: ended at once; what was complete before is kept.\n")
+        os._exit(_ended[0] if _ended else 130)
+    _ended.append(130)
+    raise KeyboardInterrupt
+
+
+def _leave(status: int, error: Exception | None = None) -> NoReturn:
+    _ended.append(status)
+    if _several():
+        from top_jax import distributed
+
+        distributed.leave(status, wait=not isinstance(error, distributed.ProcessLost))
+    sys.exit(status)
+
+
+def _several() -> bool:
+    """Whether this process has joined others (`top_jax.distributed.initialize`)."""
+    if "top_jax.distributed" not in sys.modules:
+        return False
+    import jax
+
+    return jax.distributed.is_initialized()
+
+
+def _problem(error: Exception) -> Exception | None:
+    """Returns what to report as one line; None for a bug."""
+    if isinstance(error, (InputError, RunError)):
+        return error
+    if isinstance(error, OSError) and error.filename is not None and error.errno in _OF_THE_PLACE:
+        return InputError(f"{error.filename}: {error.strerror}; choose another place.")
+    if _several():
+        from top_jax import distributed
+
+        if (lost := distributed.lost_process(error)) is not None:
+            return lost
+    return _no_device()  # without a device, JAX, Flax and Orbax raise different errors at different places
 
 
 def no_more(arguments: list[str]) -> None:

@@ -290,7 +290,7 @@ def define_distributed() -> None:
     flags.DEFINE_integer("num_processes", None, "Number of processes in the run.", lower_bound=1)
     flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
     flags.DEFINE_integer(
-        "heartbeat_timeout", 30, "Stop if another process is silent for this many seconds.", lower_bound=1
+        "heartbeat_timeout", 20, "Stop if another process is silent for this many seconds.", lower_bound=1
     )
     flags.DEFINE_integer("start_timeout", 300, "Seconds to wait at the start for the other processes.", lower_bound=1)
 

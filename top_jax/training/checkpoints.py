@@ -190,8 +190,9 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if distributed.lost_process(error) is None:  # a save that waits for a lost process never ends
+            self.close()
 
 
 def _progress(state: TrainState) -> dict[str, Any]:

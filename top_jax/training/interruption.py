@@ -14,7 +14,9 @@ from top_jax import distributed
 
 
 class Interruption:
-    """Turns the first SIGTERM or SIGINT into a request (`requested`); a second SIGINT interrupts as usual.
+    """Turns the first SIGTERM or SIGINT into a request (`requested`); a later SIGINT is for the handler before this.
+
+    That one raises KeyboardInterrupt, unless a command has installed its own (`top_jax.cli.runner`).
 
     A context manager. Outside the main thread, where Python allows no signal handlers, it does nothing.
     """
@@ -34,8 +36,8 @@ class Interruption:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if self.requested and number == signal.SIGINT and callable(previous := self._previous[number]):
+            previous(number, frame)
         self.requested = signal.Signals(number).name
 
 

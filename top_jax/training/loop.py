@@ -67,7 +67,7 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
         signals = held.enter_context(Interruption())
         with distributed.together():
             prepared = prepare(config, RunDirectory(workdir))
-            held.enter_context(_disk_faults(prepared.run))
+            held.enter_context(_faults(prepared.run))
             held.enter_context(prepared.run.lock())
         prepared.claim()
         checkpoints = held.enter_context(Checkpoints(prepared.run.checkpoints))
@@ -189,10 +189,10 @@ class Loop:
         self.skipped = list(position["skipped"])
         evaluated = bool(position["evaluated"])  # False if a signal stopped the evaluation of this step
         if evaluated and step == plan.total_steps:  # killed after its last checkpoint
-            self.last_evaluation = self.reporter.reported("eval") or {}
-            if self.checkpoints.best_accuracy() is None:  # it was damaged
+            self.last_evaluation = distributed.from_primary(self.reporter.reported("eval") or {})
+            if distributed.any_process(self.checkpoints.best_accuracy() is None):  # it was damaged
                 self.last_evaluation = {}
-            evaluated = not distributed.any_process(not self.last_evaluation)
+            evaluated = bool(self.last_evaluation)
         if not evaluated:
             evaluated = self._evaluate(state, step)
         stop = not evaluated or bool(distributed.any_process(self.signals.requested is not None))
@@ -333,13 +333,15 @@ class _NotFinite(Exception):
 
 
 @contextlib.contextmanager
-def _disk_faults(run: RunDirectory) -> Iterator[None]:
-    """Turns a full disk, however it is reported, and a run directory that was moved into a RunError."""
+def _faults(run: RunDirectory) -> Iterator[None]:
+    """Turns a full disk, however it is reported, a run directory that was moved and a lost process into a RunError."""
     try:
         yield
     except RunError:
         raise
     except Exception as error:
+        if (lost := distributed.lost_process(error)) is not None:
+            raise lost from error
         try:
             run.check_in_place()
         except RunError as moved:
