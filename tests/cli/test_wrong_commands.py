@@ -47,7 +47,11 @@ CONFIGS = [
     ("--config={tiny} --config.batch_size=inf", "inf"),
     ("--config={tiny} --config.modle.depth=3", "--config.modle.depth=3"),
     ("--config={tiny} --config.model.depth=2 --config.model.depth=2", "--config.model.depth"),
-    ("--config={tiny} --unknown_flag=3", "unknown_flag"),
+    ("--config={tiny} --config.model.depth=", "--config.model.depth"),
+    ("--config={tiny} --config.model.=3", "--config.model."),
+    ("--config={tiny} --config.model=5", "--config.model=5; needed: "),
+    ("--config={tiny} --config.data.mean='(1,2'", "--config.data.mean=(1,2; needed: "),
+    ("--config={tiny} --unknown_flag=3", "--unknown_flag is no flag of this command"),
 ]
 LONG = "x" * 300
 ROWS: dict[str, list[tuple[str, str]]] = {
@@ -86,12 +90,12 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         ("--config={tiny} --config.init_from=", "init_from"),
         ("--config={tiny} --config.model.name=", "name"),
         ("--config={tiny} --config.data.source=web", "web"),
-        ("--config={tiny} --config.batch_size=many", "many"),
+        ("--config={tiny} --config.batch_size=many", "--config.batch_size=many; needed: a whole number"),
         ("--config={tiny} --config.batch_size=0", "0"),
         ("--config={tiny} --config.batch_size=-16", "-16"),
         ("--config={tiny} --config.total_steps=1.5", "1.5"),
         ("--config={tiny} --config.model=5", "5"),
-        ("--config={tiny} --config.augment.flip=maybe", "maybe"),
+        ("--config={tiny} --config.augment.flip=maybe", "--config.augment.flip=maybe; needed: True or False"),
         ("--config={tiny} --config.pruning.after_blocks=first", "first"),
         ("--config={tiny} --config.pruning.after_blocks=1,,2", "1,,2"),
         ("--config={tiny} --config.pruning.keep_ratio=2.0", "2.0"),
@@ -103,7 +107,9 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         ("--config={tiny} --num_processes=2", "--num_processes"),
         ("--config={tiny} --distributed --process_id=-1", "-1"),
         ("--config={tiny} --heartbeat_timeout=0", "heartbeat_timeout"),
-        ("--config={tiny} --flagfile={tmp}/absent", "absent"),
+        ("--config={tiny} --flagfile={tmp}/absent", "--flagfile cannot be read: No such file"),
+        ("--config={tiny} --flagfile={tmp}/binary", "--flagfile cannot be read"),
+        ("--config={tiny} --wordkir={tmp}/a", "did you mean --workdir?"),
         ("--config={tiny} {run}", "run"),
         ("--config", "config"),
     ],
@@ -121,8 +127,8 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         ("--checkpoint={run} --json=/dev/null", "/dev/null"),
         ("--checkpoint={run} --json=/proc/a.json", "/proc/a.json"),
         (f"--checkpoint={{run}} --json={{tmp}}/{LONG}", LONG),
-        ("--checkpoint={run} --which=first", "first"),
-        ("--checkpoint={run} --ema=perhaps", "perhaps"),
+        ("--checkpoint={run} --which=first", "--which=first; needed: one of best, latest"),
+        ("--checkpoint={run} --ema=perhaps", "--ema=perhaps; needed: True or False"),
         ("--checkpoint={run} --config.eval_batch_size=0", "0"),
         ("--checkpoint={run} --config.data.eval_crop=nan", "nan"),
         ("--checkpoint={run} --config.model.embed_dim=32", "blocks.0"),
@@ -158,7 +164,7 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         ("--checkpoint={run} {tmp}/out --platforms=", "platforms"),
         ("--checkpoint={run} {tmp}/out --platforms=cpu,abacus", "abacus"),
         ("--checkpoint={run} {tmp}/out --tolerance=nan", "nan"),
-        ("--checkpoint={run} {tmp}/out --tolerance=-1", "-1"),
+        ("--checkpoint={run} {tmp}/out --tolerance=-1", "--tolerance=-1; needed: a number, at least 0"),
         ("--checkpoint={run} {tmp}/out --json={tmp}/out", "out"),
         ("--checkpoint={run} {tmp}/out --stablehlo={tmp}/out.txt", "out.txt"),
         ("--checkpoint={run} {tmp}/out --images=some", "some"),
@@ -278,6 +284,7 @@ def test_wrong_command(command: Any, run: Path, tmp_path: Path, program: str):
     """All rows of a command in one process; every bad row is reported."""
     for name, text in CONFIG_FILES.items():
         (tmp_path / name).write_text(text)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
     (tmp_path / "junk.safetensors").write_bytes(b"no checkpoint")
     (tmp_path / "there.npz").touch()
     (tmp_path / "broken").mkdir()

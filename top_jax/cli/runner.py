@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -158,7 +158,7 @@ def _parse(arguments: list[str]) -> list[str]:
         app.usage(shorthelp=True, writeto_stdout=True)
         sys.exit(0)
     try:
-        arguments = flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
+        arguments = _with_flag_files(arguments)
         given = _given_flags(arguments)
         if _takes_config():
             from top_jax.cli import shared_flags
@@ -174,6 +174,14 @@ def _parse(arguments: list[str]) -> list[str]:
         sys.exit(130)
     except (Exception, SystemExit) as error:  # a config file may raise anything
         sys.exit(_report(_parse_error(arguments, error)))
+
+
+def _with_flag_files(arguments: list[str]) -> list[str]:
+    """Returns the command line with the flags of each --flagfile=FILE in its place."""
+    try:
+        return flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
+    except (flags.Error, ValueError) as error:  # ValueError: it is no text
+        raise InputError(f"--flagfile cannot be read: {str(error).rpartition('] ')[2]}") from error
 
 
 def _takes_config() -> bool:
@@ -230,7 +238,38 @@ def _parse_error(arguments: list[str], error: BaseException) -> InputError:
     text = str(error)
     if missing := re.search(r"Flag --(\w+) must have a value other than None", text):
         return InputError(f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}")
-    return InputError(text or type(error).__name__)
+    if isinstance(error, flags.UnrecognizedFlagError):
+        meant = re.search(r"Did you mean: (.*?) \?", text)
+        hint = f"; did you mean --{meant[1].replace(', ', ' or --')}?" if meant else "; --help lists them."
+        return InputError(f"--{error.flagname.lstrip('-')} is no flag of this command{hint}")
+    if novalue := re.match(r"Missing value for flag --?([\w.]+)", text):
+        return InputError(f"--{novalue[1]} needs a value: --{novalue[1]}=VALUE.")
+    if key := re.match(r"Could not parse '(.*?)'", text):
+        return InputError(f"--config.{key[1]} is no setting; top_jax/config.py lists and explains all keys.")
+    return _wrong_value(text) or InputError(text or type(error).__name__)
+
+
+def _wrong_value(text: str) -> InputError | None:
+    """Returns what a flag needs, for absl's or ml_collections' text about a value; None for another text."""
+    found = re.match(
+        r"flag --([\w.]+)=(.*?): (invalid literal|could not|\('Non-boolean|value should|\S+ is not|Failed|Error while)",
+        text,
+    )
+    if found is None or found[1] not in flags.FLAGS:
+        return None
+    name, value, reason = found.groups()
+    parser: Any = flags.FLAGS[name].parser
+    needed = {"int": "a whole number", "float": "a number", "bool": "True or False"}.get(parser.flag_type())
+    if parser.flag_type() == "string enum":
+        needed = f"one of {', '.join(parser.enum_values)}"
+    elif reason == "Failed":  # for a whole section
+        needed = f"one of its settings, as --{name}.KEY=VALUE"
+    elif reason == "Error while":
+        needed = f"a value, or several in quotes, as --{name}='(1, 2)'"
+    for bound, word in (("lower_bound", "at least"), ("upper_bound", "at most")):
+        if getattr(parser, bound, None) is not None:
+            needed = f"{needed}, {word} {getattr(parser, bound)}"
+    return None if needed is None else InputError(f"--{name}={value}; needed: {needed}.")
 
 
 def _no_device() -> InputError | None:
