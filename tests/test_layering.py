@@ -39,6 +39,7 @@ ALLOWED = {
         "distributed",
     },
     "ablation": {"build", "config", "data", "evaluation", "figures", "models", "pruning", "sharding", "training"},
+    "inference": {"config", "convert", "data", "models", "training"},
     "benchmark": {"evaluation", "kernels", "models", "ops", "pruning"},
     "cli": {
         "ablation",
@@ -50,6 +51,7 @@ ALLOWED = {
         "distributed",
         "evaluation",
         "figures",
+        "inference",
         "models",
         "ops",
         "pruning",
@@ -93,7 +95,7 @@ def imported(path: Path, *, at_load: bool = False) -> set[str]:
 
 def test_every_part_has_its_place(root):
     parts = {path.parent.name for path in (root / "top_jax").glob("*/__init__.py")}
-    assert parts | {"kernels", "config", "recipes", "build"} == ALLOWED.keys()
+    assert parts | {"kernels", "config", "recipes", "build", "inference"} == ALLOWED.keys()
 
 
 @pytest.mark.parametrize("part", ALLOWED)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from top_jax import models, ops, pruning
     from top_jax.convert import load_torch_checkpoint, save_torch_checkpoint
     from top_jax.data import preprocess
+    from top_jax.inference import predict
     from top_jax.models import create_model
     from top_jax.pruning import Evit, Merging, Pruning
     from top_jax.training import load_checkpoint
@@ -28,6 +29,7 @@ __all__ = [
     "load_torch_checkpoint",
     "models",
     "ops",
+    "predict",
     "preprocess",
     "pruning",
     "save_torch_checkpoint",
@@ -40,6 +42,7 @@ _HOMES = {
     "create_model": "top_jax.models",
     "load_checkpoint": "top_jax.training",
     "load_torch_checkpoint": "top_jax.convert",
+    "predict": "top_jax.inference",
     "preprocess": "top_jax.data",
     "save_torch_checkpoint": "top_jax.convert",
 }

@@ -23,6 +23,7 @@ from top_jax.errors import InputError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS: Final = 178_956_970  # of one image; Pillow's own limit
+TRACKERS: Final = ("wandb",)
 DTYPES: Final = ("float32", "bfloat16")
 
 
@@ -135,11 +136,13 @@ class PruningConfig:
 class DataConfig:
     """The images, and how they become model input."""
 
-    source: str = "digits"  # digits (bundled), tfds (set name and data_dir), image_folder or packed (set data_dir)
-    name: str | None = None  # TFDS dataset, such as imagenet2012 or imagenet2012:5.1.0
-    data_dir: str | None = None  # directory of the dataset; packed: the .npz file
+    source: str = "digits"  # digits (bundled), tfds or hf (set name, data_dir), image_folder or packed (set data_dir)
+    name: str | None = None  # TFDS dataset, such as imagenet2012:5.1.0, or Hugging Face dataset, such as cifar10
+    data_dir: str | None = None  # directory of the dataset; packed: the .npz file; hf: its cache or its files
     train_split: str = "train"  # split to train on
     eval_split: str = "test"  # split to evaluate on
+    eval_share: float | None = None  # image_folder: data_dir/<class>/ without splits; this share of it is evaluated
+    infer: bool = False  # image_folder: take classes, splits and batch sizes from the folder
     train_transform: str = "random_resized_crop"  # random_resized_crop or shift_crop
     min_area: float = 0.08  # random_resized_crop: smallest crop, as a share of the image's area
     shift: int = 4  # shift_crop: largest shift, in pixels of the model's input
@@ -154,6 +157,9 @@ class DataConfig:
     prefetch: int = 2  # batches kept ready on the device, from 0
 
     def __post_init__(self) -> None:
+        _check(self, "data", ("eval_share",), lambda share: 0 < share < 1, "between 0 and 1")
+        if self.source != "image_folder":
+            _check_unset(self, "data", ("eval_share", "infer"), "config.data.source=image_folder")
         _check(self, "data", ("prefetch",), lambda batches: batches >= 0, "at least 0")
         _check(self, "data", ("max_pixels",), lambda pixels: pixels >= 1, "at least 1")
         _check(self, "data", ("mean", "std"), lambda values: len(values) == 3, "three numbers, one per channel")
@@ -223,6 +229,8 @@ class OptimizerConfig:
     clip_norm: float | None = None  # largest global norm of the gradient, above 0; None: no clipping
     label_smoothing: float = 0.1  # in [0, 1)
     ema_decay: float | None = None  # set: keeps a moving average of the weights, with this decay per step, in [0, 1)
+    freeze_backbone: bool = False  # train only the classifier; the rest stays as it is, in eval mode
+    layer_decay: float | None = None  # set: rates fall by this factor per block from head to stem, in (0, 1]
     accumulate: int = 1  # micro-batches per step, at least 1; batch_size counts all of them
 
     def __post_init__(self) -> None:
@@ -231,6 +239,12 @@ class OptimizerConfig:
         _check(self, "optimizer", rates, lambda value: value >= 0, "at least 0")
         _check(self, "optimizer", ("b1", "b2", "ema_decay"), lambda decay: 0 <= decay < 1, "in [0, 1)")
         _check(self, "optimizer", ("clip_norm",), lambda norm: norm > 0, "above 0")
+        _check(self, "optimizer", ("layer_decay",), lambda factor: 0 < factor <= 1, "in (0, 1]")
+        if self.freeze_backbone and self.layer_decay is not None:
+            raise InputError(
+                f"config.optimizer.layer_decay={self.layer_decay} has no effect with config.optimizer.freeze_backbone, "
+                "which trains only the classifier; drop one of them."
+            )
         _check(self, "optimizer", ("label_smoothing",), lambda share: 0 <= share < 1, "in [0, 1)")
 
 
@@ -249,6 +263,7 @@ class RunConfig:
     eval_every_epochs: float = 1.0  # epochs between evaluations, above 0
     checkpoint_every: int = 1000  # steps between checkpoints; each evaluation saves one too
     max_rollbacks: int = 5  # batches with a loss that is not finite to skip before the run stops, from 0
+    tracker: str | None = None  # also report to: wandb (Weights & Biases, the extra wandb)
     fsdp: int = 1  # devices that share one copy of the weights
     model: ModelConfig = ModelConfig()
     pruning: PruningConfig = PruningConfig()
@@ -265,6 +280,7 @@ class RunConfig:
         fits = f"at most batch_size={self.batch_size}, because the copies of an image share a batch"
         _check(self.augment, "augment", ("repeats",), lambda count: count <= self.batch_size, fits)
         _check(self, "", ("epochs", "eval_every_epochs"), lambda epochs: epochs > 0, "above 0")
+        _check(self, "", ("tracker",), lambda name: name in TRACKERS, f"one of {', '.join(TRACKERS)}, or None")
         _check(self, "", ("init_head",), lambda head: head in ("load", "new"), "load or new")
         _check(self, "", ("seed",), lambda seed: 0 <= seed < 2**32, "in 0 .. 2**32 - 1")
 

@@ -246,6 +246,45 @@ def vim_digits(pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDi
     )
 
 
+def my_images(
+    pruning: Mapping[str, Any] | None = None,
+    *,
+    init_head: str = "new",
+    epochs: float = 30.0,
+    learning_rate: float = 5e-4,
+) -> config_dict.ConfigDict:
+    """Fine-tunes a ViM on an image folder of one's own; rates fall from the head towards the stem. Ours.
+
+    Classes, splits and batch sizes come from the folder (`data.infer`). `init_from` gives the weights to start from.
+
+    Args:
+        pruning: the section of `RunConfig`; None is the dense model.
+        init_head: `new` for weights of other classes, `load` for those of a run on the same folder.
+        epochs: of training.
+        learning_rate: of the head, at the peak.
+    """
+    return make_config(
+        batch_size=32,
+        epochs=epochs,
+        log_every=10,
+        eval_every_epochs=5.0,
+        checkpoint_every=200,
+        init_head=init_head,
+        model=dict(name="vim_small", drop_path=0.05),
+        pruning=dict(pruning or {}),
+        data=dict(source="image_folder", infer=True, min_area=0.3, exif_rotate=True, num_workers=None),
+        augment=dict(color_jitter=0.2),
+        optimizer=dict(
+            learning_rate=learning_rate,
+            min_learning_rate=1e-6,
+            warmup_epochs=2.0,
+            weight_decay=0.05,
+            clip_norm=1.0,
+            layer_decay=0.85,
+        ),
+    )
+
+
 def study(name: str, **model: Any) -> config_dict.ConfigDict:
     """Trains a dense model of docs/study.md on a CPU: 200 steps on CIFAR-10, patches of 2 pixels. Ours.
 

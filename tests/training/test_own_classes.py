@@ -9,11 +9,14 @@ from flax import nnx
 
 import top_jax
 from top_jax.build import build_model
-from top_jax.config import ModelConfig, RunConfig
+from top_jax.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from top_jax.convert.position_embedding import resize_position_embedding
 from top_jax.errors import InputError
-from top_jax.models.weights import weights_of
+from top_jax.models.weights import split_weights, statistics_of, weights_of
+from top_jax.training.optimizer import depth_scales, make_optimizer
+from top_jax.training.prepare import prepare
 from top_jax.training.run_directory import RunDirectory
+from top_jax.training.steps import create_state, make_train_step
 from top_jax.training.weights import checkpoint_weights, initial_weights, save_weights
 
 MODEL = ModelConfig(num_classes=5, img_size=(8,), patch_size=4, embed_dim=16, depth=1, d_state=4)
@@ -79,3 +82,65 @@ def test_a_file_of_another_model_says_so(checkpoint):
     """A new classifier excuses nothing else."""
     with pytest.raises(InputError, match="blocks|layers"):
         checkpoint_weights(checkpoint, dataclasses.replace(THREE, depth=2), head="new")
+
+
+def test_rates_by_depth():
+    """BEiT's: head and final norm 1, last block the factor, stem the factor to the power of depth + 1."""
+    params = nnx.to_pure_dict(nnx.state(top_jax.models.abstract_model("vim_tiny", img_size=32, depth=2), nnx.Param))
+    leaves = jax.tree_util.tree_leaves_with_path(depth_scales(params, 0.5))
+    found = {jax.tree_util.keystr(path[: 1 + (path[0].key == "blocks")]): scale for path, scale in leaves}
+    assert found == {
+        **dict.fromkeys(("['patch_embed']", "['pos_embed']", "['cls_token']"), 0.125),
+        **{"['blocks'][0]": 0.25, "['blocks'][1]": 0.5, "['norm']": 1.0, "['head']": 1.0},
+    }
+    optimizers = [make_optimizer(OptimizerConfig(layer_decay=rate), lambda step: 0.1) for rate in (None, 1.0, 0.5)]
+    small = {name: {"kernel": np.ones((2, 2), np.float32)} for name in ("head", "patch_embed")}
+    small = {**small, "blocks": {0: {"kernel": np.ones((2, 2), np.float32)}}}
+    plain, same, scaled = (optimizer.update(small, optimizer.init(small), small)[0] for optimizer in optimizers)
+    jax.tree.map(np.testing.assert_array_equal, plain, same)
+    for name, factor in (("head", 1.0), ("patch_embed", 0.25)):
+        np.testing.assert_allclose(scaled[name]["kernel"], factor * plain[name]["kernel"], rtol=1e-6)
+    np.testing.assert_allclose(scaled["blocks"][0]["kernel"], 0.5 * plain["blocks"][0]["kernel"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"layer_decay": 0.0}, {"layer_decay": 1.1}, {"layer_decay": 0.9, "freeze_backbone": True}]
+)
+def test_impossible_rates(settings):
+    with pytest.raises(InputError, match="layer_decay"):
+        OptimizerConfig(**settings)
+
+
+def test_a_frozen_backbone():
+    """Of a model with drop-path and BatchNorm only the head changes, and only it has optimizer state."""
+    config = RunConfig(
+        model=dataclasses.replace(MODEL, name="plain_mamba_l1", layers_with_dwconv=(0,), drop_path=0.5),
+        optimizer=OptimizerConfig(freeze_backbone=True, weight_decay=0.5, clip_norm=1.0),
+        data=DataConfig(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    )
+    model = build_model(config.model)
+    params, stats = split_weights(weights_of(model), like=statistics_of(model))
+    optimizer = make_optimizer(config.optimizer, lambda step: 0.1)
+    state = create_state(params, stats, optimizer, seed=0, with_ema=False)
+    of_head = sum(leaf.size for leaf in jax.tree.leaves(params["head"]))
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state)) == 2 * of_head + 2  # two moments, two counts
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 255, (4, 8, 8, 3)).astype(np.uint8),
+        "label": np.arange(4, dtype=np.int32),
+        "mask": np.ones(4, np.float32),
+        "index": np.arange(4, dtype=np.int32),
+    }
+    new, metrics = jax.jit(make_train_step(nnx.graphdef(model), optimizer, config))(state, batch)
+    equal({**new.params, "head": 0}, {**params, "head": 0})
+    equal(new.stats, stats)
+    assert np.all(np.asarray(new.params["head"]["kernel"]) != np.asarray(params["head"]["kernel"]))
+    assert metrics["grad_norm"] > 0
+
+
+def test_a_frozen_random_backbone_is_refused(tmp_path):
+    config = RunConfig(
+        model=ModelConfig(num_classes=10, img_size=(8,), patch_size=4), optimizer=OptimizerConfig(freeze_backbone=True)
+    )
+    with pytest.raises(InputError, match="freeze_backbone.*init_from"):
+        prepare(config, RunDirectory(tmp_path))

@@ -6,6 +6,7 @@ A command calls the `define_*` functions that it needs, and then `flags.adopt_mo
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from top_jax.config import RunConfig
 from top_jax.errors import InputError
 
 if TYPE_CHECKING:
+    from top_jax.inference import Classifier
     from top_jax.models import Backbone
 
 CONFIG_HELP = (
@@ -172,10 +174,19 @@ def read_config(holder: flags.FlagHolder[Any], *, own_pruning: bool = True) -> R
             f"config file {config_source()} returns {type(config).__name__} from get_config(), not a ConfigDict; "
             "return make_config(...), as configs/vim_digits_top.py does."
         )
-    checked = RunConfig.from_config_dict(config)
+    checked = _inferred(RunConfig.from_config_dict(config))
     if own_pruning and "checkpoint" in flags.FLAGS:
         _check_pruning(checked)
     return checked
+
+
+def _inferred(config: RunConfig) -> RunConfig:
+    """Returns the config with what its image folder says, if it leaves that to the folder (`data.infer`)."""
+    if not config.data.infer:
+        return config
+    from top_jax.data import infer
+
+    return infer(config)
 
 
 def _check_pruning(config: RunConfig) -> None:
@@ -254,6 +265,50 @@ def define_checkpoints(help_text: str) -> flags.FlagHolder[Any]:
     """Defines the flags of `define_checkpoint`, with a --checkpoint that may be repeated."""
     _define_weights_choice()
     return flags.DEFINE_multi_string("checkpoint", None, help_text, required=True)
+
+
+def define_classifier() -> flags.FlagHolder[Any]:
+    """Defines the flags of a command that runs a checkpoint on image files: also for the model of an official file."""
+    flags.DEFINE_string("model", None, "Model name of an official file, such as vim_small; not needed for a run.")
+    flags.DEFINE_multi_string("override", [], "Size that differs from the named model's, as key=value; repeatable.")
+    flags.DEFINE_integer("batch_size", 32, "Images per call of the model.", lower_bound=1)
+    return define_checkpoint()
+
+
+def open_classifier(checkpoint: str) -> Classifier:
+    """Returns the checkpoint that the flags of `define_classifier` choose.
+
+    Raises:
+        InputError: no such checkpoint, a file without --model, or a run with it.
+    """
+    from top_jax.inference import open_classifier
+
+    given = flags.FLAGS
+    is_run = Path(checkpoint).is_dir()
+    if given.model is None and Path(checkpoint).is_file():
+        raise InputError(f"{checkpoint} does not name its model; pass --model, such as --model=vim_small.")
+    if is_run and given.override and given.model is None:
+        raise InputError(f"--override is only for files; the run {checkpoint} knows its sizes, so drop it.")
+    sizes = parse_overrides(given.override)
+    return open_classifier(checkpoint, given.model, which=given.which, ema=given.ema, **sizes)
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Returns the sizes in `key=value` flags; a value is a Python literal, such as (224, 320), or text.
+
+    Raises:
+        InputError: there is no =.
+    """
+    sizes = {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise InputError(f"--override={override}; needed: key=value, such as embed_dim=64.")
+        try:
+            sizes[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            sizes[key] = text
+    return sizes
 
 
 def load_model(checkpoint: str | Path, config: RunConfig, class_names: Sequence[str] | None = None) -> Backbone:

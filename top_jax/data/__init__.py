@@ -1,8 +1,8 @@
-"""Images to batches: sources (TFDS, image folder, digits, packed file), transforms, the Grain pipeline, prefetch."""
+"""Images to batches: sources (files, TFDS, Hugging Face, digits), transforms, the Grain pipeline, prefetch."""
 
 from top_jax.data.examples import PADDING_INDEX
 from top_jax.data.pipeline import Batch, Batches, eval_batches, prefetch_to_device, train_batches
-from top_jax.data.sources import Record, Source, check_classes, open_source
+from top_jax.data.sources import Record, Source, check_classes, infer, open_source
 from top_jax.data.transforms import normalize, preprocess
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Source",
     "check_classes",
     "eval_batches",
+    "infer",
     "normalize",
     "open_source",
     "prefetch_to_device",

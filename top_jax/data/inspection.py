@@ -11,9 +11,10 @@ import numpy as np
 
 from top_jax.config import MAX_PIXELS, DataConfig
 from top_jax.data import transforms
-from top_jax.data.sources import DigitsSource, ImageFolderSource, Source
+from top_jax.data.sources import DigitsSource, HuggingFaceSource, ImageFolderSource, Source
 
 MOST_LABELS: Final = 10_000  # labels read from inside records: reading all of ImageNet's would take many minutes
+LABELLED: Final = (DigitsSource, HuggingFaceSource, ImageFolderSource)  # sources that know their labels
 _WNID: Final = re.compile(r"n\d{8}")  # a WordNet id, the name of an ImageNet class folder
 
 
@@ -50,7 +51,7 @@ class SplitReport:
 
 def records_to_read(source: Source, sample: int) -> int:
     """Returns the number of images that `inspect_split` opens, for a progress bar."""
-    labels = 0 if isinstance(source, DigitsSource | ImageFolderSource) else min(MOST_LABELS, len(source))
+    labels = 0 if isinstance(source, LABELLED) else min(MOST_LABELS, len(source))
     return labels + min(sample, len(source))
 
 
@@ -104,7 +105,7 @@ def spread(images: int, count: int) -> list[int]:
 
 def _labels(source: Source, broken: dict[int, str], on_image: Callable[[int], None]) -> np.ndarray:
     """Returns labels, int [n], and adds the records that cannot be read to `broken`."""
-    if isinstance(source, DigitsSource | ImageFolderSource):
+    if isinstance(source, LABELLED):
         return source.labels
 
     def read() -> Iterator[int]:

@@ -42,6 +42,7 @@ FORMATS: Final = {
     "TIFF": (".tif", ".tiff"),
     "GIF": (".gif",),
 } | ({"AVIF": (".avif",)} if importlib.util.find_spec("PIL.AvifImagePlugin") else {})
+EXTENSIONS: Final = tuple(ending for endings in FORMATS.values() for ending in endings)  # of lower or upper case
 BACKGROUND: Final = (255, 255, 255, 255)  # what transparent pixels are laid over: white, as a browser's page
 IGNORED: Final = "ignored_exif_orientation"  # in the `info` of a decoded image that is shown as stored
 _ORIENTATION: Final = 0x0112  # EXIF

@@ -18,7 +18,7 @@ from flax import nnx
 
 from top_jax import distributed
 from top_jax.config import RunConfig
-from top_jax.data import Batches, prefetch_to_device
+from top_jax.data import Batches, infer, prefetch_to_device
 from top_jax.errors import RunError
 from top_jax.evaluation.accuracy import evaluate, make_eval_step
 from top_jax.evaluation.flops import count_macs
@@ -62,6 +62,7 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
     """
     if not isinstance(config, RunConfig):
         raise refused("config", config, "a RunConfig, such as RunConfig.from_config_dict(make_config(...))")
+    config = infer(config)
     enable_compilation_cache()
     with contextlib.ExitStack() as held:
         signals = held.enter_context(Interruption())
@@ -73,7 +74,9 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
         checkpoints = held.enter_context(Checkpoints(prepared.run.checkpoints))
         state, position = prepared.start(checkpoints)
         first_step, total_steps = int(state.step), prepared.plan.total_steps
-        reporter = held.enter_context(make_reporter(prepared.run, first_step=first_step, total_steps=total_steps))
+        reporter = held.enter_context(
+            make_reporter(prepared.run, first_step=first_step, total_steps=total_steps, config=prepared.plan.config)
+        )
         announce(prepared, reporter, first_step)
         summary = _earlier_summary(prepared) if first_step == total_steps else None
         if distributed.any_process(summary is None):

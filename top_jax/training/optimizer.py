@@ -1,4 +1,4 @@
-"""AdamW with its learning-rate schedule and its weight-decay mask."""
+"""AdamW with its learning-rate schedule, its weight-decay mask, rates by depth and a frozen backbone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import optax
 
 from top_jax.config import OptimizerConfig
 
+STEM: Final = ("patch_embed", "pos_embed", "cls_token")
+HEAD: Final = "head"
 # In addition to every array of one dimension (biases, norms, D). The official recipe's timm 0.4.12 does decay A_log;
 # Mamba marks it as not decayed, and we follow Mamba.
 NOT_DECAYED: Final = ("A_log", "direction_Bs", "pos_embed", "cls_token")
@@ -33,9 +35,58 @@ def learning_rate_schedule(
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Returns AdamW, after clipping by the global norm if `clip_norm` is set."""
-    adamw = optax.adamw(schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=decay_mask)
-    return adamw if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    """Returns AdamW, after clipping by the global norm if `clip_norm` is set.
+
+    With `layer_decay` each step is multiplied by the parameter's `depth_scales`, and so is its weight decay. With
+    `freeze_backbone` only the head has updates, weight decay and optimizer state.
+    """
+    adamw: optax.GradientTransformation = optax.adamw(
+        schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mask=decay_mask
+    )
+    steps: list[optax.GradientTransformation] = [adamw]
+    if config.clip_norm is not None:
+        steps.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.layer_decay is not None:
+        steps.append(_scaled_by_depth(config.layer_decay))
+    optimizer = steps[0] if len(steps) == 1 else optax.chain(*steps)
+    if not config.freeze_backbone:
+        return optimizer
+    return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, _trained_or_frozen)
+
+
+def freeze(params: Any) -> Any:
+    """Returns the same parameters, of which only the head has a gradient; XLA then drops the backward pass."""
+    return {name: part if name == HEAD else jax.lax.stop_gradient(part) for name, part in params.items()}
+
+
+def depth_scales(params: Any, layer_decay: float) -> Any:
+    """Returns for each parameter the factor of its learning rate, `layer_decay` to the power of its distance.
+
+    Head and final norm have distance 0, the last block 1, the first block `depth`; patch embedding, position embedding
+    and class token have `depth + 1`.
+
+    Source: microsoft/unilm, beit/optim_factory.py, and timm's `param_groups_layer_decay`.
+    """
+    depth = len(params["blocks"])
+
+    def scale(path: tuple[Any, ...], _: Any) -> float:
+        if path[0].key == "blocks":
+            return layer_decay ** (depth - int(path[1].key))
+        return layer_decay ** (depth + 1) if path[0].key in STEM else 1.0
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def _scaled_by_depth(layer_decay: float) -> optax.GradientTransformation:
+    def scale(updates: Any, params: Any) -> Any:
+        del params
+        return jax.tree.map(lambda update, by: update * by, updates, depth_scales(updates, layer_decay))
+
+    return optax.stateless(scale)
+
+
+def _trained_or_frozen(params: Any) -> Any:
+    return {name: "trained" if name == HEAD else "frozen" for name in params}
 
 
 def decay_mask(params: Any) -> Any:

@@ -14,6 +14,7 @@ from top_jax import distributed
 from top_jax.build import build_abstract_model, build_reduction
 from top_jax.config import RunConfig
 from top_jax.data import Batches, Source, check_classes, eval_batches, open_source, train_batches
+from top_jax.errors import InputError
 from top_jax.models import Backbone
 from top_jax.models.weights import Weights, split_weights, statistics_of
 from top_jax.pruning import Reduction
@@ -208,6 +209,11 @@ def prepare(config: RunConfig, run: RunDirectory) -> Prepared:
     data = _data_facts(train_source, eval_source)
     counts = {"images to train on": data["train"]["images"], "images to evaluate": data["eval"]["images"]}
     distributed.check_same({**counts, "class names": tuple(data["class_names"])})
+    if config.optimizer.freeze_backbone and config.init_from is None:
+        raise InputError(
+            "config.optimizer.freeze_backbone needs config.init_from: it would train a classifier on random features; "
+            "set --config.init_from=RUN_OR_FILE."
+        )
     plan = make_plan(config, num_images=len(train_source))
     check_divisible("eval_batch_size", config.eval_batch_size or config.batch_size)
     run.check_same_run(config, data)

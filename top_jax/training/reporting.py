@@ -18,11 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from top_jax import distributed
+from top_jax.config import RunConfig
 from top_jax.files import new_file
 from top_jax.pruning import Reduction
 from top_jax.training.prepare import Prepared
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.tensorboard import ScalarWriter
+from top_jax.training.trackers import Tracking
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +42,13 @@ class Reporter:
         first_step: steps before this start. Reports of later steps, by an earlier start, are dropped: the run will
             report them again.
         total_steps: length of the bar.
+        tracking: where to report as well; None reports to the run directory only.
     """
 
-    def __init__(self, run: RunDirectory, *, first_step: int, total_steps: int):
+    def __init__(self, run: RunDirectory, *, first_step: int, total_steps: int, tracking: Tracking | None = None):
         self.console = Console()
         self._run = run
+        self._tracking = tracking
         self._open(first_step)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -90,7 +94,10 @@ class Reporter:
         self._lines.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._lines.flush()
         os.fsync(self._lines.fileno())  # a checkpoint of this step must not outlive its line
-        self._board.write(step, {f"{kind}/{name}": value for name, value in values.items()})
+        tagged = {f"{kind}/{name}": value for name, value in values.items()}
+        self._board.write(step, tagged)
+        if self._tracking is not None:
+            self._tracking.log(step, tagged)
 
     def say(self, text: str) -> None:
         """Prints one line above the bar."""
@@ -103,6 +110,8 @@ class Reporter:
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
         self._close()
+        if self._tracking is not None:
+            self._tracking.close()
 
     def _open(self, step: int) -> None:
         self._reported = _keep_until(self._run.metrics, step)
@@ -295,9 +304,19 @@ def _short(value: float | int | None) -> str:
     return f"{value:.3g}" if abs(value) < 0.01 or abs(value) >= 1000 else f"{value:.4g}"
 
 
-def make_reporter(run: RunDirectory, *, first_step: int, total_steps: int) -> Reporter | Silence:
-    """Returns the reporter of this process; arguments as for `Reporter`."""
-    return Reporter(run, first_step=first_step, total_steps=total_steps) if distributed.is_primary() else Silence()
+def make_reporter(
+    run: RunDirectory, *, first_step: int, total_steps: int, config: RunConfig | None = None
+) -> Reporter | Silence:
+    """Returns the reporter of this process; arguments as for `Reporter`.
+
+    Raises:
+        InputError: the tracker of `config` does not start.
+    """
+    with distributed.together():
+        if not distributed.is_primary():
+            return Silence()
+        tracking = None if config is None or config.tracker is None else Tracking(run, config)
+        return Reporter(run, first_step=first_step, total_steps=total_steps, tracking=tracking)
 
 
 def announce(prepared: Prepared, reporter: Reporter | Silence, first_step: int) -> None:

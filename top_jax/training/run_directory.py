@@ -6,6 +6,7 @@ environment.json   versions, devices and git revision of the last start
 metrics.jsonl      reported numbers, one line per report
 tensorboard/       the same numbers for TensorBoard
 checkpoints/       latest/, best/, teacher/ and damaged/ (`top_jax.training.checkpoints`)
+wandb.json         the id of the run at Weights & Biases, with config.tracker=wandb
 summary.json       the result of a finished run
 """
 
@@ -42,6 +43,7 @@ FREE_TO_CHANGE: Final = (
     "log_every",
     "checkpoint_every",
     "max_rollbacks",
+    "tracker",
     "fsdp",
     "data.data_dir",
     "data.num_workers",

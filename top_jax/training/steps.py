@@ -16,6 +16,7 @@ from top_jax.data.device_augment import augment
 from top_jax.errors import InputError
 from top_jax.models.weights import Weights, join_weights, statistics_of
 from top_jax.training.distillation import prediction_loss, teach, token_loss
+from top_jax.training.optimizer import freeze
 
 
 @jax.tree_util.register_dataclass
@@ -92,6 +93,9 @@ def make_train_step(
     updates the running statistics once per micro-batch, in order. It includes images with mask 0, by the pixels that
     replace them: the model does not see the mask.
 
+    With `optimizer.freeze_backbone` the model stays in eval mode: no drop-path, and BatchNorm normalises with its
+    running statistics and keeps them.
+
     Args:
         graphdef: graph of the model; the step switches it to train mode.
         optimizer: from `make_optimizer`.
@@ -145,7 +149,7 @@ def _make_gradient(
 
     It returns the metrics and gradients, to be summed over micro-batches, and the statistics for the next one.
     """
-    distillation = config.distillation
+    distillation, frozen = config.distillation, config.optimizer.freeze_backbone
 
     def losses(model: Any, micro: DeviceBatch, teaching: Any) -> tuple[jax.Array, Metrics]:
         """Returns logits, and per image `[B]` the loss and, with a teacher, its parts."""
@@ -163,8 +167,9 @@ def _make_gradient(
     def micro_loss(
         params: Weights, stats: Weights, micro: DeviceBatch, total: jax.Array, teaching: Any
     ) -> tuple[jax.Array, tuple[Metrics, Weights]]:
-        model = nnx.merge(graphdef, params, stats)
-        model.train()
+        model = nnx.merge(graphdef, freeze(params) if frozen else params, stats)
+        if not frozen:
+            model.train()
         logits, per_image = losses(model, micro, teaching)
         per_image["accuracy"] = jnp.argmax(logits, -1) == jnp.argmax(micro["target"], -1)
         sums = {name: jnp.sum(value * micro["mask"]) / total for name, value in per_image.items()}

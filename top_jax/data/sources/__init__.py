@@ -1,4 +1,4 @@
-"""Image sources: scikit-learn's digits, a TFDS directory, an image folder or one packed file."""
+"""Image sources: scikit-learn's digits, a TFDS directory, a Hugging Face dataset, an image folder or a packed file."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from pathlib import Path
 from top_jax.config import DataConfig
 from top_jax.data.sources.base import Record, Source, check_classes, check_split
 from top_jax.data.sources.digits import DigitsSource
-from top_jax.data.sources.image_folder import ImageFolderSource, check_same_classes
+from top_jax.data.sources.huggingface import HuggingFaceSource
+from top_jax.data.sources.image_folder import ImageFolderSource, check_same_classes, infer, open_part
 from top_jax.data.sources.packed import PackedSource
 from top_jax.data.sources.tfds import TfdsSource, how_to_prepare
 from top_jax.errors import InputError
 
 __all__ = [
     "DigitsSource",
+    "HuggingFaceSource",
     "ImageFolderSource",
     "PackedSource",
     "Record",
     "Source",
     "TfdsSource",
     "check_classes",
+    "infer",
     "open_source",
 ]
 
@@ -38,7 +41,13 @@ def open_source(config: DataConfig, *, train: bool) -> Source:
         InputError: the source is unknown, its data is missing or damaged, or the split is empty; the message says
             what to do.
     """
-    openers = {"digits": _open_digits, "tfds": _open_tfds, "image_folder": _open_image_folder, "packed": _open_packed}
+    openers = {
+        "digits": _open_digits,
+        "tfds": _open_tfds,
+        "hf": _open_hf,
+        "image_folder": _open_image_folder,
+        "packed": _open_packed,
+    }
     if config.source not in openers:
         raise InputError(f"unknown config.data.source={config.source!r}; use one of {', '.join(openers)}.")
     _note_same_split(config)
@@ -57,6 +66,12 @@ def _note_same_split(config: DataConfig) -> None:
     elif config.source == "image_folder" and config.data_dir is not None:
         folders = [Path(config.data_dir) / split for split in (train, evaluation)]
         same |= all(map(os.path.isdir, folders)) and os.path.samefile(*folders)
+    if config.source == "image_folder" and config.eval_share is not None:
+        if train == evaluation:
+            raise InputError(
+                f"data.eval_share needs two names for the parts; data.train_split and data.eval_split are {train!r}."
+            )
+        same = False
     if same and (noted := (config.data_dir, train, evaluation)) not in _noted:
         _noted.add(noted)
         logger.warning(
@@ -90,12 +105,18 @@ def _open_image_folder(config: DataConfig, split: str) -> Source:
         raise InputError(
             "where are the images? Pass --config.data.data_dir=DIR, laid out as DIR/<split>/<class>/*.jpg."
         )
+    if config.eval_share is not None:
+        return open_part(config, train=split == config.train_split)
     source = ImageFolderSource(root, split)
     other = config.eval_split if split == config.train_split else config.train_split
     # Evaluation needs only its own split, so the classes are compared only if the other split exists.
     if other != split and (Path(root) / other).is_dir():
         check_same_classes(root, config.train_split, config.eval_split)
     return source
+
+
+def _open_hf(config: DataConfig, split: str) -> Source:
+    return HuggingFaceSource(config.name, config.data_dir, split)
 
 
 def _open_packed(config: DataConfig, split: str) -> Source:

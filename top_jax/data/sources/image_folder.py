@@ -1,23 +1,30 @@
-"""Images in folders, as most people store ImageNet: root/<split>/<class>/*.jpg, or in sub-folders of a class."""
+"""Images in folders: root/<split>/<class>/*.jpg, as most people store ImageNet, or root/<class>/*.jpg, split here."""
 
 from __future__ import annotations
 
 import collections
+import dataclasses
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
+from top_jax.config import DataConfig, RunConfig
 from top_jax.data.sources.base import Record
-from top_jax.data.transforms import FORMATS
+from top_jax.data.transforms import EXTENSIONS
 from top_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = tuple(ending for endings in FORMATS.values() for ending in endings)  # of lower or upper case
 LAYOUT = "An image folder is laid out as <data_dir>/<split>/<class>/*.jpg."
+EVAL_FOLDERS: Final = ("val", "valid", "validation", "test", "eval")  # usual names, the first that is there is taken
+ONE_FOLDER: Final = "Needed: FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg and FOLDER/val/<class>/*.jpg."
+DEFAULT_EVAL_SHARE: Final = 0.2
+STEPS_AN_EPOCH: Final = 4  # at least, of an inferred batch size
 
 
 class ImageFolderSource:
@@ -30,14 +37,23 @@ class ImageFolderSource:
             files are not counted.
     """
 
-    def __init__(self, root: str | Path, split: str):
+    def __init__(self, root: str | Path, split: str, *, eval_share: float | None = None, train: bool = True):
         """Lists the files without opening them, and warns of those that it leaves out.
+
+        Args:
+            root: the folder.
+            split: folder of the split in it.
+            eval_share: root holds the class folders itself, and this share of each class is for evaluation; at least
+                one image of each class is in either part. An image's part depends on its name, not on a seed.
+            train: with `eval_share`, whether this is the part to train on.
 
         Raises:
             InputError: the root or split does not exist or cannot be read, has no class folder, or a class has no
                 image.
         """
         self.name = f"{root}/{split}"
+        if eval_share is not None:
+            self.name, split = f"{root} ({'training' if train else 'evaluation'} part)", ""
         self._folder = Path(root) / split
         self.classes = class_names(root, split)
         names, labels = [], []
@@ -46,7 +62,7 @@ class ImageFolderSource:
         self.left_out = collections.Counter(map(_ending, beside))
         for label, class_name in enumerate(self.classes):
             files = []
-            for file in _files(self._folder / class_name):
+            for file in files_in(self._folder / class_name):
                 if file.lower().endswith(EXTENSIONS):
                     files.append(file)
                 else:
@@ -56,6 +72,8 @@ class ImageFolderSource:
                     f"no image in {self._folder / class_name}; it needs files ending in {', '.join(EXTENSIONS)}. "
                     f"Add images or remove the folder.{_counted(self.left_out)}"
                 )
+            if eval_share is not None:
+                files = _part(files, self._folder / class_name, eval_share, train=train)
             names += [os.fsencode(f"{class_name}/{file}") for file in files]
             labels += [label] * len(files)
         # One array of bytes: sending a million Path or str objects to each worker process would take seconds.
@@ -88,6 +106,73 @@ class ImageFolderSource:
         return self._folder / os.fsdecode(self._names[index].item())
 
 
+def _part(files: list[str], folder: Path, eval_share: float, *, train: bool) -> list[str]:
+    """Returns the files of a class for training or evaluation, in their order.
+
+    Raises:
+        InputError: the class has one image.
+    """
+    if len(files) < 2:
+        raise InputError(
+            f"{folder} has one image, but data.eval_share={eval_share} needs two: one to train on, one to evaluate."
+        )
+    count = min(max(1, round(eval_share * len(files))), len(files) - 1)
+    digest = {file: hashlib.sha256(f"{folder.name}/{file}".encode(errors="surrogateescape")).digest() for file in files}
+    chosen = set(sorted(files, key=digest.__getitem__)[:count])
+    return [file for file in files if (file in chosen) is not train]
+
+
+def infer(config: RunConfig) -> RunConfig:
+    """Fills in what an image folder says by itself, where `data.infer` is set; any other config is returned as it is.
+
+    - The splits: the folders `train` and one of `EVAL_FOLDERS`. If there is only `train`, or the class folders
+      themselves, `data.eval_share` of each class is for evaluation.
+    - `model.num_classes`.
+    - Smaller batches, where the configured ones leave fewer than `STEPS_AN_EPOCH` steps an epoch.
+
+    What it returns, and a run keeps, has all of this set and `data.infer` off.
+
+    Raises:
+        InputError: no such folder, or one of another layout.
+    """
+    data = config.data
+    if not data.infer:
+        return config
+    if data.source != "image_folder" or data.data_dir is None:
+        raise InputError(
+            "config.data.infer takes the classes, splits and sizes from an image folder; pass "
+            "--config.data.data_dir=FOLDER, with one folder of images per class."
+        )
+    root = Path(data.data_dir)
+    if not root.is_dir():
+        raise InputError(f"data_dir {root} does not exist. {ONE_FOLDER}")
+    if not (folders := folders_in(root)):
+        raise InputError(f"no class folder in {root}. {ONE_FOLDER}")
+    evaluation = next((name for name in EVAL_FOLDERS if name in folders), None)
+    if "train" in folders and evaluation and folders_in(root / "train"):
+        data = dataclasses.replace(data, infer=False, train_split="train", eval_split=evaluation, eval_share=None)
+    else:
+        inside = root / "train" if folders == ["train"] and folders_in(root / "train") else root
+        share = DEFAULT_EVAL_SHARE if data.eval_share is None else data.eval_share
+        data = dataclasses.replace(data, infer=False, data_dir=str(inside), eval_share=share)
+    train = open_part(data, train=True)
+    batch_size = config.batch_size
+    while batch_size > max(1, len(train) // STEPS_AN_EPOCH):
+        batch_size //= 2
+    return dataclasses.replace(
+        config,
+        data=data,
+        batch_size=batch_size,
+        model=dataclasses.replace(config.model, num_classes=train.num_classes),
+    )
+
+
+def open_part(config: DataConfig, *, train: bool) -> ImageFolderSource:
+    """Opens a split of the image folder that `config` names."""
+    split = config.train_split if train else config.eval_split
+    return ImageFolderSource(str(config.data_dir), split, eval_share=config.eval_share, train=train)
+
+
 def class_names(root: str | Path, split: str) -> tuple[str, ...]:
     """Returns the sorted names of the class folders in root/<split>.
 
@@ -99,10 +184,10 @@ def class_names(root: str | Path, split: str) -> tuple[str, ...]:
         raise InputError(f"data_dir {root} does not exist. {LAYOUT}")
     if not folder.is_dir():
         raise InputError(
-            f"no split {split!r} in {root}; there is {', '.join(_folders(root)) or 'no folder'}. {LAYOUT} "
+            f"no split {split!r} in {root}; there is {', '.join(folders_in(root)) or 'no folder'}. {LAYOUT} "
             "The splits' names are config.data.train_split and config.data.eval_split."
         )
-    if not (names := _folders(folder)):
+    if not (names := folders_in(folder)):
         raise InputError(f"no class folder in {folder}. {LAYOUT}")
     return tuple(names)
 
@@ -122,7 +207,8 @@ def check_same_classes(root: str | Path, train_split: str, eval_split: str) -> N
             )
 
 
-def _folders(folder: Path) -> list[str]:
+def folders_in(folder: Path) -> list[str]:
+    """Returns the sorted names of the folders in a folder, without hidden ones."""
     return sorted(entry.name for entry in _entries(folder) if entry.is_dir())
 
 
@@ -135,7 +221,7 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
         raise InputError(f"{folder} cannot be read ({error.strerror}).") from error
 
 
-def _files(folder: Path) -> Iterator[str]:
+def files_in(folder: Path) -> Iterator[str]:
     """Yields the paths in `folder` of its files and of those in its sub-folders, in torchvision's order.
 
     A folder to which links lead twice is read once. Pipes and devices are left out.
