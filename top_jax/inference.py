@@ -219,6 +219,8 @@ def predict(
     for place in places:
         if not isinstance(place, str | os.PathLike):
             raise refused("images", place, "a path, or a sequence of paths")
+    if not places:
+        raise refused("images", images, "at least one path")
     files = image_files([os.fspath(place) for place in places])
     classifier = open_classifier(checkpoint, model, which=which, ema=ema, **overrides)
     results = list(classifier.predict(files, top_k=top_k, batch_size=batch_size))

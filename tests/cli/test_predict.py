@@ -128,9 +128,8 @@ def test_from_python(place, caplog):
     found = top_jax.predict(place / "run", [place / "photos" / "red"], top_k=1, batch_size=2)
     assert len(found) == 4 and all(len(result.classes) == 1 and result.classes[0] in NAMES for result in found)
     assert "broken.jpg" in caplog.text
-    for images in (3, [3], []):
-        with pytest.raises(InputError):
-            top_jax.predict(place / "run", images)
+    with pytest.raises(InputError, match="images"):
+        top_jax.predict(place / "run", [])
     with pytest.raises(InputError, match="knows its model"):
         top_jax.predict(place / "run", place / "photos", model="vim_tiny")
 
