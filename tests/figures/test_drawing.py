@@ -116,6 +116,14 @@ def test_sheet(examination, photo, tmp_path):
         assert "attention/none, score order/2" in arrays.files
 
 
+@pytest.mark.parametrize("name", ["caf\udce9", "a$b", "$\\nosuch$", "x_{", "\n"])
+def test_any_name_can_be_drawn(photo, tmp_path, name):
+    """Class and file names are any bytes; matplotlib would read dollars as formulas."""
+    section = Section(name, name, [[Panel(name, lambda axes: None)]])
+    draw_page(tmp_path / "page.png", name, name, photo, [section])
+    assert (tmp_path / "page.png").stat().st_size > 1000
+
+
 def test_variants():
     """ToP is compared with itself under other alignments; what has no scan only with the dense model."""
     sizes = dict(img_size=16, patch_size=4, depth=2, embed_dim=24)

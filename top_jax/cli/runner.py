@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import math
 import os
 import re
@@ -32,6 +33,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     Bad input is one line on stderr and status 2, a run that cannot go on one line and status 1. Anything else is a
     bug and keeps its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes may be any bytes, and a terminal ASCII
+        sys.stdout.reconfigure(errors="backslashreplace")
 
     def guarded(arguments: list[str]) -> None:
         if not any(argument.lstrip("-").startswith(("verbosity", "v=")) for argument in sys.argv):

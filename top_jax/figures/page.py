@@ -134,9 +134,11 @@ class _Page:
 
     def _write(self, lines: list[str], left: float, top: float, points: int, colour: str, weight: str) -> None:
         def place(figure: Figure) -> None:
+            font = {"va": "top", "size": points, "color": colour, "weight": weight}
             for i, line in enumerate(lines):
                 y = 1 - (top + i * LINE[points]) / self.height
-                figure.text(left / self.width, y, line, va="top", size=points, color=colour, weight=weight)
+                line = line.encode(errors="backslashreplace").decode()  # names of files and classes may be any bytes
+                figure.text(left / self.width, y, line, parse_math=False, **font)
 
         self._placed.append(place)
 

@@ -79,7 +79,7 @@ def class_order(names: Sequence[str], *, kept: Sequence[str] | None, origin: str
     """
     if kept is None or tuple(kept) == tuple(names):
         return None
-    if sorted(kept) == sorted(names):
+    if sorted(kept) == sorted(names) and len(set(names)) == len(names):
         place = {name: index for index, name in enumerate(kept)}
         return np.array([place[name] for name in names])
     if _kind(kept) != _kind(names):
