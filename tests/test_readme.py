@@ -17,8 +17,8 @@ CELL = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOTEBOOK = "examples/prune_and_look.ipynb"
 
 
-def cells(root: Path, language: str) -> list[str]:
-    return [text for kind, text in CELL.findall((root / "README.md").read_text()) if kind == language]
+def cells(page: Path, language: str) -> list[str]:
+    return [text for kind, text in CELL.findall(page.read_text()) if kind == language]
 
 
 def notebook_code(root: Path) -> list[str]:
@@ -58,9 +58,8 @@ def test_extras_that_the_documentation_names_exist(root):
 
 def test_python_of_the_documentation_compiles(root):
     for page in [root / "README.md", *(root / "docs").rglob("*.md")]:
-        for kind, text in CELL.findall(page.read_text()):
-            if kind == "python":
-                compile(text, str(page), "exec")
+        for text in cells(page, "python"):
+            compile(text, str(page), "exec")
     for number, text in enumerate(notebook_code(root)):
         compile(text, f"{NOTEBOOK}, cell {number}", "exec")
 
@@ -72,7 +71,7 @@ def test_notebook_is_small(root):
 @pytest.mark.slow
 def test_shell_cells(root, checkout):
     """Trains fewer steps than the cell does; everything else is as it stands."""
-    train, _, quickstart, *_ = cells(root, "bash")
+    train, _, quickstart, *_ = cells(root / "README.md", "bash")
     train = train.split(" && ")[-1].strip().removeprefix(".venv/bin/python ")
     assert train == "train.py --config configs/vim_digits_top.py"
     run([sys.executable, *shlex.split(train), "--config.total_steps=8"], checkout)
@@ -83,6 +82,12 @@ def test_shell_cells(root, checkout):
         printed += run([sys.executable, "-m", "top_jax", *arguments], checkout)
     assert "of 360" in printed or "360 images" in printed
     assert len(list((checkout / "pictures").glob("*.png"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guide", ["scan", "pruning"])
+def test_guides_that_need_no_files(root, checkout, guide):
+    run([sys.executable, "-c", "\n".join(cells(root / "docs" / "guides" / f"{guide}.md", "python"))], checkout)
 
 
 @pytest.mark.slow
