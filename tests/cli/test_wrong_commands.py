@@ -280,6 +280,7 @@ def run(tiny_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("program", ROWS)
+@pytest.mark.usefixtures("without_type_checks")  # which compile a check for every function that is called first
 def test_wrong_command(command: Any, run: Path, tmp_path: Path, program: str):
     """All rows of a command in one process; every bad row is reported."""
     for name, text in CONFIG_FILES.items():

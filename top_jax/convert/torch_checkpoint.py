@@ -82,8 +82,10 @@ def load_with_summary(
     if checkpoint_img_size is not None:
         checkpoint_img_size = height_width("checkpoint_img_size", checkpoint_img_size)
     check_official_stride(path, model_config(name, **overrides))  # raises before a large file is read
+    if not isinstance(pruning, Reduction | None):
+        raise refused("pruning", pruning, "top_jax.Pruning(...), Evit(...), Merging(...), or None")
+    state_dict = read_state_dict(path, ema=ema)  # before the model, which takes seconds to trace
     model = abstract_model(name, pruning=pruning, **overrides)  # the file fills every weight
-    state_dict = read_state_dict(path, ema=ema)
     try:
         changes = load_state_dict(
             model, state_dict, head=head, rngs=rngs, checkpoint_img_size=checkpoint_img_size, source=path
