@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -13,6 +14,44 @@ from typing import Any
 import numpy as np
 
 from top_jax.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's quota, the process's limit (ulimit -f)
+_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a full disk, however the library that met it reports that."""
+    while error is not None:
+        if getattr(error, "errno", None) in _FULL or any(text in str(error) for text in _FULL_TEXTS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keeps others from writing in an existing folder until the block, or this process, ends; through `.lock` in it.
+
+    File systems and platforms without locks (Windows) have none here either.
+
+    Raises:
+        BlockingIOError: another process or thread holds it.
+        OSError: the folder cannot be written to.
+    """
+    with (folder / ".lock").open("a") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 @contextlib.contextmanager
@@ -34,6 +73,10 @@ def new_file(path: str | Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.chmod(0o666 & ~_umask())  # mkstemp lets nobody else read
         os.replace(temporary, path)
+    except Exception as error:
+        if is_full(error):  # what a library makes of it, PyTorch for one, does not always name the disk
+            raise OSError(errno.ENOSPC, "the disk is full", str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -106,7 +106,7 @@ def test_one_of_two_threads_trains(tmp_path):
 
 
 def test_a_platform_without_locks_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_directory, "fcntl", None)
+    monkeypatch.setattr(run_directory.files, "fcntl", None)
     with pytest.raises(InputError, match="fcntl"), RunDirectory(tmp_path).lock():
         pass
     assert RunDirectory(tmp_path).read_json("summary.json") is None

@@ -9,6 +9,7 @@ results.json, correctness.npz, tables.md, tables.csv, accuracy_vs_gflops.png    
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from top_jax import files
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
 from top_jax.files import write_json, write_text
@@ -25,29 +27,47 @@ from top_jax.training.run_directory import FREE_TO_CHANGE, describe_changes, fla
 
 
 class Results:
-    """The rows of a results directory.
+    """The rows of a results directory, which no other process writes to until `close`; a context manager.
 
     Args:
         path: the directory; created if it does not exist.
         settings: from `common_settings`.
 
     Raises:
-        InputError: the directory cannot be written to, or holds results of other settings.
+        InputError: the directory cannot be written to, is in use, or holds results of other settings.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]):
         self.path, self.settings = path, settings
         self._file = path / "results.jsonl"
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._check_same()
-            rows = _whole_lines(self._file)
-            # Rewritten, because a kill may have cut the last line short.
-            write_text(self._file, "".join(json.dumps(row) + "\n" for row in rows))
-            write_json(path / "settings.json", settings)
-        except OSError as error:
-            raise InputError(f"cannot write to {path} ({error.strerror}); choose another --out.") from error
+        self._held = contextlib.ExitStack()
+        with contextlib.ExitStack() as held:  # given up again if anything is wrong
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                held.enter_context(files.lock(path))
+                self._check_same()
+                rows = _whole_lines(self._file)
+                # Rewritten, because a kill may have cut the last line short.
+                write_text(self._file, "".join(json.dumps(row) + "\n" for row in rows))
+                write_json(path / "settings.json", settings)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"{path} is in use by another process or thread; wait for it, or choose another --out."
+                ) from error
+            except OSError as error:
+                raise InputError(f"cannot write to {path} ({error.strerror}); choose another --out.") from error
+            self._held = held.pop_all()
         self._rows = {row_key(row): row for row in rows}
+
+    def close(self) -> None:
+        """Lets other processes write to the directory."""
+        self._held.close()
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     @property
     def rows(self) -> list[Row]:

@@ -112,22 +112,22 @@ def run_ablation(
     images = _open_images(config, limit_images)
     loaded = [_load(path, config, which, ema, images.class_names) for path in checkpoints]
     _check_different(loaded)
-    results = Results(Path(out), common_settings(config, base, limit_images, finetune is not None))
-    for checkpoint in loaded:
-        results.check_weights(checkpoint.path, checkpoint.fingerprint)
-    enable_compilation_cache()
-    how = "read once" if images.held else "too many to keep in memory: read again for every result"
-    say(
-        f"{len(settings)} settings x {len(loaded)} checkpoint{'s' * (len(loaded) > 1)}, pruned after blocks "
-        f"{', '.join(map(str, base.after_blocks))}; {images.count} images, {how}; {len(results.rows)} results found"
-    )
-    ablation = _Ablation(config, images, results, say)
-    ablation.evaluate_all(loaded, settings, progress)
-    if finetune is not None:
+    with Results(Path(out), common_settings(config, base, limit_images, finetune is not None)) as results:
+        for checkpoint in loaded:
+            results.check_weights(checkpoint.path, checkpoint.fingerprint)
+        enable_compilation_cache()
+        how = "read once" if images.held else "too many to keep in memory: read again for every result"
+        say(
+            f"{len(settings)} settings x {len(loaded)} checkpoint{'s' * (len(loaded) > 1)}, pruned after blocks "
+            f"{', '.join(map(str, base.after_blocks))}; {images.count} images, {how}; {len(results.rows)} results found"
+        )
+        ablation = _Ablation(config, images, results, say)
+        ablation.evaluate_all(loaded, settings, progress)
+        if finetune is not None:
+            write_report(results, config)
+            ablation.finetune_all(loaded, settings, finetune)
         write_report(results, config)
-        ablation.finetune_all(loaded, settings, finetune)
-    write_report(results, config)
-    return results.rows
+        return results.rows
 
 
 class _Ablation:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import shlex
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,8 +150,12 @@ def _write_run(target: Path, config: RunConfig, model: Backbone, names: tuple[st
     run = RunDirectory(target)
     with run.lock():
         _check_empty(run)  # another command may have written there meanwhile
-        run.claim(config, None if names is None else {"class_names": list(names)})
-        save_weights(run, weights_of(model))
+        try:
+            save_weights(run, weights_of(model))
+            run.describe(config, None if names is None else {"class_names": list(names)})
+        except BaseException:  # nothing half done: no folder that looks like a run, or like another's
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
+            raise
     return (
         "use it with any command, for example (with a config of this model):\n"
         f"  python -m top_jax.cli.evaluate --config CONFIG --checkpoint {target}"

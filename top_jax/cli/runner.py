@@ -22,8 +22,7 @@ from top_jax.errors import InputError, RunError
 
 # Errors that say something about the user's path or disk, whatever the code that met them.
 _OF_THE_PLACE = frozenset(
-    (errno.EACCES, errno.EDQUOT, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR)
-    + (errno.EPERM, errno.EROFS)
+    (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 )
 
 
@@ -98,6 +97,10 @@ def _problem(error: Exception) -> Exception | None:
     """Returns what to report as one line; None for a bug."""
     if isinstance(error, (InputError, RunError)):
         return error
+    if files.is_full(error):
+        name = getattr(error, "filename", None)
+        where = f"{name} was not written" if name else "this write failed"
+        return RunError(f"the disk is full: {where}. Make room, and start the same command again.")
     if isinstance(error, OSError) and error.filename is not None and error.errno in _OF_THE_PLACE:
         return InputError(f"{error.filename}: {error.strerror}; choose another place.")
     if _several():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import collections
+import concurrent.futures
 import errno
 import logging
 import multiprocessing
@@ -15,9 +16,10 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -93,19 +95,21 @@ class Batches(Iterator[Batch]):
         return len(self._batches)
 
     def __next__(self) -> Batch:
+        take = next
         if self._iterator is None:
             self._iterator = _start(self._batches[self._next :], self._reader.config)
             _running.add(self)
+            take = _first
         # Copied, because a worker's batch is in shared memory that Grain reuses.
-        batch = {name: np.array(values) for name, values in self._next_of_grain().items()}
+        batch = {name: np.array(values) for name, values in self._next_of_grain(take).items()}
         self._next += 1
         self._note_turned(batch, batch.pop("ignored"))
         self._note_corrupt(batch)
         return batch
 
-    def _next_of_grain(self) -> Batch:
+    def _next_of_grain(self, take: Callable[[Any], Batch]) -> Batch:
         try:
-            return next(self._iterator)
+            return take(self._iterator)
         except RuntimeError as error:
             if (ended := re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))) is None:
                 raise
@@ -306,9 +310,27 @@ def _start(batches: Any, config: DataConfig) -> Any:
     if num_workers := worker_count(config.num_workers):
         if not flags.FLAGS.is_parsed():  # Grain reads absl flags; a notebook, test or library user parses none
             flags.FLAGS.mark_as_parsed()
+        # Python's resource tracker warns of the memory of a worker that was killed, after our last line.
+        if (quiet := "ignore:resource_tracker:UserWarning") not in sys.warnoptions:
+            sys.warnoptions.append(quiet)  # which the tracker's process gets
         options = grain.MultiprocessingOptions(num_workers=num_workers)
         dataset = dataset.mp_prefetch(options, worker_init_fn=_set_up_worker)
     return iter(dataset)
+
+
+def _first(iterator: Any) -> Batch:
+    """Returns the first batch, for which Grain starts its worker processes.
+
+    Its threads, and through them the processes, take over the blocked signals of the thread that asks for the batch.
+    Ctrl-C and a cluster's SIGTERM would end a process that has not come to `_set_up_worker` yet.
+    """
+    with concurrent.futures.ThreadPoolExecutor(1, initializer=_block_signals) as pool:
+        return pool.submit(next, iterator).result()
+
+
+def _block_signals() -> None:
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
 
 def _worker_ended(exit_code: int) -> str:

@@ -14,9 +14,8 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from top_jax import distributed
@@ -24,15 +23,13 @@ from top_jax.errors import RunError
 from top_jax.models.weights import split_weights
 from top_jax.training.seals import Damaged, check_metrics, restore_sealed, sealed
 from top_jax.training.steps import TrainState
-from top_jax.training.weights import accuracy_of
+from top_jax.training.weights import accuracy_of, check_room
 
 logger = logging.getLogger(__name__)
 
 Position = dict[str, Any]
 """Where a run stands, as JSON. `batches`: how many were taken from the stream (`Batches.get_state`). `skipped`: numbers
 of those that were left out because they gave a NaN or infinity. `evaluated`: whether this step has been (0 or 1)."""
-
-SLACK_BYTES: Final = 2_000_000  # of metadata around the arrays, and of metrics until the next checkpoint
 
 
 class Checkpoints:
@@ -166,21 +163,10 @@ class Checkpoints:
             manager.check_for_errors()
 
     def _make_sure_of_room(self, content: Any) -> None:
-        """Waits for earlier saves, then raises RunError if the disk has no room for another one.
-
-        Checked before saving, because Orbax would fail in its threads, each of which prints its own traceback.
-        """
+        """Waits for earlier saves, then raises RunError if the disk has no room for another one."""
         self.wait()
-        needed = int(1.05 * sum(leaf.nbytes for leaf in jax.tree.leaves(content))) + SLACK_BYTES
-        free = shutil.disk_usage(self._directory).free
-        if distributed.any_process(free < needed):
-            kept = self.latest_step()
-            raise RunError(
-                f"the disk is full: a checkpoint needs {needed / 1e6:.0f} MB and {self._directory} has "
-                f"{free / 1e6:.0f} MB left; "
-                + ("nothing was saved yet" if kept is None else f"the checkpoint of step {kept} is kept")
-                + ". Make room and start the same command again."
-            )
+        step = self.latest_step()
+        check_room(self._directory, content, kept="" if step is None else f"the checkpoint of step {step} is kept")
 
     def close(self) -> None:
         """Waits for saves in the background and releases the directory."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import errno
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from top_jax import distributed
+from top_jax import distributed, files
 from top_jax.config import RunConfig
 from top_jax.data import Batches, infer, prefetch_to_device
 from top_jax.errors import RunError
@@ -349,7 +348,7 @@ def _faults(run: RunDirectory) -> Iterator[None]:
             run.check_in_place()
         except RunError as moved:
             raise moved from error
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error):
+        if files.is_full(error):
             raise RunError(
                 "the disk is full: this write failed, and the last complete checkpoint is kept. "
                 "Make room and start the same command again."

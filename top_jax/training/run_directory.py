@@ -27,11 +27,6 @@ from top_jax.config import RunConfig
 from top_jax.environment import environment
 from top_jax.errors import InputError, RunError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 logger = logging.getLogger(__name__)
 
 DataFacts = dict[str, Any]
@@ -93,14 +88,21 @@ class RunDirectory:
             InputError: it cannot be written, or it holds the checkpoints of a run with another config or other data.
         """
         self.check_same_run(config, data)
-        if not distributed.is_primary():
-            return
+        if distributed.is_primary():
+            self.describe(config, data)
+
+    def describe(self, config: RunConfig, data: DataFacts | None = None) -> None:
+        """Writes environment.json, data.json and, last, config.json, which makes the folder a run directory.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.write_json("config.json", config.to_dict())
             self.write_json("environment.json", environment())
             if data is not None:
                 self.write_json("data.json", data)
+            self.write_json("config.json", config.to_dict())
         except OSError as error:
             raise self._not_writable(error) from error
 
@@ -125,7 +127,7 @@ class RunDirectory:
         Raises:
             InputError: another process or thread holds it, the directory cannot be made, or the platform has no locks.
         """
-        if fcntl is None:
+        if files.fcntl is None:
             raise InputError(
                 "training and convert need file locks (Python's fcntl), which this platform lacks: use Linux, macOS or "
                 "WSL. Reading a run and inference work here."
@@ -133,21 +135,17 @@ class RunDirectory:
         if not distributed.is_primary():
             yield
             return
+        held = contextlib.ExitStack()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("a")
+            held.enter_context(files.lock(self.path))
+        except BlockingIOError as error:
+            raise InputError(
+                f"workdir {self.path} is in use by another process or thread; wait for it, or choose another --workdir."
+            ) from error
         except OSError as error:
             raise self._not_writable(error) from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(
-                    f"workdir {self.path} is in use by another process or thread; wait for it, or choose another "
-                    "--workdir."
-                ) from error
-            except OSError:
-                pass  # a file system without locks
+        with held:
             yield
 
     def has_checkpoints(self, which: str = "*") -> bool:

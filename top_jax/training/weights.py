@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from flax import nnx
 
+from top_jax import distributed
 from top_jax.build import build_abstract_model, build_model, build_reduction, build_sizes
 from top_jax.config import ModelConfig, RunConfig
 from top_jax.convert import load_torch_checkpoint
@@ -27,6 +29,8 @@ from top_jax.training.run_directory import RunDirectory
 from top_jax.training.seals import Damaged, reading, restore_sealed, sealed
 from top_jax.values import counted, flag, one_of
 from top_jax.values import path as path_of
+
+SLACK_BYTES: Final = 2_000_000  # of metadata around the arrays, and of metrics until the next checkpoint
 
 
 def load_checkpoint(path: str | Path, which: str = "best", ema: bool | None = None) -> Backbone:
@@ -231,8 +235,33 @@ def _newest(manager: ocp.CheckpointManager) -> int | None:
     return manager.latest_step() if step is None else step  # a converted checkpoint has no accuracy
 
 
+def check_room(folder: Path, content: Any, *, copies: int = 1, kept: str = "") -> None:
+    """Raises RunError if the disk has no room for another checkpoint; with several processes all must call this.
+
+    Checked before saving, because Orbax would fail in its threads, each of which prints its own traceback.
+
+    Args:
+        folder: a run's checkpoints/, which need not exist.
+        content: arrays to save.
+        copies: how often.
+        kept: for the message: what there is already.
+    """
+    needed = copies * (int(1.05 * sum(leaf.nbytes for leaf in jax.tree.leaves(content))) + SLACK_BYTES)
+    free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+    if distributed.any_process(free < needed):
+        raise RunError(
+            f"the disk is full: a checkpoint needs {needed / 1e6:.0f} MB and {folder} has {free / 1e6:.0f} MB left; "
+            f"{kept or 'nothing was saved yet'}. Make room and start the same command again."
+        )
+
+
 def save_weights(run: RunDirectory, weights: Weights, which: tuple[str, ...] = ("best", "latest")) -> None:
-    """Writes checkpoints of weights alone, as a converted model or a teacher has them."""
+    """Writes checkpoints of weights alone, as a converted model or a teacher has them.
+
+    Raises:
+        RunError: the disk has no room for them; nothing is written.
+    """
+    check_room(run.checkpoints, weights, copies=len(which))
     for name in which:
         with ocp.CheckpointManager(run.checkpoints / name) as manager:
             manager.save(0, args=sealed({"weights": {"params": weights}}))

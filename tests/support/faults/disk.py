@@ -17,7 +17,7 @@ class Skipped(Exception):
 
 def full_disk(bench: Bench, tally: Tally) -> None:
     """Fills the disk after one or two checkpoints: one line, status 1; with more room the run goes on from the last."""
-    from top_jax.training.checkpoints import SLACK_BYTES
+    from top_jax.training.weights import SLACK_BYTES
 
     reference = bench.finished()
     disk, workdir = bench.workdir("disk"), bench.workdir("after-a-full-disk")
