@@ -117,9 +117,15 @@ def test_refuses_results_of_other_settings(finished, config, tmp_path):
     with pytest.raises(InputError, match=r"other weights of .*/seed0"):
         results.check_weights(first["checkpoint"], 3)
 
+    results.close()
+
     out = shutil.copytree(finished.out, tmp_path / "out")
     faster = dataclasses.replace(config, batch_size=8)
-    assert len(opened(out, trains=True).rows) == len(opened(out, config=faster).rows) == 14  # the latter trains nothing
+    for settings in (dict(trains=True), dict(config=faster)):  # the latter trains nothing
+        with opened(out, **settings) as held:
+            assert len(held.rows) == 14
+            with pytest.raises(InputError, match="in use"):
+                opened(out)
     with pytest.raises(InputError, match=r"training.batch_size 16 there, 8 here"):
         opened(out, config=faster, trains=True)
     (out / "settings.json").unlink()

@@ -64,9 +64,9 @@ def test_the_scan_is_named_where_there_is_one(tiny_config):
 def test_a_full_disk_is_named(tmp_path):
     """However it is reported: by the system, or in the text of Orbax's error."""
     for error in (OSError(errno.ENOSPC, "No space left on device"), ValueError("OS_ERROR: No space left on device")):
-        with pytest.raises(RunError, match="the disk is full"), loop._disk_faults(RunDirectory(tmp_path)):
+        with pytest.raises(RunError, match="the disk is full"), loop._faults(RunDirectory(tmp_path)):
             raise error
-    with pytest.raises(ValueError, match="something else"), loop._disk_faults(RunDirectory(tmp_path)):
+    with pytest.raises(ValueError, match="something else"), loop._faults(RunDirectory(tmp_path)):
         raise ValueError("something else")
 
 
@@ -80,7 +80,7 @@ def test_a_directory_that_was_moved_is_named(tmp_path):
     for _ in range(2):
         with pytest.raises(RunError, match=f"{run.path} was moved or removed"):
             run.check_in_place()
-        with pytest.raises(RunError, match=f"{run.path} was moved or removed"), loop._disk_faults(run):
+        with pytest.raises(RunError, match=f"{run.path} was moved or removed"), loop._faults(run):
             raise FileNotFoundError("checkpoints/latest")
         run.path.mkdir(exist_ok=True)
 
