@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import gc
 import importlib.util
 import json
 import os
@@ -55,6 +56,7 @@ jax.tree_util.register_dataclass = _register_dataclass_unchecked
 
 
 def pytest_configure() -> None:
+    gc.set_threshold(100_000, 20, 20)  # tracing makes many objects that live: collecting them takes a tenth of the time
     # Triton reads this when it is imported, and any test may import it through PyTorch.
     if not _has_gpu():
         os.environ["TRITON_INTERPRET"] = "1"

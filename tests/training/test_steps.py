@@ -35,7 +35,6 @@ PLAIN = AugmentConfig(flip=False)
 ALL = AugmentConfig(erasing=0.5, mixup=0.8, cutmix=1.0)
 BATCH, DEVICES = 8, 8
 MASK = jnp.array([1, 0, 1, 1, 0, 0, 1, 1], jnp.float32)
-QUICK = {"xla_backend_optimization_level": 0}  # halves the time to compile, which is all the time there is
 
 
 class Prior(nnx.Module):
@@ -46,9 +45,6 @@ class Prior(nnx.Module):
 
     def __call__(self, images, keys=None):
         return jnp.broadcast_to(self.logits[...], (images.shape[0], self.logits.shape[0]))
-
-
-quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 def recipe(classes, *, augment=PLAIN, distillation=None, **optimizer):
@@ -155,11 +151,11 @@ def test_what_the_model_sees():
     batch_key = jax.random.fold_in(step_key, 2**32 - 1)
     batch = random_batch(classes=3)
     Watching.seen.clear()
-    quick_jit(make_train_step(graphdef, optax.sgd(1.0), recipe(3, augment=ALL)))(state, batch)
+    jax.jit(make_train_step(graphdef, optax.sgd(1.0), recipe(3, augment=ALL)))(state, batch)
     jax.effects_barrier()
     ((images, seen_keys),) = Watching.seen
     by_hand = functools.partial(augment, config=ALL, data=DATA, num_classes=3, label_smoothing=0.1)
-    expected, _ = quick_jit(by_hand)(batch, of_augmentation, batch_key)
+    expected, _ = jax.jit(by_hand)(batch, of_augmentation, batch_key)
     np.testing.assert_allclose(images, expected, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(seen_keys, jax.random.key_data(keys))
 
@@ -170,7 +166,7 @@ def test_mixed_targets_by_hand(alphas):
     logits = [0.5, -1.0, 2.0]
     graphdef, params = split(Watching(logits))
     config = recipe(3, augment=dataclasses.replace(PLAIN, **alphas), label_smoothing=0.0)
-    step = quick_jit(make_train_step(graphdef, optax.sgd(1.0), config))
+    step = jax.jit(make_train_step(graphdef, optax.sgd(1.0), config))
     white = jnp.array([0, 255, 0, 0], jnp.uint8)
     batch = {
         "image": jnp.broadcast_to(white[:, None, None, None], (4, 8, 8, 3)),
@@ -222,7 +218,7 @@ def steps():
     graphdef, params = split(Patches(drop_path=0.5))
     optimizer = optax.sgd(1.0)
     steps = {
-        parts: quick_jit(make_train_step(graphdef, optimizer, recipe(5, augment=ALL, accumulate=parts)))
+        parts: jax.jit(make_train_step(graphdef, optimizer, recipe(5, augment=ALL, accumulate=parts)))
         for parts in (1, 2, 4)
     }
     return steps, create_state(params, {}, optimizer, seed=3, with_ema=False)
@@ -288,7 +284,7 @@ def test_distillation_by_hand(distilled):
     """Loss, its parts and its gradient, which SGD shows; from micro-batches, as from the whole batch."""
     graphdef, params, teacher, teacher_weights, distillation = distilled
     config = recipe(5, distillation=distillation, accumulate=2)
-    step = quick_jit(make_train_step(graphdef, optax.sgd(1.0), config, teacher))
+    step = jax.jit(make_train_step(graphdef, optax.sgd(1.0), config, teacher))
     batch = random_batch(1) | {"mask": MASK}
     state, metrics = step(create_state(params, {}, optax.sgd(1.0), seed=0, with_ema=False), batch, teacher_weights)
 
@@ -309,7 +305,7 @@ def test_distillation_by_hand(distilled):
         return jnp.sum(terms * jnp.array([0.7, 0.3, 0.4])), terms
 
     graded = jax.value_and_grad(by_hand, has_aux=True)
-    (loss, terms), gradient = quick_jit(graded)(params)
+    (loss, terms), gradient = jax.jit(graded)(params)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["distillation_loss"], terms[1], rtol=1e-4)
     np.testing.assert_allclose(metrics["token_loss"], terms[2], rtol=1e-5)
