@@ -79,6 +79,7 @@ def test_files(finished, rows):
     assert (finished.out / "accuracy_vs_gflops.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_kill_costs_what_was_being_done(finished, tmp_path, monkeypatch):
     """The last line is cut short: that row is done again, the others are not, and the numbers are the same."""
     out = shutil.copytree(finished.out, tmp_path / "out")

@@ -9,6 +9,8 @@ from top_jax.benchmark.contestants import DENSE
 from top_jax.benchmark.race import LITTLE, PAYS, SLOWER
 from top_jax.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 PRUNED = "top hold (config)"
 
 

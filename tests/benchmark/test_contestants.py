@@ -43,6 +43,7 @@ def test_other_methods_and_none():
     assert _label(merging) == "merge hold" and not _alignments(merging)
 
 
+@pytest.mark.slow
 def test_yardstick():
     """The one of the papers at the named size, whatever the image; else of the same width and nearly the parameters."""
     (dense, deit), _ = field_of("vim_tiny", Pruning(), {"img_size": 32, "patch_size": 2, "num_classes": 10})

@@ -6,6 +6,7 @@ import pytest
 from top_jax.benchmark.contract import FULL, TINY, check_contract, compare, relative_error
 
 
+@pytest.mark.slow
 def test_a_right_implementation():
     (row,) = check_contract("pallas_interpret", TINY[:1])
     assert "error" not in row

@@ -25,6 +25,7 @@ def test_inference_rows():
     assert rows[0]["gmacs_published"] > rows[1]["gmacs_published"]
 
 
+@pytest.mark.slow
 def test_training_rows(small, attentive):
     rows = time_model(ModelCase("deit_tiny", attentive, 2, "float32", overrides=small), Rounds(2, 60.0, 0.0))
     assert [row["pass"] for row in rows] == ["inference"] * 2 + ["train step"] * 2

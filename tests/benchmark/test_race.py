@@ -25,6 +25,8 @@ from top_jax.benchmark.race import (
 )
 from top_jax.benchmark.timing import Spread
 
+pytestmark = pytest.mark.slow
+
 PRUNED = "top hold (config)"
 
 

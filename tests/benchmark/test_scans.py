@@ -17,6 +17,7 @@ BRIEF = Rounds(1, 0.0, 0.0)
 UNKNOWN = Ceilings(None, None, None, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
@@ -68,6 +69,7 @@ def test_input_sets_differ():
     assert (np.asarray(first["u"]) != np.asarray(second["u"])).any() and (np.asarray(dy) != np.asarray(other)).any()
 
 
+@pytest.mark.slow
 def test_one_call_each_is_both_directions_at_once():
     case = ScanCase("small", 3, 2, 1, dtype="float32", batch=2)
     arrays, dy = make_arrays(case, 0), make_cotangent(case, 0)

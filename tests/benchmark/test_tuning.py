@@ -53,6 +53,7 @@ def test_the_table_is_followed(no_tables, fake_h200):
     assert choice == ("pallas", "measured fastest on 2026-11-23", None)
 
 
+@pytest.mark.slow
 def test_search(no_tables, fake_h200, monkeypatch, capsys):
     monkeypatch.undo()  # the search needs the real device; the table is read as if on the other
     table_file = no_tables / "nvidia-h200.json"

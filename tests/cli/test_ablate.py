@@ -18,6 +18,7 @@ def quick_programs(monkeypatch):
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.mark.slow
 def test_ablate(command, finished_run, tmp_path):
     """A dense and a pruned model on few images; started again, nothing is left to do."""
     out = tmp_path / "out"

@@ -28,6 +28,7 @@ def test_evaluate_a_run(command, run):
     assert printed["dense_gmacs"]["published"] > printed["gmacs"]["published"]
 
 
+@pytest.mark.slow
 def test_evaluate_options(command, run, tmp_path):
     """Plain weights, another batch size, other pruning, another file."""
     summary = json.loads((run / "summary.json").read_text())
@@ -67,6 +68,7 @@ def test_evaluate_an_official_file(command, official_file, overrides, tmp_path):
         assert converted[name] == json.loads(result.out)[name]
 
 
+@pytest.mark.slow
 def test_a_converted_run_needs_data(refused, command, run, tmp_path):
     """Its config holds default data settings: the digits, whatever the weights were trained on."""
     converted = tmp_path / "converted"
@@ -87,6 +89,7 @@ def dense(run, tmp_path):
     return f"--config={tmp_path}/dense.py"
 
 
+@pytest.mark.slow
 def test_a_run_brings_its_own_config(command, run, caplog):
     """Without --config, and with the run's own: the pruned model, and nothing to warn of."""
     for config in ([], [f"--config={run}"], [f"--config={run}/config.json"]):

@@ -105,6 +105,7 @@ def test_averaged_weights_of_a_file(command, official_file, overrides, tmp_path,
     assert_same(load_checkpoint(tmp_path / "run"), read_state_dict(official_file, ema=ema))
 
 
+@pytest.mark.slow
 def test_averaged_weights_of_a_run(command, finished_run, tmp_path):
     """A run that kept averaged weights gives them by default, as for the other commands."""
     for flags, ema, which in (
@@ -188,6 +189,7 @@ def test_targets_that_are_taken(command, refused, vim_file, tmp_path):
     assert f"{tmp_path}/nowhere" in refused("convert", str(vim_file), f"{tmp_path}/nowhere/a.safetensors", *flags)
 
 
+@pytest.mark.slow
 def test_refuses_weights_that_do_not_fit(refused, vim_file, tmp_path):
     call = ("convert", str(vim_file), str(tmp_path / "run"), *VIM, "--override=img_size=(24,16)")
     assert "head.weight (3, 16) instead of (7, 16)" in refused(*call, "--override=num_classes=7")

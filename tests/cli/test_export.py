@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 TINY = f"--config={Path(__file__).parents[1] / 'tiny_run.py'}"
 # What docs/guides/export.md tells a user to write, in a process that cannot import any of our code.
@@ -22,6 +23,7 @@ np.save(sys.argv[3], classify(np.load(sys.argv[2])))
 """
 
 
+@pytest.mark.slow
 def test_from_a_run_to_another_process(command, finished_run, launcher, tmp_path):
     """Pixels in, the logits of the run's model out, at another batch size than the check's, without top_jax."""
     from top_jax.data import normalize

@@ -7,6 +7,7 @@ import re
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from top_jax.convert.key_summary import key_summary
 from top_jax.convert.torch_checkpoint import load_with_summary
@@ -36,6 +37,7 @@ def test_every_key_is_counted(family):
     assert json.loads(json.dumps(summary.to_dict()))["keys"] == summary.keys
 
 
+@pytest.mark.slow
 def test_vim_small():
     """The official counts, group by group."""
     summary = key_summary(abstract_model("vim_small"))
@@ -54,6 +56,7 @@ def test_vim_small():
     assert max(map(len, text.splitlines())) <= 100
 
 
+@pytest.mark.slow
 def test_plain_mamba_l1():
     """Block 0 has keys that the others lack; buffers are no parameters."""
     summary = key_summary(abstract_model("plain_mamba_l1"))

@@ -214,6 +214,7 @@ def test_a_row_without_an_image_is_mixed_into_none(config):
         np.testing.assert_allclose(new_targets, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_order_is_timms():
     """Flip, normalise, erase, mix: the noise is not flipped, standard normal, and mixed."""
     batch, plain = batch_of(8), augmented(NOTHING, batch_of(8))[1]
@@ -254,6 +255,7 @@ def test_draws_do_not_follow_each_other():
     assert abs(np.corrcoef(flipped, hit)[0, 1]) < 0.09
 
 
+@pytest.mark.slow
 def test_eight_devices(root):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
     environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}

@@ -153,6 +153,7 @@ def test_threads_do_not_change_the_stream(digits, num_threads):
         assert_same(a, b)
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_stream_and_resume_exactly(digits):
     expected = take(train_batches(digits, CONFIG, augment=EVERYTHING, **TRAIN), 10)
     workers = dataclasses.replace(CONFIG, num_workers=2)
@@ -194,6 +195,7 @@ def test_evaluation_sees_every_image_once(digits):
         np.testing.assert_array_equal(image, decode(digits[i].image))
 
 
+@pytest.mark.slow
 def test_workers_keep_the_order_of_evaluation(digits):
     """Three batches for two workers: the end of the first worker could break the order."""
     config = dataclasses.replace(CONFIG, num_workers=2)
@@ -423,11 +425,13 @@ def is_running(pid):
         return False
 
 
+@pytest.mark.slow
 def test_a_program_that_never_closes_still_exits_cleanly(program):
     out, err = program("exit").communicate(timeout=60)
     assert err == "" and not is_running(int(out))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
 def test_workers_survive_a_signal_to_the_group_but_not_their_parent(program):
     parent = program("wait")

@@ -26,6 +26,7 @@ def make(name: str, **overrides):
     return create_model(name, **{**SMALL, **FAMILIES[name], **overrides})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_remat_of_a_closed_over_model(name, images, quick_jit):
     """Works under jit and grad with the model captured by the compiled function."""

@@ -100,6 +100,7 @@ def test_no_room(tmp_path, monkeypatch):
 OUT_OF_MEMORY = [MemoryError("no memory"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 bytes")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_out_of_memory_is_no_damage(tmp_path, monkeypatch, error):
     with Checkpoints(tmp_path) as checkpoints:
@@ -276,6 +277,7 @@ def test_load_checkpoint_refuses(tmp_path):
         load_checkpoint(tmp_path / "run", "latest")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 @pytest.mark.parametrize("which", ["best", "latest"])
 def test_load_checkpoint_without_memory(tmp_path, monkeypatch, error, which):

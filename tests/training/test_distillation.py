@@ -83,6 +83,7 @@ def taught(request):
     return jax.jit(run, compiler_options=quick)(weights_of(student), normal(2, 16, 16, 3))
 
 
+@pytest.mark.slow
 def test_every_family(taught):
     """The student has half of the tokens, DeiT one fused; each differs from the teacher's at its own place."""
     student, (logits, teacher) = taught

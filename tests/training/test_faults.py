@@ -18,6 +18,8 @@ from top_jax.training.checkpoints import Checkpoints
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.weights import read_weights
 
+pytestmark = pytest.mark.slow
+
 # The others cost more than they would show here: each is like one of these, or like a test in tests/training.
 TRIED = ("killed", "one_of_two_killed", "full_disk", "terminated_evaluating", "unreadable_images", "never_finite")
 
@@ -27,7 +29,6 @@ def bench(launcher, finished_run, tmp_path_factory):
     return Bench(launcher, tmp_path_factory.mktemp("faults"), kills=2, finished=finished_run)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fault", [*TRIED, "not_finite_killed"])
 def test_survived(bench, fault):
     tally = Tally()
@@ -38,7 +39,6 @@ def test_survived(bench, fault):
     assert tally.survived == tally.tried > 0
 
 
-@pytest.mark.slow
 def test_goes_back(bench, tmp_path):
     """A loss that is not finite, before anything is saved and later: the run leaves these batches out, and ends."""
     assert went_back(broken_run(bench, tmp_path / "run").end(), broken_batches(bench.total_steps)) > 0

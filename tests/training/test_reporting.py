@@ -53,6 +53,7 @@ HISTORY = [{"kind": "train", "step": step, "loss": 1.25 / step} for step in rang
 WRITTEN = "".join(json.dumps(line) + "\n" for line in HISTORY).encode()
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_loses_at_most_its_line(tmp_path, monkeypatch):
     """The others stay as they were; what is lost is announced, and the old file kept."""
     file = tmp_path / "metrics.jsonl"

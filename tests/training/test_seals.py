@@ -63,6 +63,7 @@ print(len({fingerprint(jax.device_put(x, where(mesh))) for where in (by_image, r
 """
 
 
+@pytest.mark.slow
 def test_devices_do_not_matter(root):
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PATH": ""}
     command = [sys.executable, "-c", SPLIT]

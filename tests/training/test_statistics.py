@@ -28,6 +28,8 @@ from top_jax.training.checkpoints import Checkpoints
 from top_jax.training.optimizer import make_optimizer
 from top_jax.training.steps import create_state, make_train_step
 
+pytestmark = pytest.mark.slow
+
 DATA = DataConfig(mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2))
 TINY = dict(img_size=8, patch_size=4, embed_dim=16, depth=2, d_state=4, layers_with_dwconv=(0,), num_classes=5)
 BATCH, STEPS, DEVICES = 16, 3, 8
@@ -164,7 +166,6 @@ def test_average(trained):
     assert np.abs(np.subtract(*variances)).max() > 1e-2
 
 
-@pytest.mark.slow
 def test_recomputed_blocks_move_them_too(trained):
     """`remat` runs a block again in the backward pass; its statistics move once all the same."""
     _, states = trained
@@ -175,7 +176,6 @@ def test_recomputed_blocks_move_them_too(trained):
     assert_close(after.params, states[1].params, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_resumed_bit_by_bit(trained, tmp_path):
     """Saved after a step and read into a state of zeros, it goes on as if nothing had happened."""
     step, states = trained
@@ -202,7 +202,6 @@ def test_evaluation_uses_them(trained):
     assert abs(float(step(other, batch_of(0) | mask)["loss"] - expected["loss"])) > 1e-3
 
 
-@pytest.mark.slow
 def test_micro_batches_in_order():
     """Each moves them once; image i is of micro-batch i mod 2."""
     model = Normed()
@@ -246,7 +245,6 @@ def test_without_batch_norm():
     assert after.stats == {} and set(metrics) == {"loss", "accuracy", "grad_norm", "param_norm"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", ["normed", "plain_mamba"])
 def test_eight_devices(model, tmp_path):
     """The statistics are those of the whole batch; what eight devices saved one goes on from."""
