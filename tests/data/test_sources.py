@@ -394,7 +394,7 @@ def test_shards_of_a_slice_are_counted(toy_tfds):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": "s3"}, "config.data.source='s3'.* digits, tfds, image_folder, packed"),
+        ({"source": "s3"}, "config.data.source='s3'.* digits, tfds, hf, image_folder, packed"),
         ({"source": "tfds"}, "config.data.name"),
         (
             {"source": "tfds", "name": "imagenet2012"},

@@ -27,6 +27,9 @@ DEFAULT_EVAL_SHARE: Final = 0.2
 STEPS_AN_EPOCH: Final = 4  # at least, of an inferred batch size
 
 
+_noted: set[str] = set()  # folders whose left-out files a warning has named
+
+
 class ImageFolderSource:
     """One split of an image folder; the label of a class is its index in the sorted class names.
 
@@ -79,7 +82,8 @@ class ImageFolderSource:
         # One array of bytes: sending a million Path or str objects to each worker process would take seconds.
         self._names = np.array(names)
         self.labels = np.array(labels, np.int32)
-        if self.left_out:
+        if self.left_out and str(self._folder) not in _noted:
+            _noted.add(str(self._folder))
             logger.warning("%s: %s", self.name, _counted(self.left_out).strip())
 
     @property
