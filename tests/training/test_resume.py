@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import time
@@ -16,6 +17,7 @@ from top_jax.training.run_directory import RunDirectory
 from top_jax.training.weights import read_weights
 
 STEPS = 30
+from top_jax.training import train
 
 
 def test_uninterrupted(finished_run):
@@ -111,6 +113,21 @@ def test_killed_before_its_summary(launcher, finished_run, tmp_path):
     (workdir / "summary.json").unlink()
     launcher.finish(workdir)
     assert_same_run(workdir, finished_run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["images", "accuracy", "images_per_second"])
+def test_a_renamed_number_is_measured_again(finished_run, tiny_config, tmp_path, name):
+    """A flipped bit in the last line of metrics.jsonl, which would be the summary's evaluation."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    last = max(place for place, line in enumerate(lines) if json.loads(line)["kind"] == "eval")
+    lines[last] = lines[last].replace(f'"{name}"', f'"{name[:-1]}x"')
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    again = train(tiny_config, run)
+    assert (again["accuracy"], again["images"]) == (summary["accuracy"], summary["images"])
 
 
 @pytest.mark.slow

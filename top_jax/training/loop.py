@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jax
 import numpy as np
@@ -86,6 +86,10 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
         return summary
 
 
+# What `conclusion` raises for numbers of another form, read from a damaged file.
+ANOTHER_FORM: Final = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
+
+
 def _earlier_summary(prepared: Prepared) -> Summary | None:
     """Returns summary.json as an earlier start wrote it; None, after a warning, if it has another form."""
     summary = prepared.run.read_json("summary.json")
@@ -93,7 +97,7 @@ def _earlier_summary(prepared: Prepared) -> Summary | None:
         return None
     try:
         conclusion(prepared, summary)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+    except ANOTHER_FORM as error:
         logger.warning(
             "%s has another form (%s: %s); it is written again",
             prepared.run.path / "summary.json",
@@ -161,6 +165,16 @@ class Loop:
                 found = error.with_traceback(None)  # its frames would hold the state while another is read
             state, position = self._roll_back(found)
 
+    def _has_evaluation(self) -> bool:
+        """Whether the last evaluation is known and whole: a flipped bit of metrics.jsonl may have renamed a number."""
+        if not self.last_evaluation:
+            return False
+        try:
+            conclusion(self.prepared, self.summary())
+        except ANOTHER_FORM:
+            return False
+        return True
+
     def summary(self) -> Summary:
         """Returns the result, for summary.json."""
         config, rates = self.plan.model.config, self.throughput.overall()
@@ -194,7 +208,7 @@ class Loop:
             self.last_evaluation = distributed.from_primary(self.reporter.reported("eval") or {})
             if distributed.any_process(self.checkpoints.best_accuracy() is None):  # it was damaged
                 self.last_evaluation = {}
-            evaluated = bool(self.last_evaluation)
+            evaluated = self._has_evaluation()
         if not evaluated:
             evaluated = self._evaluate(state, step)
         stop = not evaluated or bool(distributed.any_process(self.signals.requested is not None))
