@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from runs import assert_same_run, half_written, kill_at, latest_step, metrics, reached, summary, wait_for
 
-from top_jax.training import load_checkpoint
+from top_jax.training import load_checkpoint, train
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.weights import read_weights
 
 STEPS = 30
-from top_jax.training import train
 
 
 def test_uninterrupted(finished_run):
@@ -120,14 +119,14 @@ def test_killed_before_its_summary(launcher, finished_run, tmp_path):
 def test_a_renamed_number_is_measured_again(finished_run, tiny_config, tmp_path, name):
     """A flipped bit in the last line of metrics.jsonl, which would be the summary's evaluation."""
     run = shutil.copytree(finished_run, tmp_path / "run")
-    summary = json.loads((run / "summary.json").read_text())
+    before = json.loads((run / "summary.json").read_text())
     (run / "summary.json").unlink()
     lines = (run / "metrics.jsonl").read_text().splitlines()
     last = max(place for place, line in enumerate(lines) if json.loads(line)["kind"] == "eval")
     lines[last] = lines[last].replace(f'"{name}"', f'"{name[:-1]}x"')
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     again = train(tiny_config, run)
-    assert (again["accuracy"], again["images"]) == (summary["accuracy"], summary["images"])
+    assert (again["accuracy"], again["images"]) == (before["accuracy"], before["images"])
 
 
 @pytest.mark.slow
