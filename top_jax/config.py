@@ -229,7 +229,7 @@ class OptimizerConfig:
     clip_norm: float | None = None  # largest global norm of the gradient, above 0; None: no clipping
     label_smoothing: float = 0.1  # in [0, 1)
     ema_decay: float | None = None  # set: keeps a moving average of the weights, with this decay per step, in [0, 1)
-    freeze_backbone: bool = False  # train only the classifier; the rest stays as it is, in eval mode
+    freeze_backbone: bool = False  # train only the classifier; the rest stays as it is, in eval mode; no layer_decay
     layer_decay: float | None = None  # set: rates fall by this factor per block from head to stem, in (0, 1]
     accumulate: int = 1  # micro-batches per step, at least 1; batch_size counts all of them
 
@@ -240,11 +240,6 @@ class OptimizerConfig:
         _check(self, "optimizer", ("b1", "b2", "ema_decay"), lambda decay: 0 <= decay < 1, "in [0, 1)")
         _check(self, "optimizer", ("clip_norm",), lambda norm: norm > 0, "above 0")
         _check(self, "optimizer", ("layer_decay",), lambda factor: 0 < factor <= 1, "in (0, 1]")
-        if self.freeze_backbone and self.layer_decay is not None:
-            raise InputError(
-                f"config.optimizer.layer_decay={self.layer_decay} has no effect with config.optimizer.freeze_backbone, "
-                "which trains only the classifier; drop one of them."
-            )
         _check(self, "optimizer", ("label_smoothing",), lambda share: 0 <= share < 1, "in [0, 1)")
 
 

@@ -46,7 +46,7 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
     steps: list[optax.GradientTransformation] = [adamw]
     if config.clip_norm is not None:
         steps.insert(0, optax.clip_by_global_norm(config.clip_norm))
-    if config.layer_decay is not None:
+    if config.layer_decay is not None and not config.freeze_backbone:  # the head's factor is 1
         steps.append(_scaled_by_depth(config.layer_decay))
     optimizer = steps[0] if len(steps) == 1 else optax.chain(*steps)
     if not config.freeze_backbone:
