@@ -1,32 +1,9 @@
-"""Trains a model.
+"""Trains a model: the command `top-jax train`, for a checkout.
 
 python train.py --config configs/vim_s_top.py [--workdir runs/vim_s_top] [--config.batch_size=64 ...]
-
-Start the same command again to resume the run where it stopped. To train on several machines, start it on each of them
-with --distributed: see docs/guides/devices.md.
 """
 
-from absl import flags
+from top_jax.cli.main import run_command
 
-from top_jax.cli import runner, shared_flags
-
-_CONFIG = shared_flags.define_config()
-shared_flags.define_distributed()
-flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; by default runs/<config name>.")
-
-
-def main(arguments: list[str]) -> None:
-    """Reads the config from the flags and trains."""
-    runner.no_more(arguments)
-    config = shared_flags.read_config(_CONFIG)
-    workdir = _WORKDIR.value or f"runs/{shared_flags.config_name()}"
-
-    shared_flags.join_processes()
-    from top_jax.training import train  # takes seconds, so only once the flags are known to be good
-
-    train(config, workdir)
-
-
-if __name__ == "__main__":
-    runner.run(main)
+if __name__ == "__main__":  # not in worker processes, which may import this file
+    run_command("train")

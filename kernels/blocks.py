@@ -1,6 +1,6 @@
 """Block sizes of the GPU kernels: those given, else those of the device's tuning table, else those of a rule.
 
-`python -m top_jax.cli.benchmark --tune` measures and writes `tuning/<device>.json`; no table is written by hand.
+`top-jax benchmark --tune` measures and writes `tuning/<device>.json`; no table is written by hand.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def read_table(device: str) -> dict[str, Any] | None:
     if not isinstance(table, dict) or not {"fastest_first", "date", "blocks"} <= table.keys():
         raise InputError(
             f"the tuning table {path} is damaged: it needs fastest_first, date and blocks; delete it, or tune again "
-            "(python -m top_jax.cli.benchmark --tune)."
+            "(top-jax benchmark --tune)."
         )
     return table
 

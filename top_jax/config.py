@@ -14,11 +14,13 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Final
-
-from ml_collections import config_dict
+from typing import TYPE_CHECKING, Any, Final
 
 from top_jax.errors import InputError
+from top_jax.optional import optional_package
+
+if TYPE_CHECKING:
+    from ml_collections import config_dict
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -303,12 +305,13 @@ def make_config(**settings: Any) -> config_dict.ConfigDict:
         A ConfigDict whose optional fields are typed placeholders.
 
     Raises:
-        InputError: an unknown key.
+        InputError: an unknown key, or ml_collections (the extra `train`) is not installed.
     """
     return _to_config_dict(RunConfig.from_config_dict(settings))
 
 
 def _to_config_dict(node: Any) -> config_dict.ConfigDict:
+    config_dict = optional_package("ml_collections.config_dict", purpose="a config file")
     hints = typing.get_type_hints(type(node))
     result = config_dict.ConfigDict()
     for field in dataclasses.fields(node):
@@ -323,7 +326,7 @@ def _to_config_dict(node: Any) -> config_dict.ConfigDict:
 
 
 def _build(cls: type, node: Any, path: str) -> Any:
-    if not isinstance(node, (Mapping, config_dict.ConfigDict)):
+    if not hasattr(node, "keys"):  # a Mapping, or a ConfigDict, whose package need not be installed
         raise InputError(f"config.{path.rstrip('.')}={node!r} is not a section; it must be a dict of settings.")
     hints = typing.get_type_hints(cls)
     known = {field.name for field in dataclasses.fields(cls)}

@@ -13,6 +13,13 @@ class InputError(ValueError):
             super().add_note(note)
 
 
+class MissingPackageError(ImportError, InputError):
+    """A package is missing that only an extra installs: the message has the `pip install` command.
+
+    It is an `ImportError` too, so that `try: import ... except ImportError` works as usual.
+    """
+
+
 class RunError(RuntimeError):
     """A run that cannot go on, through no mistake in its input: the message says what is kept and what to do.
 

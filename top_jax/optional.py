@@ -2,28 +2,95 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from typing import Any
+import importlib.util
+from collections.abc import Iterator
+from typing import Any, Final
 
-from top_jax.errors import InputError
+from top_jax.errors import MissingPackageError
+
+# Import name -> the extra in pyproject.toml that installs it.
+EXTRAS: Final = {
+    "array_record": "train",
+    "datasets": "hf",
+    "flatbuffers": "export",
+    "grain": "train",
+    "huggingface_hub": "hub",
+    "jax_triton": "cuda",
+    "matplotlib": "figures",
+    "ml_collections": "train",
+    "rich": "train",
+    "safetensors": "convert",
+    "scipy": "train",
+    "sklearn": "train",
+    "tensorboardX": "train",
+    "tensorflow_datasets": "train",
+    "torch": "convert",
+    "triton": "kernels",
+    "wandb": "wandb",
+}
 
 
-def optional_package(name: str, *, purpose: str, install: str) -> Any:
+def optional_package(name: str, *, purpose: str, install: str | None = None) -> Any:
     """Imports a package or module that need not be installed.
 
     Args:
         name: as in `import name`; a dotted name gives the submodule.
         purpose: what needs it, as the subject of the message: `.pth files`.
-        install: what follows `pip install`: `'top-jax[convert]'`.
+        install: what follows `pip install`: `'top-jax[convert]'`; by default the extra of `EXTRAS`.
 
     Raises:
-        InputError: it is not installed, or its installation is broken.
+        MissingPackageError: it is not installed, or its installation is broken.
     """
     package = name.partition(".")[0]
     try:
         importlib.import_module(package)  # a submodule may be loaded already where its package is blocked
         return importlib.import_module(name)
     except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == package
-        problem = f"the package {package}" if missing else f"a working {package} (importing it raised: {error})"
-        raise InputError(f"{purpose} needs {problem}: pip install {install}.") from error
+        raise _missing(package, error, purpose, install) from error
+
+
+def require(*packages: str, purpose: str) -> None:
+    """Checks that packages are installed, without loading them; arguments and errors as of `optional_package`."""
+    for package in packages:
+        if not installed(package):
+            raise _missing(package, ModuleNotFoundError(name=package), purpose, None)
+
+
+@contextlib.contextmanager
+def needs_extras(purpose: str) -> Iterator[None]:
+    """Turns a failed import of a package in `EXTRAS` into the message of `optional_package`.
+
+    Args:
+        purpose: what needs it, as the subject of the message: `training`.
+
+    Raises:
+        MissingPackageError: such a package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (problem := missing_extra(error, purpose)) is None:
+            raise
+        raise problem from error
+
+
+def missing_extra(error: ImportError, purpose: str) -> MissingPackageError | None:
+    """Returns the message for a failed import of a package in `EXTRAS`; None for any other import."""
+    package = (error.name or "").partition(".")[0]
+    if isinstance(error, MissingPackageError) or package not in EXTRAS:
+        return None
+    return _missing(package, error, purpose, None)
+
+
+def installed(package: str) -> bool:
+    """Whether a package is there to be imported; it is not loaded."""
+    return importlib.util.find_spec(package) is not None
+
+
+def _missing(package: str, error: ImportError, purpose: str, install: str | None) -> MissingPackageError:
+    missing = isinstance(error, ModuleNotFoundError) and error.name == package
+    problem = f"the package {package}" if missing else f"a working {package} (importing it raised: {error})"
+    install = f"'top-jax[{EXTRAS[package]}]'" if install is None else install
+    return MissingPackageError(f"{purpose} needs {problem}: pip install {install}.", name=package)

@@ -21,11 +21,12 @@ Some properties of the authors' training cannot be expressed by a setting:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from ml_collections import config_dict
+from typing import TYPE_CHECKING, Any
 
 from top_jax.config import make_config
+
+if TYPE_CHECKING:
+    from ml_collections import config_dict
 
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 

@@ -26,7 +26,8 @@ class Result(NamedTuple):
 def _forget_flags(program: str) -> None:
     """Undoes what a command defined, so that the next one may; libraries define theirs once, when they are imported."""
     by_module = flags.FLAGS.flags_by_module_dict()
-    defined = (program, "top_jax.cli.shared_flags")
+    started = [module for module in by_module if module.endswith(f"/top_jax/cli/{Path(program).stem}.py")]
+    defined = (program, *started, "top_jax.cli.shared_flags")
     ours = [flag.name for module in defined for flag in by_module.get(module, [])]
     overrides = [name for name in flags.FLAGS if name.startswith("config.")]
     for name in {*ours, *overrides} & set(flags.FLAGS):

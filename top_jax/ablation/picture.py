@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from top_jax.ablation.results import ratio_of, ratio_text
 from top_jax.ablation.statistics import Cell
 from top_jax.ablation.tables import CONVENTION
 from top_jax.figures.page import BLACK, BLUE, GREEN, ORANGE, VERMILLION
 from top_jax.files import new_file
+from top_jax.optional import needs_extras
 from top_jax.pruning.score import CONTROLS
+
+with needs_extras("drawing"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 GREY: Final = "#666666"
 # The curve of `hold` is broad, because `decay` often lies on top of it.

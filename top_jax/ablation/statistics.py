@@ -17,9 +17,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from top_jax.ablation.results import Row, cell_key, from_bits, start_key
+from top_jax.optional import needs_extras
+
+with needs_extras("ablate"):
+    from scipy import stats
 
 
 @dataclasses.dataclass(frozen=True)

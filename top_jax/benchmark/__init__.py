@@ -1,4 +1,4 @@
-"""Measures the scan and the models on this machine: `python -m top_jax.cli.benchmark`.
+"""Measures the scan and the models on this machine: `top-jax benchmark`.
 
     compare        a config's model: dense, pruned, every alignment, a DeiT; report and text
     contestants    the models that `compare` times

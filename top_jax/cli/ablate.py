@@ -1,8 +1,8 @@
 """The paper's ablation tables on your checkpoint: alignment, score and keep ratio, as markdown, CSV and a picture.
 
-python -m top_jax.cli.ablate --config configs/vim_s_top.py --checkpoint runs/a [--checkpoint runs/b ...] --out DIR
-python -m top_jax.cli.ablate --config configs/vim_s.py --after_blocks=5,10,15 --checkpoint vim_s.pth --out DIR
-python -m top_jax.cli.ablate --config ... --checkpoint ... --out DIR --tables=alignment --finetune_steps=200
+top-jax ablate --config configs/vim_s_top.py --checkpoint runs/a [--checkpoint runs/b ...] --out DIR
+top-jax ablate --config configs/vim_s.py --after_blocks=5,10,15 --checkpoint vim_s.pth --out DIR
+top-jax ablate --config ... --checkpoint ... --out DIR --tables=alignment --finetune_steps=200
 
 Several checkpoints count as seeds of one model. All tables share the config's pruning setting. Start the same command
 again to resume where it stopped.

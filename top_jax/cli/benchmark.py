@@ -1,35 +1,27 @@
 """Measures a config's model, or the scan and the models, on this machine, or tunes the kernels for its GPU.
 
-python -m top_jax.cli.benchmark --config configs/vim_s_top.py    dense, pruned, every alignment and a DeiT, in turn
-python -m top_jax.cli.benchmark --suite gpu --out FILE    contract, scans against their floor, models; under 8 minutes
-python -m top_jax.cli.benchmark --suite cpu --out FILE    small versions of the same parts, for a CPU
-python -m top_jax.cli.benchmark --tune [--out FILE]       searches block sizes, writes the table that the kernels read
+top-jax benchmark --config configs/vim_s_top.py    dense, pruned, every alignment and a DeiT, in turn
+top-jax benchmark --suite gpu --out FILE    contract, scans against their floor, models; under 8 minutes
+top-jax benchmark --suite cpu --out FILE    small versions of the same parts, for a CPU
+top-jax benchmark --tune [--out FILE]       searches block sizes, writes the table that the kernels read
 
 With --config it prints latency, images per second, memory, and the speed-up over the dense model next to the ratio of
 multiply-accumulates. Batch sizes are 1, 8, 32, 64, ... as far as memory and --budget allow, or --batch_sizes. Weights
-are random. --config.model.dtype=float32 measures in another dtype. --config needs ml_collections. --suite gpu takes up
-to 8 minutes.
+are random. --config.model.dtype=float32 measures in another dtype. --suite gpu takes up to 8 minutes.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 
 from absl import flags
 
-from top_jax.cli import runner, terminal
+from top_jax.cli import runner, shared_flags, terminal
 from top_jax.errors import InputError, RunError
 
-_HAS_CONFIGS = importlib.util.find_spec("ml_collections") is not None  # a rented GPU may have little more than JAX
-if _HAS_CONFIGS:
-    from top_jax.cli import shared_flags
-
-    _CONFIG = shared_flags.define_config(required=False)
-    flags.adopt_module_key_flags(shared_flags)
-else:
-    _CONFIG = flags.DEFINE_string("config", None, "Needs ml_collections, which is not installed.")
+_CONFIG = shared_flags.define_config(required=False)
+flags.adopt_module_key_flags(shared_flags)
 _SUITE = flags.DEFINE_enum(
     "suite", None, ["gpu", "cpu"], "Suite to measure; gpu on a machine without a GPU runs the cpu suite and says so."
 )
@@ -72,13 +64,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _measure_config() -> None:
-    if not _HAS_CONFIGS:
-        raise InputError(
-            "--config needs ml_collections: pip install ml_collections (--suite and --tune work without it)."
-        )
     from top_jax.benchmark import compare
     from top_jax.build import build_reduction
-    from top_jax.cli import shared_flags
 
     config = shared_flags.read_config(_CONFIG)
     sizes = None if _BATCH_SIZES.value is None else compare.batch_sizes(_BATCH_SIZES.value)

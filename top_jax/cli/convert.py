@@ -1,8 +1,8 @@
 """Converts official checkpoints into run directories, which every other command reads, and back into files.
 
-python -m top_jax.cli.convert vim_s.pth runs/vim_s --model vim_small [--override embed_dim=64 ...] [--ema]
-python -m top_jax.cli.convert runs/vim_s_top vim_s_top.pth
-python -m top_jax.cli.convert vim_s.pth vim_s.safetensors --model vim_small
+top-jax convert vim_s.pth runs/vim_s --model vim_small [--override embed_dim=64 ...] [--ema]
+top-jax convert runs/vim_s_top vim_s_top.pth
+top-jax convert vim_s.pth vim_s.safetensors --model vim_small
 
 SOURCE is a run directory, a .pth or .safetensors file with the official keys, or a Hugging Face folder. TARGET is a
 file if it ends in .pth, .pt or .safetensors, and a run directory otherwise. The command prints every key, by module,
@@ -158,7 +158,7 @@ def _write_run(target: Path, config: RunConfig, model: Backbone, names: tuple[st
             raise
     return (
         "use it with any command, for example (with a config of this model):\n"
-        f"  python -m top_jax.cli.evaluate --config CONFIG --checkpoint {target}"
+        f"  top-jax evaluate --config CONFIG --checkpoint {target}"
     )
 
 

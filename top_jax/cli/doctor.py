@@ -1,7 +1,7 @@
 """Shows this installation, its devices and the scan that it would run; with --data, checks a run's data and loader.
 
-python -m top_jax.cli.doctor [--json FILE]
-python -m top_jax.cli.doctor --data --config configs/vim_t.py --config.data.data_dir=DIR [--nostep] [--json FILE]
+top-jax doctor [--json FILE]
+top-jax doctor --data --config configs/vim_t.py --config.data.data_dir=DIR [--nostep] [--json FILE]
 
 --data counts images and classes, decodes a sample, measures the loader, and compares its speed with the run's own
 training step. The exit status is 0 if the run could start on this data.
@@ -10,7 +10,6 @@ training step. The exit status is 0 if the run could start on this data.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +19,17 @@ from top_jax import files
 from top_jax.cli import doctor_text, runner, shared_flags, terminal
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
+from top_jax.optional import EXTRAS, installed
+
+# What the extras of pyproject.toml are for; those for a GPU are reported with the scan.
+_PURPOSES = {
+    "train": "config files, training, evaluation and datasets",
+    "figures": "pictures of `visualize` and `ablate`",
+    "export": "`export`",
+    "hub": "weights by name from the Hugging Face Hub",
+    "convert": ".pth files (torch) and .safetensors files (safetensors)",
+    "hf": "data from Hugging Face datasets",
+}
 
 _DATA = flags.DEFINE_boolean("data", False, "Check the config's data, and measure its loader and training step.")
 _CONFIG = shared_flags.define_config(
@@ -72,10 +82,6 @@ def installation() -> dict[str, Any]:
     from top_jax.ops.implementations import IMPLEMENTATIONS, choose, obstacle
 
     choice = choose()
-    optional = {
-        "torch": "reading and writing .pth files: pip install 'top-jax[convert]'",
-        "safetensors": "reading and writing .safetensors files: pip install safetensors",
-    }
     return {
         **environment(),
         "selective_scan": {
@@ -84,8 +90,16 @@ def installation() -> dict[str, Any]:
             "fix": choice.fix,
             "implementations": {name: obstacle(name) or "runs here" for name in IMPLEMENTATIONS if name != "auto"},
         },
-        "missing": [need for name, need in optional.items() if importlib.util.find_spec(name) is None],
+        "missing": list(_missing_packages()),
     }
+
+
+def _missing_packages() -> Iterator[str]:
+    """Yields what cannot be used, with the packages that it needs and the command that installs them."""
+    for extra, purpose in _PURPOSES.items():
+        packages = [name for name, of in EXTRAS.items() if of == extra and not installed(name)]
+        if packages:
+            yield f"{purpose} ({', '.join(packages)}): pip install 'top-jax[{extra}]'"
 
 
 def open_splits(config: RunConfig) -> dict[str, Any]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.markup import escape
-
 from top_jax.cli import terminal
 from top_jax.values import counted
 
@@ -22,10 +20,10 @@ def show_installation(report: dict[str, Any]) -> None:
     _say(f"devices: {report['devices']} x {report['device']} ({report['platform']})")
     scan = report["selective_scan"]
     _say(f"selective scan: auto is {scan['auto']} ({scan['why']})" + (f"; {scan['fix']}" if scan["fix"] else ""))
-    table = terminal.new_table()
+    table = terminal.Table()
     for name, state in scan["implementations"].items():
-        table.add_row(name, escape(state))  # rich would take [cuda] for markup
-    terminal.show(table)
+        table.add_row(name, state)
+    table.show()
     for need in report["missing"]:
         _say(f"not installed, needed for {need}")
 
@@ -34,14 +32,14 @@ def show_data(data: dict[str, Any]) -> None:
     """Prints what the splits hold, and what is missing or wrong."""
     terminal.heading(f"data: {data['train']['source']} and {data['eval']['source']}")
     splits = [data["train"], data["eval"]]
-    table = terminal.new_table("", "train", "eval")
+    table = terminal.Table("", "train", "eval")
     table.add_row("images", *[f"{found['images']:,}" for found in splits])
     table.add_row("classes", *[f"{found['classes']:,}" for found in splits])
     table.add_row("labels read", *[f"{found['labels_read']:,}" for found in splits])
     table.add_row("images per class", *[f"{f['smallest_class']:,} to {f['largest_class']:,}" for f in splits])
     table.add_row("decoded", *[f"{f['decoded'] - f['decoded_unreadable']} of {f['decoded']} tried" for f in splits])
     table.add_row("shorter side", *[_sides(found["shorter_side"]) for found in splits])
-    terminal.show(table)
+    table.show()
     for split in ("train", "eval"):
         _show_gaps(split, data[split])
     for note in data["notes"]:
@@ -59,10 +57,10 @@ def show_loader(loader: dict[str, Any]) -> None:
     if workers := loader["workers"]:
         where = f"in each of {workers} worker processes" if workers > 1 else "in one worker process"
     terminal.heading(f"loader: {counted(loader['cores'], 'core')}; {threads} {where}")
-    table = terminal.new_table("one thread, training images", "images/s per core", "ms per image")
+    table = terminal.Table("one thread, training images", "images/s per core", "ms per image")
     for name, rate in loader["stages_in_one_thread"].items():
         table.add_row(name, number(rate["images_per_second"]), f"{1e3 * rate['seconds'] / rate['images']:.2f}")
-    terminal.show(table)
+    table.show()
     pipeline = loader["pipeline"]
     smaller = pipeline["batch_size"] != pipeline["configured_batch_size"]
     instead = f" (the run's {pipeline['configured_batch_size']:,} would take too long to measure)" if smaller else ""
@@ -129,4 +127,4 @@ def _size(count: int) -> str:
 
 
 def _say(text: str) -> None:
-    terminal.say(f"  {text}")
+    print(f"  {text}")

@@ -1,7 +1,7 @@
 """Evaluates a checkpoint on its config's evaluation split, every image counted once.
 
-python -m top_jax.cli.evaluate --config configs/vim_s_top.py --checkpoint runs/a
-python -m top_jax.cli.evaluate --config configs/vim_s_top.py --checkpoint vim_s.pth
+top-jax evaluate --config configs/vim_s_top.py --checkpoint runs/a
+top-jax evaluate --config configs/vim_s_top.py --checkpoint vim_s.pth
 """
 
 from __future__ import annotations

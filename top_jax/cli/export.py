@@ -1,8 +1,8 @@
 """Exports a checkpoint as StableHLO, with its weights and token reduction: one file that needs only JAX to run.
 
-python -m top_jax.cli.export --config configs/vim_s_top.py --checkpoint runs/a vim_s.stablehlo
-python -m top_jax.cli.export --config configs/vim_s_top.py --checkpoint vim_s.pth vim_s.stablehlo --batch=8 --normalize
-python -m top_jax.cli.export ... vim_s.stablehlo --batch=1 --platforms=cpu --stablehlo=vim_s.mlirbc
+top-jax export --config configs/vim_s_top.py --checkpoint runs/a vim_s.stablehlo
+top-jax export --config configs/vim_s_top.py --checkpoint vim_s.pth vim_s.stablehlo --batch=8 --normalize
+top-jax export ... vim_s.stablehlo --batch=1 --platforms=cpu --stablehlo=vim_s.mlirbc
 
 Before the file gets its name it is read back, and its logits are compared with the model's. To use it:
 

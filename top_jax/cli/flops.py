@@ -1,6 +1,6 @@
 """Counts what a config's model costs: tokens per block, and multiply-accumulates per part, dense and reduced.
 
-python -m top_jax.cli.flops --config configs/vim_s_top.py [--json FILE]
+top-jax flops --config configs/vim_s_top.py [--json FILE]
 
 The counts are for one image, in three conventions (docs/concepts/flops.md). The `executed` one is checked against the
 multiplications in the model that JAX traces.
@@ -9,15 +9,12 @@ multiplications in the model that JAX traces.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
 from top_jax import files
 from top_jax.cli import runner, shared_flags, terminal
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _CONFIG = shared_flags.define_config()
 flags.adopt_module_key_flags(shared_flags)  # so that --help shows it
@@ -41,34 +38,34 @@ def main(arguments: list[str]) -> None:
 
 def _show_counts(counts: dict[str, Any]) -> None:
     """Prints tokens per block, and the parts in every convention."""
-    terminal.say(f"{counts['model']}, one image")
+    print(f"{counts['model']}, one image")
     start = 1
     for tokens, run in itertools.groupby(counts["tokens_per_block"]):
         end = start + len(list(run)) - 1
         blocks = f"block {start}" if start == end else f"blocks {start} to {end}"
         of_class = " (class token included)" if counts["class_token"] else ""
-        terminal.say(f"  {blocks}: {tokens:,} tokens{of_class}")
+        print(f"  {blocks}: {tokens:,} tokens{of_class}")
         start = end + 1
-    terminal.show(_parts_table(counts))
+    _parts_table(counts).show()
 
 
 def _show_check(counts: dict[str, Any]) -> None:
     """Prints the parameters, and whether the `executed` count is what the traced model does."""
     found = counts["cross_check"]
-    terminal.say(f"{counts['parameters']:,} parameters")
+    print(f"{counts['parameters']:,} parameters")
     counted, above = found["jaxpr"], found["jaxpr_above_executed"]
     products = counted["products"] + counted["taps"]
-    terminal.say(
+    print(
         f"check against the traced model: {products:,} multiply-accumulates in products and convolutions "
         f"({_verdict(above['without_scans'])})"
     )
     if counted["loops"] or above["scans"]:
-        terminal.say(
+        print(
             f"  and {counted['loops']:,} multiplications in scans, 4 of their 9 operations ({_verdict(above['scans'])})"
         )
 
 
-def _parts_table(counts: dict[str, Any]) -> Table:
+def _parts_table(counts: dict[str, Any]) -> terminal.Table:
     """Returns multiply-accumulates by part and convention, next to the dense model's if tokens are reduced."""
     from top_jax.evaluation.flops import PART_NAMES
 
@@ -79,11 +76,11 @@ def _parts_table(counts: dict[str, Any]) -> Table:
     def cell(macs: int, of: int) -> str:
         return f"{_amount(macs, unit)} of {_amount(of, unit)}" if reduced and macs + of else _amount(macs, unit)
 
-    table = terminal.new_table(f"{unit}MACs", *(name.replace("_", " ") for name in parts))
+    table = terminal.Table(f"{unit}MACs", *(name.replace("_", " ") for name in parts))
     for part in PART_NAMES:
         if any(part in macs for macs in (*parts.values(), *dense.values())):
             table.add_row(part, *(cell(parts[name].get(part, 0), dense[name].get(part, 0)) for name in parts))
-    table.add_row("total", *(cell(totals[name], dense_totals[name]) for name in parts), style="bold")
+    table.add_row("total", *(cell(totals[name], dense_totals[name]) for name in parts), bold=True)
     if reduced:
         table.add_row("share of dense", *(f"{totals[name] / dense_totals[name]:.1%}" for name in parts))
     return table

@@ -1,6 +1,6 @@
 """Packs the training and evaluation splits of a config into one file, which --config.data.source=packed reads.
 
-python -m top_jax.cli.pack cifar10.npz --config configs/vim_cifar10.py --config.data.data_dir=DIR
+top-jax pack cifar10.npz --config configs/vim_cifar10.py --config.data.data_dir=DIR
 python train.py --config configs/vim_cifar10.py --config.data.source=packed --config.data.data_dir=cifar10.npz
 
 This is for a machine that neither has the dataset nor can fetch it. The images are not encoded again.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from ml_collections import config_dict
+from typing import TYPE_CHECKING
 
 from top_jax.config import make_config
+
+if TYPE_CHECKING:
+    from ml_collections import config_dict
 
 
 def get_config(run: str) -> config_dict.ConfigDict:

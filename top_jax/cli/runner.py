@@ -19,6 +19,7 @@ from absl import app, flags, logging
 
 from top_jax import files
 from top_jax.errors import InputError, RunError
+from top_jax.optional import missing_extra
 
 # Errors that say something about the user's path or disk, whatever the code that met them.
 _OF_THE_PLACE = frozenset(
@@ -97,6 +98,8 @@ def _problem(error: Exception) -> Exception | None:
     """Returns what to report as one line; None for a bug."""
     if isinstance(error, (InputError, RunError)):
         return error
+    if isinstance(error, ImportError):
+        return missing_extra(error, Path(sys.argv[0]).stem)
     if files.is_full(error):
         name = getattr(error, "filename", None)
         where = f"{name} was not written" if name else "this write failed"
@@ -161,7 +164,9 @@ def check_folder(folder: str | Path, what: str) -> None:
 
 def _parse(arguments: list[str]) -> list[str]:
     if {"-h", "--help"} & set(arguments):
-        app.usage(shorthelp=True, writeto_stdout=True)
+        from top_jax.cli import usage
+
+        print(usage.help_text(with_settings=Path(sys.argv[0]).stem == "train"))
         sys.exit(0)
     try:
         arguments = _with_flag_files(arguments)
@@ -191,7 +196,7 @@ def _with_flag_files(arguments: list[str]) -> list[str]:
 
 
 def _takes_config() -> bool:
-    """Whether the command has --config; `shared_flags` needs ml_collections, which not every command has."""
+    """Whether the command has --config."""
     return "config" in flags.FLAGS and "top_jax.cli.shared_flags" in sys.modules
 
 

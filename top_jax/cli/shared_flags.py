@@ -1,30 +1,34 @@
 """Flags that several commands share: the config, the checkpoint, and the processes of a distributed run.
 
 A command calls the `define_*` functions that it needs, and then `flags.adopt_module_key_flags(shared_flags)` so that
---help lists them. absl and `top_jax.config` are all that is loaded until a flag is read.
+--help lists them. absl and `top_jax.config` are all that is loaded until a flag is read. ml_collections (the extra
+`train`) is needed for config files and --config.key; a run's own config is read without it.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
-from ml_collections import config_dict, config_flags
 
+import top_jax
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
+from top_jax.optional import installed, optional_package
 
 if TYPE_CHECKING:
     from top_jax.inference import Classifier
     from top_jax.models import Backbone
 
 CONFIG_HELP = (
-    "Run config: a Python file with get_config(), such as configs/vim_digits_top.py, or a run directory. "
-    "By default that of the run in --checkpoint or --workdir."
+    "Run config: the name of one that comes with top-jax, such as vim_digits_top, a Python file with get_config(), or "
+    "a run directory. By default that of the run in --checkpoint or --workdir."
 )
 _COMMAND_LINE: list[str] = []  # where ml_collections looks for --config.key; `with_config` fills it
 _RUN_CONFIG = str(Path(__file__).with_name("run_config.py"))  # what --config=RUN becomes: run_config.py:RUN
@@ -34,10 +38,17 @@ CHECKPOINT_HELP = "Run directory, or an official .pth or .safetensors file."
 def define_config(*, required: bool = True, help_text: str = CONFIG_HELP) -> flags.FlagHolder[Any]:
     """Defines --config, and with it --config.key=value for each key of the file."""
     _COMMAND_LINE.clear()
-    holder = config_flags.DEFINE_config_file("config", None, help_text, lock_config=True, sys_argv=_COMMAND_LINE)
+    if installed("ml_collections"):
+        holder = _config_flags().DEFINE_config_file("config", None, help_text, lock_config=True, sys_argv=_COMMAND_LINE)
+    else:  # `with_config` refuses what needs it
+        holder = flags.DEFINE_string("config", None, help_text)
     if required:
         flags.mark_flag_as_required("config")
     return holder
+
+
+def _config_flags(purpose: str = "--config") -> Any:
+    return optional_package("ml_collections.config_flags", purpose=purpose)
 
 
 def with_config(arguments: list[str]) -> list[str]:
@@ -47,18 +58,23 @@ def with_config(arguments: list[str]) -> list[str]:
     --checkpoint or --workdir is taken.
 
     Raises:
-        InputError: --config names nothing that can be a config, or a --config.key is given without any.
+        InputError: --config names nothing that can be a config, a --config.key is given without any, or ml_collections
+            is needed and not installed.
     """
     _COMMAND_LINE[:] = arguments
     name = given_value(arguments, "config")
     rest = _without(arguments, "config")
+    keys = [argument for argument in arguments[1:] if re.match("--?(no)?config[.]", argument)]
     if name is None:
         name = _run_of(arguments)
     if name is None:
-        if keys := [argument for argument in arguments[1:] if re.match("--?(no)?config[.]", argument)]:
-            raise InputError(f"{keys[0]} needs --config=FILE: {CONFIG_HELP}")
+        if keys:
+            raise InputError(f"{keys[0]} needs --config=NAME: {CONFIG_HELP}")
         return arguments
-    _COMMAND_LINE[:] = [rest[0], f"--config={_config_file(name)}", *rest[1:]]
+    file = _config_file(name)
+    if keys or not file.startswith(f"{_RUN_CONFIG}:"):
+        _config_flags(keys[0] if keys else f"--config={name}")  # raises if it is missing
+    _COMMAND_LINE[:] = [rest[0], f"--config={file}", *rest[1:]]
     return list(_COMMAND_LINE)
 
 
@@ -107,16 +123,20 @@ def _config_file(name: str) -> str:
         InputError: there is no such file or run, or it is a file of another kind.
     """
     path = Path(name)
+    plain, separator, argument = name.partition(":")
+    named = shipped_configs().get(plain)
+    if named is not None and not (path / "config.json").is_file():
+        return f"{named}{separator}{argument}"
     if path.is_dir() or (path.name == "config.json" and path.parent.is_dir()):
         from top_jax.training.run_directory import RunDirectory
 
         run = path if path.is_dir() else path.parent
         RunDirectory(run).read_config()  # raises a plain InputError; ml_collections would wrap it
         return f"{_RUN_CONFIG}:{run}"
-    file = Path(name.partition(":")[0])
-    such = "pass one such as configs/vim_digits_top.py, or a run directory."
+    file = Path(plain)
+    such = "pass a name such as vim_digits_top, a Python file with get_config(), or a run directory."
     if not file.is_file():
-        raise InputError(f"config file {file} does not exist; {such}")
+        raise InputError(_no_such_config(file, such))
     try:
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -124,6 +144,24 @@ def _config_file(name: str) -> str:
     if file.suffix != ".py" or not re.search(r"\bget_config\b", text):  # running such a file could do anything
         raise InputError(f"config file {file} is not a Python file with get_config(); {such}")
     return name
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Returns the files of the configs that come with top-jax, by name: `configs/`, in the package if installed."""
+    package = Path(top_jax.__file__).parent
+    # Beside the package: a checkout whose link top_jax/configs was written out as a text file.
+    folder = next((path for path in (package / "configs", package.parent / "configs") if path.is_dir()), None)
+    return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.py"))}
+
+
+def _no_such_config(file: Path, such: str) -> str:
+    """Returns the message for a config that is not there, with the names that it may have meant."""
+    close = difflib.get_close_matches(file.stem, shipped_configs(), n=3)
+    if file.suffix or len(file.parts) > 1:  # a path
+        hint = f"; --config={close[0]} comes with top-jax" if close and close[0] == file.stem else ""
+        return f"config file {file} does not exist{hint}; {such}"
+    meant = f"did you mean {' or '.join(close)}? Otherwise " if close else ""
+    return f"no config, file or run directory is named {file}; {meant}{such}"
 
 
 def config_error(error: BaseException) -> InputError | None:
@@ -161,8 +199,12 @@ def read_config(holder: flags.FlagHolder[Any], *, own_pruning: bool = True) -> R
         InputError: the config file returns no config, or a value in it is out of range, or it leaves out the pruning of
             the run in --checkpoint.
     """
+    if not installed("ml_collections"):  # then it is a run, or `with_config` would have raised
+        from top_jax.training.run_directory import RunDirectory
+
+        return RunDirectory(config_source().partition(":")[2]).read_config()
     config = holder.value
-    if not isinstance(config, config_dict.ConfigDict):
+    if not isinstance(config, optional_package("ml_collections", purpose="--config").ConfigDict):
         try:
             _ = config.model  # ml_collections keeps an OSError until the config is used
         except OSError as error:
@@ -174,10 +216,12 @@ def read_config(holder: flags.FlagHolder[Any], *, own_pruning: bool = True) -> R
             f"config file {config_source()} returns {type(config).__name__} from get_config(), not a ConfigDict; "
             "return make_config(...), as configs/vim_digits_top.py does."
         )
-    checked = _inferred(RunConfig.from_config_dict(config))
-    if own_pruning and "checkpoint" in flags.FLAGS:
-        _check_pruning(checked)
-    return checked
+    checked = RunConfig.from_config_dict(config)
+    if "checkpoint" in flags.FLAGS:
+        checked = _with_data_of_run(checked)
+        if own_pruning:
+            _check_pruning(checked)
+    return _inferred(checked)
 
 
 def _inferred(config: RunConfig) -> RunConfig:
@@ -189,9 +233,37 @@ def _inferred(config: RunConfig) -> RunConfig:
     return infer(config)
 
 
+def _with_data_of_run(config: RunConfig) -> RunConfig:
+    """Returns the config with the data of the run in --checkpoint if the config does not say where its own data is.
+
+    The ImageNet configs do not, and a run of one's own images made with one of them needs no ImageNet. Data settings on
+    the command line win.
+    """
+    given = [key.removeprefix("data.") for key in _keys_given() if key.startswith("data.")]
+    if config.data.source == "digits" or config.data.data_dir is not None or {"source", "name"} & set(given):
+        return config
+    for path, trained in _trained_runs():
+        if trained.data.source != "digits" and trained.data.data_dir is None:
+            continue
+        if (trained.data.source, trained.data.name) != (config.data.source, config.data.name):
+            logging.warning(
+                "the config %s does not say where its data is; taking that of the run %s: %s",
+                *(config_name(), path, trained.data.data_dir or trained.data.source),
+            )
+        data = dataclasses.replace(trained.data, **{key: getattr(config.data, key) for key in given})
+        classes = (config if "model.num_classes" in _keys_given() else trained).model.num_classes
+        return dataclasses.replace(config, data=data, model=dataclasses.replace(config.model, num_classes=classes))
+    return config
+
+
+def _keys_given() -> dict[str, Any]:
+    """Returns the values of --config.key=value on the command line, by dotted key."""
+    return _config_flags().get_override_values(flags.FLAGS["config"]) if installed("ml_collections") else {}
+
+
 def _check_pruning(config: RunConfig) -> None:
     """Raises InputError if a pruned run would be used as a dense model without anybody asking for it."""
-    explicit = "pruning.after_blocks" in config_flags.get_override_values(flags.FLAGS["config"])
+    explicit = "pruning.after_blocks" in _keys_given()
     if config.pruning.after_blocks or explicit:
         return
     for path, trained in _runs():
@@ -205,12 +277,10 @@ def _check_pruning(config: RunConfig) -> None:
 
 def check_data_is_known() -> None:
     """Raises InputError if the config is that of converted weights, whose data settings are only defaults."""
-    from top_jax.training.run_directory import RunDirectory
-
     file, _, run = config_source().partition(":")
-    if file != _RUN_CONFIG or RunDirectory(run).metrics.is_file():  # which only training writes
+    if file != _RUN_CONFIG or _was_trained(run):
         return
-    if "data.source" not in config_flags.get_override_values(flags.FLAGS["config"]):
+    if "data.source" not in _keys_given():
         raise InputError(
             f"the run {run} was converted from a file, which does not name its data; pass --config.data.source and "
             "what it needs, or --config=FILE."
@@ -240,6 +310,17 @@ def warn_of_changes(config: RunConfig, *, pruning: bool = True) -> None:
             logging.warning("these settings are not those of the run %s: %s", path, ", ".join(text))
 
 
+def _trained_runs() -> list[tuple[str, RunConfig]]:
+    """Returns the run directories in --checkpoint that were trained, not converted: only those know their data."""
+    return [(path, config) for path, config in _runs() if _was_trained(path)]
+
+
+def _was_trained(run: str) -> bool:
+    from top_jax.training.run_directory import RunDirectory
+
+    return RunDirectory(run).metrics.is_file()  # which only training writes
+
+
 def _runs() -> list[tuple[str, RunConfig]]:
     """Returns the run directories in --checkpoint, with their configs."""
     from top_jax.training.run_directory import RunDirectory
@@ -253,6 +334,29 @@ def config_name() -> str:
     """Returns the name of the config file, or of the run directory: `vim_t` for configs/vim_t.py and for runs/vim_t."""
     file, _, run = config_source().partition(":")
     return Path(run).absolute().name if file == _RUN_CONFIG else Path(file).stem
+
+
+def default_workdir(config: RunConfig) -> str:
+    """Returns runs/<config name>, and the name of the data if the command line chose it: runs/vim_s_top_photos.
+
+    A run that an earlier release began in runs/<config name>, with this very data, goes on there.
+    """
+    from top_jax.training.run_directory import RunDirectory
+
+    folder, data, given = f"runs/{config_name()}", config.data, _keys_given()
+    in_a_folder = data.source in ("image_folder", "packed")  # elsewhere data_dir says only where the named data is
+    if not ({"data.source", "data.name"} & given.keys() or ("data.data_dir" in given and in_a_folder)):
+        return folder
+    run = RunDirectory(folder)
+    if run.has_checkpoints():
+        try:
+            run.check_same_run(config)
+            if run.read_config().data.data_dir == data.data_dir:
+                return folder
+        except InputError:
+            pass
+    name = Path(data.data_dir).absolute().stem if in_a_folder and data.data_dir else data.name or data.source
+    return f"{folder}_{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}"
 
 
 def define_checkpoint() -> flags.FlagHolder[Any]:

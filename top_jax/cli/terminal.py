@@ -1,64 +1,74 @@
-"""What commands print: headings, lines and tables on stdout, and progress on stderr. rich is loaded when it is used."""
+"""What commands print: headings, lines and tables on stdout, and progress on stderr.
+
+Progress needs a terminal and rich (the extra `train`); without either nothing is shown.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+from top_jax.optional import installed
+
+
+class Table:
+    """Rows of text in aligned columns: the first to the left, the others to the right.
+
+    Args:
+        *columns: headings; none for a table without them.
+    """
+
+    def __init__(self, *columns: str):
+        self._lines: list[tuple[tuple[str, ...], bool]] = [(columns, False)] if columns else []
+
+    def add_row(self, *cells: str, bold: bool = False) -> None:
+        """Adds a row, of as many cells as the others."""
+        self._lines.append((cells, bold))
+
+    def show(self) -> None:
+        """Prints the table."""
+        widths = [max(map(len, column)) for column in zip(*(cells for cells, _ in self._lines), strict=True)]
+        for (first, *rest), bold in self._lines:
+            cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
+            line = "    ".join(cells).rstrip()
+            print(f"  {_bold(line) if bold else line}")
 
 
 def heading(text: str) -> None:
     """Prints a bold line after an empty one."""
-    _console().print(f"\n{text}", style="bold", highlight=False, markup=False, soft_wrap=True)
-
-
-def say(text: str) -> None:
-    """Prints text as it is, however long its lines are."""
-    _console().print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def new_table(*columns: str) -> Table:
-    """Returns an empty table without borders; the first column is aligned to the left, the others to the right."""
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2), show_header=bool(columns))
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left", no_wrap=True)
-    return table
-
-
-def show(table: Table) -> None:
-    """Prints a table."""
-    _console().print(table)
+    print(f"\n{_bold(text)}")
 
 
 @contextlib.contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a progress bar on stderr if that is a terminal; yields the function that advances it by a count."""
+    """Shows a progress bar; yields the function that advances it by a count."""
+    if not _can_show():
+        yield lambda count: None
+        return
     from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
 
 
 @contextlib.contextmanager
 def status(what: str) -> Iterator[None]:
-    """Shows on stderr, if that is a terminal, what is running, for work without a known length."""
+    """Shows what is running, for work without a known length."""
+    if not _can_show():
+        yield
+        return
     from rich.console import Console
 
     with Console(stderr=True).status(f"{what} ..."):
         yield
 
 
-def _console() -> Console:
-    """Returns a console on the present stdout, which tests replace."""
-    from rich.console import Console
+def _can_show() -> bool:
+    return sys.stderr.isatty() and installed("rich")
 
-    return Console()
+
+def _bold(text: str) -> str:
+    return f"\033[1m{text}\033[0m" if sys.stdout.isatty() else text

@@ -1,7 +1,7 @@
 """Draws what pruning does to images: kept tokens, scores, paths of the scans, hidden attention.
 
-python -m top_jax.cli.visualize --config configs/vim_s_top.py --checkpoint runs/a photo.jpg --out pictures
-python -m top_jax.cli.visualize --config configs/vim_digits_top.py --checkpoint runs/a --examples=2 --out pictures
+top-jax visualize --config configs/vim_s_top.py --checkpoint runs/a photo.jpg --out pictures
+top-jax visualize --config configs/vim_digits_top.py --checkpoint runs/a --examples=2 --out pictures
 
 For each image the command writes a PNG and a .npz with all arrays. index.json explains the arrays.
 """
@@ -45,9 +45,11 @@ def main(arguments: list[str]) -> None:
     pictures, class_names = _pictures(arguments, config)  # before the model, which takes longer
     model = shared_flags.load_model(checkpoint, config, class_names)
     class_names = class_names or _names_of(checkpoint, config)
+    from top_jax.figures.sheet import as_class
+
     index = visualize(model, config, pictures, class_names, checkpoint=checkpoint, out=out)
     for image in index["images"]:
-        print(f"{out / image['png']}: {image['prediction']} ({100 * image['probability']:.0f} %)")
+        print(f"{out / image['png']}: predicted {as_class(image['prediction'])} ({100 * image['probability']:.0f} %)")
     files.save_json(out / "index.json", index)
     print(f"{out / 'index.json'} says what the arrays in the .npz files are.")
 

@@ -32,6 +32,7 @@ from top_jax.data.examples import DEFAULT_AUGMENT, PADDING_INDEX, ExampleReader
 from top_jax.data.sources.base import Source, check_split
 from top_jax.data.transforms import as_size
 from top_jax.errors import InputError, RunError
+from top_jax.optional import optional_package
 
 logger = logging.getLogger(__name__)
 
@@ -203,8 +204,7 @@ def train_batches(
         InputError: there are fewer images than a batch needs, a label is no class, the hosts do not divide the batch
             size, or a setting is impossible.
     """
-    import grain
-
+    grain = _grain()
     from top_jax.data import index_map
 
     check_split(source)
@@ -239,8 +239,7 @@ def eval_batches(
         InputError: there is no image, a label is no class, the hosts do not divide the batch size, or a setting is
             impossible.
     """
-    import grain
-
+    grain = _grain()
     from top_jax.data import index_map
 
     check_split(source)
@@ -291,6 +290,10 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def _grain() -> Any:
+    return optional_package("grain", purpose="loading batches")
+
+
 def _local_batch_size(batch_size: int, process_count: int) -> int:
     if batch_size < 1 or batch_size % process_count:
         raise InputError(f"batch_size={batch_size} must be a positive multiple of the {process_count} host(s).")
@@ -299,8 +302,7 @@ def _local_batch_size(batch_size: int, process_count: int) -> int:
 
 def _start(batches: Any, config: DataConfig) -> Any:
     """Starts Grain's threads, in this process or in worker processes, and returns the iterator over batches."""
-    import grain
-
+    grain = _grain()
     # Registered again each time: exit handlers run last to first, and this one must run before multiprocessing's.
     atexit.unregister(_close_running)
     atexit.register(_close_running)

@@ -6,13 +6,16 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 
 from top_jax.evaluation.trace import CLASS, BlockView
 from top_jax.figures.examine import DENSE, Examination
 from top_jax.figures.page import Panel, Section, draw_map
 from top_jax.figures.photo import Photo
+from top_jax.optional import needs_extras
+
+with needs_extras("drawing"):
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
 
 DECADES = 1000
 """Largest ratio of the brightest to the darkest colour: weights far from the class token approach zero."""

@@ -6,12 +6,15 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 
 from top_jax.evaluation.trace import CLASS, FUSED, Trace
 from top_jax.figures.page import VERMILLION, Panel, Section, draw_borders, draw_grid, draw_map, draw_photo
 from top_jax.figures.photo import Photo
+from top_jax.optional import needs_extras
+
+with needs_extras("drawing"):
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
 
 
 class KeptTokens(NamedTuple):

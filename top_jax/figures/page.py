@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection, PatchCollection
-from matplotlib.colors import LogNorm, Normalize
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from top_jax.figures.photo import Photo
 from top_jax.files import new_file
+from top_jax.optional import needs_extras
+
+with needs_extras("drawing"):
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.collections import LineCollection, PatchCollection
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
 # Okabe and Ito's colours: people with any kind of colour vision can distinguish them.
 BLACK: Final = "#000000"

@@ -9,14 +9,17 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
 
 from top_jax.evaluation.trace import CLASS
 from top_jax.figures.examine import DENSE, Examination
 from top_jax.figures.page import GREEN, PANEL, PURPLE, VERMILLION, Panel, Section, draw_grid, draw_hatched, draw_photo
 from top_jax.figures.photo import Photo
+from top_jax.optional import needs_extras
+
+with needs_extras("drawing"):
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.collections import LineCollection
 
 PATHS = {
     2: ("forward", "backward"),

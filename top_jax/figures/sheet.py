@@ -101,9 +101,10 @@ def draw_sheet(
         sections["attention"] = attention_section(attention, subject.photo, scans=not isinstance(model, Deit))
     logits = np.asarray(trace.logits[0])
     prediction = _prediction(logits, subject.label, class_names)
-    title = f"{subject.name}: predicted {prediction['prediction']} ({100 * prediction['probability']:.0f} %)"
+    predicted, share = as_class(prediction["prediction"]), 100 * prediction["probability"]
+    title = f"{subject.name}: predicted {predicted} ({share:.0f} %)"
     if prediction["label"] is not None:
-        title += f", labelled {prediction['label']}"
+        title += f", labelled {as_class(prediction['label'])}"
     chosen = [sections[kind] for kind in KINDS if kind in kinds and kind in sections]
     png, npz = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "npz"))
     draw_page(png, title, f"{about}; {describe_reduction(model.reduction)}.", subject.photo, chosen)
@@ -134,6 +135,11 @@ def describe_reduction(reduction: Reduction) -> str:
     if isinstance(reduction, Pruning | Evit) and reduction.order != "position":
         text += f", in {reduction.order} order"
     return f"{text}, alignment '{reduction.alignment}'"
+
+
+def as_class(name: str) -> str:
+    """Returns a class's name for a sentence: `class 3` for a name that is a number."""
+    return f"class {name}" if name.isdecimal() else name
 
 
 def _prediction(logits: np.ndarray, label: int | None, class_names: tuple[str, ...]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ PLAIN: Final = {
 KERNELS: Final = ("triton", "pallas")
 IMPLEMENTATIONS: Final = ("auto", *PLAIN, "pallas", "pallas_interpret", "triton")
 _INSTALL: Final = "pip install 'top-jax[cuda]'"
-_TUNE: Final = "python -m top_jax.cli.benchmark --tune"
+_TUNE: Final = "top-jax benchmark --tune"
 _OLDEST_CAPABILITY: Final = 8.0  # the tests compile the kernels for sm_80 and sm_90
 
 

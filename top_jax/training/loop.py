@@ -23,6 +23,7 @@ from top_jax.evaluation.accuracy import evaluate, make_eval_step
 from top_jax.evaluation.flops import count_macs
 from top_jax.memory import peak_memory
 from top_jax.models.weights import Weights
+from top_jax.optional import require
 from top_jax.training.checkpoints import Checkpoints, Position
 from top_jax.training.interruption import Agreement, Interruption
 from top_jax.training.prepare import Prepared, prepare
@@ -55,12 +56,14 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
         The content of summary.json; None where a signal ended the run early.
 
     Raises:
-        InputError: bad input, before anything is written, or a checkpoint of another layout.
+        InputError: bad input, before anything is written, a package of the extra `train` that is not installed, or a
+            checkpoint of another layout.
         RunError: too many numbers that are not finite, a full disk, only damaged checkpoints, or another process that
             failed.
     """
     if not isinstance(config, RunConfig):
         raise refused("config", config, "a RunConfig, such as RunConfig.from_config_dict(make_config(...))")
+    require("grain", "tensorboardX", purpose="training")  # used much later
     config = infer(config)
     enable_compilation_cache()
     with contextlib.ExitStack() as held:

@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from top_jax import distributed
 from top_jax.config import RunConfig
 from top_jax.files import new_file
+from top_jax.optional import needs_extras
 from top_jax.pruning import Reduction
 from top_jax.training.prepare import Prepared
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.tensorboard import ScalarWriter
 from top_jax.training.trackers import Tracking
+
+with needs_extras("training"):
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 logger = logging.getLogger(__name__)
 

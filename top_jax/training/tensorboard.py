@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from top_jax.optional import needs_extras
+
 
 class ScalarWriter:
     """Writes one event file.
@@ -23,7 +25,8 @@ class ScalarWriter:
     """
 
     def __init__(self, directory: Path, *, purge_step: int):
-        _import_without_torch("tensorboardX")
+        with needs_extras("training"):
+            _import_without_torch("tensorboardX")
         from tensorboardX.record_writer import RecordWriter
 
         # Protocol buffers create their classes at run time, so a type checker cannot see them.

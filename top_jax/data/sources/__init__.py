@@ -121,7 +121,5 @@ def _open_hf(config: DataConfig, split: str) -> Source:
 
 def _open_packed(config: DataConfig, split: str) -> Source:
     if config.data_dir is None:
-        raise InputError(
-            "where is the file? Pass --config.data.data_dir=FILE.npz, as python -m top_jax.cli.pack writes."
-        )
+        raise InputError("where is the file? Pass --config.data.data_dir=FILE.npz, as top-jax pack writes.")
     return PackedSource(config.data_dir, split)

@@ -8,6 +8,7 @@ import numpy as np
 
 from top_jax.data.sources.base import Record
 from top_jax.errors import InputError
+from top_jax.optional import optional_package
 
 # Constant, not the run's seed: runs with different seeds must be evaluated on the same test images.
 SPLIT_SEED = 0
@@ -49,8 +50,9 @@ class DigitsSource:
 
 def _load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns images uint8 [N, 8, 8, 3] and labels int [N]."""
-    from sklearn import datasets, model_selection
-
+    datasets, model_selection = (
+        optional_package(f"sklearn.{name}", purpose="data.source=digits") for name in ("datasets", "model_selection")
+    )
     digits: Any = datasets.load_digits()
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # the file holds 0..16
     train, test = model_selection.train_test_split(

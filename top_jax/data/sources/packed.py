@@ -36,7 +36,7 @@ class PackedSource:
             InputError: the file or the split does not exist, or the file is damaged or not a packed dataset.
         """
         if not Path(path).is_file():
-            raise InputError(f"no packed dataset {path}; write one with python -m top_jax.cli.pack.")
+            raise InputError(f"no packed dataset {path}; write one with top-jax pack.")
         try:
             with open(path, "rb") as stream, np.load(stream) as file:  # NumPy leaves a damaged file open
                 splits = sorted(key.removesuffix("/images") for key in file if key.endswith("/images"))
@@ -49,7 +49,7 @@ class PackedSource:
         except Exception as error:  # damage inside a zip raises nearly anything, such as zlib.error and MemoryError
             raise InputError(
                 f"{path} is no packed dataset, or is damaged ({type(error).__name__}: {error}); write it again with "
-                "python -m top_jax.cli.pack."
+                "top-jax pack."
             ) from error
         self.name = f"{name}/{split}"
         self.class_names: tuple[str, ...] = tuple(map(str, classes.ravel().tolist()))
@@ -63,9 +63,7 @@ class PackedSource:
             and (self._ends[-1] if len(self._ends) else 0) == len(self._images)
         )
         if not fits:
-            raise InputError(
-                f"the sizes in {path} contradict each other; write it again with python -m top_jax.cli.pack."
-            )
+            raise InputError(f"the sizes in {path} contradict each other; write it again with top-jax pack.")
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -17,6 +17,7 @@ from typing import Any
 
 from top_jax.data.sources.base import Record
 from top_jax.errors import InputError
+from top_jax.optional import optional_package
 
 PREPARE = (
     "Prepare it in another environment (it needs TensorFlow): pip install tensorflow tensorflow-datasets "
@@ -53,8 +54,9 @@ class TfdsSource:
         split_name = _check_split(directory, info, split)
         _check_features(directory / "features.json")
 
-        import tensorflow_datasets as tfds  # takes seconds, so only after the checks and only if needed
-
+        optional_package("array_record", purpose="data.source=tfds")  # TFDS imports it by itself, later
+        # Takes seconds, so only after the checks and only if needed.
+        tfds = optional_package("tensorflow_datasets", purpose="data.source=tfds")
         try:
             builder: Any = tfds.builder_from_directory(directory)
             features = builder.info.features
