@@ -37,7 +37,8 @@ def settings(root: Path) -> dict:
 
 def test_every_package_is_listed(root):
     folders = {path.parent for path in (root / "top_jax").rglob("__init__.py")}
-    packages = {".".join(folder.relative_to(root).parts) for folder in folders} | {"top_jax.kernels"}
+    packages = {".".join(folder.relative_to(root).parts) for folder in folders}
+    packages |= {"top_jax.configs", "top_jax.kernels"}  # through links
     assert len(packages) > 5
     assert set(settings(root)["tool"]["setuptools"]["packages"]) == packages
 
@@ -71,7 +72,7 @@ def checkout(root, tmp_path) -> Path:
     copy.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(root / name, copy)
-    for name in ("top_jax", "kernels"):
+    for name in ("top_jax", "configs", "kernels"):
         shutil.copytree(root / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     assert (copy / "top_jax" / "kernels").is_symlink()
     return copy

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from top_jax.pruning import Evit, Merging, Pruning
     from top_jax.training import load_checkpoint
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Evit",
     "Merging",

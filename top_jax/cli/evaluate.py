@@ -17,6 +17,7 @@ from top_jax import distributed, files
 from top_jax.cli import runner, shared_flags, terminal
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
+from top_jax.optional import require
 
 _CONFIG, _CHECKPOINT = shared_flags.define_config(), shared_flags.define_checkpoint()
 shared_flags.define_distributed()
@@ -48,6 +49,7 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path) -> dict[str, Any]:
     from top_jax.evaluation.flops import count_macs
     from top_jax.training.weights import about_weights
 
+    require("grain", purpose="evaluate")
     shared_flags.check_data_is_known()
     source = open_source(config.data, train=False)
     check_classes(source, config.model.num_classes, "evaluate it on the data it was trained for")

@@ -29,6 +29,7 @@ from top_jax import files
 from top_jax.cli import runner, shared_flags, terminal
 from top_jax.config import DataConfig, RunConfig
 from top_jax.errors import InputError, RunError
+from top_jax.optional import require
 
 _CONFIG, _CHECKPOINT = shared_flags.define_config(), shared_flags.define_checkpoint()
 flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
@@ -64,6 +65,7 @@ STEPS = ("lowering", "writing", "comparing")
 def main(arguments: list[str]) -> None:
     """Loads the model, lowers and writes it, reads it back, compares and reports."""
     target = _target(arguments)
+    require("flatbuffers", purpose="export")  # JAX imports it to write the file
     batch_size, platforms = _batch_size(_BATCH.value), _PLATFORMS.value
     config = _portable(shared_flags.read_config(_CONFIG))
     json_file = Path(_JSON.value or target.with_name(f"{target.name}.json"))

@@ -13,6 +13,8 @@ import top_jax
 COMMANDS: Final = {
     "train": "train a model, or resume a run",
     "evaluate": "accuracy of a run or an official file on its data",
+    "predict": "classes and probabilities of image files",
+    "features": "pooled features of an image folder, for a linear probe",
     "convert": "official weights to a run directory, and back",
     "flops": "multiply-accumulates by part, in three conventions",
     "benchmark": "speed and memory, pruned and dense; tune the GPU kernels",

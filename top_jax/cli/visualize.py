@@ -18,6 +18,7 @@ from top_jax import files
 from top_jax.cli import runner, shared_flags, terminal
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
+from top_jax.optional import require
 
 if TYPE_CHECKING:
     from top_jax.models import Backbone
@@ -42,6 +43,7 @@ def main(arguments: list[str]) -> None:
     config, checkpoint, out = shared_flags.read_config(_CONFIG), Path(_CHECKPOINT.value), Path(_OUT.value)
     _check_drawn()
     runner.check_folder(out, f"--out={out}")
+    require("matplotlib", purpose="visualize")
     pictures, class_names = _pictures(arguments, config)  # before the model, which takes longer
     model = shared_flags.load_model(checkpoint, config, class_names)
     class_names = class_names or _names_of(checkpoint, config)
