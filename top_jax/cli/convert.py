@@ -171,7 +171,7 @@ def _write_file(target: Path, config: RunConfig, model: Backbone, names: tuple[s
     back = f"{shlex.quote(str(target))} RUN --model={config.model.name}{_overrides(config)}"
     return (
         f"{pruned}it has the official code's keys; top_jax.load_torch_checkpoint reads it too. The way back:\n"
-        f"  python -m top_jax.cli.convert {back}"
+        f"  top-jax convert {back}"
     )
 
 

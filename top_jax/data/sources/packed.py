@@ -1,6 +1,6 @@
 """A whole dataset in one .npz file, for a machine to which only a small file can be copied.
 
-`pack` (python -m top_jax.cli.pack) writes the file from any other source. Its arrays:
+`pack` (top-jax pack) writes the file from any other source. Its arrays:
 
     name         name of the dataset
     classes      [C] names of the classes
