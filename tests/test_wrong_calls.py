@@ -88,7 +88,8 @@ SIDES = [0, -8, True, 16.0, "16", (), (16, 16, 16), (16, 0), (16, "16"), (16, 16
 
 def models() -> list[Row]:
     every = {
-        **{name: COUNTS for name in ("num_classes", "patch_size", "embed_dim", "depth")},
+        "num_classes": COUNTS[1:],  # 0: no head
+        **{name: COUNTS for name in ("patch_size", "embed_dim", "depth")},
         "img_size": [*SIDES, None],
         "drop_path": [-0.1, 1, NAN, "0.1", None, 0.1j, True],
         "dtype": ["foo", "int32", "float64", "complex64", None, 3, True, ("float32",)],

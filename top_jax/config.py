@@ -91,6 +91,7 @@ class ModelConfig:
     remat: bool = False  # recompute each block in the backward pass: less memory, more time
 
     def __post_init__(self) -> None:
+        _check(self, "model", ("num_classes",), lambda classes: classes >= 1, "at least 1")
         _check(self, "model", ("dtype",), lambda dtype: dtype in DTYPES, f"one of {', '.join(DTYPES)}")
 
     def overrides(self) -> dict[str, Any]:

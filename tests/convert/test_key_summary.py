@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from top_jax.convert.key_summary import key_summary
-from top_jax.convert.torch_checkpoint import load_with_summary
+from top_jax.convert.torch_checkpoint import load_official
 from top_jax.models import abstract_model
 
 
@@ -74,7 +74,7 @@ def test_what_was_changed(family, tmp_path):
     path = tmp_path / "model.safetensors"
     halved = {n: a.astype(jnp.float16) if a.dtype == np.float32 else a for n, a in family.state_dict.items()}
     write_state_dict(path, halved, entry="unused")
-    _, summary = load_with_summary(path, family.name, **{**family.sizes, "img_size": (24, 16)})
+    summary = load_official(path, family.name, **{**family.sizes, "img_size": (24, 16)}).summary
     key = "backbone.pos_embed" if family.name == "plain_mamba_l1" else "pos_embed"
     floats = sum(array.dtype == np.float16 for array in halved.values())
     resized = f"{key} resized from 4 x 4 to 6 x 4 patches (bicubic)"

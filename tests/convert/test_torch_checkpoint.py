@@ -375,3 +375,27 @@ def test_a_disk_that_is_full(family_case, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"model.pth .*\(\[enforce .* failed writing\)"):
         top_jax.save_torch_checkpoint(loaded(family_case("vim_tiny")), path, overwrite=True)
     assert path.read_text() == "precious" and os.listdir(tmp_path) == ["model.pth"]
+
+
+def test_a_new_head_for_other_classes(family, tmp_path):
+    """Everything but the classifier is the file's; `num_classes=0` leaves it out; otherwise an error names the way."""
+    path = tmp_path / "model.safetensors"
+    top_jax.save_torch_checkpoint(loaded(family), path)
+    sizes = {**family.sizes, "num_classes": 5}
+    with pytest.raises(InputError, match=r'3 classes.* 5.*num_classes=3.*head="new"'):
+        top_jax.load_torch_checkpoint(path, family.name, **sizes)
+    model = top_jax.load_torch_checkpoint(path, family.name, head="new", rngs=nnx.Rngs(1), **sizes)
+    body = {name: a for name, a in state_dict_of(model).items() if not name.startswith("head.")}
+    assert_same_arrays(body, {name: a for name, a in family.state_dict.items() if not name.startswith("head.")})
+    assert model.head.kernel.shape == (16, 5) and 0.01 < float(model.head.kernel[...].std()) < 0.03
+    again = top_jax.load_torch_checkpoint(path, family.name, head="new", rngs=nnx.Rngs(2), **sizes)
+    assert np.abs(model.head.kernel[...] - again.head.kernel[...]).max() > 0
+    bare = top_jax.load_torch_checkpoint(path, family.name, **{**sizes, "num_classes": 0})
+    images = jnp.ones((1, 16, 16, 3))
+    assert bare(images).shape == (1, bare.num_features) and "head" not in weights_of(bare)
+    top_jax.save_torch_checkpoint(bare, tmp_path / "bare.safetensors")
+    again = top_jax.load_torch_checkpoint(tmp_path / "bare.safetensors", family.name, head="new", **sizes)
+    bare.reset_classifier(5)
+    np.testing.assert_array_equal(again(images), bare(images))
+    with pytest.raises(InputError, match="head='old'"):
+        top_jax.load_torch_checkpoint(path, family.name, head="old")

@@ -1,12 +1,14 @@
 """Converts official checkpoints into run directories, which every other command reads, and back into files.
 
-top-jax convert vim_s.pth runs/vim_s --model vim_small [--override embed_dim=64 ...] [--ema]
+top-jax convert pretrained:vim_small runs/vim_s
+top-jax convert vim_s.pth runs/vim_s [--model vim_small] [--override img_size=384 ...] [--ema]
 top-jax convert runs/vim_s_top vim_s_top.pth
-top-jax convert vim_s.pth vim_s.safetensors --model vim_small
+top-jax convert vim_s.pth vim_s.safetensors
 
-SOURCE is a run directory, a .pth or .safetensors file with the official keys, or a Hugging Face folder. TARGET is a
-file if it ends in .pth, .pt or .safetensors, and a run directory otherwise. The command prints every key, by module,
-and writes them as JSON.
+SOURCE is a run directory, a .pth or .safetensors file with the official keys, a Hugging Face folder, or the name of
+weights: pretrained:NAME, hf://OWNER/REPO/FILE. The model and its sizes are read off the shapes of the weights, as far
+as these say them. TARGET is a file if it ends in .pth, .pt or .safetensors, and a run directory otherwise. The command
+prints every key, by module, and writes them as JSON.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ if TYPE_CHECKING:
 
 NOT_IN_WEIGHTS = ("dtype", "drop_path", "implementation", "remat")  # settings that no weight depends on
 
-_MODEL = flags.DEFINE_string("model", None, "Model name, such as vim_small; not needed for a run directory.")
+_MODEL = flags.DEFINE_string(
+    "model", None, "Model name, such as vim_small; by default the one with the shapes of the weights."
+)
 _OVERRIDE = flags.DEFINE_multi_string(
-    "override", [], "Size that differs from the named model's, as key=value; repeatable."
+    "override", [], "Size that the shapes of the weights do not say, as key=value, such as num_heads=2; repeatable."
 )
 _EMA = flags.DEFINE_boolean(
     "ema",
@@ -57,14 +61,15 @@ _JSON = flags.DEFINE_string("json", None, "File for the report; by default in TA
 def main(arguments: list[str]) -> None:
     """Reads, checks every key, writes."""
     from top_jax.convert.checkpoint_files import weights_in_folder
+    from top_jax.convert.hub import is_name
     from top_jax.training.class_names import class_names_of
 
     if len(arguments) != 2:
         raise InputError(f"got {len(arguments)} arguments; needed: SOURCE and TARGET (--help).")
-    source, target = (Path(argument) for argument in arguments)
-    to_file = _check_target(source, target)  # before reading, which may take a while
-    is_run = source.is_dir() and weights_in_folder(source) is None
-    config, model, report, ema = _read_run(source) if is_run else _read_file(source)
+    source, target = arguments[0], Path(arguments[1])
+    to_file = _check_target(Path(source), target)  # before reading, which may take a while
+    is_run = not is_name(source) and Path(source).is_dir() and weights_in_folder(source) is None
+    config, model, report, ema = _read_run(Path(source)) if is_run else _read_file(source)
     names = class_names_of(source, config.model.num_classes)
     advice = (_write_file if to_file else _write_run)(target, config, model, names)
     print(f"{source} ({config.model.name}{', averaged weights' if ema else ''}) -> {target}\n")
@@ -102,26 +107,19 @@ def _check_empty(run: RunDirectory) -> None:
         raise InputError(f"{run.path} already holds checkpoints; choose another directory, or delete that one.")
 
 
-def _read_file(source: Path) -> tuple[RunConfig, Backbone, KeySummary, bool]:
+def _read_file(source: str) -> tuple[RunConfig, Backbone, KeySummary, bool]:
     """Returns a file's config, model and key report, and whether the weights are averaged."""
-    from top_jax.convert.torch_checkpoint import load_with_summary
-    from top_jax.models import MODELS
+    from top_jax.convert.torch_checkpoint import load_official
 
-    if _MODEL.value is None:
-        if not source.exists():
-            raise InputError(
-                f"checkpoint {source} does not exist; pass a run directory, or a .pth or .safetensors file."
-            )
-        raise InputError(f"{source} does not name its model; pass --model, one of {', '.join(MODELS)}.")
-    config = _run_config(_MODEL.value, _OVERRIDE.value)
-    model, report = load_with_summary(
+    loaded = load_official(
         source,
-        config.model.name,
+        _MODEL.value,
         ema=bool(_EMA.value),
         checkpoint_img_size=_img_size(_CHECKPOINT_IMG_SIZE.value),
-        **config.model.overrides(),
+        **_overrides(_OVERRIDE.value),
     )
-    return config, model, report, bool(_EMA.value)
+    config = RunConfig.from_config_dict({"model": {"name": loaded.name, **loaded.overrides}})
+    return config, loaded.model, loaded.summary, bool(_EMA.value)
 
 
 def _read_run(source: Path) -> tuple[RunConfig, Backbone, KeySummary, bool]:
@@ -186,14 +184,14 @@ def _overrides(config: RunConfig) -> str:
     return "".join(f" {shlex.quote(f'--override={key}={value}')}" for key, value in different.items())
 
 
-def _run_config(name: str, overrides: list[str]) -> RunConfig:
-    settings: dict[str, object] = {"name": name}
+def _overrides(overrides: list[str]) -> dict[str, object]:
+    settings: dict[str, object] = {}
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
             raise InputError(f"--override={override}; needed: key=value, such as embed_dim=64.")
         settings[key] = _literal(value)
-    return RunConfig.from_config_dict({"model": settings})
+    return settings
 
 
 def _literal(text: str) -> object:

@@ -81,7 +81,7 @@ def vim_keys(config: VimConfig) -> list[Key]:
         Key("patch_embed.proj.bias", ("patch_embed", "proj", "bias"), SAME),
         *(key for index in range(config.depth) for key in _vim_block(index)),
         Key("norm_f.weight", ("norm", "scale"), SAME),
-        *_linear("head", ("head",)),
+        *_head("head", config),
     ]
 
 
@@ -117,7 +117,7 @@ def plain_mamba_keys(config: PlainMambaConfig) -> list[Key]:
         Key(f"{stem}.projection.bias", ("patch_embed", "proj", "bias"), SAME),
         *(key for index in range(config.depth) for key in _plain_mamba_block(config, index)),
         *_norm("backbone.ln1", ("norm",)),
-        *_linear("head.fc", ("head",)),
+        *_head("head.fc", config),
     ]
 
 
@@ -148,7 +148,7 @@ def deit_keys(config: DeitConfig) -> list[Key]:
         Key("patch_embed.proj.bias", ("patch_embed", "proj", "bias"), SAME),
         *(key for index in range(config.depth) for key in _deit_block(index)),
         *_norm("norm", ("norm",)),
-        *_linear("head", ("head",)),
+        *_head("head", config),
     ]
 
 
@@ -160,6 +160,11 @@ def _deit_block(index: int) -> Iterator[Key]:
     yield from _norm(f"{block}.norm2", (*ours, "norm2"))
     yield from _linear(f"{block}.mlp.fc1", (*ours, "mlp", "fc1"))
     yield from _linear(f"{block}.mlp.fc2", (*ours, "mlp", "fc2"))
+
+
+def _head(torch: str, config: BackboneConfig) -> Iterator[Key]:
+    if config.num_classes:
+        yield from _linear(torch, ("head",))
 
 
 def _linear(torch: str, ours: Path) -> Iterator[Key]:
@@ -216,6 +221,11 @@ def family_of(config: BackboneConfig) -> Family:
 def official_keys(config: BackboneConfig) -> list[Key]:
     """Lists every parameter and buffer of an official checkpoint of this size, with its place in our model."""
     return family_of(config).keys(config)
+
+
+def is_of_head(key: Key) -> bool:
+    """Returns whether a key belongs to the classifier."""
+    return key.ours[0] == "head"
 
 
 def models_of(kind: type) -> list[str]:

@@ -11,20 +11,14 @@ import numpy as np
 from absl import logging
 
 from top_jax.convert.key_maps import family_of
+from top_jax.convert.official_files import OFFICIAL_FILES, official_name
 from top_jax.errors import InputError
 from top_jax.models import BackboneConfig, VimConfig
 from top_jax.pruning import ClassHome
 from top_jax.values import height_width
 
-# The official ViM files (hustvl on Hugging Face): all were trained at 224 pixels with patches of 16, at this stride.
-OFFICIAL_STRIDES: Final = {
-    "vim_t_midclstok_76p1acc": 16,
-    "vim_t_midclstok_ft_78p3acc": 8,
-    "vim_s_midclstok_80p5acc": 16,
-    "vim_s_midclstok_ft_81p6acc": 8,
-    "vim_b_midclstok_81p9acc": 16,
-}
 IMAGENET_SIDE: Final = 224  # pixels
+IMAGENET_STRIDE: Final = 16  # of the official ViM files, if the list of them names no other
 
 
 def check_official_stride(path: str | Path, config: BackboneConfig) -> None:
@@ -35,13 +29,16 @@ def check_official_stride(path: str | Path, config: BackboneConfig) -> None:
     """
     if not isinstance(config, VimConfig):
         return
-    for name, stride in OFFICIAL_STRIDES.items():
-        if name in Path(path).name and stride != config.stride:
-            raise InputError(
-                f"{path} is the official file of stride {stride} ({_positions(stride)} positions at {IMAGENET_SIDE} "
-                f"pixels), but the model has stride {config.stride}; pass stride={stride} (--override stride={stride}, "
-                f"--config.model.stride={stride})."
-            )
+    name = official_name(path)
+    if name is None:
+        return
+    stride = OFFICIAL_FILES[name].sizes.get("stride", IMAGENET_STRIDE)
+    if stride != config.stride:
+        raise InputError(
+            f"{path} is the official file of stride {stride} ({_positions(stride)} positions at {IMAGENET_SIDE} "
+            f"pixels), but the model has stride {config.stride}; pass stride={stride} (--override stride={stride}, "
+            f"--config.model.stride={stride}), or take other weights (docs/from_timm.md lists them)."
+        )
 
 
 def _positions(stride: int) -> int:

@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from top_jax.convert.checkpoint_files import read_state_dict, write_state_dict
-from top_jax.convert.key_maps import FAMILIES, LARGEST_COUNT, Key, family_of, models_of, official_keys
+from top_jax.convert.hub import is_name, local_file, official_model
+from top_jax.convert.inference import core, family_of_keys, infer_model, unwrapped
+from top_jax.convert.key_maps import FAMILIES, LARGEST_COUNT, Key, family_of, is_of_head, models_of, official_keys
 from top_jax.convert.key_summary import KeySummary, key_summary
+from top_jax.convert.official_files import OFFICIAL_FILES, model_of, official_name
 from top_jax.convert.position_embedding import check_official_stride, fit_position_embedding
 from top_jax.errors import InputError
 from top_jax.models import Backbone, BackboneConfig, abstract_model, model_config
-from top_jax.models.backbone import make_head
+from top_jax.models.backbone import checked_rngs
 from top_jax.models.weights import variables_by_path
 from top_jax.pruning import Reduction
 from top_jax.values import counted, flag, height_width, one_of, refused
 from top_jax.values import path as path_of
 
-# Parts of a key that wrap a module: DistributedDataParallel and DataParallel, torch.compile, FSDP, checkpointing.
-WRAPPERS: Final = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-HOLDERS: Final = ("model", "backbone")  # names that a training framework gives to the model, in front of its keys
-HEADS: Final = ("load", "new")
+HEADS: Final = ("load", "new")  # what becomes of a checkpoint's classifier
 NAMED: Final = 5  # an error names this many keys of each kind of problem, and counts all
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model with official weights, and what is known about it.
+
+    Attributes:
+        model: in eval mode.
+        name: of the model, given or inferred.
+        overrides: its settings that are not the named model's own.
+        summary: every key of the checkpoint.
+    """
+
+    model: Backbone
+    name: str
+    overrides: dict[str, Any]
+    summary: KeySummary
 
 
 def load_torch_checkpoint(
     path: str | Path,
-    name: str,
+    name: str | None = None,
     pruning: Reduction | None = None,
     ema: bool = False,
     *,
@@ -45,30 +61,37 @@ def load_torch_checkpoint(
 ) -> Backbone:
     """Builds the named model with the weights of an official file, in eval mode.
 
+    Sizes that the shapes of the weights determine need not be given: embed_dim, depth, patch_size, d_state, expand,
+    d_conv, mlp_ratio, num_classes, layers_with_dwconv, num_convs_patch_embed; and img_size for a square image, unless
+    another stride may explain the number of positions. DeiT's num_heads cannot be inferred.
+
     Args:
-        path: a .pth file (read by PyTorch), a .safetensors file with the same keys (read without PyTorch), or a Hugging
-            Face folder with one of them.
-        name: a model name, as for `create_model`.
+        path: a .pth file (read by PyTorch), a .safetensors file with the same keys (read without PyTorch), a Hugging
+            Face folder with one of them, or a name: `pretrained:vim_small`, `hf://OWNER/REPO/FILE`
+            (`top_jax.convert.hub`).
+        name: a model name, as for `create_model`; None takes the nearest one to the weights.
         pruning: a token reduction for the model; weights do not depend on it.
         ema: take the averaged weights, `model_ema` or `state_dict_ema` of a .pth file.
-        head: `load` takes the file's classifier, `new` starts a random one for `num_classes` classes.
-        rngs: source of a new classifier's weights, `nnx.Rngs(0)` by default.
+        head: `load` takes the file's classifier; `new` gives the model one with random weights, for other classes. A
+            model of `num_classes=0` has none.
+        rngs: source of the weights of a new head, `nnx.Rngs(0)` by default; loaded weights do not depend on it.
         checkpoint_img_size: the image size that the file was trained at; needed only to resize the position embedding
             of a grid that is not square.
         **overrides: as for `create_model`. With another `img_size` the position embedding is resized (bicubic), with a
             warning, because another stride looks the same.
 
     Raises:
-        InputError: the file cannot be read, keys are missing, unexpected or misshapen (the message names them), or an
-            official file was trained at another stride.
+        InputError: the file cannot be read, keys are missing, unexpected or misshapen (the message names them), a size
+            is not the file's, it has another number of classes, or an official file was trained at another stride.
+        RunError: a name that is not cached, while the Hub cannot be reached.
     """
-    settings = {"head": head, "rngs": rngs, "checkpoint_img_size": checkpoint_img_size}
-    return load_with_summary(path, name, pruning, ema, **settings, **overrides)[0]
+    choice = {"head": head, "rngs": rngs, "checkpoint_img_size": checkpoint_img_size}
+    return load_official(path, name, pruning, ema, **choice, **overrides).model
 
 
-def load_with_summary(
+def load_official(
     path: str | Path,
-    name: str,
+    name: str | None = None,
     pruning: Reduction | None = None,
     ema: bool = False,
     *,
@@ -76,23 +99,48 @@ def load_with_summary(
     rngs: nnx.Rngs | None = None,
     checkpoint_img_size: int | tuple[int, int] | None = None,
     **overrides: Any,
-) -> tuple[Backbone, KeySummary]:
-    """Does what `load_torch_checkpoint` does, and also returns a summary of every key."""
-    path, ema, head = path_of("path", path), flag("ema", ema), one_of("head", head, HEADS)
+) -> Loaded:
+    """Does what `load_torch_checkpoint` does, and also returns what it found out."""
+    path, ema = path if isinstance(path, str) else path_of("path", path), flag("ema", ema)
+    head = one_of("head", head, HEADS)
     if checkpoint_img_size is not None:
         checkpoint_img_size = height_width("checkpoint_img_size", checkpoint_img_size)
-    check_official_stride(path, model_config(name, **overrides))  # raises before a large file is read
     if not isinstance(pruning, Reduction | None):
         raise refused("pruning", pruning, "top_jax.Pruning(...), Evit(...), Merging(...), or None")
-    state_dict = read_state_dict(path, ema=ema)  # before the model, which takes seconds to trace
+    if name is not None:
+        model_config(name, **overrides)  # raises before a large file is downloaded or read
+    file = local_file(path, name)
+    name, overrides = _of_official_file(path, file, name, overrides)
+    if name is not None:
+        check_official_stride(file, model_config(name, **overrides))
+    state_dict = read_state_dict(file, ema=ema)
+    choice = {"checkpoint_img_size": checkpoint_img_size, "source": path}
+    name, overrides = infer_model(state_dict, name, overrides, **choice)
+    check_official_stride(file, model_config(name, **overrides))
     model = abstract_model(name, pruning=pruning, **overrides)  # the file fills every weight
     try:
-        changes = load_state_dict(
-            model, state_dict, head=head, rngs=rngs, checkpoint_img_size=checkpoint_img_size, source=path
-        )
+        changes = load_state_dict(model, state_dict, head=head, rngs=rngs, **choice)
     except InputError as error:
         raise InputError(f"{path} does not fit {name}: {error}") from None
-    return model, key_summary(model, changes)
+    return Loaded(model, name, overrides, key_summary(model, changes))
+
+
+def _of_official_file(
+    source: str | Path, file: Path, name: str | None, overrides: dict[str, Any]
+) -> tuple[str | None, dict[str, Any]]:
+    """Adds what is known about an official file: its model, and sizes that its shapes do not say (the stride).
+
+    Raises:
+        InputError: the file is that of another model.
+    """
+    known = official_model(source)
+    if known is None and (found := official_name(file)):
+        known = model_of(found), dict(OFFICIAL_FILES[found].sizes)
+    if known is None or name not in (None, known[0]):
+        if known is not None and is_name(source):
+            raise InputError(f"{source} is a {known[0]}, but {name} was asked for; pass {known[0]}.")
+        return name, overrides
+    return known[0], {**known[1], **overrides}
 
 
 def load_state_dict(
@@ -121,19 +169,17 @@ def load_state_dict(
     Raises:
         InputError: keys are missing, unexpected or misshapen, or numbers are not finite. The model is then unchanged.
     """
+    head, rngs = one_of("head", head, HEADS), checked_rngs(rngs)
     keys = official_keys(model.config)
     weights = variables_by_path(model)
     state_dict, renamed = _without_wrappers(state_dict, keys)
     state_dict, changes = _as_float32(state_dict)
     changes = renamed + changes
     changes += _drop_mmcv_averages(state_dict)
-    if head == "new":
-        its_head = [key for key in keys if key.ours[0] == "head"]
-        keys = [key for key in keys if key not in its_head]
-        changes += _leave_out(state_dict, its_head, model.config.num_classes)
-        classifier = make_head(model.config, rngs or nnx.Rngs(0))
-        assert classifier is not None
-        weights |= {("head", *path): weight for path, weight in variables_by_path(classifier).items()}
+    if head == "new" or not model.config.num_classes:
+        changes += _drop_head(model.config, state_dict)
+        keys = [key for key in keys if not is_of_head(key)]
+        weights = {path: weight for path, weight in weights.items() if path[0] != "head"}
     if state_dict.keys() == {key.torch for key in keys}:  # other keys mean another model, perhaps with another grid
         changes += fit_position_embedding(model.config, state_dict, checkpoint_img_size, source)
     unmapped = set(weights) ^ {key.ours for key in official_keys(model.config)}
@@ -144,6 +190,9 @@ def load_state_dict(
         weight = weights[key.ours]
         weight.set_value(jnp.asarray(key.layout.to_ours(state_dict[key.torch]), weight.dtype))
     nnx.update(model, nnx.from_flat_state(weights))
+    if head == "new":
+        model.reset_classifier(model.config.num_classes, rngs)
+        changes.append(f"a new head for {model.config.num_classes} classes, with random weights")
     return tuple(changes)
 
 
@@ -165,7 +214,7 @@ def save_torch_checkpoint(
     """
     if not isinstance(model, Backbone):
         raise refused("model", model, "a model, as create_model or load_checkpoint returns it")
-    if isinstance(model.head.kernel.get_value(), jax.ShapeDtypeStruct):
+    if model.is_abstract:
         raise InputError("this model has only the shapes of its weights (abstract_model); fill it first.")
     path, overwrite = path_of("path", path), flag("overwrite", overwrite)
     if class_names is not None and len(class_names) != model.config.num_classes:
@@ -190,11 +239,11 @@ def _without_wrappers(state_dict: Mapping[str, np.ndarray], keys: list[Key]) -> 
     Raises:
         InputError: two arrays would have the same name.
     """
-    official = {_core(key.torch): key.torch for key in keys}
+    official = {core(key.torch): key.torch for key in keys}
     result, renamed, sources = {}, [], {}
     for name, array in state_dict.items():
-        unwrapped = _unwrapped(name)
-        new = unwrapped if unwrapped in official.values() else official.get(_core(name), unwrapped)
+        plain = unwrapped(name)
+        new = plain if plain in official.values() else official.get(core(name), plain)
         if new in result:
             raise InputError(
                 f"{sources[new]} and {name} are the same weight, {new}, under two names; keep only one of the two sets."
@@ -203,17 +252,6 @@ def _without_wrappers(state_dict: Mapping[str, np.ndarray], keys: list[Key]) -> 
         if new != name:
             renamed.append(f"{name} to {new}")
     return result, [f"{counted(len(renamed), 'key')} renamed, such as {renamed[0]}"] if renamed else []
-
-
-def _unwrapped(name: str) -> str:
-    """Returns a name without the parts that wrappers of a module add anywhere; no official name has them."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
-
-
-def _core(name: str) -> str:
-    """Returns a name without wrappers and without the attributes in front that hold the model."""
-    parts = _unwrapped(name).split(".")
-    return ".".join(itertools.dropwhile(HOLDERS.__contains__, parts))
 
 
 def _as_float32(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -248,11 +286,11 @@ def _drop_mmcv_averages(state_dict: dict[str, np.ndarray]) -> list[str]:
     )
 
 
-def _leave_out(state_dict: dict[str, np.ndarray], head: list[Key], num_classes: int) -> list[str]:
-    """Removes a classifier, in place, and says so; a file without one is fine."""
-    found = [state_dict.pop(key.torch) for key in head if key.torch in state_dict]
-    of = f" of {len(found[0])} classes" if found and found[0].ndim else ""
-    return [f"a new classifier for {num_classes} classes" + (f" replaces the file's{of}" if found else "")]
+def _drop_head(config: BackboneConfig, state_dict: dict[str, np.ndarray]) -> list[str]:
+    """Removes the classifier, and says of how many classes it was."""
+    of_head = [key.torch for key in official_keys(dataclasses.replace(config, num_classes=1)) if is_of_head(key)]
+    dropped = [state_dict.pop(name) for name in of_head if name in state_dict]
+    return [f"the head of {len(dropped[0])} classes left out"] if dropped else []
 
 
 def _check_keys(
@@ -278,18 +316,24 @@ def _check_keys(
     kinds = (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen), ("unusable", unusable))
     problems = [f"{len(names)} {what} ({_some(names)})" for what, names in kinds if names]
     if problems:
-        its_head = {key.torch: state_dict.get(key.torch) for key in keys if key.ours[0] == "head"}
-        if not missing + unexpected + unusable and len(misshapen) == len(its_head) == sum(
-            name.split()[0] in its_head for name in misshapen
-        ):
-            its_classes = {len(array) for array in its_head.values() if array is not None and array.ndim}
-            advice = (
-                f"It has {' or '.join(map(str, its_classes))} classes, and the model {config.num_classes}: start a new "
-                "classifier with head='new' (--config.init_head=new), or pass the file's num_classes."
-            )
-        else:
-            advice = _advice(config, state_dict.keys())
+        found = _other_classes(config, state_dict) if not missing and not unexpected and len(misshapen) <= 2 else None
+        advice = other_classes(found, config.num_classes) if found else _advice(config, state_dict.keys())
         raise InputError(f"{'; '.join(problems)}. {advice}")
+
+
+def _other_classes(config: BackboneConfig, state_dict: Mapping[str, np.ndarray]) -> int | None:
+    """Returns the number of classes of a state_dict's head if that is another than the model's, else None."""
+    shapes = [state_dict[key.torch].shape for key in official_keys(config) if is_of_head(key)]
+    found = {shape[0] for shape in shapes if shape}
+    return found.pop() if len(found) == 1 and found != {config.num_classes} else None
+
+
+def other_classes(there: int, here: int) -> str:
+    """Returns what to do about weights of another number of classes."""
+    return (
+        f'They have {there} classes, and this model has {here}: pass num_classes={there}, or head="new" to start a new '
+        "head (for training --config.init_head=new)."
+    )
 
 
 def _unusable(key: Key, array: np.ndarray) -> str | None:
@@ -337,26 +381,15 @@ def _advice(config: BackboneConfig, names: Collection[str]) -> str:
         )
     if any("embeddings.patch_embeddings." in name for name in names):
         return "It is a model of the transformers library, which names its weights differently; use timm's file of it."
-    kind = _family_of_keys(names)
+    kind = family_of_keys(names)
     prefix = _common_prefix(names)
-    if kind is None and prefix and (kind := _family_of_keys([name.removeprefix(prefix) for name in names])):
+    if kind is None and prefix and (kind := family_of_keys([name.removeprefix(prefix) for name in names])):
         return (
             f"Its keys are those of a {FAMILIES[kind].name} with the prefix {prefix!r}; save the state_dict without it."
         )
     if kind is None or kind is type(config):
         return "Choose the model and the overrides that the checkpoint was trained with."
     return f"Its keys look like those of a {FAMILIES[kind].name}: choose one of {', '.join(models_of(kind))}."
-
-
-def _family_of_keys(names: Collection[str]) -> type | None:
-    """Returns the config type of the family whose keys, for a model of one block, are mostly there, or None."""
-    names = {_core(name) for name in names}
-    share = {}
-    for kind, family in FAMILIES.items():
-        wanted = {_core(key.torch) for key in family.keys(kind(depth=1))}
-        share[kind] = len(wanted & names) / len(wanted)
-    best = max(share, key=lambda kind: share[kind])
-    return best if share[best] > 0.5 else None
 
 
 def _common_prefix(names: Collection[str]) -> str:

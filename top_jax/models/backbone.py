@@ -83,7 +83,7 @@ class Backbone(nnx.Module, abc.ABC):
         reduction: how tokens are reduced; `Pruning()` without blocks for the dense model.
         schedule: what the reduction cuts after which block, for this model's depth and image size.
         blocks: the blocks, in order.
-        head: the classifier.
+        head: the classifier; None for a model of 0 classes, which returns pooled features instead of logits.
     """
 
     EVIDENCE: ClassVar[tuple[str, ...]]
@@ -91,7 +91,8 @@ class Backbone(nnx.Module, abc.ABC):
 
     config: Any  # a BackboneConfig; each family has its own
     blocks: nnx.List[Block]
-    head: nnx.Linear
+    pos_embed: nnx.Param[Any]
+    head: nnx.Linear | None
 
     def __init__(self, config: BackboneConfig, pruning: Reduction | None):
         self.config = config
@@ -112,6 +113,30 @@ class Backbone(nnx.Module, abc.ABC):
         """
         return resolve(self.config.implementation) if isinstance(self.config, MambaConfig) else None
 
+    @property
+    def is_abstract(self) -> bool:
+        """Whether the model has only the shapes of its weights (`abstract_model`)."""
+        return isinstance(self.pos_embed.get_value(), jax.ShapeDtypeStruct)
+
+    @property
+    def num_features(self) -> int:
+        """D, width of the pooled features that the head reads."""
+        return self.config.embed_dim
+
+    def reset_classifier(self, num_classes: int, rngs: nnx.Rngs | None = None) -> None:
+        """Replaces the head, in place, by one with random weights; the other weights stay.
+
+        Args:
+            num_classes: width of the new logits; 0 removes the head, so that a call returns the pooled features.
+            rngs: source of the new weights, `nnx.Rngs(0)` by default.
+
+        Raises:
+            InputError: a number of classes or an rngs that cannot be.
+        """
+        config = dataclasses.replace(self.config, num_classes=whole("num_classes", num_classes, 0))
+        head = make_head(config, checked_rngs(rngs))
+        self.config, self.head = config, nnx.data(head)
+
     def __call__(self, images: Images, keys: jax.Array | None = None) -> Logits:
         """Classifies images.
 
@@ -120,7 +145,7 @@ class Backbone(nnx.Module, abc.ABC):
             keys: `[B]` PRNG keys, one per image; needed in train mode with drop_path > 0.
 
         Returns:
-            float32 logits `[B, num_classes]`.
+            float32 logits `[B, num_classes]`; the pooled features `[B, D]` for a model of 0 classes.
 
         Raises:
             InputError: the images do not have the model's size.
@@ -128,8 +153,11 @@ class Backbone(nnx.Module, abc.ABC):
         return self.classify(self.features(images, keys))
 
     def classify(self, features: Features) -> Logits:
-        """Returns float32 logits `[B, num_classes]` for the result of `features`."""
-        return self.head(self.pool(features).astype(self.config.dtype)).astype(jnp.float32)
+        """Returns float32 logits `[B, num_classes]`, or pooled features, for the result of `features`."""
+        pooled = self.pool(features)
+        if self.head is None:
+            return pooled.astype(jnp.float32)
+        return self.head(pooled.astype(self.config.dtype)).astype(jnp.float32)
 
     def features(
         self,
@@ -221,7 +249,7 @@ class Backbone(nnx.Module, abc.ABC):
                 raise InputError(f"keys have shape {keys.shape} for {len(images)} images; pass one key per image.")
         if watch is not None and not callable(watch):
             raise refused("watch", watch, "a function of a BlockRun, or None")
-        if isinstance(self.head.kernel.get_value(), jax.ShapeDtypeStruct):
+        if self.is_abstract:
             raise InputError("this model has only the shapes of its weights (abstract_model); fill it first.")
         needed = f"numbers of blocks, from 1 to {self.config.depth}, such as ({self.config.depth},)"
         try:
@@ -230,11 +258,27 @@ class Backbone(nnx.Module, abc.ABC):
             raise refused("stages", stages, needed) from None
 
 
-def make_head(config: BackboneConfig, rngs: nnx.Rngs) -> nnx.Linear:
-    """Returns a classifier of pooled features, initialised as in all official models."""
+def make_head(config: BackboneConfig, rngs: nnx.Rngs) -> nnx.Linear | None:
+    """Returns a classifier of pooled features, initialised as in all official models; None for 0 classes."""
+    if not config.num_classes:
+        return None
     return nnx.Linear(
         config.embed_dim, config.num_classes, dtype=config.dtype, kernel_init=init.trunc_normal, rngs=rngs
     )
+
+
+def checked_rngs(rngs: nnx.Rngs | None) -> nnx.Rngs:
+    """Returns the source of initial weights; `nnx.Rngs(0)` for None.
+
+    Raises:
+        InputError: it is of another kind, or has no stream for parameters.
+    """
+    if rngs is None:
+        return nnx.Rngs(0)
+    if not isinstance(rngs, nnx.Rngs) or not hasattr(rngs, "default") and not hasattr(rngs, "params"):
+        needed = "flax.nnx.Rngs with a default or params stream, such as nnx.Rngs(0) or nnx.Rngs(key)"
+        raise refused("rngs", rngs, needed)
+    return rngs
 
 
 def _are_keys(keys: Any) -> bool:

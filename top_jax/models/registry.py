@@ -8,13 +8,13 @@ from typing import Any, Final
 from flax import nnx
 
 from top_jax.errors import InputError
-from top_jax.models.backbone import Backbone
+from top_jax.models.backbone import Backbone, checked_rngs
 from top_jax.models.deit import Deit, DeitConfig
 from top_jax.models.plain_mamba import PlainMamba, PlainMambaConfig
 from top_jax.models.sizes import BackboneConfig, MambaConfig
 from top_jax.models.vim import Vim, VimConfig
 from top_jax.pruning import Reduction
-from top_jax.values import height_width, one_of, refused
+from top_jax.values import height_width, one_of
 
 BACKBONES: Final[dict[type[BackboneConfig], type[Any]]] = {
     VimConfig: Vim,
@@ -71,13 +71,7 @@ def create_model(
             together.
     """
     config = model_config(name, **overrides)
-    if rngs is None:
-        rngs = nnx.Rngs(0)
-    elif not isinstance(rngs, nnx.Rngs) or not hasattr(rngs, "default") and not hasattr(rngs, "params"):
-        raise refused(
-            "rngs", rngs, "flax.nnx.Rngs with a default or params stream, such as nnx.Rngs(0) or nnx.Rngs(key)"
-        )
-    model = BACKBONES[type(config)](config, pruning, rngs=rngs)
+    model = BACKBONES[type(config)](config, pruning, rngs=checked_rngs(rngs))
     model.eval()
     return model
 

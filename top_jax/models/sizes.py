@@ -20,7 +20,7 @@ class BackboneConfig(abc.ABC):
     """Sizes of a backbone; each family adds its own, and changes defaults.
 
     Attributes:
-        num_classes: width of the logits.
+        num_classes: width of the logits; 0 for a model without a head, which returns pooled features.
         img_size: (height, width) in pixels.
         patch_size: P, pixels.
         embed_dim: D.
@@ -47,7 +47,8 @@ class BackboneConfig(abc.ABC):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        self._check_at_least_1("num_classes", "patch_size", "embed_dim", "depth")
+        whole("num_classes", self.num_classes, 0)
+        self._check_at_least_1("patch_size", "embed_dim", "depth")
         object.__setattr__(self, "img_size", height_width("img_size", self.img_size))
         if not 0 <= self.drop_path < 1:
             raise refused("drop_path", self.drop_path, "a rate in [0, 1)")

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from top_jax.convert.checkpoint_files import read_class_names, weights_in_folder
+from top_jax.convert.hub import is_pretrained, local_file
 from top_jax.errors import InputError
 from top_jax.models.weights import Weights
 from top_jax.training.run_directory import RunDirectory, first_difference
@@ -36,10 +37,13 @@ def class_names_of(checkpoint: str | Path, num_classes: int) -> tuple[str, ...] 
     A file of 1,000 classes without names is taken for an official one, whose classes are ImageNet's.
 
     Args:
-        checkpoint: a run directory, or a .pth or .safetensors file.
+        checkpoint: a run directory, a .pth or .safetensors file, or a name (`top_jax.convert.hub`).
         num_classes: of its classifier.
     """
-    file = weights_in_folder(checkpoint) or Path(checkpoint)
+    if is_pretrained(checkpoint):
+        return imagenet_synsets() if num_classes == IMAGENET_CLASSES else None
+    path = local_file(checkpoint)
+    file = weights_in_folder(path) or path
     if file.is_dir():
         names = RunDirectory(file).class_names()
     else:

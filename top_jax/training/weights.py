@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,34 +19,47 @@ from top_jax.build import build_abstract_model, build_model, build_reduction, bu
 from top_jax.config import ModelConfig, RunConfig
 from top_jax.convert import load_torch_checkpoint
 from top_jax.convert.checkpoint_files import weights_in_folder
+from top_jax.convert.hub import is_name, local_file
 from top_jax.convert.position_embedding import resize_position_embedding
-from top_jax.convert.torch_checkpoint import HEADS
+from top_jax.convert.torch_checkpoint import HEADS, other_classes
 from top_jax.errors import InputError, RunError
 from top_jax.models import Backbone
-from top_jax.models.backbone import make_head
+from top_jax.models.backbone import checked_rngs, make_head
 from top_jax.models.weights import Weights, weights_of
 from top_jax.training.class_names import class_names_of, in_order_of
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.seals import Damaged, reading, restore_sealed, sealed
-from top_jax.values import counted, flag, one_of
+from top_jax.values import counted, flag, one_of, whole
 from top_jax.values import path as path_of
 
 SLACK_BYTES: Final = 2_000_000  # of metadata around the arrays, and of metrics until the next checkpoint
 
 
-def load_checkpoint(path: str | Path, which: str = "best", ema: bool | None = None) -> Backbone:
+def load_checkpoint(
+    path: str | Path,
+    which: str = "best",
+    ema: bool | None = None,
+    *,
+    num_classes: int | None = None,
+    head: str = "load",
+    rngs: nnx.Rngs | None = None,
+) -> Backbone:
     """Loads the model of a run directory (of train.py or convert): weights and pruning, in eval mode.
 
     Args:
         path: the run directory.
         which: `best` (by evaluation accuracy) or `latest`.
         ema: whether to take the averaged weights; None takes them where the run kept them.
+        num_classes: width of the logits; None is the run's own, 0 leaves the head out.
+        head: `load` takes the run's classifier; `new` gives the model one with random weights, for other classes.
+        rngs: source of the weights of a new head, `nnx.Rngs(0)` by default; loaded weights do not depend on it.
 
     Raises:
-        InputError: no run directory, no such checkpoint, or no averaged weights in it.
+        InputError: no run directory, no such checkpoint, no averaged weights in it, or another number of classes
+            without `head="new"`.
         RunError: the checkpoint is damaged.
     """
-    path = path_of("path", path)
+    path, head, rngs = path_of("path", path), one_of("head", head, HEADS), checked_rngs(rngs)
     if file := weights_in_folder(path):
         raise InputError(
             f"{path} is not a run directory but a folder of another library, with {file.name}; load it with "
@@ -53,8 +67,15 @@ def load_checkpoint(path: str | Path, which: str = "best", ema: bool | None = No
         )
     run = RunDirectory(path)
     config = run.read_config()
+    trained = config.model.num_classes
+    wanted = trained if num_classes is None else whole("num_classes", num_classes, 0)
+    if head == "load" and wanted not in (0, trained):
+        raise InputError(f"the weights of {run.path} do not fit. {other_classes(trained, wanted)}")
     model = build_abstract_model(config.model, build_reduction(config.pruning))
-    return fill(model, read_weights(run, which, ema))
+    model = fill(model, read_weights(run, which, ema))
+    if head == "new" or not wanted:
+        model.reset_classifier(wanted, rngs)
+    return model
 
 
 def initial_weights(config: RunConfig, class_names: Sequence[str] | None = None) -> Weights:
@@ -89,7 +110,8 @@ def checkpoint_weights(
     """Reads the weights of a checkpoint for the model of `config`.
 
     Args:
-        checkpoint: a run directory, an official .pth or .safetensors file, or a Hugging Face folder with one.
+        checkpoint: a run directory, an official .pth or .safetensors file, a Hugging Face folder with one, or a name
+            (`top_jax.convert.hub`); `pretrained` alone stands for the official weights of the config's model.
         config: the model that they must fit.
         which: `best` or `latest`, of a run directory.
         ema: whether to take averaged weights; None takes them where a run kept them, and never from a file.
@@ -104,13 +126,15 @@ def checkpoint_weights(
         InputError: no such checkpoint, or weights of another model, class count or classes.
         RunError: the checkpoint is damaged.
     """
-    path, head = weights_in_folder(checkpoint) or Path(checkpoint), one_of("head", head, HEADS)
+    head, rngs = one_of("head", head, HEADS), checked_rngs(rngs)
+    path = local_file(checkpoint, config.name)
+    path = weights_in_folder(path) or path
     if path.is_dir():
         run = RunDirectory(path)
         _check_same_model(run, config, head)
         weights = _fitted(run, read_weights(run, which, ema), config)
         if head == "new":
-            classifier = make_head(build_sizes(config), rngs or nnx.Rngs(0))
+            classifier = make_head(build_sizes(config), rngs)
             assert classifier is not None
             weights = {**weights, "head": weights_of(classifier)}
     elif not path.exists():
@@ -118,8 +142,10 @@ def checkpoint_weights(
             f"checkpoint {path} does not exist; pass a run directory or an official .pth or .safetensors file."
         )
     else:
-        settings = {"head": head, "rngs": rngs, **config.overrides()}
-        weights = weights_of(load_torch_checkpoint(path, config.name, ema=bool(ema), **settings))
+        sizes = build_sizes(config)  # all of them, so that none is inferred
+        settings = {field.name: getattr(sizes, field.name) for field in dataclasses.fields(sizes)}
+        choice = {"ema": bool(ema), "head": head, "rngs": rngs}
+        weights = weights_of(load_torch_checkpoint(checkpoint, config.name, **choice, **settings))
     if class_names is None or head == "new":
         return weights
     return in_order_of(class_names, weights, kept=class_names_of(path, config.num_classes), origin=path)
@@ -127,7 +153,7 @@ def checkpoint_weights(
 
 def about_weights(checkpoint: str | Path, which: str, ema: bool | None) -> dict[str, Any]:
     """Returns which weights `checkpoint_weights` takes, as JSON values: `which`, `step` and `ema` of a run."""
-    if not Path(checkpoint).is_dir() or weights_in_folder(checkpoint) is not None:
+    if is_name(checkpoint) or not Path(checkpoint).is_dir() or weights_in_folder(checkpoint) is not None:
         return {"ema": bool(ema)}
     run = RunDirectory(checkpoint)
     kept_ema = run.read_config().optimizer.ema_decay is not None
@@ -139,11 +165,8 @@ def _check_same_model(run: RunDirectory, config: ModelConfig, head: str) -> None
     """Raises InputError unless a run's weights fit, but for what `checkpoint_weights` changes."""
     trained = run.read_config().model
     if head == "load" and trained.num_classes != config.num_classes:
-        raise InputError(
-            f"checkpoint {run.path} has {trained.num_classes} classes, but this model has {config.num_classes}; use "
-            "data with the same number of classes, or start a new classifier for it (--config.init_head=new in "
-            "training, head='new' in Python)."
-        )
+        advice = other_classes(trained.num_classes, config.num_classes)
+        raise InputError(f"checkpoint {run.path} does not fit. {advice}")
     there, here = (
         {name: shape for name, shape in _shapes(model).items() if name != "pos_embed" and not name.startswith("head.")}
         for model in (trained, config)

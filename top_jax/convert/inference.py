@@ -1,0 +1,216 @@
+"""Reads a model's sizes off the shapes of its official weights, and its family off their names.
+
+What shapes cannot say: DeiT's number of heads, the image size and stride behind a number of positions (only where one
+of the two is left open), and settings without weights, such as drop_path and reorder_parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from top_jax.convert.key_maps import FAMILIES
+from top_jax.errors import InputError
+from top_jax.models import MODELS, BackboneConfig, DeitConfig, PlainMambaConfig, VimConfig, model_config
+from top_jax.models.sizes import MambaConfig
+from top_jax.values import height_width, one_of
+
+# Parts of a key that wrap a module: DistributedDataParallel and DataParallel, torch.compile, FSDP, checkpointing.
+WRAPPERS: Final = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+HOLDERS: Final = ("model", "backbone")  # names that a training framework gives to the model, in front of its keys
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def unwrapped(name: str) -> str:
+    """Returns a name without the parts that wrappers of a module add anywhere; no official name has them."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def core(name: str) -> str:
+    """Returns a name without wrappers and without the attributes in front that hold the model."""
+    parts = unwrapped(name).split(".")
+    return ".".join(itertools.dropwhile(HOLDERS.__contains__, parts))
+
+
+def family_of_keys(names: Collection[str]) -> type[BackboneConfig] | None:
+    """Returns the config type of the family whose keys, for a model of one block, are mostly there, or None."""
+    names = {core(name) for name in names}
+    share = {}
+    for kind, family in FAMILIES.items():
+        wanted = {core(key.torch) for key in family.keys(kind(depth=1))}
+        share[kind] = len(wanted & names) / len(wanted)
+    best = max(share, key=lambda kind: share[kind])
+    return best if share[best] > 0.5 else None
+
+
+def infer_model(
+    state_dict: Mapping[str, np.ndarray],
+    name: str | None,
+    overrides: Mapping[str, Any],
+    *,
+    checkpoint_img_size: Any = None,
+    source: Any = "the checkpoint",
+) -> tuple[str, dict[str, Any]]:
+    """Returns the name and the overrides of the model that a state_dict belongs to.
+
+    Args:
+        state_dict: official weights, perhaps with names changed by wrappers.
+        name: the model's, or None to find the nearest named model.
+        overrides: settings given by the user, which win; those that the shapes contradict are an error. `num_classes`
+            may differ from the head's, which is checked when the head is loaded.
+        checkpoint_img_size: set where the image size of the weights is known not to be the model's.
+        source: what errors call the checkpoint.
+
+    Raises:
+        InputError: keys of no family where a name is needed, a setting that the shapes contradict, the sizes of another
+            named model, or a re-sized DeiT without `num_heads`.
+    """
+    kind = family_of_keys(state_dict)
+    if name is None and kind is None:
+        raise InputError(f"{source} has the keys of no known family; name its model, one of {', '.join(MODELS)}.")
+    if name is not None and type(MODELS[one_of("model", name, MODELS)]) is not kind:
+        return name, dict(overrides)  # the check of the keys says what is wrong
+    assert kind is not None
+    shapes = {core(key): array.shape for key, array in state_dict.items()}
+    found = {key: value for key, value in _SIZES[kind](shapes).items() if value is not None}
+    classes = found.pop("num_classes", None)
+    for key in found.keys() & overrides.keys():
+        if overrides[key] != found[key] and tuple_of(overrides[key]) != found[key]:
+            raise InputError(
+                f"{source} has {key}={found[key]}, but {key}={overrides[key]} was asked for; leave it out, or choose "
+                "another file."
+            )
+    name = _named(kind, found) if name is None else name
+    base, chosen = MODELS[name], {**found, **overrides}
+    _check_same_name(name, kind, found, overrides, source)
+    if kind is DeitConfig and chosen.get("embed_dim") != base.embed_dim and "num_heads" not in overrides:
+        raise InputError(
+            f"{source} is a DeiT of embed_dim={chosen['embed_dim']}, whose shapes do not say how many heads it has; "
+            "pass num_heads (DeiT's own heads are 64 wide)."
+        )
+    if classes is not None:
+        chosen = {"num_classes": classes, **chosen}
+    if checkpoint_img_size is None and "img_size" not in overrides:
+        chosen |= _image_size(name, chosen, shapes)
+    return name, {key: value for key, value in chosen.items() if key in overrides or getattr(base, key) != value}
+
+
+def tuple_of(value: Any) -> Any:
+    """Returns a list as a tuple, and anything else as it is."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_same_name(
+    name: str, kind: type, found: Mapping[str, Any], overrides: Mapping[str, Any], source: Any
+) -> None:
+    """Raises InputError if the sizes are exactly those of another named model than the one asked for."""
+    if all(getattr(MODELS[name], key) == value or key in overrides for key, value in found.items()):
+        return
+    for other, config in MODELS.items():
+        if isinstance(config, kind) and all(getattr(config, key) == value for key, value in found.items()):
+            raise InputError(f"{source} has the sizes of {other}, but {name} was asked for; pass {other}.")
+
+
+def _named(kind: type, found: Mapping[str, Any]) -> str:
+    """Returns the named model of a family that has most of these sizes; the smallest of several."""
+    names = [name for name, config in MODELS.items() if isinstance(config, kind)]
+    return max(names, key=lambda name: sum(getattr(MODELS[name], key) == value for key, value in found.items()))
+
+
+def _image_size(name: str, chosen: dict[str, Any], shapes: Shapes) -> dict[str, Any]:
+    """Returns the image size behind the number of positions where only one is possible, else nothing.
+
+    Square images are assumed. With the stride open too, a grid that a smaller stride gives at the named model's image
+    size has two readings, between which the number of positions does not decide.
+    """
+    config = model_config(name, **chosen)
+    positions = _size(shapes, "pos_embed", 1)
+    num_patches = (positions or 0) - (config.CLASS_TOKEN is not None)
+    side = math.isqrt(max(num_patches, 0))
+    if num_patches <= 0 or side**2 != num_patches or num_patches == config.num_patches:
+        return {}
+    if isinstance(config, MambaConfig) and "stride" not in chosen:
+        for stride in range(1, config.patch_size):
+            if _grid(config, config.img_size, stride) == (side, side):
+                return {}
+    stride = getattr(config, "stride", config.patch_size)
+    pixels = (side - 1) * stride + (stride if isinstance(config, PlainMambaConfig) else config.patch_size)
+    return {"img_size": height_width("img_size", pixels)}
+
+
+def _grid(config: MambaConfig, img_size: tuple[int, int], stride: int) -> tuple[int, int] | None:
+    try:
+        return dataclasses.replace(config, img_size=img_size, stride=stride).grid
+    except InputError:  # patches do not tile the image at this stride
+        return None
+
+
+def _size(shapes: Shapes, key: str, axis: int, ndim: int = 3) -> int | None:
+    """Returns one side of a weight; None if it is missing, or of another rank or empty."""
+    shape = shapes.get(key, ())
+    return shape[axis] if len(shape) == ndim and min(shape) > 0 else None
+
+
+def _depth(shapes: Shapes, blocks: str) -> int | None:
+    numbers = [int(match[1]) for key in shapes if (match := re.match(rf"{blocks}\.(\d+)\.", key))]
+    return max(numbers) + 1 if numbers else None
+
+
+def _ratio(wide: int | None, narrow: int | None) -> float | None:
+    return wide / narrow if wide and narrow else None
+
+
+def _whole_ratio(wide: int | None, narrow: int | None) -> int | None:
+    return wide // narrow if wide and narrow and wide % narrow == 0 else None
+
+
+def _vim_sizes(shapes: Shapes) -> dict[str, Any]:
+    mixer, width = "layers.0.mixer", _size(shapes, "patch_embed.proj.weight", 0, 4)
+    return {
+        "embed_dim": width,
+        "depth": _depth(shapes, "layers"),
+        "patch_size": _size(shapes, "patch_embed.proj.weight", 2, 4),
+        "d_state": _size(shapes, f"{mixer}.A_log", 1, 2),
+        "expand": _whole_ratio(_size(shapes, f"{mixer}.A_log", 0, 2), width),
+        "d_conv": _size(shapes, f"{mixer}.conv1d.weight", 2),
+        "num_classes": _size(shapes, "head.weight", 0, 2),
+    }
+
+
+def _plain_mamba_sizes(shapes: Shapes) -> dict[str, Any]:
+    mixer, width = "layers.0.mamba", _size(shapes, "patch_embed.projection.weight", 0, 4)
+    half = _size(shapes, "patch_embed.projection.weight", 2, 4)
+    tails = (int(match[1]) for key in shapes if (match := re.fullmatch(r"layers\.(\d+)\.dw\.0\.weight", key)))
+    convs = [key for key, shape in shapes.items() if key.startswith("patch_embed.convs.") and len(shape) == 4]
+    return {
+        "embed_dim": width,
+        "depth": _depth(shapes, "layers"),
+        "patch_size": half and 2 * half,
+        "d_state": _size(shapes, f"{mixer}.A_log", 1, 2),
+        "expand": _whole_ratio(_size(shapes, f"{mixer}.A_log", 0, 2), width),
+        "d_conv": _size(shapes, f"{mixer}.conv2d.weight", 2, 4),
+        "num_convs_patch_embed": len(convs),
+        "layers_with_dwconv": tuple(sorted(tails)),
+        "num_classes": _size(shapes, "head.fc.weight", 0, 2),
+    }
+
+
+def _deit_sizes(shapes: Shapes) -> dict[str, Any]:
+    width = _size(shapes, "patch_embed.proj.weight", 0, 4)
+    return {
+        "embed_dim": width,
+        "depth": _depth(shapes, "blocks"),
+        "patch_size": _size(shapes, "patch_embed.proj.weight", 2, 4),
+        "mlp_ratio": _ratio(_size(shapes, "blocks.0.mlp.fc1.weight", 0, 2), width),
+        "num_classes": _size(shapes, "head.weight", 0, 2),
+    }
+
+
+_SIZES: Final = {VimConfig: _vim_sizes, PlainMambaConfig: _plain_mamba_sizes, DeitConfig: _deit_sizes}
