@@ -24,6 +24,7 @@ ALLOWED = {
     "build": {"config", "models", "pruning"},
     "convert": {"models", "pruning"},
     "data": {"config"},
+    "zoo": {"build", "config", "convert", "models", "pruning", "training"},
     "evaluation": {"build", "config", "data", "models", "ops", "pruning", "sharding", "distributed"},
     "figures": {"data", "evaluation", "models", "pruning"},
     "training": {
@@ -95,7 +96,7 @@ def imported(path: Path, *, at_load: bool = False) -> set[str]:
 
 def test_every_part_has_its_place(root):
     parts = {path.parent.name for path in (root / "top_jax").glob("*/__init__.py")}
-    assert parts | {"kernels", "config", "recipes", "build", "inference"} == ALLOWED.keys()
+    assert parts | {"kernels", "config", "recipes", "build", "inference", "zoo"} == ALLOWED.keys()
 
 
 @pytest.mark.parametrize("part", ALLOWED)

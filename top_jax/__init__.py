@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from top_jax.convert import load_torch_checkpoint, save_torch_checkpoint
     from top_jax.data import preprocess
     from top_jax.inference import predict
-    from top_jax.models import create_model
     from top_jax.pruning import Evit, Merging, Pruning
     from top_jax.training import load_checkpoint
+    from top_jax.zoo import create_model, data_config, list_models
 
 __version__ = "0.2.0"
 __all__ = [
@@ -25,6 +25,8 @@ __all__ = [
     "Merging",
     "Pruning",
     "create_model",
+    "data_config",
+    "list_models",
     "load_checkpoint",
     "load_torch_checkpoint",
     "models",
@@ -39,7 +41,9 @@ _HOMES = {
     "Evit": "top_jax.pruning",
     "Merging": "top_jax.pruning",
     "Pruning": "top_jax.pruning",
-    "create_model": "top_jax.models",
+    "create_model": "top_jax.zoo",
+    "data_config": "top_jax.zoo",
+    "list_models": "top_jax.zoo",
     "load_checkpoint": "top_jax.training",
     "load_torch_checkpoint": "top_jax.convert",
     "predict": "top_jax.inference",

@@ -203,7 +203,7 @@ class AugmentConfig:
 class DistillationConfig:
     """Learning from the dense model while tokens are dropped: loss = (1 - weight) CE + weight KL + token_weight MSE."""
 
-    teacher: str | None = None  # run directory or official file of the dense model; None: no distillation
+    teacher: str | None = None  # run directory, official file or name of the dense model; None: no distillation
     weight: float = 0.5  # of the KL divergence from the teacher's prediction, in [0, 1]
     temperature: float = 1.0  # softens both predictions, above 0; the divergence is multiplied by its square
     token_weight: float = 0.0  # of the squared difference between the features of the kept tokens, from 0
@@ -255,7 +255,7 @@ class RunConfig:
     eval_batch_size: int | None = None  # images per evaluation step; None: batch_size
     epochs: float = 30.0  # length of the run, above 0
     total_steps: int | None = None  # length of the run in steps, instead of epochs
-    init_from: str | None = None  # run directory or official file whose weights the run starts from; None: random
+    init_from: str | None = None  # weights to start from: run directory, official file or name; None: random
     init_head: str = "load"  # classifier of init_from: load its own, or new, a random one for other classes
     log_every: int = 50  # steps between lines of metrics.jsonl
     eval_every_epochs: float = 1.0  # epochs between evaluations, above 0

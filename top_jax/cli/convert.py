@@ -116,7 +116,7 @@ def _read_file(source: str) -> tuple[RunConfig, Backbone, KeySummary, bool]:
         _MODEL.value,
         ema=bool(_EMA.value),
         checkpoint_img_size=_img_size(_CHECKPOINT_IMG_SIZE.value),
-        **_overrides(_OVERRIDE.value),
+        **_sizes(_OVERRIDE.value),
     )
     config = RunConfig.from_config_dict({"model": {"name": loaded.name, **loaded.overrides}})
     return config, loaded.model, loaded.summary, bool(_EMA.value)
@@ -184,14 +184,16 @@ def _overrides(config: RunConfig) -> str:
     return "".join(f" {shlex.quote(f'--override={key}={value}')}" for key, value in different.items())
 
 
-def _overrides(overrides: list[str]) -> dict[str, object]:
+def _sizes(overrides: list[str]) -> dict[str, Any]:
+    """Returns the settings in --override, checked as those of a config."""
     settings: dict[str, object] = {}
     for override in overrides:
         key, separator, value = override.partition("=")
-        if not separator:
+        if not separator or key == "name":
             raise InputError(f"--override={override}; needed: key=value, such as embed_dim=64.")
         settings[key] = _literal(value)
-    return settings
+    checked = RunConfig.from_config_dict({"model": settings}).model.overrides()
+    return {key: value for key, value in checked.items() if key in settings}
 
 
 def _literal(text: str) -> object:

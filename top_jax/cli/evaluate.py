@@ -31,18 +31,18 @@ def main(arguments: list[str]) -> None:
     config = shared_flags.read_config(_CONFIG)
     runner.check_json(_JSON.value, Path(_CHECKPOINT.value))
     shared_flags.join_processes()
-    result = evaluate_checkpoint(config, Path(_CHECKPOINT.value))
+    result = evaluate_checkpoint(config, _CHECKPOINT.value)
     if distributed.is_primary():
         print(json.dumps(result, indent=2))
         try:
-            files.save_json(_JSON.value or _beside(Path(_CHECKPOINT.value)), result)
+            files.save_json(_JSON.value or _beside(_CHECKPOINT.value), result)
         except InputError as error:  # next to the checkpoint, which may be on a read-only disk
             if _JSON.value:
                 raise
             logging.warning("the result is printed only: %s", error)
 
 
-def evaluate_checkpoint(config: RunConfig, checkpoint: Path) -> dict[str, Any]:
+def evaluate_checkpoint(config: RunConfig, checkpoint: str | Path) -> dict[str, Any]:
     """Returns the accuracy and cost of a checkpoint with the config's model, pruning and data."""
     from top_jax.data import check_classes, open_source
     from top_jax.evaluation.accuracy import evaluate_model
@@ -71,9 +71,15 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def _beside(checkpoint: Path) -> Path:
-    """Returns runs/a/evaluation.json for runs/a, vim_s.pth.evaluation.json for vim_s.pth."""
-    return checkpoint / "evaluation.json" if checkpoint.is_dir() else Path(f"{checkpoint}.evaluation.json")
+def _beside(checkpoint: str) -> Path:
+    """Returns runs/a/evaluation.json for runs/a, vim_s.pth.evaluation.json for vim_s.pth.
+
+    For a name it is a file in the current folder, vim_small.evaluation.json for pretrained:vim_small.
+    """
+    from top_jax.convert.hub import label_of
+
+    run = Path(checkpoint) / "evaluation.json"
+    return run if Path(checkpoint).is_dir() else Path(f"{label_of(checkpoint)}.evaluation.json")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,10 @@ CONFIG_HELP = (
 )
 _COMMAND_LINE: list[str] = []  # where ml_collections looks for --config.key; `with_config` fills it
 _RUN_CONFIG = str(Path(__file__).with_name("run_config.py"))  # what --config=RUN becomes: run_config.py:RUN
-CHECKPOINT_HELP = "Run directory, or an official .pth or .safetensors file."
+CHECKPOINT_HELP = (
+    "Run directory, an official .pth or .safetensors file, or the name of one: pretrained:vim_small, "
+    "hf://OWNER/REPO/FILE."
+)
 
 
 def define_config(*, required: bool = True, help_text: str = CONFIG_HELP) -> flags.FlagHolder[Any]:
@@ -106,7 +109,9 @@ def _run_of(arguments: list[str]) -> str | None:
     if checkpoint and "checkpoint" in flags.FLAGS:
         if Path(checkpoint).is_dir():
             return checkpoint
-        if not Path(checkpoint).exists():
+        from top_jax.convert.hub import is_name
+
+        if not is_name(checkpoint) and not Path(checkpoint).exists():
             raise InputError(
                 f"checkpoint {checkpoint} does not exist; pass a {CHECKPOINT_HELP[0].lower()}{CHECKPOINT_HELP[1:]}"
             )

@@ -40,7 +40,7 @@ _BLOCKS = flags.DEFINE_list(
 
 def main(arguments: list[str]) -> None:
     """Runs the model once per variant and image, draws, and writes the index."""
-    config, checkpoint, out = shared_flags.read_config(_CONFIG), Path(_CHECKPOINT.value), Path(_OUT.value)
+    config, checkpoint, out = shared_flags.read_config(_CONFIG), _CHECKPOINT.value, Path(_OUT.value)
     _check_drawn()
     runner.check_folder(out, f"--out={out}")
     require("matplotlib", purpose="visualize")
@@ -62,7 +62,7 @@ def visualize(
     pictures: list[Any],
     class_names: tuple[str, ...],
     *,
-    checkpoint: Path,
+    checkpoint: str | Path,
     out: Path,
 ) -> dict[str, Any]:
     """Draws the pictures into a folder and returns their index."""
@@ -126,7 +126,7 @@ def _pictures(files: list[str], config: RunConfig) -> tuple[list[Any], tuple[str
     return of_source(source, _EXAMPLES.value, **config.data.decoding()), source.class_names
 
 
-def _names_of(checkpoint: Path, config: RunConfig) -> tuple[str, ...]:
+def _names_of(checkpoint: str, config: RunConfig) -> tuple[str, ...]:
     """Returns the class names that the checkpoint keeps, or those of the config's data if it keeps none."""
     from top_jax.data import open_source
     from top_jax.training.class_names import class_names_of

@@ -22,7 +22,7 @@ from PIL import Image, ImageEnhance, UnidentifiedImageError
 
 from top_jax.config import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS
 from top_jax.errors import InputError
-from top_jax.values import LARGEST_SIDE, flag, height_width, numbers, path, refused, share
+from top_jax.values import LARGEST_SIDE, flag, height_width, numbers, one_of, path, refused, share
 
 logger = logging.getLogger(__name__)
 
@@ -264,6 +264,7 @@ def preprocess(
     img_size: int | Sequence[int] = 224,
     *,
     eval_crop: float = 0.875,
+    interpolation: str = "bicubic",
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     exif_rotate: bool = False,
@@ -274,6 +275,7 @@ def preprocess(
         image: a path, the bytes of an image file, a PIL image of any mode, or pixels, uint8 [H, W, 3].
         img_size: side, or (height, width), of the model's input in pixels.
         eval_crop: the share of the resized image's side that the central crop keeps.
+        interpolation: `bicubic`, with antialias: the one that every recipe uses.
         mean: mean of each channel, for pixels scaled to 0..1.
         std: standard deviation of each channel, likewise.
         exif_rotate: turn the image as its EXIF orientation says. By default it stays as stored, as in torchvision
@@ -287,6 +289,7 @@ def preprocess(
             argument is of another type or out of range.
     """
     size, eval_crop, exif_rotate = as_size(img_size), share("eval_crop", eval_crop), flag("exif_rotate", exif_rotate)
+    one_of("interpolation", interpolation, ("bicubic",))
     mean, std = numbers("mean", mean, 3), numbers("std", std, 3)
     if min(std) <= 0:
         raise refused("std", std, "three numbers above 0")

@@ -44,6 +44,10 @@ def model_config(name: str, **overrides: Any) -> BackboneConfig:
     base = MODELS[one_of("model", name, MODELS)]
     known = [field.name for field in dataclasses.fields(base)]
     if unknown := sorted(set(overrides) - set(known)):
+        if "pretrained" in unknown:
+            raise InputError(
+                "top_jax.models.create_model gives random weights; pretrained= is of top_jax.create_model."
+            )
         raise InputError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}.")
     overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
     if "img_size" in overrides:
@@ -56,15 +60,13 @@ def model_config(name: str, **overrides: Any) -> BackboneConfig:
 def create_model(
     name: str, *, rngs: nnx.Rngs | None = None, pruning: Reduction | None = None, **overrides: Any
 ) -> Backbone:
-    """Builds a model with random weights, in eval mode; `.train()` turns on drop-path and batch statistics.
+    """Builds a model with random weights, in eval mode: `top_jax.create_model` without `pretrained`.
 
     Args:
         name: a key of `MODELS`, such as `vim_small` or `plain_mamba_l1`.
         rngs: source of the initial weights, `nnx.Rngs(0)` by default.
         pruning: how tokens are reduced (`top_jax.pruning`); None is the dense model. It adds no parameters.
-        **overrides: any field of the model's config (`VimConfig`, `PlainMambaConfig`, `DeitConfig`): `num_classes`,
-            `img_size` (a side, or (height, width)), `patch_size`, `stride` (the patch size by default), `embed_dim`,
-            `depth`, `d_state`, `drop_path`, `dtype`, `implementation`, `remat` and others.
+        **overrides: any field of the model's config, as for `top_jax.create_model`.
 
     Raises:
         InputError: an unknown name or override, a value of another type or out of range, or sizes that do not fit
