@@ -55,10 +55,10 @@ def create_model(
             1,000 the head is new, with random weights.
         rngs: source of the random weights, `nnx.Rngs(0)` by default.
         pruning: how tokens are reduced (`top_jax.pruning`); None is the dense model. It adds no parameters.
-        **overrides: any field of the model's config (`VimConfig`, `PlainMambaConfig`, `DeitConfig`): `num_classes` (0: no
-            head, the model returns pooled features), `img_size` (a side, or (height, width); official position embeddings
-            are resized to it), `patch_size`, `stride` (the patch size by default), `embed_dim`, `depth`, `d_state`,
-            `drop_path`, `dtype`, `implementation`, `remat` and others.
+        **overrides: any field of the model's config (`VimConfig`, `PlainMambaConfig`, `DeitConfig`): `num_classes` (0:
+            no head, the model returns pooled features), `img_size` (a side, or (height, width); official position
+            embeddings are resized to it), `patch_size`, `stride` (the patch size by default), `embed_dim`, `depth`,
+            `d_state`, `drop_path`, `dtype`, `implementation`, `remat` and others.
 
     Raises:
         InputError: an unknown name or override, a value of another type or out of range, sizes that do not fit
@@ -69,8 +69,8 @@ def create_model(
         if isinstance(name, str) and name in OFFICIAL_FILES and name not in MODELS:
             sizes = "".join(f", {key}={value}" for key, value in OFFICIAL_FILES[name].sizes.items())
             raise InputError(
-                f"{name} is a name of weights; pass pretrained=True for them, or create_model({model_of(name)!r}{sizes}) "
-                "for random ones."
+                f"{name} is a name of weights; pass pretrained=True for them, or for random weights "
+                f"create_model({model_of(name)!r}{sizes})."
             )
         return models.create_model(name, rngs=rngs, pruning=pruning, **overrides)
     model = model_of(one_of("pretrained model", name, OFFICIAL_FILES))

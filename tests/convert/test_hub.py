@@ -56,11 +56,13 @@ def official(server, tmp_path, monkeypatch) -> dict[str, Any]:
     return state_dicts
 
 
-def test_the_list_of_official_files():
+def test_the_list_of_official_files(root):
+    page = (root / "docs/guides/weights.md").read_text()
     for name, found in OFFICIAL_FILES.items():
         model = official_files.model_of(name)
         dataclasses.replace(MODELS[model], **found.sizes)  # raises for a size that the model lacks
         assert found.sha256 is None or len(bytes.fromhex(found.sha256)) == 32
+        assert f"`{name}`" in page and f"`{found.file}`" in page and (found.authors_url or "") in page
         assert found.repository.count("/") == 1 and 70 < found.top1 < 85
     assert {official_files.model_of(name) for name in OFFICIAL_FILES} == MODELS.keys()
     assert SHA["vim_small"] == "aae4583e2def6389b66cfaf292cfade47a873182a39adbec19ec55b730ea9fe3"

@@ -13,7 +13,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class HubServer:
-    """`files`: content by OWNER/REPO/FILE. `gated`: repositories that nobody may read. `requests`: (method, range, path)."""  # fmt: skip
+    """`files`: content by OWNER/REPO/FILE; `gated`: repositories without access; `requests`: method, range and path."""
 
     def __init__(self, files: dict[str, bytes], gated: tuple[str, ...] = ()):
         self.files, self.gated, self.requests = files, gated, []

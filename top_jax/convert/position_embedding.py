@@ -37,7 +37,7 @@ def check_official_stride(path: str | Path, config: BackboneConfig) -> None:
         raise InputError(
             f"{path} is the official file of stride {stride} ({_positions(stride)} positions at {IMAGENET_SIDE} "
             f"pixels), but the model has stride {config.stride}; pass stride={stride} (--override stride={stride}, "
-            f"--config.model.stride={stride}), or take other weights (docs/from_timm.md lists them)."
+            f"--config.model.stride={stride}), or take other weights (top_jax.list_models(pretrained=True))."
         )
 
 

@@ -45,9 +45,7 @@ def model_config(name: str, **overrides: Any) -> BackboneConfig:
     known = [field.name for field in dataclasses.fields(base)]
     if unknown := sorted(set(overrides) - set(known)):
         if "pretrained" in unknown:
-            raise InputError(
-                "top_jax.models.create_model gives random weights; pretrained= is of top_jax.create_model."
-            )
+            raise InputError("pretrained= is only for top_jax.create_model; this one gives random weights.")
         raise InputError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}.")
     overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
     if "img_size" in overrides:
