@@ -221,13 +221,18 @@ def test_list_models():
     assert top_jax.list_models("resnet*") == []
 
 
-def test_data_config_is_what_preprocess_takes(tiny_config, finished_run):
+def test_data_config_is_what_preprocess_takes(tiny_config, tmp_path):
+    from top_jax.training.run_directory import RunDirectory
+
+    run = RunDirectory(tmp_path / "run")
+    with run.lock():
+        run.claim(tiny_config)
     defaults = top_jax.data_config("vim_small")
     pixels = np.arange(300 * 400 * 3, dtype=np.uint32).reshape(300, 400, 3).astype(np.uint8)
     np.testing.assert_array_equal(top_jax.preprocess(pixels, **defaults), top_jax.preprocess(pixels))
     assert defaults == top_jax.data_config("vim_small.stride8")
     assert top_jax.data_config(create_model("vim_tiny", img_size=32, depth=1))["img_size"] == (32, 32)
-    own = top_jax.data_config(finished_run)
+    own = top_jax.data_config(run.path)
     assert (own["mean"], own["eval_crop"]) == (tiny_config.data.mean, tiny_config.data.eval_crop)
     for wrong in ("vim_huge", 3, None):
         with pytest.raises(InputError, match="model"):
