@@ -23,10 +23,11 @@ import numpy as np
 from top_jax.config import DataConfig
 from top_jax.convert import load_torch_checkpoint
 from top_jax.convert.checkpoint_files import weights_in_folder
+from top_jax.convert.hub import is_name
 from top_jax.data.sources.image_folder import files_in
 from top_jax.data.transforms import DECODE_ERRORS, EXTENSIONS, decode, normalize, resize_center_crop
 from top_jax.errors import InputError
-from top_jax.models import MODELS, Backbone
+from top_jax.models import Backbone
 from top_jax.training.class_names import class_names_of
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.weights import load_checkpoint
@@ -137,27 +138,28 @@ def open_classifier(
     """Loads a checkpoint to run on image files, with the class names that it keeps.
 
     Args:
-        checkpoint: a run directory, which knows its model, pruning and preprocessing; or an official file.
-        model: name of a file's model, as for `load_torch_checkpoint`; None for a run.
+        checkpoint: a run directory, which knows its model, pruning and preprocessing; an official file; or the name
+            of one (`top_jax.convert.hub`).
+        model: name of a file's model, as for `load_torch_checkpoint`; None for a run, and to infer it.
         which: `best` or `latest`, of a run.
         ema: whether to take the averaged weights; None takes them where a run kept them.
         **overrides: sizes of a file's model, as for `create_model`.
 
     Raises:
-        InputError: no such checkpoint, or a file without its model's name.
+        InputError: no such checkpoint, or a file that does not fit its model.
         RunError: the checkpoint is damaged.
     """
     path = path_of("checkpoint", checkpoint)
-    if path.is_dir() and weights_in_folder(path) is None:
+    if is_name(checkpoint):
+        loaded, data = load_torch_checkpoint(checkpoint, model, ema=bool(ema), **overrides), DataConfig()
+    elif path.is_dir() and weights_in_folder(path) is None:
         if model is not None or overrides:
             raise InputError(f"{path} is a run, which knows its model; drop model and its sizes.")
         loaded, data = load_checkpoint(path, which=which, ema=ema), RunDirectory(path).read_config().data
     else:
-        if model is None:
-            raise InputError(f"{path} is not a run directory: pass its model, one of {', '.join(MODELS)}.")
         loaded, data = load_torch_checkpoint(path, model, ema=bool(ema), **overrides), DataConfig()
     count = loaded.config.num_classes
-    names = class_names_of(path, count) or tuple(f"class {index}" for index in range(count))
+    names = class_names_of(checkpoint, count) or tuple(f"class {index}" for index in range(count))
     return Classifier(loaded, names, data)
 
 

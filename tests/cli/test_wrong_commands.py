@@ -211,7 +211,7 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         ("", "0 arguments"),
         ("{tmp}/absent.pth {tmp}/out", "absent.pth"),
         ("{tmp}/absent.pth {tmp}/out --model=vim_tiny", "absent.pth"),
-        ("{tmp}/junk.safetensors {tmp}/out", "--model"),
+        ("{tmp}/junk.safetensors {tmp}/out", "junk.safetensors"),
         ("{tmp}/junk.safetensors {tmp}/out --model=vim_huge", "vim_huge"),
         ("{tmp}/junk.safetensors {tmp}/out --model=vim_tiny", "junk.safetensors"),
         ("{tmp}/junk.safetensors {tmp}/out --model=vim_tiny --override=depth", "depth"),

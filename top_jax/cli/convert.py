@@ -13,7 +13,6 @@ prints every key, by module, and writes them as JSON.
 
 from __future__ import annotations
 
-import ast
 import shlex
 import shutil
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from top_jax import files
-from top_jax.cli import runner
+from top_jax.cli import runner, shared_flags
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
 
@@ -186,22 +185,9 @@ def _overrides(config: RunConfig) -> str:
 
 def _sizes(overrides: list[str]) -> dict[str, Any]:
     """Returns the settings in --override, checked as those of a config."""
-    settings: dict[str, object] = {}
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator or key == "name":
-            raise InputError(f"--override={override}; needed: key=value, such as embed_dim=64.")
-        settings[key] = _literal(value)
+    settings = shared_flags.parse_overrides(overrides)
     checked = RunConfig.from_config_dict({"model": settings}).model.overrides()
     return {key: value for key, value in checked.items() if key in settings}
-
-
-def _literal(text: str) -> object:
-    """Returns 64, (224, 320), 0.1 and True as values, and anything else as text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _img_size(sides: list[str] | None) -> Any:

@@ -378,8 +378,14 @@ def define_checkpoints(help_text: str) -> flags.FlagHolder[Any]:
 
 def define_classifier() -> flags.FlagHolder[Any]:
     """Defines the flags of a command that runs a checkpoint on image files: also for the model of an official file."""
-    flags.DEFINE_string("model", None, "Model name of an official file, such as vim_small; not needed for a run.")
-    flags.DEFINE_multi_string("override", [], "Size that differs from the named model's, as key=value; repeatable.")
+    flags.DEFINE_string(
+        "model",
+        None,
+        "Model name of an official file, such as vim_small; by default the one with the shapes of its weights.",
+    )
+    flags.DEFINE_multi_string(
+        "override", [], "Size that the shapes of the weights do not say, as key=value; repeatable."
+    )
     flags.DEFINE_integer("batch_size", 32, "Images per call of the model.", lower_bound=1)
     return define_checkpoint()
 
@@ -388,14 +394,12 @@ def open_classifier(checkpoint: str) -> Classifier:
     """Returns the checkpoint that the flags of `define_classifier` choose.
 
     Raises:
-        InputError: no such checkpoint, a file without --model, or a run with it.
+        InputError: no such checkpoint, a file that does not fit its model, or a run with --model.
     """
     from top_jax.inference import open_classifier
 
     given = flags.FLAGS
     is_run = Path(checkpoint).is_dir()
-    if given.model is None and Path(checkpoint).is_file():
-        raise InputError(f"{checkpoint} does not name its model; pass --model, such as --model=vim_small.")
     if is_run and given.override and given.model is None:
         raise InputError(f"--override is only for files; the run {checkpoint} knows its sizes, so drop it.")
     sizes = parse_overrides(given.override)

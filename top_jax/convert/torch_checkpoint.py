@@ -14,7 +14,7 @@ from flax import nnx
 
 from top_jax.convert.checkpoint_files import read_state_dict, write_state_dict
 from top_jax.convert.hub import is_name, local_file, official_model
-from top_jax.convert.inference import core, family_of_keys, infer_model, unwrapped
+from top_jax.convert.inferred_sizes import core, family_of_keys, infer_model, unwrapped
 from top_jax.convert.key_maps import FAMILIES, LARGEST_COUNT, Key, family_of, is_of_head, models_of, official_keys
 from top_jax.convert.key_summary import KeySummary, key_summary
 from top_jax.convert.official_files import OFFICIAL_FILES, model_of, official_name

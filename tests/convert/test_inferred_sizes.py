@@ -9,7 +9,7 @@ import pytest
 
 import top_jax
 from top_jax.convert import state_dict_of
-from top_jax.convert.inference import infer_model
+from top_jax.convert.inferred_sizes import infer_model
 from top_jax.errors import InputError
 from top_jax.models import MODELS, create_model, model_config
 
