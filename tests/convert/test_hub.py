@@ -20,7 +20,7 @@ from top_jax.convert.official_files import OFFICIAL_FILES, OfficialFile
 from top_jax.errors import InputError, RunError
 from top_jax.models import MODELS, VimConfig, create_model
 
-huggingface_hub = pytest.importorskip("huggingface_hub")
+constants = pytest.importorskip("huggingface_hub.constants")
 
 SHA = {name: found.sha256 for name, found in OFFICIAL_FILES.items()}
 CONTENT = b"not really weights"
@@ -33,7 +33,7 @@ def server(tmp_path, monkeypatch) -> Iterator[HubServer]:
     files = {"a/b/c.pth": CONTENT, "a/b/sub/d.bin": b"d"}
     with serving(files, gated=("g/g",)) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.address)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         hub._download.cache_clear()
         yield server
     hub._download.cache_clear()
@@ -112,7 +112,7 @@ def test_offline(server, monkeypatch):
     hub.local_file("hf://a/b/c.pth")
     hub._download.cache_clear()
     server.requests.clear()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert hub.local_file("hf://a/b/c.pth").read_bytes() == CONTENT
     with pytest.raises(RunError, match=r"hf://a/b/sub/d.bin is not in the cache, and HF_HUB_OFFLINE"):
@@ -221,7 +221,7 @@ def test_list_models():
     assert top_jax.list_models("resnet*") == []
 
 
-def test_data_config_is_what_preprocess_takes(tiny_config, tmp_path):
+def test_data_config_is_what_preprocess_takes(tiny_config, tmp_path, without_type_checks):
     from top_jax.training.run_directory import RunDirectory
 
     run = RunDirectory(tmp_path / "run")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import json
 
 import numpy as np
 import pytest
@@ -10,29 +12,21 @@ import pytest
 import top_jax
 from top_jax.convert import state_dict_of
 from top_jax.convert.inferred_sizes import infer_model
+from top_jax.convert.key_maps import official_keys
 from top_jax.errors import InputError
-from top_jax.models import MODELS, create_model, model_config
+from top_jax.models import MODELS, abstract_model, create_model, model_config
+from top_jax.models.weights import variables_by_path
 
 VIM = dict(img_size=32, patch_size=8, embed_dim=48, depth=3, d_state=4, d_conv=3, expand=3, num_classes=5)
 PLAIN = dict(img_size=32, patch_size=8, embed_dim=48, depth=3, d_state=4, d_conv=5, num_classes=5)
 DEIT = dict(img_size=32, patch_size=8, embed_dim=48, depth=3, mlp_ratio=2.0, num_classes=5)
 
 
-class Shape:
-    """Stands for an array; only its shape is read."""
-
-    def __init__(self, *shape: int):
-        self.shape = shape
-
-
 def shapes_of(name, **overrides):
-    from top_jax.convert.key_maps import official_keys
-    from top_jax.models import abstract_model
-    from top_jax.models.weights import variables_by_path
-
+    """Shapes of a model's weights by official name."""
     model = abstract_model(name, **overrides)
     weights = variables_by_path(model)
-    return {key.torch: Shape(*key.layout.torch_shape(weights[key.ours].shape)) for key in official_keys(model.config)}
+    return {key.torch: key.layout.torch_shape(weights[key.ours].shape) for key in official_keys(model.config)}
 
 
 @pytest.mark.parametrize(
@@ -52,11 +46,18 @@ def test_sizes_of_a_small_model(name, sizes, needed, named):
     assert type(MODELS[found]) is type(MODELS[name])
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_named_models_need_nothing(name):
-    assert infer_model(shapes_of(name), None, {}) == (name, {})
-    wrapped = {f"module.model.{key}": shape for key, shape in shapes_of(name, num_classes=3).items()}
-    assert infer_model(wrapped, None, {}) == (name, {"num_classes": 3})
+def test_named_models_need_nothing(fixtures):
+    """The shapes of the official models, listed by the official code."""
+    official = json.loads(gzip.decompress((fixtures / "official_models.json.gz").read_bytes()))
+    for name, listed in official.items():
+        shapes = {key: tuple(shape) for key, shape in listed["state_dict"].items()}
+        assert infer_model(shapes, None, {}) == infer_model(shapes, name, {}) == (name, {})
+        head = "head.fc.weight" if "mamba" in name else "head.weight"
+        wrapped = {f"module.model.{key}": shape for key, shape in shapes.items()}
+        wrapped[f"module.model.{head}"] = (3, shapes[head][1])
+        assert infer_model(wrapped, None, {}) == (name, {"num_classes": 3})
+    with pytest.raises(InputError, match="sizes of vim_small, but vim_tiny"):
+        infer_model({key: tuple(shape) for key, shape in official["vim_small"]["state_dict"].items()}, "vim_tiny", {})
 
 
 def test_what_is_asked_for_must_agree():
@@ -65,12 +66,10 @@ def test_what_is_asked_for_must_agree():
         with pytest.raises(InputError, match=f"{key}={VIM[key]}, but {key}={wrong}"):
             infer_model(shapes, "vim_tiny", {key: wrong})
     assert infer_model(shapes, "vim_tiny", {"num_classes": 7})[1]["num_classes"] == 7  # the head's check decides
-    with pytest.raises(InputError, match="sizes of vim_small, but vim_tiny"):
-        infer_model(shapes_of("vim_small"), "vim_tiny", {})
     with pytest.raises(InputError, match="num_heads"):
         infer_model(shapes_of("deit_tiny", **DEIT, num_heads=4), "deit_tiny", {})
     with pytest.raises(InputError, match="no known family"):
-        infer_model({"a": Shape(1)}, None, {})
+        infer_model({"a": (1,)}, None, {})
     assert infer_model(shapes, "deit_tiny", {}) == ("deit_tiny", {})  # the keys' check says what is wrong
 
 
@@ -87,7 +86,12 @@ def test_what_is_asked_for_must_agree():
     ],
 )
 def test_image_size_behind_the_positions(name, trained, given, found):
-    assert infer_model(shapes_of(name, **trained), name, given) == (name, found)
+    shapes = (
+        shapes_of(name, depth=1, layers_with_dwconv=(), **trained)
+        if "mamba" in name
+        else shapes_of(name, depth=1, **trained)
+    )
+    assert infer_model(shapes, name, given)[1].items() - {("depth", 1), ("layers_with_dwconv", ())} == found.items()
 
 
 def test_files_need_no_sizes(tmp_path):

@@ -93,12 +93,13 @@ def _place(text: str, model: str | None) -> tuple[str, str | None, str]:
 
 @functools.cache
 def _download(repository: str, revision: str | None, file: str, sha256: str | None) -> Path:
-    hub = optional_package("huggingface_hub", purpose="weights by name (pretrained:, hf://)", install="'top-jax[hub]'")
+    needed = {"purpose": "weights by name (pretrained:, hf://)", "install": "'top-jax[hub]'"}
+    hub, errors = (optional_package(name, **needed) for name in ("huggingface_hub", "huggingface_hub.errors"))
     address = f"hf://{repository}{'' if revision is None else f'@{revision}'}/{file}"
     try:
         path = Path(hub.hf_hub_download(repository, file, revision=revision, endpoint=os.environ.get("HF_ENDPOINT")))
     except Exception as error:  # its own, those of its HTTP library, and OSError
-        raise _explained(address, repository, error, hub.errors) from error
+        raise _explained(address, repository, error, errors) from error
     if sha256 is not None and (found := _sha256(path)) != sha256:
         raise InputError(
             f"{address} is not the file that was published: its SHA-256 is {found} instead of {sha256}. Delete {path} "

@@ -13,8 +13,6 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-import numpy as np
-
 from top_jax.convert.key_maps import FAMILIES
 from top_jax.errors import InputError
 from top_jax.models import MODELS, BackboneConfig, DeitConfig, PlainMambaConfig, VimConfig, model_config
@@ -51,17 +49,17 @@ def family_of_keys(names: Collection[str]) -> type[BackboneConfig] | None:
 
 
 def infer_model(
-    state_dict: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
     name: str | None,
     overrides: Mapping[str, Any],
     *,
     checkpoint_img_size: Any = None,
     source: Any = "the checkpoint",
 ) -> tuple[str, dict[str, Any]]:
-    """Returns the name and the overrides of the model that a state_dict belongs to.
+    """Returns the name and the overrides of the model that an official state_dict belongs to.
 
     Args:
-        state_dict: official weights, perhaps with names changed by wrappers.
+        shapes: of the weights by official name, perhaps changed by wrappers.
         name: the model's, or None to find the nearest named model.
         overrides: settings given by the user, which win; those that the shapes contradict are an error. `num_classes`
             may differ from the head's, which is checked when the head is loaded.
@@ -72,13 +70,13 @@ def infer_model(
         InputError: keys of no family where a name is needed, a setting that the shapes contradict, the sizes of another
             named model, or a re-sized DeiT without `num_heads`.
     """
-    kind = family_of_keys(state_dict)
+    kind = family_of_keys(shapes)
     if name is None and kind is None:
         raise InputError(f"{source} has the keys of no known family; name its model, one of {', '.join(MODELS)}.")
     if name is not None and type(MODELS[one_of("model", name, MODELS)]) is not kind:
         return name, dict(overrides)  # the check of the keys says what is wrong
     assert kind is not None
-    shapes = {core(key): array.shape for key, array in state_dict.items()}
+    shapes = {core(key): shape for key, shape in shapes.items()}
     found = {key: value for key, value in _SIZES[kind](shapes).items() if value is not None}
     classes = found.pop("num_classes", None)
     for key in found.keys() & overrides.keys():

@@ -115,7 +115,8 @@ def load_official(
         check_official_stride(file, model_config(name, **overrides))
     state_dict = read_state_dict(file, ema=ema)
     choice = {"checkpoint_img_size": checkpoint_img_size, "source": path}
-    name, overrides = infer_model(state_dict, name, overrides, **choice)
+    shapes = {key: array.shape for key, array in state_dict.items()}
+    name, overrides = infer_model(shapes, name, overrides, **choice)
     check_official_stride(file, model_config(name, **overrides))
     model = abstract_model(name, pruning=pruning, **overrides)  # the file fills every weight
     try:
