@@ -183,7 +183,7 @@ def load_state_dict(
         weights = {path: weight for path, weight in weights.items() if path[0] != "head"}
     if state_dict.keys() == {key.torch for key in keys}:  # other keys mean another model, perhaps with another grid
         changes += fit_position_embedding(model.config, state_dict, checkpoint_img_size, source)
-    unmapped = set(weights) ^ {key.ours for key in official_keys(model.config)}
+    unmapped = set(weights) ^ {key.ours for key in keys}
     assert not unmapped, f"parameters without an official key, or the reverse: {unmapped}"
     _check_keys(model.config, keys, {key.ours: weights[key.ours].shape for key in keys}, state_dict)
     _check_finite(state_dict)
