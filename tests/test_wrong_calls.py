@@ -342,7 +342,7 @@ def images_and_files() -> list[Row]:
         "ema": FLAGS,
         "pruning": [0.7, "top"],
         "checkpoint_img_size": [0, "16", 1.5, True],
-        "name": ["vim", None, 3],
+        "name": ["vim", 3],
         "depth": [0, "2"],
     }
     call = functools.partial(top_jax.load_torch_checkpoint, "nowhere.pth", "vim_tiny", height=3)
