@@ -93,8 +93,8 @@ def _place(text: str, model: str | None) -> tuple[str, str | None, str]:
 
 @functools.cache
 def _download(repository: str, revision: str | None, file: str, sha256: str | None) -> Path:
-    needed = {"purpose": "weights by name (pretrained:, hf://)", "install": "'top-jax[hub]'"}
-    hub, errors = (optional_package(name, **needed) for name in ("huggingface_hub", "huggingface_hub.errors"))
+    purpose = "weights by name (pretrained:, hf://)"
+    hub, errors = (optional_package(name, purpose=purpose) for name in ("huggingface_hub", "huggingface_hub.errors"))
     address = f"hf://{repository}{'' if revision is None else f'@{revision}'}/{file}"
     try:
         path = Path(hub.hf_hub_download(repository, file, revision=revision, endpoint=os.environ.get("HF_ENDPOINT")))
