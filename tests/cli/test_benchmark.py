@@ -23,7 +23,7 @@ def test_refuses(refused):
     assert all(flag in needed for flag in ("--config=FILE", "--suite=gpu", "--suite=cpu", "--tune"))
     assert refused("benchmark", "--suite=cpu", "--tune") == needed
     assert refused("benchmark", TINY, "--suite=cpu") == refused("benchmark", TINY, "--tune") == needed
-    assert "value should be one of" in refused("benchmark", "--suite=tpu")
+    assert "--suite=tpu" in refused("benchmark", "--suite=tpu")
     assert "Unknown command line flag 'sweet'" in refused("benchmark", "--sweet=gpu")
     assert "unexpected argument 'gpu'" in refused("benchmark", "gpu")
     assert "--budget=0: 0.0 is not number >= 1.0" in refused("benchmark", "--suite=cpu", "--budget=0")

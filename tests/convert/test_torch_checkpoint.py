@@ -274,7 +274,7 @@ def test_numbers_that_are_not_finite(family, value):
     broken[name][0, 0, 0] = value
     with (
         np.errstate(over="ignore"),
-        pytest.raises(InputError, match=rf"1 tensors .*\({name}\)"),
+        pytest.raises(InputError, match=rf"1 tensor .*\({name}\)"),
     ):
         load_state_dict(family.model(), broken)
 

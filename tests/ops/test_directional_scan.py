@@ -178,7 +178,7 @@ def test_blocks_may_be_given():
         ({"order": orders(2) * 0}, "order of direction 0, image 0"),
         ({"reverse": ("no", "yes")}, "reverse .* 'no'"),
         ({"reverse": True}, "reverse .* True"),
-        ({"blocks": (5, 8, 1, 8, 1), "implementation": "pallas_interpret"}, "blocks .* tuple"),
+        ({"blocks": (5, 8, 1, 8, 1), "implementation": "pallas_interpret"}, r"blocks=\(5, 8, 1, 8, 1\)"),
         ({"score": ["clip"]}, r"score=\['clip'\]"),
         ({"alignment": "decay"}, "alignment='decay'"),
         ({"positions": orders(2), "alignment": "decay"}, "positions of image"),
