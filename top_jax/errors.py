@@ -24,4 +24,9 @@ class RunError(RuntimeError):
     """A run that cannot go on, through no mistake in its input: the message says what is kept and what to do.
 
     Commands exit with status 1. Anything else that escapes is a defect of ours and keeps its traceback.
+
+    Attributes:
+        at_once: whether a command ends without Python's own exit, which would wait for threads that hang.
     """
+
+    at_once = False

@@ -82,6 +82,10 @@ def _leave(status: int, error: Exception | None = None) -> NoReturn:
         from top_jax import distributed
 
         distributed.leave(status, wait=not isinstance(error, distributed.ProcessLost))
+    if isinstance(error, RunError) and error.at_once:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 

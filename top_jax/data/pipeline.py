@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import atexit
 import collections
-import concurrent.futures
+import ctypes
 import errno
 import logging
 import multiprocessing
 import os
+import queue
 import re
 import shutil
 import signal
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +44,7 @@ DeviceBatch = dict[str, jax.Array]
 """A `Batch` on the devices; index becomes int32 unless JAX runs in 64 bits."""
 
 MOST_WORKERS = 16
+ENDED_SECONDS = 5  # from the end of a worker process that was starting until the run gives up
 UNREADABLE_IN_A_ROW = 64  # different training images, or the whole split if it is smaller: then none can be read
 
 _running: weakref.WeakSet[Batches] = weakref.WeakSet()
@@ -96,21 +98,22 @@ class Batches(Iterator[Batch]):
         return len(self._batches)
 
     def __next__(self) -> Batch:
-        take = next
-        if self._iterator is None:
-            self._iterator = _start(self._batches[self._next :], self._reader.config)
-            _running.add(self)
-            take = _first
         # Copied, because a worker's batch is in shared memory that Grain reuses.
-        batch = {name: np.array(values) for name, values in self._next_of_grain(take).items()}
+        batch = {name: np.array(values) for name, values in self._next_of_grain().items()}
         self._next += 1
         self._note_turned(batch, batch.pop("ignored"))
         self._note_corrupt(batch)
         return batch
 
-    def _next_of_grain(self, take: Callable[[Any], Batch]) -> Batch:
+    def _next_of_grain(self) -> Batch:
         try:
-            return take(self._iterator)
+            if self._iterator is not None:
+                return next(self._iterator)
+            iterator = _start(self._batches[self._next :], self._reader.config)
+            first = _first(iterator)
+            self._iterator = iterator  # only now, so that `close` does not wait for a start that hangs
+            _running.add(self)
+            return first
         except RuntimeError as error:
             if (ended := re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))) is None:
                 raise
@@ -325,14 +328,48 @@ def _first(iterator: Any) -> Batch:
 
     Its threads, and through them the processes, take over the blocked signals of the thread that asks for the batch.
     Ctrl-C and a cluster's SIGTERM would end a process that has not come to `_set_up_worker` yet.
+
+    Raises:
+        RunError: a process ended while it started: Python then waits for ever to send it the rest of its data.
     """
-    with concurrent.futures.ThreadPoolExecutor(1, initializer=_block_signals) as pool:
-        return pool.submit(next, iterator).result()
+    answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def ask() -> None:
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            answer.put((next(iterator), None))
+        except BaseException as error:
+            answer.put((None, error))
+
+    before, seen = _ended_child(), 0
+    threading.Thread(target=ask, name="first-batch", daemon=True).start()
+    while True:
+        try:
+            batch, error = answer.get(timeout=1.0)
+        except queue.Empty:
+            ended = _ended_child()
+            seen = seen + 1 if ended is not None and ended != before else 0
+            if ended is not None and seen == ENDED_SECONDS:  # Grain itself looks after those that have started
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(iterator))  # its end would wait for the threads that hang
+                problem = RunError(_worker_ended(ended[1]))
+                problem.at_once = True
+                raise problem from None
+            continue
+        if error is not None:
+            raise error
+        return batch
 
 
-def _block_signals() -> None:
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+def _ended_child() -> tuple[int, int] | None:
+    """Returns id and exit code of a process of ours that ended and that nobody has asked for its status yet."""
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except (AttributeError, ChildProcessError):  # Windows; no child
+        return None
+    if found is None:
+        return None
+    return found.si_pid, found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
 
 def _worker_ended(exit_code: int) -> str:

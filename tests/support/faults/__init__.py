@@ -19,6 +19,8 @@ FAULTS: Final[dict[str, Callable[[Bench, Tally], None]]] = {
     "killed": kills.at_random_moments,
     "killed_saving_latest": kills.while_saving_the_latest,
     "killed_saving_best": kills.while_saving_the_best,
+    "worker_killed": kills.a_starting_worker,
+    "interrupted_twice": signals.interrupted_twice,
     "terminated": signals.terminated,
     "terminated_evaluating": signals.terminated_in_an_evaluation,
     "two_processes": processes.uninterrupted,

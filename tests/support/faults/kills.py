@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import subprocess
 import time
 from typing import Final
 
@@ -82,3 +85,27 @@ def _while_saving(bench: Bench, tally: Tally, which: str, after: int) -> None:
     started = bench.start(workdir).end()
     assert not list(workdir.glob("checkpoints/*/*tmp*")), "what was half written is still there"
     tally.same(workdir, reference)
+
+
+def a_starting_worker(bench: Bench, tally: Tally) -> None:
+    """Kills the data worker while it starts, and a later start's at work: one line each; then the run goes on."""
+    workdir, reference = bench.workdir("worker-killed"), bench.finished()
+    tally.done = "SIGKILL of a data worker while it started, and of another after step 5"
+    for step in (None, 5):
+        started = bench.start(workdir, "--config.data.num_workers=1")
+        if step is not None:
+            started.until(reached(workdir, step))
+        workers: list[int] = []
+        started.until(lambda started=started, workers=workers: bool(workers.extend(_workers(started)) or workers))
+        os.kill(workers[0], signal.SIGKILL)
+        tally.tried += 1
+        assert "data worker was killed" in started.one_line_error()
+        tally.lose(started)
+    bench.start(workdir).end()
+    tally.same(workdir, reference)
+
+
+def _workers(started: Started) -> list[int]:
+    """Returns the process ids of a start's data workers."""
+    group = ["pgrep", "-g", str(started.process.pid), "-f", "multiprocessing.spawn"]
+    return [int(number) for number in subprocess.run(group, capture_output=True, text=True, check=False).stdout.split()]

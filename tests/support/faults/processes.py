@@ -88,7 +88,7 @@ def one_killed(bench: Bench, tally: Tally) -> None:
             pair.kill()
         bench.say(f"process {victim} killed: the other ended {time.monotonic() - before:.0f} s later, status {status}")
         tally.notes.append(f"the other ended {time.monotonic() - before:.0f} s later, status {status}")
-        assert status != 0, "it ended as if nothing had happened"
+        assert status == 1 and survivor.err.splitlines()[-1].startswith("error: "), f"{status}: {survivor.err[-2000:]}"
         tally.lose(pair.first)
     Pair(bench, workdir).end()
     tally.same(workdir, reference)

@@ -34,6 +34,21 @@ def terminated(bench: Bench, tally: Tally) -> None:
     tally.same(workdir, reference)
 
 
+def interrupted_twice(bench: Bench, tally: Tally) -> None:
+    """Sends SIGINT, and again while the run saves: it ends at once with one line, and the next start goes on."""
+    workdir, reference = bench.workdir("interrupted-twice"), bench.finished()
+    tally.done, tally.tried = "SIGINT at step 6, and again until it had ended", 1
+    started = bench.start(workdir).until(reached(workdir, 6))
+    while started.process.poll() is None:
+        started.signal(signal.SIGINT)
+        time.sleep(0.05)
+    lines = started.end(130).err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("interrupted again: "), started.err
+    tally.lose(started)
+    bench.start(workdir).end()
+    tally.same(workdir, reference)
+
+
 IN_ITS_FIRST_EVALUATION: Final = """
 import os, runpy, signal, sys
 import top_jax.training.loop as loop
