@@ -50,7 +50,7 @@ def test_there_and_back(command, random_model, name, suffix, tmp_path):
 
     result = command("convert", str(source), str(run), f"--model={name}", *arguments(sizes))
     assert result.status == 0 and f"{source} ({name}) -> {run}\n" in result.out
-    assert f"  python -m top_jax.cli.evaluate --config CONFIG --checkpoint {run}\n" in result.out
+    assert f"  top-jax evaluate --config CONFIG --checkpoint {run}\n" in result.out
     for which in ("best", "latest"):
         assert_same(load_checkpoint(run, which), model)
 

@@ -96,7 +96,8 @@ def test_features_and_the_probe(command, place, tmp_path, root, monkeypatch):
     out = tmp_path / "features.npz"
     result = command("features", str(place / "photos"), f"--checkpoint={place / 'run'}", f"--output={out}")
     assert result.status == 0 and "12 images, 16 features each, 3 classes, 1 unreadable" in result.out
-    data = np.load(out)
+    with np.load(out) as arrays:
+        data = dict(arrays)
     assert data["class_names"].tolist() == list(NAMES) and data["labels"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert data["files"][0] == "blue/day/0.png" and data["features"].dtype == np.float32
     model = top_jax.load_checkpoint(place / "run")

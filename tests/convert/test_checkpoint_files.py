@@ -359,8 +359,10 @@ def test_pth_without_torch(tmp_path, monkeypatch):
 @needs_torch
 def test_another_model_is_named(save, state_dict, tiny):
     path = save(model=state_dict)
-    with pytest.raises(InputError, match=r"checkpoint.pth .* vim_tiny: .*17 missing"):
+    with pytest.raises(InputError, match=r"checkpoint.pth has depth=2, but depth=3"):
         load_torch_checkpoint(path, "vim_tiny", **{**tiny, "depth": 3})
+    with pytest.raises(InputError, match=r"checkpoint.pth does not fit deit_tiny: .* missing"):
+        load_torch_checkpoint(path, "deit_tiny")
 
 
 @needs_torch

@@ -80,7 +80,7 @@ def test_another_resolution(checkpoint, model, size, caplog):
 
 def test_a_file_of_another_model_says_so(checkpoint):
     """A new classifier excuses nothing else."""
-    with pytest.raises(InputError, match="blocks|layers"):
+    with pytest.raises(InputError, match="blocks|depth=2"):
         checkpoint_weights(checkpoint, dataclasses.replace(THREE, depth=2), head="new")
 
 

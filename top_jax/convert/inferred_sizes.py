@@ -82,8 +82,8 @@ def infer_model(
     for key in found.keys() & overrides.keys():
         if overrides[key] != found[key] and tuple_of(overrides[key]) != found[key]:
             raise InputError(
-                f"{source} has {key}={found[key]}, but {key}={overrides[key]} was asked for; leave it out, or choose "
-                "another file."
+                f"{source} has {key}={found[key]}, but {key}={overrides[key]} was asked for; pass {key}={found[key]}, or "
+                "choose another file."
             )
     name = _named(kind, found) if name is None else name
     base, chosen = MODELS[name], {**found, **overrides}
