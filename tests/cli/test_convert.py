@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from hub_server import serving
 
 import top_jax
 from top_jax.convert import load_state_dict, state_dict_of
@@ -77,6 +78,25 @@ def test_sizes_are_inferred(command, random_model, tmp_path):
     again = load_checkpoint(run)
     assert again.config == dataclasses.replace(model.config, dtype=again.config.dtype)
     assert_same(again, model)
+
+
+def test_weights_by_name(command, refused, random_model, tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    model = random_model("vim_tiny", **SMALL, **FAMILIES["vim_tiny"])
+    top_jax.save_torch_checkpoint(model, tmp_path / "a.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with serving({"o/r/a.safetensors": (tmp_path / "a.safetensors").read_bytes()}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        result = command("convert", "hf://o/r/a.safetensors", "run")
+        assert result.status == 0 and "hf://o/r/a.safetensors (vim_tiny) -> run\n" in result.out
+        assert_same(load_checkpoint("run"), model)
+        assert command("convert", "hf://o/r/a.safetensors", "b.safetensors").status == 0
+        assert_same(read_state_dict("b.safetensors"), model)
+        assert "o/r has no such file" in refused("convert", "hf://o/r/none.pth", "other")
+        name = "--checkpoint=pretrained:vim_small"
+        assert "--config is needed" in refused("evaluate", name)
+    assert json.loads((tmp_path / "run" / "conversion.json").read_text())["source"] == "hf://o/r/a.safetensors"
 
 
 def test_report(command, random_model, tmp_path):

@@ -395,6 +395,8 @@ def test_a_new_head_for_other_classes(family, tmp_path):
     assert bare(images).shape == (1, bare.num_features) and "head" not in weights_of(bare)
     top_jax.save_torch_checkpoint(bare, tmp_path / "bare.safetensors")
     again = top_jax.load_torch_checkpoint(tmp_path / "bare.safetensors", family.name, head="new", **sizes)
+    with pytest.raises(InputError, match=r'2 missing .*num_classes=0.*head="new"'):
+        top_jax.load_torch_checkpoint(tmp_path / "bare.safetensors", family.name, **sizes)
     bare.reset_classifier(5)
     np.testing.assert_array_equal(again(images), bare(images))
     with pytest.raises(InputError, match="head='old'"):

@@ -81,10 +81,8 @@ def infer_model(
     classes = found.pop("num_classes", None)
     for key in found.keys() & overrides.keys():
         if overrides[key] != found[key] and tuple_of(overrides[key]) != found[key]:
-            raise InputError(
-                f"{source} has {key}={found[key]}, but {key}={overrides[key]} was asked for; pass {key}={found[key]}, or "
-                "choose another file."
-            )
+            came, its = f"{key}={overrides[key]}", f"{key}={found[key]}"
+            raise InputError(f"{source} has {its}, but {came} was asked for; pass {its}, or choose another file.")
     name = _named(kind, found) if name is None else name
     base, chosen = MODELS[name], {**found, **overrides}
     _check_same_name(name, kind, found, overrides, source)

@@ -317,8 +317,14 @@ def _check_keys(
     kinds = (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen), ("unusable", unusable))
     problems = [f"{len(names)} {what} ({_some(names)})" for what, names in kinds if names]
     if problems:
+        its_head = [key.torch for key in keys if is_of_head(key)]
         found = _other_classes(config, state_dict) if not missing and not unexpected and len(misshapen) <= 2 else None
-        advice = other_classes(found, config.num_classes) if found else _advice(config, state_dict.keys())
+        if found:
+            advice = other_classes(found, config.num_classes)
+        elif missing == its_head and len(problems) == 1:
+            advice = 'They have no head: pass num_classes=0 to leave it out, or head="new" to start one.'
+        else:
+            advice = _advice(config, state_dict.keys())
         raise InputError(f"{'; '.join(problems)}. {advice}")
 
 
