@@ -31,12 +31,8 @@ SMALL = VimConfig(embed_dim=16, depth=2, d_state=4, img_size=(32, 32))
 def server(tmp_path, monkeypatch) -> Iterator[HubServer]:
     """A Hub with two repositories, an empty cache, and nothing resolved yet in this process."""
     files = {"a/b/c.pth": CONTENT, "a/b/sub/d.bin": b"d"}
-    with serving(files, gated=("g/g",)) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.address)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        hub._download.cache_clear()
+    with serving(monkeypatch, tmp_path / "cache", files, gated=("g/g",)) as server:
         yield server
-    hub._download.cache_clear()
 
 
 @pytest.fixture
@@ -75,7 +71,7 @@ def test_a_file_is_downloaded_once(server, tmp_path):
     assert hub.local_file("hf://a/b/c.pth") == first == hub.local_file(Path("hf://a/b/c.pth"))
     assert hub.local_file(f"hf://a/b@{COMMIT}/c.pth").read_bytes() == CONTENT
     assert hub.local_file("hf://a/b/sub/d.bin").read_bytes() == b"d"
-    assert [path for method, _, path in server.requests if method == "GET"] == [
+    assert [path for method, path in server.requests if method == "GET"] == [
         "/a/b/resolve/main/c.pth",
         "/a/b/resolve/main/sub/d.bin",
     ]
@@ -101,11 +97,24 @@ def test_what_is_refused(server, source, kind, offending):
         hub.local_file(source)
 
 
-def test_another_content_than_the_published_one(server):
+def test_another_content_than_the_published_one(server, monkeypatch):
     known = OFFICIAL_FILES["vim_small"]
     server.files[f"{known.repository}/{known.file}"] = CONTENT
-    with pytest.raises(InputError, match=f"{hashlib.sha256(CONTENT).hexdigest()} instead of {known.sha256}"):
+    with pytest.raises(InputError, match=f"{hashlib.sha256(CONTENT).hexdigest()} instead of {known.sha256}") as error:
         hub.local_file("pretrained:vim_small")
+    damaged = Path(str(error.value).partition("Delete ")[2].partition(" and")[0])
+    assert damaged.read_bytes() == CONTENT
+    damaged.unlink()  # as the message says
+    published = dataclasses.replace(known, sha256=hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setitem(OFFICIAL_FILES, "vim_small", published)
+    assert hub.local_file("pretrained:vim_small").read_bytes() == CONTENT
+
+
+def test_an_interrupted_download_goes_on(server, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between tries
+    server.breaks_after = 5
+    assert hub.local_file("hf://a/b/c.pth").read_bytes() == CONTENT
+    assert [method for method, _ in server.requests] == ["HEAD", "GET", "GET"]
 
 
 def test_offline(server, monkeypatch):

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub: serves the files of one dictionary, as huggingface_hub asks for them."""
+"""A stand-in for the Hugging Face Hub on this machine: serves the files of a dictionary as huggingface_hub asks."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import http.server
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlparse
+
+import pytest
+
+from top_jax.convert import hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class HubServer:
-    """`files`: content by OWNER/REPO/FILE; `gated`: repositories without access; `requests`: method, range and path."""
+    """`files`: content by OWNER/REPO/FILE; `gated`: repositories without access; `requests`: method and path."""
 
-    def __init__(self, files: dict[str, bytes], gated: tuple[str, ...] = ()):
+    def __init__(self, files: dict[str, bytes], gated: tuple[str, ...]):
         self.files, self.gated, self.requests = files, gated, []
-        self.address = ""
+        self.breaks_after: int | None = None  # bytes of the next download, which then ends
 
     def answer(self, path: str) -> tuple[int, str, bytes]:
         """Returns status, error code and content for /OWNER/REPO/resolve/REVISION/FILE."""
@@ -34,9 +39,12 @@ class HubServer:
 
 
 @contextmanager
-def serving(files: dict[str, bytes], gated: tuple[str, ...] = ()) -> Iterator[HubServer]:
-    """Serves until the block ends; `address` of the result is what HF_ENDPOINT should be."""
-    hub = HubServer(files, gated)
+def serving(
+    patch: pytest.MonkeyPatch, cache: Path, files: dict[str, bytes], gated: tuple[str, ...] = ()
+) -> Iterator[HubServer]:
+    """Has huggingface_hub ask this server only, with a cache of its own, until the block ends."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    served = HubServer(files, gated)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def log_message(self, *arguments: object) -> None:
@@ -49,10 +57,10 @@ def serving(files: dict[str, bytes], gated: tuple[str, ...] = ()) -> Iterator[Hu
             self._respond(with_content=True)
 
         def _respond(self, *, with_content: bool) -> None:
-            wanted = self.headers.get("Range")
-            hub.requests.append((self.command, wanted, self.path))
-            status, code, content = hub.answer(urlparse(self.path).path)
-            start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted and status == 200 else 0
+            served.requests.append((self.command, self.path))
+            status, code, content = served.answer(urlparse(self.path).path)
+            wanted = self.headers.get("Range") if status == 200 else None
+            start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
             self.send_response(206 if start else status)
             if code:
                 self.send_header("X-Error-Code", code)
@@ -63,16 +71,21 @@ def serving(files: dict[str, bytes], gated: tuple[str, ...] = ()) -> Iterator[Hu
             self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
             if with_content:
-                self.wfile.write(content[start:])
+                end, served.breaks_after = served.breaks_after, None
+                self.wfile.write(content[start:][:end])
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    hub.address = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
+    patch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    patch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)  # else it asks huggingface.co which programs are agents
+    hub._download.cache_clear()  # nothing is resolved yet in this process
     try:
-        yield hub
+        yield served
     finally:
+        hub._download.cache_clear()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -102,8 +102,8 @@ def _download(repository: str, revision: str | None, file: str, sha256: str | No
         raise _explained(address, repository, error, errors) from error
     if sha256 is not None and (found := _sha256(path)) != sha256:
         raise InputError(
-            f"{address} is not the file that was published: its SHA-256 is {found} instead of {sha256}. Delete {path} "
-            "and try again; if the authors replaced the file and you trust it, pass that path instead of the name."
+            f"{address} is not the file that was published: its SHA-256 is {found} instead of {sha256}. Delete "
+            f"{path.resolve()} and try again; if the authors replaced the file and you trust it, pass that path."
         )
     return path
 
