@@ -30,7 +30,7 @@ def test_photos_and_their_tokens(command, finished_run, photo, tmp_path):
     assert index["variants"] == {"hold": index["pruning"]} and index["attention_of_blocks"] == []
     first = index["images"][0]
     assert first["prediction"] in "0123456789" and first["label"] is None and first["tokens"] == {"1": 2}
-    assert first["class_token"] and f"{out}/1_photo.png: {first['prediction']}" in result.out
+    assert first["class_token"] and f"{out}/1_photo.png: predicted class {first['prediction']}" in result.out
     with np.load(out / "1_photo.npz") as arrays:
         assert arrays["kept"].sum() == 2 and arrays["photo"].shape == (512, 512, 3)
         assert np.isfinite(arrays["scores"]).all() and not any(name.startswith("path") for name in arrays.files)
