@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.extend.core import get_opaque_trace_state
 
 from top_jax.errors import InputError
 from top_jax.models import initializers as init
@@ -23,6 +25,8 @@ from top_jax.ops.implementations import resolve
 from top_jax.pruning import Evidence, Pruning, Reduction, Tokens
 from top_jax.typing import Array, Embedded, Float, Images, Logits
 from top_jax.values import refused, several, whole
+
+_NO_TRACE = get_opaque_trace_state(convention="nnx")  # outside of jit, grad, vmap and the others
 
 
 class BlockRun(NamedTuple):
@@ -138,7 +142,7 @@ class Backbone(nnx.Module, abc.ABC):
         self.config, self.head = config, nnx.data(head)
 
     def __call__(self, images: Images, keys: jax.Array | None = None) -> Logits:
-        """Classifies images.
+        """Classifies images. Outside of a JAX transformation the call is compiled once per set of shapes and settings.
 
         Args:
             images: float32 `[B, H, W, 3]`, normalised.
@@ -150,7 +154,10 @@ class Backbone(nnx.Module, abc.ABC):
         Raises:
             InputError: the images do not have the model's size.
         """
-        return self.classify(self.features(images, keys))
+        if _runs_as_it_is(self):
+            return self.classify(self.features(images, keys))
+        self._check(images, keys, (), None)
+        return _call_compiled(Backbone.__call__, self, images, keys)
 
     def classify(self, features: Features) -> Logits:
         """Returns float32 logits `[B, num_classes]`, or pooled features, for the result of `features`."""
@@ -167,20 +174,37 @@ class Backbone(nnx.Module, abc.ABC):
         stages: tuple[int, ...] = (),
         watch: Callable[[BlockRun], None] | None = None,
     ) -> Features:
-        """Returns the tokens after the final norm.
+        """Returns the tokens after the final norm. It is compiled as `__call__` is.
 
         Args:
             images: as in `__call__`.
             keys: as in `__call__`.
             stages: 1-based numbers of blocks whose tokens are returned too: `Features.stages` holds the residual
                 stream that leaves each of them (reduced, if the block is followed by a reduction), without a norm.
-            watch: called after each block with what happened in it (with tracers, under jit).
+            watch: called with what happened in each block, in order: after the block, with tracers, inside a JAX
+                transformation; otherwise after the last block.
 
         Raises:
             InputError: the images do not have the model's size, `stages` names a block that does not exist, or
                 another argument is of another kind.
         """
         stages = self._check(images, keys, stages, watch)
+        if _runs_as_it_is(self):
+            return self._features(images, keys, stages, watch)
+        features, runs = _call_compiled(_watched, self, images, keys, stages, watch is not None)
+        if watch is not None:
+            for number, (block, run) in enumerate(zip(self.blocks, runs, strict=True), start=1):
+                watch(run._replace(number=number, block=block))
+        return features
+
+    def _features(
+        self,
+        images: Images,
+        keys: jax.Array | None,
+        stages: tuple[int, ...],
+        watch: Callable[[BlockRun], None] | None,
+    ) -> Features:
+        """Does what `features` does, for arguments that are checked."""
         tokens = self.embed(images)
         paths = self.paths(tokens)
         cuts = {cut.block: cut for cut in self.schedule}
@@ -279,6 +303,48 @@ def checked_rngs(rngs: nnx.Rngs | None) -> nnx.Rngs:
         needed = "flax.nnx.Rngs with a default or params stream, such as nnx.Rngs(0) or nnx.Rngs(key)"
         raise refused("rngs", rngs, needed)
     return rngs
+
+
+def _runs_as_it_is(model: Backbone) -> bool:
+    """Returns whether a call of `model` is part of a JAX transformation, or cannot or must not be compiled."""
+    if get_opaque_trace_state(convention="nnx") != _NO_TRACE or jax.config.jax_disable_jit:  # pyright: ignore
+        return True
+    try:
+        hash(jax.tree.structure(model))
+    except TypeError:  # a class of the user's keeps a list or an array among its settings
+        return True
+    return False
+
+
+def _call_compiled(
+    function: Callable[..., Any], model: Backbone, images: Images, keys: jax.Array | None, *options: Any
+) -> Any:
+    """Returns `function(model, images, keys, *options)`, compiled; uncompiled it takes up to 70 times as long.
+
+    The weights are arguments, so models of the same settings share a program and it keeps none of them alive. What the
+    call changes in the model's variables, such as BatchNorm's statistics, is written back.
+    """
+    result, moved = _compiled(function, options, model, images, keys)
+    if moved:
+        nnx.update(model, moved)
+    return result
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _compiled(
+    function: Callable[..., Any], options: tuple[Any, ...], model: Backbone, images: Images, keys: jax.Array | None
+) -> tuple[Any, dict[str, Any]]:
+    result = function(model, images, keys, *options)
+    return result, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+
+
+def _watched(
+    model: Backbone, images: Images, keys: jax.Array | None, stages: tuple[int, ...], is_watched: bool
+) -> tuple[Features, list[BlockRun]]:
+    """Returns the features and, if needed, what `watch` is called with, without the blocks, which are no arrays."""
+    runs: list[Any] = []
+    watch = (lambda run: runs.append(run._replace(number=None, block=None))) if is_watched else None
+    return model._features(images, keys, stages, watch), runs
 
 
 def _are_keys(keys: Any) -> bool:
