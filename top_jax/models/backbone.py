@@ -154,7 +154,7 @@ class Backbone(nnx.Module, abc.ABC):
         Raises:
             InputError: the images do not have the model's size.
         """
-        if _runs_as_it_is(self):
+        if _is_traced():
             return self.classify(self.features(images, keys))
         self._check(images, keys, (), None)
         return _call_compiled(Backbone.__call__, self, images, keys)
@@ -189,7 +189,7 @@ class Backbone(nnx.Module, abc.ABC):
                 another argument is of another kind.
         """
         stages = self._check(images, keys, stages, watch)
-        if _runs_as_it_is(self):
+        if _is_traced():
             return self._features(images, keys, stages, watch)
         features, runs = _call_compiled(_watched, self, images, keys, stages, watch is not None)
         if watch is not None:
@@ -305,15 +305,9 @@ def checked_rngs(rngs: nnx.Rngs | None) -> nnx.Rngs:
     return rngs
 
 
-def _runs_as_it_is(model: Backbone) -> bool:
-    """Returns whether a call of `model` is part of a JAX transformation, or cannot or must not be compiled."""
-    if get_opaque_trace_state(convention="nnx") != _NO_TRACE or jax.config.jax_disable_jit:  # pyright: ignore
-        return True
-    try:
-        hash(jax.tree.structure(model))
-    except TypeError:  # a class of the user's keeps a list or an array among its settings
-        return True
-    return False
+def _is_traced() -> bool:
+    """Returns whether a call is part of a JAX transformation; so it counts while `jax.disable_jit` is on."""
+    return get_opaque_trace_state(convention="nnx") != _NO_TRACE or bool(jax.config.jax_disable_jit)  # pyright: ignore
 
 
 def _call_compiled(
