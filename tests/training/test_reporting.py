@@ -161,6 +161,7 @@ def test_what_a_run_prints(finished_run):
     assert first.startswith(f"{finished_run}: starting; 30 steps of 16 images on 1 x cpu; vim_tiny, ")
     assert "digits/train (1437 images to train, 360 to evaluate)" in first
     assert hint.startswith("no init_from: the pruned model starts from random weights.")
+    assert sum(line.startswith("compiling") for line in reports) == 1
     assert sum(line.startswith("train ") for line in reports) == 30
     assert sum(line.startswith("eval ") for line in reports) == 3
     accuracy, cost, speed = reports[-3:]

@@ -223,6 +223,7 @@ class Loop:
                 if not self.train_step.is_compiled(step):
                     self._settle(leave=0)
                     self.throughput.pause()
+                    self.reporter.say("compiling the train step ...")
                 state, metrics = self.train_step(step, state, batch)
                 step += 1
                 self._dispatched.append(Dispatched(step, position, metrics))
