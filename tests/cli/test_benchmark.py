@@ -24,7 +24,7 @@ def test_refuses(refused):
     assert refused("benchmark", "--suite=cpu", "--tune") == needed
     assert refused("benchmark", TINY, "--suite=cpu") == refused("benchmark", TINY, "--tune") == needed
     assert "--suite=tpu" in refused("benchmark", "--suite=tpu")
-    assert "Unknown command line flag 'sweet'" in refused("benchmark", "--sweet=gpu")
+    assert "--sweet" in refused("benchmark", "--sweet=gpu")
     assert "unexpected argument 'gpu'" in refused("benchmark", "gpu")
     assert "--budget=0: 0.0 is not number >= 1.0" in refused("benchmark", "--suite=cpu", "--budget=0")
 
