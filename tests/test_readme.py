@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -10,8 +12,16 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 import pytest
+from flax import nnx
+from hub_server import serving
+
+import top_jax
+from top_jax.convert.official_files import OFFICIAL_FILES
 
 CELL = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOTEBOOK = "examples/prune_and_look.ipynb"
@@ -82,6 +92,29 @@ def test_shell_cells(root, checkout):
         printed += run([sys.executable, "-m", "top_jax", *arguments], checkout)
     assert "of 360" in printed or "360 images" in printed
     assert len(list((checkout / "pictures").glob("*.png"))) == 2
+
+
+@pytest.mark.slow
+def test_python_cells(root, checkout, tmp_path, monkeypatch):
+    """Official weights come from a stand-in for the Hub: a ViM-T with random weights, in the official format."""
+    model = top_jax.create_model("vim_tiny", rngs=nnx.Rngs(3))
+    file = tmp_path / "vim_t.safetensors"
+    top_jax.save_torch_checkpoint(model, file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    official = dataclasses.replace(OFFICIAL_FILES["vim_tiny"], file=file.name, sha256=digest)
+    monkeypatch.setitem(OFFICIAL_FILES, "vim_tiny", official)
+    monkeypatch.setattr(pytest.importorskip("huggingface_hub").constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(checkout)
+    names: dict[str, Any] = {}
+    with serving({f"{official.repository}/{file.name}": file.read_bytes()}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        for number, text in enumerate(cells(root / "README.md", "python")):
+            exec(compile(text, f"README.md, cell {number}", "exec"), names)
+    assert [cut.kept for cut in names["pruned_model"].schedule] == [167, 142]  # as README says
+    assert names["dense"].shape == names["pruned"].shape == (1, 1000)
+    expected = jax.jit(lambda model, images: model(images))(model, names["images"])
+    np.testing.assert_allclose(names["dense"], expected, rtol=1e-4, atol=1e-4)
+    assert not np.allclose(names["dense"], names["pruned"], atol=1e-4)
 
 
 @pytest.mark.slow
