@@ -93,7 +93,6 @@ def test_out_of_range(path, value):
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("vim_tiny", {"num_classes": 0}),
         ("vim_tiny", {"depth": 0}),
         ("vim_tiny", {"stride": 0}),
         ("vim_tiny", {"expand": 0}),

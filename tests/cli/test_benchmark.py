@@ -14,7 +14,7 @@ TINY = f"--config={Path(__file__).parents[1] / 'tiny_run.py'}"
 def test_help(command):
     result = command("benchmark", "--help")
     assert result.status == 0
-    flags = ("--suite", "--[no]tune", "--out", "--budget", "--config", "--batch_sizes", "--[no]train")
+    flags = ("--suite", "--tune", "--out", "--budget", "--config", "--batch_sizes", "--train")
     assert all(flag in result.out for flag in flags)
 
 
@@ -26,7 +26,7 @@ def test_refuses(refused):
     assert "--suite=tpu" in refused("benchmark", "--suite=tpu")
     assert "--sweet" in refused("benchmark", "--sweet=gpu")
     assert "unexpected argument 'gpu'" in refused("benchmark", "gpu")
-    assert "--budget=0: 0.0 is not number >= 1.0" in refused("benchmark", "--suite=cpu", "--budget=0")
+    assert "--budget=0" in refused("benchmark", "--suite=cpu", "--budget=0")
 
 
 def test_refuses_what_is_of_a_config(refused, tmp_path):

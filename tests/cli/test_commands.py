@@ -51,7 +51,7 @@ def test_evaluate_refuses(refused, run, tmp_path):
     shutil.copyfile(run / "config.json", folder / "a.jpg")  # no JPEG, but nothing looks that far
     images = ("--config.data.source=image_folder", f"--config.data.data_dir={tmp_path}/data")
     message = refused("evaluate", TINY, checkpoint, "--config.model.num_classes=1", *images)
-    assert str(run) in message and "10 classes" in message and "has 1;" in message
+    assert str(run) in message and "10 classes" in message
     assert not (run / "evaluation.json").exists()
 
 
