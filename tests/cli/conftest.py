@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import runpy
 import signal
@@ -26,7 +27,7 @@ class Result(NamedTuple):
 def _forget_flags(program: str) -> None:
     """Undoes what a command defined, so that the next one may; libraries define theirs once, when they are imported."""
     by_module = flags.FLAGS.flags_by_module_dict()
-    started = [module for module in by_module if module.endswith(f"/top_jax/cli/{Path(program).stem}.py")]
+    started = [module for module in by_module if "/top_jax/cli/" in module]  # by `top-jax`
     defined = (program, *started, "top_jax.cli.shared_flags")
     ours = [flag.name for module in defined for flag in by_module.get(module, [])]
     overrides = [name for name in flags.FLAGS if name.startswith("config.")]
@@ -39,7 +40,7 @@ def _forget_flags(program: str) -> None:
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], root: os.PathLike[str]
 ) -> Iterator[Callable[..., Result]]:
-    """Runs `command("train.py", ...)` or `command("evaluate", ...)` as from the shell, in the checkout."""
+    """Runs `command("train.py", ...)`, `command("evaluate", ...)` or `command("top-jax", ...)` as from the shell."""
     monkeypatch.chdir(root)
     monkeypatch.setattr("top_jax.training.loop.enable_compilation_cache", lambda: None)
     verbosity, on_interrupt = logging.get_verbosity(), signal.getsignal(signal.SIGINT)
@@ -51,7 +52,9 @@ def command(
             with pytest.raises(SystemExit) as end, warnings.catch_warnings():
                 # ml_collections loads a config file by a method that Python 3.15 drops.
                 warnings.filterwarnings("ignore", r"the load_module\(\) method is deprecated", DeprecationWarning)
-                if program.endswith(".py"):
+                if program == "top-jax":
+                    importlib.import_module("top_jax.cli.main").main()
+                elif program.endswith(".py"):
                     runpy.run_path(program, run_name="__main__")
                 else:
                     runpy.run_module(f"top_jax.cli.{program}", run_name="__main__")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from top_jax.cli import runner, shared_flags, terminal
+from top_jax.cli import config_file, runner, shared_flags, terminal
 from top_jax.errors import InputError, RunError
 
 _CONFIG = shared_flags.define_config(required=False)
@@ -72,7 +72,7 @@ def _measure_config() -> None:
     reduction = build_reduction(config.pruning)
     seconds, file = (
         _BUDGET.value or compare.budget(),
-        Path(_OUT.value or f"benchmark_{shared_flags.config_name()}.json"),
+        Path(_OUT.value or f"benchmark_{config_file.config_name()}.json"),
     )
     with terminal.progress(f"measuring {config.model.name}", math.ceil(seconds)) as advance:
         report = compare.compare(
@@ -80,7 +80,7 @@ def _measure_config() -> None:
             reduction,
             config.model.overrides(),
             file=file,
-            about={"config": shared_flags.config_name(), "pruning": str(reduction)},
+            about={"config": config_file.config_name(), "pruning": str(reduction)},
             sizes=sizes,
             train=_TRAIN.value,
             seconds=seconds,

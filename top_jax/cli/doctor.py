@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from top_jax import files
-from top_jax.cli import doctor_text, runner, shared_flags, terminal
+from top_jax.cli import config_file, doctor_text, runner, shared_flags, terminal
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
 from top_jax.optional import EXTRAS, installed
@@ -33,7 +33,7 @@ _PURPOSES = {
 
 _DATA = flags.DEFINE_boolean("data", False, "Check the config's data, and measure its loader and training step.")
 _CONFIG = shared_flags.define_config(
-    required=False, help_text=f"{shared_flags.CONFIG_HELP} By default the bundled digits."
+    required=False, help_text=f"{config_file.CONFIG_HELP} By default the bundled digits."
 )
 flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
 _SAMPLE = flags.DEFINE_integer("sample", 64, "Images of each split to decode, evenly spread.", lower_bound=1)

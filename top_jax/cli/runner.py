@@ -176,9 +176,9 @@ def _parse(arguments: list[str]) -> list[str]:
         arguments = _with_flag_files(arguments)
         given = _given_flags(arguments)
         if _takes_config():
-            from top_jax.cli import shared_flags
+            from top_jax.cli import config_file
 
-            arguments = shared_flags.with_config(arguments)
+            arguments = config_file.with_config(arguments)
         logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is an error here
         rest = flags.FLAGS(arguments)
         _check_values(given)
@@ -242,11 +242,11 @@ def _check_values(given: Sequence[str]) -> None:
 def _parse_error(arguments: list[str], error: BaseException) -> InputError:
     """Returns what is wrong with the command line, or in the config file that it names."""
     if _takes_config():
-        from top_jax.cli import shared_flags
+        from top_jax.cli import config_file
 
-        if (problem := shared_flags.config_error(error)) is not None:
+        if (problem := config_file.config_error(error)) is not None:
             return problem
-        if (file := shared_flags.config_source()) and "Flag --config must" in str(error):
+        if (file := config_file.config_source()) and "Flag --config must" in str(error):
             return InputError(f"config file {file} returns None from get_config(); return make_config(...).")
     if isinstance(error, (AttributeError, KeyError)):
         return _unknown_key(arguments, str(error))

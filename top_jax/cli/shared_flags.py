@@ -1,15 +1,13 @@
 """Flags that several commands share: the config, the checkpoint, and the processes of a distributed run.
 
 A command calls the `define_*` functions that it needs, and then `flags.adopt_module_key_flags(shared_flags)` so that
---help lists them. absl and `top_jax.config` are all that is loaded until a flag is read. ml_collections (the extra
-`train`) is needed for config files and --config.key; a run's own config is read without it.
+--help lists them. absl and `top_jax.config` are all that is loaded until a flag is read.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
-import top_jax
+from top_jax.cli import config_file
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
 from top_jax.optional import installed, optional_package
@@ -26,171 +24,19 @@ if TYPE_CHECKING:
     from top_jax.inference import Classifier
     from top_jax.models import Backbone
 
-CONFIG_HELP = (
-    "Run config: the name of one that comes with top-jax, such as vim_digits_top, a Python file with get_config(), or "
-    "a run directory. By default that of the run in --checkpoint or --workdir."
-)
-_COMMAND_LINE: list[str] = []  # where ml_collections looks for --config.key; `with_config` fills it
-_RUN_CONFIG = str(Path(__file__).with_name("run_config.py"))  # what --config=RUN becomes: run_config.py:RUN
-CHECKPOINT_HELP = (
-    "Run directory, an official .pth or .safetensors file, or the name of one: pretrained:vim_small, "
-    "hf://OWNER/REPO/FILE."
-)
 
-
-def define_config(*, required: bool = True, help_text: str = CONFIG_HELP) -> flags.FlagHolder[Any]:
+def define_config(*, required: bool = True, help_text: str = config_file.CONFIG_HELP) -> flags.FlagHolder[Any]:
     """Defines --config, and with it --config.key=value for each key of the file."""
-    _COMMAND_LINE.clear()
+    config_file.COMMAND_LINE.clear()
     if installed("ml_collections"):
-        holder = _config_flags().DEFINE_config_file("config", None, help_text, lock_config=True, sys_argv=_COMMAND_LINE)
+        holder = config_file.config_flags().DEFINE_config_file(
+            "config", None, help_text, lock_config=True, sys_argv=config_file.COMMAND_LINE
+        )
     else:  # `with_config` refuses what needs it
         holder = flags.DEFINE_string("config", None, help_text)
     if required:
         flags.mark_flag_as_required("config")
     return holder
-
-
-def _config_flags(purpose: str = "--config") -> Any:
-    return optional_package("ml_collections.config_flags", purpose=purpose)
-
-
-def with_config(arguments: list[str]) -> list[str]:
-    """Returns the command line as ml_collections needs it: `--config=FILE.py` first.
-
-    A run directory, or its config.json, becomes the Python file that reads it. Without --config, the run in
-    --checkpoint or --workdir is taken.
-
-    Raises:
-        InputError: --config names nothing that can be a config, a --config.key is given without any, or ml_collections
-            is needed and not installed.
-    """
-    _COMMAND_LINE[:] = arguments
-    name = given_value(arguments, "config")
-    rest = _without(arguments, "config")
-    keys = [argument for argument in arguments[1:] if re.match("--?(no)?config[.]", argument)]
-    if name is None:
-        name = _run_of(arguments)
-    if name is None:
-        if keys:
-            raise InputError(f"{keys[0]} needs --config=NAME: {CONFIG_HELP}")
-        return arguments
-    file = _config_file(name)
-    if keys or not file.startswith(f"{_RUN_CONFIG}:"):
-        _config_flags(keys[0] if keys else f"--config={name}")  # raises if it is missing
-    _COMMAND_LINE[:] = [rest[0], f"--config={file}", *rest[1:]]
-    return list(_COMMAND_LINE)
-
-
-def given_value(arguments: Sequence[str], flag: str) -> str | None:
-    """Returns the first value of a flag on the command line that is not parsed yet; None without it."""
-    for place, argument in enumerate(arguments[1:], start=1):
-        if argument == "--":
-            break
-        name, separator, value = argument.partition("=")
-        if name in (f"-{flag}", f"--{flag}"):
-            return value if separator else "".join(arguments[place + 1 : place + 2])
-    return None
-
-
-def _without(arguments: list[str], flag: str) -> list[str]:
-    """Returns the command line without the first use of a flag that takes a value."""
-    for place, argument in enumerate(arguments[1:], start=1):
-        if argument == "--":
-            break
-        name, separator, _ = argument.partition("=")
-        if name in (f"-{flag}", f"--{flag}"):
-            return [*arguments[:place], *arguments[place + (1 if separator else 2) :]]
-    return arguments
-
-
-def _run_of(arguments: list[str]) -> str | None:
-    """Returns the run directory that the command reads, if it reads one."""
-    checkpoint, workdir = (given_value(arguments, flag) for flag in ("checkpoint", "workdir"))
-    if checkpoint and "checkpoint" in flags.FLAGS:
-        if Path(checkpoint).is_dir():
-            return checkpoint
-        from top_jax.convert.hub import is_name
-
-        if not is_name(checkpoint) and not Path(checkpoint).exists():
-            raise InputError(
-                f"checkpoint {checkpoint} does not exist; pass a {CHECKPOINT_HELP[0].lower()}{CHECKPOINT_HELP[1:]}"
-            )
-        raise InputError(f"--config is needed: {checkpoint} is a file, which does not keep its config. {CONFIG_HELP}")
-    if workdir and "workdir" in flags.FLAGS and (Path(workdir) / "config.json").is_file():
-        return workdir
-    return None
-
-
-def _config_file(name: str) -> str:
-    """Returns the Python file of a config, with its argument after a colon, as ml_collections reads it.
-
-    Raises:
-        InputError: there is no such file or run, or it is a file of another kind.
-    """
-    path = Path(name)
-    plain, separator, argument = name.partition(":")
-    named = shipped_configs().get(plain)
-    if named is not None and not (path / "config.json").is_file():
-        return f"{named}{separator}{argument}"
-    if path.is_dir() or (path.name == "config.json" and path.parent.is_dir()):
-        from top_jax.training.run_directory import RunDirectory
-
-        run = path if path.is_dir() else path.parent
-        RunDirectory(run).read_config()  # raises a plain InputError; ml_collections would wrap it
-        return f"{_RUN_CONFIG}:{run}"
-    file = Path(plain)
-    such = "pass a name such as vim_digits_top, a Python file with get_config(), or a run directory."
-    if not file.is_file():
-        raise InputError(_no_such_config(file, such))
-    try:
-        text = file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config file {file} cannot be read ({error}); {such}") from error
-    if file.suffix != ".py" or not re.search(r"\bget_config\b", text):  # running such a file could do anything
-        raise InputError(f"config file {file} is not a Python file with get_config(); {such}")
-    return name
-
-
-def shipped_configs() -> dict[str, Path]:
-    """Returns the files of the configs that come with top-jax, by name: `configs/`, in the package if installed."""
-    package = Path(top_jax.__file__).parent
-    # Beside the package: a checkout whose link top_jax/configs was written out as a text file.
-    folder = next((path for path in (package / "configs", package.parent / "configs") if path.is_dir()), None)
-    return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.py"))}
-
-
-def _no_such_config(file: Path, such: str) -> str:
-    """Returns the message for a config that is not there, with the names that it may have meant."""
-    close = difflib.get_close_matches(file.stem, shipped_configs(), n=3)
-    if file.suffix or len(file.parts) > 1:  # a path
-        hint = f"; --config={close[0]} comes with top-jax" if close and close[0] == file.stem else ""
-        return f"config file {file} does not exist{hint}; {such}"
-    meant = f"did you mean {' or '.join(close)}? Otherwise " if close else ""
-    return f"no config, file or run directory is named {file}; {meant}{such}"
-
-
-def config_error(error: BaseException) -> InputError | None:
-    """Returns what is wrong in the config file, with its name and line; None if the error came from elsewhere."""
-    file = config_source().partition(":")[0]
-    raised: BaseException | None = error
-    while raised is not None:
-        line = raised.lineno if isinstance(raised, SyntaxError) and raised.filename == file else None
-        trace = raised.__traceback__
-        while trace is not None:
-            if trace.tb_frame.f_code.co_filename == file:
-                line = trace.tb_lineno
-            trace = trace.tb_next
-        if line is not None:
-            kind = "" if isinstance(raised, InputError) else f"{type(raised).__name__}: "
-            text = raised.msg if isinstance(raised, SyntaxError) else str(raised)
-            return InputError(f"config file {file}, line {line}: {kind}{text}")
-        raised = raised.__cause__ or raised.__context__
-    return None
-
-
-def config_source() -> str:
-    """Returns the value of --config that `with_config` chose; empty without one."""
-    return given_value(_COMMAND_LINE, "config") or ""
 
 
 def read_config(holder: flags.FlagHolder[Any], *, own_pruning: bool = True) -> RunConfig:
@@ -207,19 +53,19 @@ def read_config(holder: flags.FlagHolder[Any], *, own_pruning: bool = True) -> R
     if not installed("ml_collections"):  # then it is a run, or `with_config` would have raised
         from top_jax.training.run_directory import RunDirectory
 
-        return RunDirectory(config_source().partition(":")[2]).read_config()
+        return RunDirectory(config_file.config_source().partition(":")[2]).read_config()
     config = holder.value
     if not isinstance(config, optional_package("ml_collections", purpose="--config").ConfigDict):
         try:
             _ = config.model  # ml_collections keeps an OSError until the config is used
         except OSError as error:
-            if problem := config_error(error):
+            if problem := config_file.config_error(error):
                 raise problem from error
         except AttributeError:
             pass
         raise InputError(
-            f"config file {config_source()} returns {type(config).__name__} from get_config(), not a ConfigDict; "
-            "return make_config(...), as configs/vim_digits_top.py does."
+            f"config file {config_file.config_source()} returns {type(config).__name__} from get_config(), not a "
+            "ConfigDict; return make_config(...), as configs/vim_digits_top.py does."
         )
     checked = RunConfig.from_config_dict(config)
     if "checkpoint" in flags.FLAGS:
@@ -253,7 +99,7 @@ def _with_data_of_run(config: RunConfig) -> RunConfig:
         if (trained.data.source, trained.data.name) != (config.data.source, config.data.name):
             logging.warning(
                 "the config %s does not say where its data is; taking that of the run %s: %s",
-                *(config_name(), path, trained.data.data_dir or trained.data.source),
+                *(config_file.config_name(), path, trained.data.data_dir or trained.data.source),
             )
         data = dataclasses.replace(trained.data, **{key: getattr(config.data, key) for key in given})
         classes = (config if "model.num_classes" in _keys_given() else trained).model.num_classes
@@ -263,7 +109,7 @@ def _with_data_of_run(config: RunConfig) -> RunConfig:
 
 def _keys_given() -> dict[str, Any]:
     """Returns the values of --config.key=value on the command line, by dotted key."""
-    return _config_flags().get_override_values(flags.FLAGS["config"]) if installed("ml_collections") else {}
+    return config_file.config_flags().get_override_values(flags.FLAGS["config"]) if installed("ml_collections") else {}
 
 
 def _check_pruning(config: RunConfig) -> None:
@@ -275,15 +121,15 @@ def _check_pruning(config: RunConfig) -> None:
         if trained.pruning.after_blocks:
             raise InputError(
                 f"the run {path} was trained with pruning after blocks {trained.pruning.after_blocks}, but the config "
-                f"{config_name()} has none; leave out --config, or pass --config.pruning.after_blocks=() for the "
-                "dense model."
+                f"{config_file.config_name()} has none; leave out --config, or pass --config.pruning.after_blocks=() "
+                "for the dense model."
             )
 
 
 def check_data_is_known() -> None:
     """Raises InputError if the config is that of converted weights, whose data settings are only defaults."""
-    file, _, run = config_source().partition(":")
-    if file != _RUN_CONFIG or _was_trained(run):
+    file, _, run = config_file.config_source().partition(":")
+    if file != config_file.RUN_CONFIG or _was_trained(run):
         return
     if "data.source" not in _keys_given():
         raise InputError(
@@ -335,12 +181,6 @@ def _runs() -> list[tuple[str, RunConfig]]:
     return [(path, RunDirectory(path).read_config()) for path in paths if Path(path).is_dir()]
 
 
-def config_name() -> str:
-    """Returns the name of the config file, or of the run directory: `vim_t` for configs/vim_t.py and for runs/vim_t."""
-    file, _, run = config_source().partition(":")
-    return Path(run).absolute().name if file == _RUN_CONFIG else Path(file).stem
-
-
 def default_workdir(config: RunConfig) -> str:
     """Returns runs/<config name>, and the name of the data if the command line chose it: runs/vim_s_top_photos.
 
@@ -348,7 +188,7 @@ def default_workdir(config: RunConfig) -> str:
     """
     from top_jax.training.run_directory import RunDirectory
 
-    folder, data, given = f"runs/{config_name()}", config.data, _keys_given()
+    folder, data, given = f"runs/{config_file.config_name()}", config.data, _keys_given()
     in_a_folder = data.source in ("image_folder", "packed")  # elsewhere data_dir says only where the named data is
     if not ({"data.source", "data.name"} & given.keys() or ("data.data_dir" in given and in_a_folder)):
         return folder
@@ -367,7 +207,7 @@ def default_workdir(config: RunConfig) -> str:
 def define_checkpoint() -> flags.FlagHolder[Any]:
     """Defines --checkpoint, required, and --which and --ema, which choose among its weights."""
     _define_weights_choice()
-    return flags.DEFINE_string("checkpoint", None, CHECKPOINT_HELP, required=True)
+    return flags.DEFINE_string("checkpoint", None, config_file.CHECKPOINT_HELP, required=True)
 
 
 def define_checkpoints(help_text: str) -> flags.FlagHolder[Any]:

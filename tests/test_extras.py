@@ -1,0 +1,129 @@
+"""The plain install: what works with nine dependencies, and which extra each command and library call names."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from top_jax.optional import EXTRAS
+
+# Import name -> package, where they differ.
+PACKAGES = {"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint", "sklearn": "scikit-learn"}
+OURS = {"top_jax", "configs", "kernels"}
+WORKS = ("create", "scan", "load", "preprocess")
+LACKS = {
+    "torch_file": "convert",
+    "make_config": "train",
+    "train": "train",
+    "digits": "train",
+    "batches": "train",
+    "figures": "figures",
+    "ablation": "train",
+}
+COMMANDS = {  # None: works
+    "train --config=vim_digits": "train",
+    "train --workdir=RUN": "train",
+    "evaluate --checkpoint=RUN --config=vim_digits": "train",
+    "evaluate --checkpoint=RUN": "train",
+    "convert RUN /out.pth": "convert",
+    "convert RUN/ /out.safetensors": "convert",
+    "flops --config=RUN": None,
+    "benchmark --config=vim_digits": "train",
+    "ablate --checkpoint=RUN --out=/ablation": "train",
+    "visualize --checkpoint=RUN --out=/pictures": "figures",
+    "export --checkpoint=RUN /out.stablehlo": "export",
+    "doctor": None,
+    "doctor --data": "train",
+    "pack --config=RUN /out.npz": "train",
+    "predict --checkpoint=RUN /photo.png": None,
+    "features  --checkpoint=RUN": None,
+}
+
+
+@pytest.fixture(scope="module")
+def plain(root, finished_run, tmp_path_factory):
+    """What tests/support/plain_install.py finds if no package of an extra can be imported."""
+    program = root / "tests" / "support" / "plain_install.py"
+    folder = tmp_path_factory.mktemp("plain")
+    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, program, finished_run, folder, "--block"],
+        **{"cwd": folder, "env": environment, "capture_output": True, "text": True},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_import_is_light(plain):
+    assert plain["loaded"] == []
+
+
+def test_library(plain):
+    wrong = {name: plain["library"][name] for name in WORKS if plain["library"][name] != "works"}
+    for name, extra in LACKS.items():
+        text = plain["library"][name]
+        if not (text.startswith("MissingPackageError: ") and f"pip install 'top-jax[{extra}]'" in text):
+            wrong[name] = text
+    assert not wrong and plain["library"].keys() == {*WORKS, *LACKS}
+
+
+def test_commands(plain):
+    wrong = {}
+    for line, extra in COMMANDS.items():
+        result = plain["commands"][line]
+        good = result["status"] == 0 and not result["err"]
+        if extra is not None:
+            named = f"'top-jax[{extra}]'" in result["err"] and "pip install" in result["err"]
+            good = result["status"] == 2 and named and "\n" not in result["err"]
+        if not good:
+            wrong[line] = result
+    assert not wrong and plain["commands"].keys() == COMMANDS.keys(), json.dumps(wrong, indent=1)
+
+
+def test_doctor_lists_the_missing_extras(plain):
+    out = plain["commands"]["doctor"]["out"]
+    assert all(f"top-jax[{extra}]" in out for extra in ("train", "figures", "export", "hub", "convert", "hf"))
+
+
+def test_what_is_imported_is_declared(root):
+    """No package is used that comes only because another one needs it."""
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    plain = {name_of(line) for line in project["dependencies"]}
+    extras = {extra: {name_of(line) for line in lines} for extra, lines in project["optional-dependencies"].items()}
+    assert len(plain) <= 9
+    used = {}
+    for folder in ("top_jax", "kernels", "configs"):
+        for path in (root / folder).rglob("*.py"):
+            used |= dict.fromkeys(third_party(path), path)
+    for name, path in used.items():
+        package = PACKAGES.get(name, name)
+        assert package in plain or package.replace("_", "-") in {p.replace("_", "-") for p in extras[EXTRAS[name]]}, (
+            path
+        )
+    assert {"jax", "flax", "grain", "matplotlib", "tensorboardX"} <= used.keys()
+    assert {"tensorflow-datasets", "jax-triton"} <= extras["train"] | extras["cuda"]
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[\s\[<>=;,]", requirement)[0]
+
+
+def third_party(path: Path) -> set[str]:
+    """Top-level names that a file imports, by an import or `optional_package`, and that are neither ours nor Python's."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("optional_package", "require"):
+            names |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
+    return {name.split(".")[0] for name in names} - OURS - set(sys.stdlib_module_names)
