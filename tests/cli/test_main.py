@@ -94,11 +94,11 @@ def test_an_earlier_default_workdir_goes_on(command, monkeypatch, finished_run, 
     """A run of other data that is already in runs/<config name> is resumed, not begun again elsewhere."""
     name = Path(__file__).parents[1] / "tiny_run.py"
     shutil.copytree(finished_run, tmp_path / "runs" / "tiny_run")
-    seen, relative = [], {"runs/tiny_run": "tiny_run"}
+    seen = []
     monkeypatch.setattr("top_jax.training.train", lambda config, workdir: seen.append(workdir), raising=False)
-    monkeypatch.setattr("os.getcwd", lambda: str(tmp_path))  # the command runs in the checkout
-    assert command("train.py", f"--config={name}", "--config.data.source=digits").status == 0
-    assert seen[0] in relative
+    monkeypatch.chdir(tmp_path)
+    assert command("train", f"--config={name}", "--config.data.source=digits").status == 0
+    assert seen == ["runs/tiny_run"]
 
 
 def test_data_of_the_run(command, finished_run, tmp_path, caplog):

@@ -40,9 +40,7 @@ def main(run, folder, block):
     from top_jax import optional
 
     if block:
-        import scipy  # noqa: F401  # JAX needs it
-
-        names = set(optional.EXTRAS) - {"scipy"}
+        names = set(optional.EXTRAS) - {"rich", "scipy"}  # which Flax and JAX load
         sys.meta_path.insert(0, Blocked(names))
         find_spec = importlib.util.find_spec
         importlib.util.find_spec = lambda name, package=None: None if name in names else find_spec(name, package)
@@ -98,9 +96,10 @@ def library(run, folder):
         make_config()
 
     def train():
+        from top_jax.config import RunConfig
         from top_jax.training import train
 
-        train(None, "nowhere")
+        train(RunConfig(), folder / "never")
 
     def digits():
         from top_jax.config import DataConfig
@@ -176,8 +175,11 @@ def command(name, *arguments):
         status = end.code or 0
     except BaseException as error:
         err.write(f"{type(error).__name__}: {error}")
-    for flag in set(flags.FLAGS) - before:  # so that the next command may define it
-        delattr(flags.FLAGS, flag)
+    by_module = flags.FLAGS.flags_by_module_dict()
+    ours = [module for module in by_module if "/top_jax/cli/" in module or module == "top_jax.cli.shared_flags"]
+    defined = {flag.name for module in ours for flag in by_module[module]}
+    for flag in defined | {flag for flag in set(flags.FLAGS) - before if flag.startswith("config.")}:
+        delattr(flags.FLAGS, flag)  # so that the next command may define it
     flags.FLAGS.unparse_flags()
     return {"status": status, "err": err.getvalue().strip(), "out": out.getvalue()}
 
