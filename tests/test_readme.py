@@ -103,7 +103,8 @@ def test_python_cells(root, checkout, tmp_path, monkeypatch):
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     official = dataclasses.replace(OFFICIAL_FILES["vim_tiny"], file=file.name, sha256=digest)
     monkeypatch.setitem(OFFICIAL_FILES, "vim_tiny", official)
-    monkeypatch.setattr(pytest.importorskip("huggingface_hub").constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(checkout)
     names: dict[str, Any] = {}
     with serving({f"{official.repository}/{file.name}": file.read_bytes()}) as server:
