@@ -12,14 +12,15 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
+from absl import logging
+
 from top_jax.errors import InputError
 from top_jax.files import write_json
 
 TUNING: Final = Path(__file__).parent / "tuning"
-_ELEMENTS_PER_WARP: Final = 512  # elements of the [N, channels] state: 16 registers of a thread
+KERNELS: Final = 2  # generation of the kernels: blocks that were tuned for another say nothing about these
 _MOST_WARPS: Final = 32  # per CUDA block
 _MOST_OF_A_BLOCK: Final = 1024
-_CHUNK: Final = {"triton": 5, "pallas": 4}  # the longest without register spills at the models' shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +28,21 @@ class Blocks:
     """How the kernels divide a scan.
 
     Attributes:
-        chunk: steps between two saved states; both passes unroll that many steps.
+        segment: steps between two saved states; a multiple of both chunks. Where it is longer than `backward_chunk`,
+            the backward runs the forward through each segment once more. Pallas needs all three equal.
+        forward_chunk: steps that the forward pass unrolls.
         forward_channels: channels of one program of the forward pass, a power of two.
         forward_warps: warps (of 32 threads) of that program, a power of two.
+        backward_chunk: as `forward_chunk`, of the backward.
         backward_channels: as `forward_channels`, of the backward.
         backward_warps: as `forward_warps`, of the backward.
     """
 
-    chunk: int
+    segment: int
+    forward_chunk: int
     forward_channels: int
     forward_warps: int
+    backward_chunk: int
     backward_channels: int
     backward_warps: int
 
@@ -44,10 +50,14 @@ class Blocks:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             most = _MOST_WARPS if field.name.endswith("warps") else _MOST_OF_A_BLOCK
-            power = field.name == "chunk" or (isinstance(value, int) and value & (value - 1) == 0)
+            steps = not field.name.endswith(("warps", "channels"))
+            power = steps or (isinstance(value, int) and value & (value - 1) == 0)
             if not isinstance(value, int) or isinstance(value, bool) or not (0 < value <= most) or not power:
-                need = f"an int from 1 to {most}{'' if field.name == 'chunk' else ', a power of two'}"
+                need = f"an int from 1 to {most}{'' if steps else ', a power of two'}"
                 raise InputError(f"{field.name}={value!r} was given; blocks need {need} there.")
+        for name in ("forward_chunk", "backward_chunk"):
+            if self.segment % getattr(self, name):
+                raise InputError(f"segment={self.segment} is no multiple of {name}={getattr(self, name)}.")
 
 
 def choose_blocks(implementation: str, device: str, width: int, states: int) -> tuple[Blocks, str]:
@@ -65,9 +75,12 @@ def choose_blocks(implementation: str, device: str, width: int, states: int) -> 
 
 
 def by_rule(implementation: str, width: int, states: int) -> Blocks:
-    """Gives one warp as much state as fits its registers without spilling (tests/kernels/test_*_compiles.py)."""
-    channels = min(max(_ELEMENTS_PER_WARP // power_of_two(states), 8), 128, power_of_two(width))
-    return Blocks(_CHUNK[implementation], channels, 1, channels, 1)
+    """Gives a thread as much state as fits its registers without spilling (tests/kernels/test_*_compiles.py)."""
+    padded, most = power_of_two(states), power_of_two(width)
+    of_512 = min(max(512 // padded, 8), 128, most)  # 16 elements of the state for each thread of a warp
+    if implementation == "pallas":
+        return Blocks(4, 4, of_512, 1, 4, of_512, 1)
+    return Blocks(24, 4, min(64 if padded <= 16 else 32, most), 1, 3, min(of_512, 32), 1)
 
 
 def power_of_two(number: int) -> int:
@@ -81,6 +94,8 @@ def read_table(device: str) -> dict[str, Any] | None:
 
     Raises:
         InputError: the file is not one that `write_table` wrote.
+
+    A table for an earlier generation of the kernels counts as none, with a warning.
     """
     path = table_path(device)
     if not path.is_file():
@@ -94,6 +109,9 @@ def read_table(device: str) -> dict[str, Any] | None:
             f"the tuning table {path} is damaged: it needs fastest_first, date and blocks; delete it, or tune again "
             "(top-jax benchmark --tune)."
         )
+    if table.get("kernels") != KERNELS:
+        logging.warning("%s was measured with earlier kernels and is ignored: tune again.", path)
+        return None
     return table
 
 
@@ -106,8 +124,8 @@ def write_table(table: dict[str, Any], file: Path) -> None:
     """Writes a tuning table, whole or not at all, and clears the cache of `read_table`.
 
     Args:
-        table: `device` (JAX's device_kind), `date`, `fastest_first` (names that `auto` tries in turn), `blocks` (the
-            fields of `Blocks` by `table_key`), and any other fields.
+        table: `device` (JAX's device_kind), `kernels` (`KERNELS`), `date`, `fastest_first` (names that `auto` tries in
+            turn), `blocks` (the fields of `Blocks` by `table_key`), and any other fields.
         file: `table_path(device)`, where `read_table` looks.
 
     Raises:

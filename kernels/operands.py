@@ -11,14 +11,6 @@ from top_jax.typing import Array, Float, Int
 
 LOG2_E: Final = 1.4426950408889634
 
-# What one channel's y adds to its token's score. The score is the mean over channels (`l2`: the root of that mean).
-TOKEN_WORTH: Final = {
-    "clip": lambda y: jnp.maximum(y, 0.0),
-    "noclip": lambda y: y,
-    "l1": jnp.abs,
-    "l2": jnp.square,
-}
-
 
 class ScanArguments(NamedTuple):
     """Arrays of a selective scan in G directions, directions first.
@@ -83,13 +75,12 @@ class ScanOutputs(NamedTuple):
     """What a forward kernel returns.
 
     Attributes:
-        out: `[B, L, E]` in u's dtype.
-        score: `[blocks, B, L]` float32 sums over each block of channels, or None.
-        starts: `[G, B, chunks, E, N]` float32 state at the start of each chunk, or None if not saved.
+        y: `[G, B, L, E]` in u's dtype.
+        starts: `[G, B, ..]` float32 states at the start of each segment, in the layout that the implementation's
+            backward reads; None if not saved.
     """
 
-    out: Any
-    score: Any | None
+    y: Any
     starts: Any | None
 
 
@@ -104,7 +95,6 @@ class ScanGradients(NamedTuple):
         C: `[blocks, G, B, L, N]` float32.
         D: `[G, B, E]` float32.
         delta_bias: `[G, B, E]` float32.
-        z: `[B, L, E]` in z's dtype, or None.
     """
 
     u: Any
@@ -114,4 +104,3 @@ class ScanGradients(NamedTuple):
     C: Any
     D: Any
     delta_bias: Any
-    z: Any | None

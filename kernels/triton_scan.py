@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,11 @@ from top_jax.optional import optional_package
 
 from .blocks import Blocks, power_of_two
 from .operands import ScanArguments, ScanGradients, ScanOutputs, ScanPlan
+
+_THREADS: Final = 32  # of a warp
+_PART: Final = 4  # PART in triton_kernels.py
+_MOST_CHANNELS_OF_A_THREAD: Final = 2  # in the forward
+_MOST_STATES_AHEAD: Final = 32  # of a thread for which the next B and C still fit into its registers
 
 Array = Any  # a jax.Array, or a jax.ShapeDtypeStruct where only its shape and dtype matter
 
@@ -25,7 +30,7 @@ class KernelCall(NamedTuple):
         inputs: arrays, in the kernel's order; u replaces an absent array, which the kernel does not read.
         outputs: shapes and dtypes, in the kernel's order; one float replaces an output that is not written.
         constants: the kernel's compile-time arguments.
-        grid: programs along (images, blocks of channels).
+        grid: programs along (directions of each image, blocks of channels).
         warps: of each program.
     """
 
@@ -37,76 +42,72 @@ class KernelCall(NamedTuple):
     warps: int
 
 
-def triton_forward(
-    arguments: ScanArguments, z: Array | None, plan: ScanPlan, blocks: Blocks, *, save: bool
-) -> ScanOutputs:
-    """Runs the forward kernel; `save` keeps the chunk-start states for the backward."""
-    out, _, starts, score = launch(forward_call(arguments.for_kernels(), z, plan, blocks, save=save))
-    return ScanOutputs(out, score if plan.score else None, starts if save else None)
+def triton_forward(arguments: ScanArguments, plan: ScanPlan, blocks: Blocks, *, save: bool) -> ScanOutputs:
+    """Runs the forward kernel; `save` keeps the states at the start of each segment for the backward."""
+    y, starts = launch(forward_call(arguments.for_kernels(), plan, blocks, save=save))
+    return ScanOutputs(y, starts if save else None)
 
 
 def triton_backward(
-    arguments: ScanArguments, z: Array | None, starts: Array, dout: Array, plan: ScanPlan, blocks: Blocks
+    arguments: ScanArguments, starts: Array, dout: Array, plan: ScanPlan, blocks: Blocks
 ) -> ScanGradients:
-    """Runs the backward kernel on the forward's arguments and states, and the cotangent of its `out`."""
-    call = backward_call(arguments.for_kernels(), z, starts, dout, plan, blocks)
-    du, ddelta, dA, dB, dC, dD, dbias, dz, _ = launch(call)
-    return ScanGradients(du, ddelta, dA, dB, dC, dD, dbias, None if z is None else dz)
+    """Runs the backward kernel on the forward's arguments and states, and the cotangent of the sum of its y."""
+    *gradients, _ = launch(backward_call(arguments.for_kernels(), starts, dout, plan, blocks))
+    return ScanGradients(*gradients)
 
 
-def forward_call(
-    arguments: ScanArguments, z: Array | None, plan: ScanPlan, blocks: Blocks, *, save: bool
-) -> KernelCall:
+def forward_call(arguments: ScanArguments, plan: ScanPlan, blocks: Blocks, *, save: bool) -> KernelCall:
     """Describes the launch of the forward, on the result of `ScanArguments.for_kernels`."""
-    batch, length, width, states = arguments.sizes
-    directions = len(plan.reverse)
-    programs = math.ceil(width / blocks.forward_channels)
-    chunks = math.ceil(length / blocks.chunk)
-    tokens = (batch, length, width)
+    batch, length, width, _ = arguments.sizes
+    channels, warps = blocks.forward_channels, blocks.forward_warps
+    constants = _constants(arguments, plan, blocks.segment, channels)
+    of_a_thread = min(max(channels // (_THREADS * warps), 1), _MOST_CHANNELS_OF_A_THREAD)
     return KernelCall(
         kernel="forward_kernel",
-        inputs=_inputs(arguments, z),
+        inputs=_inputs(arguments),
         outputs=(
-            jax.ShapeDtypeStruct(tokens, arguments.u.dtype),
-            _float32(directions > 1, *tokens),
-            _float32(save, directions, batch, chunks, width, states),
-            _float32(plan.score is not None, programs, batch, length),
+            jax.ShapeDtypeStruct((len(plan.reverse), batch, length, width), arguments.u.dtype),
+            _float32(save, *_saved_states(constants, math.ceil(length / blocks.segment))),
         ),
         constants={
-            **_constants(arguments, z, plan, blocks.chunk, blocks.forward_channels),
-            "score_kind": plan.score or "none",
+            **constants,
             "save": save,
+            "chunk": min(blocks.forward_chunk, length),
+            "pair": of_a_thread,
+            "ahead": constants["block_n"] * of_a_thread <= _MOST_STATES_AHEAD,
         },
-        grid=(batch, programs),
-        warps=blocks.forward_warps,
+        grid=(len(plan.reverse) * batch, math.ceil(width / channels)),
+        warps=warps,
     )
 
 
-def backward_call(
-    arguments: ScanArguments, z: Array | None, starts: Array, dout: Array, plan: ScanPlan, blocks: Blocks
-) -> KernelCall:
+def backward_call(arguments: ScanArguments, starts: Array, dout: Array, plan: ScanPlan, blocks: Blocks) -> KernelCall:
     """Describes the launch of the backward, on the result of `ScanArguments.for_kernels`."""
     batch, length, width, states = arguments.sizes
-    directions = len(plan.reverse)
-    programs = math.ceil(width / blocks.backward_channels)
-    tokens = (batch, length, width)
+    directions, channels, warps = len(plan.reverse), blocks.backward_channels, blocks.backward_warps
+    programs = math.ceil(width / channels)
+    constants = _constants(arguments, plan, blocks.segment, channels)
+    chunks = blocks.segment // blocks.backward_chunk
     return KernelCall(
         kernel="backward_kernel",
-        inputs=(*_inputs(arguments, z), starts, dout),
+        inputs=(*_inputs(arguments), starts, dout),
         outputs=(
-            jax.ShapeDtypeStruct((directions, *tokens), arguments.u.dtype),
-            jax.ShapeDtypeStruct((directions, *tokens), arguments.delta.dtype),
+            jax.ShapeDtypeStruct((directions, batch, length, width), arguments.u.dtype),
+            jax.ShapeDtypeStruct((directions, batch, length, width), arguments.delta.dtype),
             _float32(True, directions, batch, width, states),
             _float32(True, programs, directions, batch, length, states),
             _float32(True, programs, directions, batch, length, states),
             _float32(True, directions, batch, width),
             _float32(True, directions, batch, width),
-            jax.ShapeDtypeStruct(tokens, z.dtype) if z is not None else _float32(False),
-            _float32(z is not None and directions > 1, *tokens),
+            _float32(chunks > 1, *_saved_states(constants, chunks)),
         ),
-        constants=_constants(arguments, z, plan, blocks.chunk, blocks.backward_channels),
-        grid=(batch, programs),
-        warps=blocks.backward_warps,
+        constants={
+            **constants,
+            "chunk": blocks.backward_chunk,
+            "alone": channels * constants["block_n"] >= _THREADS * warps,
+        },
+        grid=(directions * batch, programs),
+        warps=warps,
     )
 
 
@@ -138,12 +139,11 @@ def launch(call: KernelCall) -> tuple[jax.Array, ...]:
     )
 
 
-def _inputs(arguments: ScanArguments, z: Array | None) -> tuple[Array, ...]:
-    order = (*arguments[: arguments._fields.index("gap")], z, arguments.gap, arguments.order)
-    return tuple(arguments.u if array is None else array for array in order)
+def _inputs(arguments: ScanArguments) -> tuple[Array, ...]:
+    return tuple(arguments.u if array is None else array for array in arguments)
 
 
-def _constants(arguments: ScanArguments, z: Array | None, plan: ScanPlan, chunk: int, channels: int) -> dict[str, Any]:
+def _constants(arguments: ScanArguments, plan: ScanPlan, segment: int, channels: int) -> dict[str, Any]:
     batch, length, width, states = arguments.sizes
     directions = len(plan.reverse)
     return {
@@ -155,14 +155,18 @@ def _constants(arguments: ScanArguments, z: Array | None, plan: ScanPlan, chunk:
         "reverse": sum(backwards << g for g, backwards in enumerate(plan.reverse)),
         "u_shared": len(arguments.u) < directions,
         "delta_shared": len(arguments.delta) < directions,
-        "has_z": z is not None,
         "has_gap": arguments.gap is not None,
         "has_order": arguments.order is not None,
         "reorder_parameters": plan.reorder_parameters,
-        "chunk": chunk,
+        "segment": segment,
         "block_e": channels,
-        "block_n": power_of_two(states),
+        "block_n": max(power_of_two(states), _PART),
     }
+
+
+def _saved_states(constants: dict[str, Any], count: int) -> tuple[int, ...]:
+    parts = constants["block_n"] // _PART
+    return (constants["directions"], constants["batch"], count, parts, constants["width"], _PART)
 
 
 def _float32(used: bool, *shape: int) -> jax.ShapeDtypeStruct:

@@ -1,11 +1,12 @@
 """Compiles the Triton kernels for NVIDIA GPUs, on a machine without one, and prints the resources that they use.
 
-python -m tools.triton_resources [--arch 80 90] [--json FILE]
+python -m tools.triton_resources [--arch 80 90 100] [--shapes NAME ...] [--json FILE]
 
 Registers, stack and local memory are those the assembler reports (cuobjdump --dump-resource-usage); stack or local
 memory above 0 is a spill. Instructions are counted in the machine code (nvdisasm) and divided by the unrolled steps of
-a chunk. The result is what one warp issues for a token in one direction, prologue included; exponentials (MUFU.EX2) and
-shuffles (SHFL) are also counted separately. Both programs are part of Triton's package. Nothing is run or timed.
+a chunk. The result is what one warp issues for a token in one direction, with the prologue and all loops; exponentials
+(MUFU.EX2), shuffles (SHFL) and barriers (BAR) are also counted separately. Both programs are part of Triton's package.
+Nothing is run or timed.
 """
 
 from __future__ import annotations
@@ -42,7 +43,6 @@ class Shape(NamedTuple):
     states: int
     directions: int = 1
     decay: bool = False
-    gated: bool = False
     ordered: bool = False
 
 
@@ -52,9 +52,9 @@ SHAPES: Final = (
     Shape("ViM-S", 197, 768, 16),
     Shape("ViM-S decay", 157, 768, 16, decay=True),
     Shape("ViM-B", 197, 1536, 16),
-    Shape("ViM-S, both directions", 197, 768, 16, directions=2, gated=True),
-    Shape("PlainMamba-L1", 196, 384, 16, directions=4, gated=True, ordered=True),
-    Shape("PlainMamba-L3 decay", 138, 896, 16, directions=4, decay=True, gated=True, ordered=True),
+    Shape("ViM-S, both directions", 197, 768, 16, directions=2),
+    Shape("PlainMamba-L1", 196, 384, 16, directions=4, ordered=True),
+    Shape("PlainMamba-L3 decay", 138, 896, 16, directions=4, decay=True, ordered=True),
 )
 
 
@@ -64,28 +64,34 @@ def compile_report(arch: int, shape: Shape, dtype: str = "bfloat16", batch: int 
     Args:
         arch: compute capability times 10, such as 90.
         shape: of the scan.
-        dtype: of u, delta and z.
+        dtype: of u and delta.
         batch: images; it does not change the rows.
     """
-    plan = ScanPlan((False, True, False, True)[: shape.directions], score="clip" if shape.gated else None)
-    blocks = by_rule("triton", shape.width, shape.states)
-    arguments, z = operands_of(shape, dtype, batch)
-    forward = forward_call(arguments, z, plan, blocks, save=True)
-    out, _, starts, _ = forward.outputs
+    plan, blocks = plan_of(shape), by_rule("triton", shape.width, shape.states)
+    arguments = operands_of(shape, dtype, batch)
+    forward = forward_call(arguments, plan, blocks, save=True)
+    dout = jax.ShapeDtypeStruct(arguments.u.shape[1:], arguments.u.dtype)
     rows = []
-    for call in (forward, backward_call(arguments, z, starts, out, plan, blocks)):
+    for call in (forward, backward_call(arguments, forward.outputs[-1], dout, plan, blocks)):
         usage = resources(_compile(call, arch))
+        per_step = ("instructions", "exponentials", "shuffles", "barriers")
         rows.append(
             {
                 "arch": f"sm_{arch}",
                 "shape": shape.name,
                 "kernel": call.kernel,
                 "dtype": dtype,
+                "channels": call.constants["block_e"],
                 **{key: usage[key] for key in ("registers", "stack", "local", "shared")},
-                **{key: round(usage[key] / blocks.chunk, 1) for key in ("instructions", "exponentials", "shuffles")},
+                **{key: round(usage[key] / call.constants["chunk"], 1) for key in per_step},
             }
         )
     return rows
+
+
+def plan_of(shape: Shape) -> ScanPlan:
+    """The directions of a shape, as the models that have it run them."""
+    return ScanPlan((False, True)[: shape.directions] if shape.directions < 3 else (False,) * shape.directions, False)
 
 
 def _triton(module: str = "") -> Any:
@@ -113,6 +119,7 @@ def resources(cubin: bytes) -> dict[str, int]:
         "instructions": opcodes.total() - opcodes["NOP"],
         "exponentials": count("MUFU.EX2"),
         "shuffles": count("SHFL"),
+        "barriers": count("BAR"),
     }
 
 
@@ -140,15 +147,15 @@ def _output_of(tool: Path, *arguments: str) -> str:
     return subprocess.run([tool, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def operands_of(shape: Shape, dtype: str, batch: int) -> tuple[ScanArguments, Any]:
-    """Returns the shapes and dtypes of a scan's arguments, and those of its gate z or None."""
+def operands_of(shape: Shape, dtype: str, batch: int) -> ScanArguments:
+    """Returns the shapes and dtypes of a scan's arguments."""
     of: Any = jax.ShapeDtypeStruct
     directions, tokens = shape.directions, (batch, shape.length, shape.width)
     shared = 1 if shape.ordered else directions
     small = of((directions, batch, shape.length, shape.states), jnp.float32)
     channel = of((directions, shape.width), jnp.float32)
     steps = (directions, batch, shape.length)
-    arguments = ScanArguments(
+    return ScanArguments(
         u=of((shared, *tokens), dtype),
         delta=of((shared, *tokens), dtype),
         A=of((directions, shape.width, shape.states), jnp.float32),
@@ -159,13 +166,15 @@ def operands_of(shape: Shape, dtype: str, batch: int) -> tuple[ScanArguments, An
         gap=of(steps, jnp.float32) if shape.decay else None,
         order=of(steps, jnp.int32) if shape.ordered else None,
     )
-    return arguments, of(tokens, dtype) if shape.gated else None
 
 
 def main() -> None:
     """Parses the command line, compiles, prints and writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], help="compute capability times 10")
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], help="compute capability times 10")
+    parser.add_argument(
+        "--shapes", nargs="+", metavar="NAME", help="only these; default: " + ", ".join(s.name for s in SHAPES)
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
@@ -174,9 +183,13 @@ def main() -> None:
     except InputError as error:
         parser.error(str(error))
 
+    shapes = [shape for shape in SHAPES if shape.name in (options.shapes or [shape.name])]
+    unknown = sorted(set(options.shapes or ()) - {shape.name for shape in shapes})
+    if unknown:
+        parser.error(f"--shapes: there is no {', '.join(unknown)}; there are: {', '.join(s.name for s in SHAPES)}")
     rows = []
     for arch in options.arch:
-        for shape in SHAPES:
+        for shape in shapes:
             print(f"compiling {shape.name} for sm_{arch}", file=sys.stderr)
             rows += compile_report(arch, shape, options.dtype)
     print(rows_as_text(rows))

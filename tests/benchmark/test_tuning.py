@@ -35,11 +35,12 @@ def test_fastest_first():
 
 def test_the_table_is_followed(no_tables, fake_h200):
     """A table of other blocks and another order than the rule's."""
-    chosen = blocks.Blocks(4, 16, 2, 64, 4)
+    chosen = blocks.Blocks(12, 4, 16, 2, 3, 64, 4)
     assert blocks.choose_blocks("triton", "NVIDIA H200", 768, 16) == (blocks.by_rule("triton", 768, 16), "rule")
     assert implementations.choose().name == "triton" and "--tune" in implementations.choose().fix
     table = {
         "device": "NVIDIA H200",
+        "kernels": blocks.KERNELS,
         "date": "2026-11-23",
         "fastest_first": ["pallas", "triton", "xla"],
         "blocks": {blocks.table_key("triton", 768, 16): vars(chosen)},
@@ -62,10 +63,10 @@ def test_search(no_tables, fake_h200, monkeypatch, capsys):
     assert list(table["blocks"]) == ["pallas/E8/N2"] and table["not_tuned"] == []
     assert set(table["fastest_first"]) == {"pallas", "xla"}
     assert table["driver"] == "580.1" and table["packages"]["jax"] and table["date"]
-    tried = {(r["forward_channels"], r["backward_channels"], r["chunk"]) for r in table["measured"] if "chunk" in r}
+    tried = {(r["forward_channels"], r["backward_channels"], r["segment"]) for r in table["measured"] if "segment" in r}
     assert {channels for channels, _, _ in tried} == {4, 8} and {chunk for _, _, chunk in tried} == {
         2,
-        blocks.by_rule("pallas", 8, 2).chunk,
+        blocks.by_rule("pallas", 8, 2).segment,
     }
     assert all("median_ms" in r for r in table["measured"])
     assert "tiny L3 float32 pallas_interpret: Blocks(" in capsys.readouterr().out

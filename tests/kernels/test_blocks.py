@@ -21,9 +21,11 @@ def tables(tmp_path, monkeypatch):
 
 
 def test_the_table_comes_before_the_rule(tables):
-    tuned = {"chunk": 3, "forward_channels": 64, "forward_warps": 2, "backward_channels": 16, "backward_warps": 1}
+    tuned = vars(Blocks(12, 4, 64, 2, 3, 16, 1))
     (tables / "nvidia-h200.json").write_text(
-        json.dumps({"fastest_first": [], "date": "today", "blocks": {"triton/E768/N16": tuned}})
+        json.dumps(
+            {"fastest_first": [], "date": "today", "kernels": blocks.KERNELS, "blocks": {"triton/E768/N16": tuned}}
+        )
     )
     assert choose_blocks("triton", "NVIDIA H200", 768, 16) == (Blocks(**tuned), "table")
     assert choose_blocks("triton", "NVIDIA H200", 384, 16) == (by_rule("triton", 384, 16), "rule")
@@ -33,17 +35,19 @@ def test_the_table_comes_before_the_rule(tables):
 
 @pytest.mark.parametrize("width, states", [(1, 1), (5, 3), (768, 16), (384, 64), (31, 500)])
 def test_the_rule_gives_blocks_for_any_size(width, states):
-    rule = by_rule("pallas", width, states)
-    assert rule.forward_channels <= max(8, 2 * width)
+    for name in ("pallas", "triton"):
+        rule = by_rule(name, width, states)
+        assert rule.forward_channels <= max(8, 2 * width)
 
 
 @pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("chunk", 0),
-        ("chunk", 2.5),
-        ("chunk", True),
+        ("segment", 0),
+        ("segment", 20),
+        ("forward_chunk", 2.5),
+        ("backward_chunk", True),
         ("forward_channels", 48),
         ("backward_warps", 3),
         ("forward_warps", 64),

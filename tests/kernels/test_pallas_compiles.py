@@ -76,19 +76,19 @@ def main() -> None:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from tools.triton_resources import SHAPES, operands_of, resources
+    from tools.triton_resources import SHAPES, operands_of, plan_of, resources
     from top_jax.kernels.blocks import by_rule
-    from top_jax.kernels.operands import ScanPlan
     from top_jax.kernels.pallas_scan import pallas_backward, pallas_forward
 
     for name in ("ViM-S decay", "ViM-S, both directions", "PlainMamba-L1"):
         shape = next(shape for shape in SHAPES if shape.name == name)
-        (arguments, z), blocks = operands_of(shape, "bfloat16", 128), by_rule("pallas", shape.width, shape.states)
-        plan = ScanPlan((False, True, False, True)[: shape.directions], reorder_parameters=False, score="clip")
+        arguments, plan = operands_of(shape, "bfloat16", 128), plan_of(shape)
+        blocks = by_rule("pallas", shape.width, shape.states)
         forward = functools.partial(pallas_forward, plan=plan, blocks=blocks, save=True)
         backward = functools.partial(pallas_backward, plan=plan, blocks=blocks)
-        saved = jax.eval_shape(functools.partial(forward, interpret=True), arguments, z)
-        for pass_, given in ((forward, (arguments, z)), (backward, (arguments, z, saved.starts, saved.out))):
+        starts = jax.eval_shape(functools.partial(forward, interpret=True), arguments).starts
+        dout = jax.ShapeDtypeStruct(arguments.u.shape[1:], "bfloat16")
+        for pass_, given in ((forward, (arguments,)), (backward, (arguments, starts, dout))):
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "kernel.ttir"
                 file.write_text(handed_to_xla(pass_, *given))

@@ -33,24 +33,21 @@ def main() -> None:
     import jax
     import jax_triton
 
-    from tools.triton_resources import Shape, operands_of
+    from tools.triton_resources import SHAPES, operands_of, plan_of
     from top_jax.kernels.blocks import by_rule
-    from top_jax.kernels.operands import ScanPlan
     from top_jax.kernels.triton_scan import forward_call, triton_backward, triton_forward
     from top_jax.ops.implementations import problem_with_jax_triton
 
     # Otherwise it is asked of the GPU that is not there.
     jax_triton.triton_call = functools.partial(jax_triton.triton_call, compute_capability=90)
     print(problem_with_jax_triton())
-    (arguments, z), plan, blocks = (
-        operands_of(Shape("", 19, 96, 16), "bfloat16", 2),
-        ScanPlan((False,)),
-        by_rule("triton", 96, 16),
-    )
-    out, _, starts, _ = forward_call(arguments, z, plan, blocks, save=True).outputs
+    shape = SHAPES[-1]._replace(length=19, width=96)
+    arguments, plan, blocks = operands_of(shape, "bfloat16", 2), plan_of(shape), by_rule("triton", 96, 16)
+    starts = forward_call(arguments, plan, blocks, save=True).outputs[-1]
+    dout = jax.ShapeDtypeStruct(arguments.u.shape[1:], "bfloat16")
     forward = functools.partial(triton_forward, plan=plan, blocks=blocks, save=True)
     backward = functools.partial(triton_backward, plan=plan, blocks=blocks)
-    passes = {"forward": (forward, arguments, z), "backward": (backward, arguments, z, starts, out)}
+    passes = {"forward": (forward, arguments), "backward": (backward, arguments, starts, dout)}
     for name, (pass_, *given) in passes.items():
         program = jax.jit(pass_).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
         print(name, program.count("custom_call @triton_kernel_call"))

@@ -1,8 +1,8 @@
 """Searches the kernels' block sizes on this GPU and writes the table that `auto` and the kernels then use.
 
 The search starts from the rule's blocks and has three steps: channels and warps of the forward, by its time alone;
-those of the backward, by the time of both passes; then the chunk, also by both. A candidate that does not compile or
-launch is recorded and passed over.
+those of the backward, by the time of both passes; then the steps of a chunk and between saved states, also by both. A
+candidate that does not compile or launch is recorded and passed over.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from top_jax.benchmark.scans import FORWARD, WITH_GRADIENTS, input_sets, scan_of
 from top_jax.benchmark.timing import Rounds, Row, Timing, one_line
 from top_jax.environment import environment, nvidia_smi
 from top_jax.errors import InputError
+from top_jax.kernels.blocks import KERNELS as GENERATION
 from top_jax.kernels.blocks import (
     Blocks,
     by_rule,
@@ -42,7 +43,7 @@ class Space(NamedTuple):
 
     Attributes:
         channels_warps: pairs of a program's channels and its warps.
-        chunks: steps of a chunk.
+        chunks: steps of a chunk of the forward and of the backward.
     """
 
     channels_warps: tuple[tuple[int, int], ...] = ((16, 1), (32, 1), (32, 2), (64, 1), (64, 2), (128, 4))
@@ -114,6 +115,7 @@ def tune(
     table: dict[str, Any] = {
         "device": target.device,
         "driver": target.driver,
+        "kernels": GENERATION,
         "date": datetime.date.today().isoformat(),
         "packages": environment()["packages"],
         "fastest_first": list(target.implementations),
@@ -180,7 +182,20 @@ def _search(name: str, case: ScanCase, space: Space, rounds: Rounds, measured: l
     start = best_of(both, WITH_GRADIENTS)
     if start is None:
         return None
-    return best_of([start, *(change(start, chunk=chunk) for chunk in space.chunks)], WITH_GRADIENTS)
+    return best_of([start, *_other_steps(name, start, space)], WITH_GRADIENTS)
+
+
+def _other_steps(name: str, start: Blocks, space: Space) -> list[Blocks]:
+    """The candidates with other chunks: Pallas saves every chunk, Triton also tries to do without rebuilding."""
+    change = dataclasses.replace
+    if name.startswith("pallas"):
+        return [change(start, segment=c, forward_chunk=c, backward_chunk=c) for c in space.chunks]
+    chunks = [c for c in space.chunks if start.segment % c == 0]
+    return [
+        *(change(start, forward_chunk=c) for c in chunks),
+        *(change(start, backward_chunk=c) for c in chunks),
+        *(change(start, segment=c, forward_chunk=c, backward_chunk=c) for c in chunks),
+    ]
 
 
 def _check_writable(file: Path) -> None:

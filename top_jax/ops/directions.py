@@ -9,9 +9,16 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 
-from top_jax.kernels.operands import TOKEN_WORTH, ScanArguments, ScanPlan
+from top_jax.kernels.operands import ScanArguments, ScanPlan
 from top_jax.typing import Array, Float, Inner, Int, PerToken
 
+# What one channel's y adds to its token's score. The score is the mean over channels (`l2`: the root of that mean).
+TOKEN_WORTH: Final = {
+    "clip": lambda y: jnp.maximum(y, 0.0),
+    "noclip": lambda y: y,
+    "l1": jnp.abs,
+    "l2": jnp.square,
+}
 TOKEN_SCORES: Final = tuple(TOKEN_WORTH)
 
 
@@ -94,10 +101,14 @@ def one_by_one(
         zero = jnp.zeros_like(arguments.u[0], jnp.float32)
         add = lambda total, g: (total + scanned(g, plan.reverse[0]), None)  # noqa: E731
         total, _ = jax.lax.scan(add, zero, jnp.arange(len(plan.reverse)))
+    return gated_and_scored(total, z, plan, arguments.u.dtype)
+
+
+def gated_and_scored(total: Inner, z: Inner | None, plan: ScanPlan, dtype: Any) -> tuple[Inner, PerToken | None]:
+    """Gates and scores the float32 sum over directions `[B, L, E]`; returns what `fused_scan` does, y in `dtype`."""
     if z is not None:
         total = total * jax.nn.silu(z.astype(jnp.float32))
-    y = total.astype(arguments.u.dtype)
-    return y, None if plan.score is None else jnp.sum(TOKEN_WORTH[plan.score](total), axis=-1)
+    return total.astype(dtype), None if plan.score is None else jnp.sum(TOKEN_WORTH[plan.score](total), axis=-1)
 
 
 def _in_order_of_steps(one: ScanArguments, *, reorder_parameters: bool) -> ScanArguments:

@@ -1,4 +1,7 @@
-"""The scan by a GPU kernel, with its gradient: one launch per pass, each device on its part of the batch."""
+"""The scan by a GPU kernel, with its gradient: one launch per pass, each device on its part of the batch.
+
+The kernels scan; XLA adds up the directions, gates and scores, in float32.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from top_jax.kernels.blocks import Blocks
 from top_jax.kernels.operands import ScanArguments, ScanGradients, ScanOutputs, ScanPlan
 from top_jax.kernels.pallas_scan import pallas_backward, pallas_forward
 from top_jax.kernels.triton_scan import triton_backward, triton_forward
-from top_jax.ops.directions import for_each_direction
+from top_jax.ops.directions import for_each_direction, gated_and_scored
 from top_jax.ops.partition import split_over_batch
 
 _KERNELS: Final = {
@@ -28,8 +31,7 @@ _KERNELS: Final = {
 _ARGUMENT_AXES: Final = {
     "u": 1, "delta": 1, "A": None, "B": 1, "C": 1, "D": None, "delta_bias": None, "gap": 1, "order": 1,
 }  # fmt: skip
-_Z_AXIS: Final = 0
-_GRADIENT_AXES: Final = ScanGradients(u=1, delta=1, A=1, B=2, C=2, D=1, delta_bias=1, z=_Z_AXIS)
+_GRADIENT_AXES: Final = ScanGradients(u=1, delta=1, A=1, B=2, C=2, D=1, delta_bias=1)
 
 
 def kernel_arguments(arguments: ScanArguments, directions: int) -> ScanArguments:
@@ -46,7 +48,9 @@ def kernel_arguments(arguments: ScanArguments, directions: int) -> ScanArguments
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def fused_scan(implementation: str, plan: ScanPlan, blocks: Blocks, arguments: ScanArguments, z: Any) -> Any:
-    """Scans in all directions of `plan`, sums, gates and scores in one launch.
+    """Scans in all directions of `plan` in one launch, sums, gates and scores.
+
+    Each direction's y is rounded to u's dtype before the float32 sum.
 
     Args:
         implementation: `pallas`, `pallas_interpret` or `triton`.
@@ -59,29 +63,36 @@ def fused_scan(implementation: str, plan: ScanPlan, blocks: Blocks, arguments: S
         out `[B, L, E]` in u's dtype, and float32 `[B, L]` sums over the channels' `TOKEN_WORTH` (None without a
         score), which carry no gradient.
     """
-    outputs = _forward(implementation, plan, blocks, arguments, z, save=False)
-    return outputs.out, _whole_score(outputs)
+    total = _sum(_forward(implementation, plan, blocks, arguments, save=False).y)
+    return gated_and_scored(total, z, plan, arguments.u.dtype)
 
 
 def _fused_forward(implementation: str, plan: ScanPlan, blocks: Blocks, arguments: ScanArguments, z: Any):
-    outputs = _forward(implementation, plan, blocks, arguments, z, save=True)
-    return (outputs.out, _whole_score(outputs)), (arguments, z, outputs.starts)
+    outputs = _forward(implementation, plan, blocks, arguments, save=True)
+    total = _sum(outputs.y)
+    kept = None if z is None else total.astype(arguments.u.dtype)  # half the bytes of the float32 that autodiff keeps
+    return gated_and_scored(total, z, plan, arguments.u.dtype), (arguments, z, outputs.starts, kept)
 
 
 def _fused_backward(
     implementation: str,
     plan: ScanPlan,
     blocks: Blocks,
-    saved: tuple[ScanArguments, Any, jax.Array],
+    saved: tuple[ScanArguments, Any, jax.Array, jax.Array | None],
     cotangents: tuple[jax.Array, jax.Array | None],
 ) -> tuple[Any, Any]:
-    arguments, z, starts = saved
+    arguments, z, starts, total = saved
+    dout, dz = cotangents[0], None
+    if z is not None:
+        gate = lambda total, z: gated_and_scored(total, z, plan, jnp.float32)[0]  # noqa: E731
+        _, pull_back = jax.vjp(gate, total.astype(jnp.float32), z)
+        dout, dz = pull_back(dout.astype(jnp.float32))
     backward = _KERNELS[implementation][1]
     partial = _split_over_batch(
-        lambda arguments, z, starts, dout: backward(arguments, z, starts, dout, plan, blocks),
-        (arguments, z, starts, cotangents[0]),
-        in_axes=(*_ARGUMENT_AXES.values(), _Z_AXIS, 1, 0),
-        out_axes=_GRADIENT_AXES._replace(z=None if z is None else _Z_AXIS),
+        lambda arguments, starts, dout: backward(arguments, starts, dout, plan, blocks),
+        (arguments, starts, dout.astype(arguments.u.dtype)),
+        in_axes=(*_ARGUMENT_AXES.values(), 1, 0),
+        out_axes=_GRADIENT_AXES,
     )
     # The parts of several programs, images or directions are summed here, in a fixed order: two runs are bit-equal.
     gradients = ScanArguments(
@@ -95,22 +106,26 @@ def _fused_backward(
         gap=None if arguments.gap is None else jnp.zeros_like(arguments.gap),  # made of integers
         order=None,
     )
-    return gradients, partial.z
+    return gradients, dz
 
 
 fused_scan.defvjp(_fused_forward, _fused_backward)
 
 
 def _forward(
-    implementation: str, plan: ScanPlan, blocks: Blocks, arguments: ScanArguments, z: Any, *, save: bool
+    implementation: str, plan: ScanPlan, blocks: Blocks, arguments: ScanArguments, *, save: bool
 ) -> ScanOutputs:
     forward = _KERNELS[implementation][0]
     return _split_over_batch(
-        lambda arguments, z: forward(arguments, z, plan, blocks, save=save),
-        (arguments, z),
-        in_axes=(*_ARGUMENT_AXES.values(), _Z_AXIS),
-        out_axes=ScanOutputs(out=0, score=1 if plan.score else None, starts=1 if save else None),
+        lambda arguments: forward(arguments, plan, blocks, save=save),
+        (arguments,),
+        in_axes=tuple(_ARGUMENT_AXES.values()),
+        out_axes=ScanOutputs(y=1, starts=1 if save else None),
     )
+
+
+def _sum(y: jax.Array) -> jax.Array:
+    return jnp.sum(y, axis=0, dtype=jnp.float32)
 
 
 def _split_over_batch(
@@ -125,10 +140,6 @@ def _split_over_batch(
         out_axes=tuple(jax.tree.leaves(out_axes)),
     )
     return jax.tree.unflatten(jax.tree.structure(out_axes), run(*arrays))
-
-
-def _whole_score(outputs: ScanOutputs) -> jax.Array | None:
-    return None if outputs.score is None else jnp.sum(outputs.score, axis=0)
 
 
 def _over_directions(gradient: jax.Array, argument: jax.Array) -> jax.Array:

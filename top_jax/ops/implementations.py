@@ -116,7 +116,7 @@ def problem_with_jax_triton() -> str | None:
     axes = {"u": 4, "delta": 4, "A": 3, "B": 4, "C": 4, "D": 2, "delta_bias": 2}
     shapes: dict[str, Any] = {name: jax.ShapeDtypeStruct((1,) * count, "float32") for name, count in axes.items()}
     forward = functools.partial(
-        triton_forward, z=None, plan=ScanPlan((False,)), blocks=blocks.by_rule("triton", 1, 1), save=False
+        triton_forward, plan=ScanPlan((False,)), blocks=blocks.by_rule("triton", 1, 1), save=False
     )
     lower = lambda: jax.jit(forward).trace(ScanArguments(**shapes)).lower(lowering_platforms=("cuda",))  # noqa: E731
     try:

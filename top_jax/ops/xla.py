@@ -23,7 +23,7 @@ from top_jax.kernels.operands import ScanArguments
 from top_jax.typing import Array, Float, Inner
 
 # Measured on 2 cores of an AMD EPYC, 2026-11-23, at B 8, L 197, E 384, N 16: 6, 8 and 12 take the same time within 5 %,
-# 4 takes 28 % more than 8, and 16 9 % more (docs/concepts/kernels.md).
+# 4 takes 28 % more than 8, and 16 9 % more (docs/results/cpu.md).
 LONGEST_CHUNK: Final = 8
 
 # By default a product of float32 matrices is rounded to TF32 on a GPU and to bfloat16 on a TPU.
