@@ -12,8 +12,6 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from absl import logging
-
 from top_jax.errors import InputError
 from top_jax.files import write_json
 
@@ -79,7 +77,7 @@ def by_rule(implementation: str, width: int, states: int) -> Blocks:
     padded, most = power_of_two(states), power_of_two(width)
     of_512 = min(max(512 // padded, 8), 128, most)  # 16 elements of the state for each thread of a warp
     if implementation == "pallas":
-        return Blocks(4, 4, of_512, 1, 4, of_512, 1)
+        return Blocks(3, 3, of_512, 1, 3, of_512, 1)
     return Blocks(24, 4, min(64 if padded <= 16 else 32, most), 1, 3, min(of_512, 32), 1)
 
 
@@ -90,12 +88,10 @@ def power_of_two(number: int) -> int:
 
 @functools.cache
 def read_table(device: str) -> dict[str, Any] | None:
-    """The tuning table of a device, or None if it was never tuned.
+    """The tuning table of a device, or None if these kernels were never tuned on it.
 
     Raises:
         InputError: the file is not one that `write_table` wrote.
-
-    A table for an earlier generation of the kernels counts as none, with a warning.
     """
     path = table_path(device)
     if not path.is_file():
@@ -109,10 +105,7 @@ def read_table(device: str) -> dict[str, Any] | None:
             f"the tuning table {path} is damaged: it needs fastest_first, date and blocks; delete it, or tune again "
             "(top-jax benchmark --tune)."
         )
-    if table.get("kernels") != KERNELS:
-        logging.warning("%s was measured with earlier kernels and is ignored: tune again.", path)
-        return None
-    return table
+    return table if table.get("kernels") == KERNELS else None
 
 
 def table_path(device: str) -> Path:

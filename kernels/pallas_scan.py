@@ -75,13 +75,13 @@ Row = dict[str, Any]  # arrays and their indices, int or traced
 
 
 def _forward_kernel(plan: ScanPlan, chunk: int, refs: Refs) -> None:
-    a, skip, bias = refs["A"][...], refs["D"][...], refs["delta_bias"][...]
+    a, skip, bias, route = refs["A"][...], refs["D"][...], refs["delta_bias"][...], _route(plan, refs["y"].shape[0])
 
     def run(c: Any, carry: tuple[jax.Array, jax.Array], steps: int) -> tuple[jax.Array, jax.Array]:
         h, dt_before = carry
         if "starts" in refs:
             refs["starts"][c] = h
-        rows = [_load(refs, plan, c * chunk + s, ("u", "delta", "B", "C")) for s in range(steps)]
+        rows = [_load(refs, plan, route, c * chunk + s, ("u", "delta", "B", "C")) for s in range(steps)]
         for row in rows:
             dt = _softplus(row["delta"] + bias)
             tau = dt + row["gap"] * dt_before if "gap" in refs else dt
@@ -106,13 +106,13 @@ class _Adjoint(NamedTuple):
 
 
 def _backward_kernel(plan: ScanPlan, chunk: int, refs: Refs) -> None:
-    a, bias = refs["A"][...], refs["delta_bias"][...]
+    a, bias, route = refs["A"][...], refs["delta_bias"][...], _route(plan, refs["dout"].shape[0])
 
     def run(c: Any, adjoint: _Adjoint, steps: int) -> _Adjoint:
-        rows = [_load(refs, plan, c * chunk + s, ("u", "delta", "B", "C", "dout")) for s in range(steps)]
+        rows = [_load(refs, plan, route, c * chunk + s, ("u", "delta", "B", "C", "dout")) for s in range(steps)]
         h, dt_before = refs["starts"][c], jnp.zeros_like(bias)
         if "gap" in refs:
-            before = _load(refs, plan, jnp.maximum(c * chunk - 1, 0), ("delta",))
+            before = _load(refs, plan, route, jnp.maximum(c * chunk - 1, 0), ("delta",))
             dt_before = jnp.where(c > 0, _softplus(before["delta"] + bias), 0.0)
         for row in rows:
             row["dt"] = dt = _softplus(row["delta"] + bias)
@@ -152,9 +152,9 @@ def _pull_back(refs: Refs, row: Row, adjoint: _Adjoint, a: jax.Array, bias: jax.
     )
 
 
-def _load(refs: Refs, plan: ScanPlan, i: Any, names: tuple[str, ...]) -> Row:
+def _load(refs: Refs, plan: ScanPlan, route: tuple[Any, Any], i: Any, names: tuple[str, ...]) -> Row:
     """Loads the float32 rows `[E block]` or `[N]` of place i, with the indices of its token and row."""
-    step = _step(plan, i, refs["u"].shape[0])
+    step = route[0] + route[1] * i
     token = refs["order"][step] if "order" in refs else step
     row: Row = {"token": token, "row": token if plan.reorder_parameters else step}
     for name in names:
@@ -164,12 +164,12 @@ def _load(refs: Refs, plan: ScanPlan, i: Any, names: tuple[str, ...]) -> Row:
     return row
 
 
-def _step(plan: ScanPlan, i: Any, length: int) -> Any:
-    """Place i of this program's direction, counted from the front of the image."""
+def _route(plan: ScanPlan, length: int) -> tuple[Any, Any]:
+    """The first step of this program's direction, and 1 or -1 to the next."""
     if len(set(plan.reverse)) == 1:
-        return length - 1 - i if plan.reverse[0] else i
-    bits = sum(backwards << g for g, backwards in enumerate(plan.reverse))
-    return jnp.where((bits >> pl.program_id(0)) & 1 == 1, length - 1 - i, i)
+        return (length - 1, -1) if plan.reverse[0] else (0, 1)
+    backwards = sum(bit << g for g, bit in enumerate(plan.reverse)) >> pl.program_id(0) & 1
+    return backwards * (length - 1), 1 - 2 * backwards
 
 
 def _over_chunks(

@@ -104,7 +104,7 @@ def backward_call(arguments: ScanArguments, starts: Array, dout: Array, plan: Sc
         constants={
             **constants,
             "chunk": blocks.backward_chunk,
-            "alone": channels * constants["block_n"] >= _THREADS * warps,
+            "alone": channels * constants["block_n"] >= _PART * _THREADS * warps,
         },
         grid=(directions * batch, programs),
         warps=warps,

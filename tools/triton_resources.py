@@ -6,7 +6,8 @@ Registers, stack and local memory are those the assembler reports (cuobjdump --d
 memory above 0 is a spill. Instructions are counted in the machine code (nvdisasm) and divided by the unrolled steps of
 a chunk. The result is what one warp issues for a token in one direction, with the prologue and all loops; exponentials
 (MUFU.EX2), shuffles (SHFL) and barriers (BAR) are also counted separately. Both programs are part of Triton's package.
-Nothing is run or timed.
+`layouts` counts the distributions over threads in which the backward loads and stores whole states. Nothing is run or
+timed.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def compile_report(arch: int, shape: Shape, dtype: str = "bfloat16", batch: int 
     dout = jax.ShapeDtypeStruct(arguments.u.shape[1:], arguments.u.dtype)
     rows = []
     for call in (forward, backward_call(arguments, forward.outputs[-1], dout, plan, blocks)):
-        usage = resources(_compile(call, arch))
+        built, whole_state = _compile(call, arch), f"{call.constants['block_e']}x{call.constants['block_n']}x"
+        usage = resources(built["cubin"])
         per_step = ("instructions", "exponentials", "shuffles", "barriers")
         rows.append(
             {
@@ -83,6 +85,9 @@ def compile_report(arch: int, shape: Shape, dtype: str = "bfloat16", batch: int 
                 "dtype": dtype,
                 "channels": call.constants["block_e"],
                 **{key: usage[key] for key in ("registers", "stack", "local", "shared")},
+                "layouts": len(
+                    set(re.findall(rf"tt\.(?:load|store).*<{whole_state}!tt\.ptr<f32>, (\S+)>", built["ttgir"]))
+                ),
                 **{key: round(usage[key] / call.constants["chunk"], 1) for key in per_step},
             }
         )
@@ -123,7 +128,7 @@ def resources(cubin: bytes) -> dict[str, int]:
     }
 
 
-def _compile(call: KernelCall, arch: int) -> bytes:
+def _compile(call: KernelCall, arch: int) -> Any:
     triton = _triton()
 
     from top_jax.kernels import triton_kernels
@@ -140,7 +145,7 @@ def _compile(call: KernelCall, arch: int) -> bytes:
     )
     options = {"num_warps": call.warps, "num_stages": 1, "enable_fp_fusion": True}
     target = _triton("backends.compiler").GPUTarget("cuda", arch, 32)
-    return triton.compile(source, target=target, options=options).asm["cubin"]
+    return triton.compile(source, target=target, options=options).asm
 
 
 def _output_of(tool: Path, *arguments: str) -> str:

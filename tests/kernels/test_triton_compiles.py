@@ -41,4 +41,5 @@ def test_compiles_without_spills(arch, shapes, root, tmp_path, capsys):
         if forward:  # a thread owns whole channels and all their states
             assert row["shuffles"] == row["barriers"] == row["shared"] == 0, row
         else:
+            assert row["layouts"] == 1, row  # so each thread reads from `scratch` what it wrote itself
             assert row["shuffles"] <= SHUFFLES and row["barriers"] <= BARRIERS, row

@@ -132,6 +132,52 @@ def test_equals_the_directions_one_by_one(name, case):
         assert_close(grads[key], grad)
 
 
+# What the cases above are too small for. One or two channels a thread, whole and ragged blocks, B and C ahead or not,
+# states rebuilt or all saved, a chunk longer than the image.
+PATHS = {
+    "two channels, bfloat16": dict(width=64, states=16, dtype="bfloat16"),
+    "two channels, ragged, gaps": dict(width=70, states=8, decay=True, length=14, reverse=(True,)),
+    "both ways, float16": dict(width=64, dtype="float16", order=True, reverse=(False, True), decay=True),
+    "64 states": dict(width=12, states=64, length=5),
+    "three segments, rebuilt": dict(length=19, decay=True, reverse=(True,), blocks=Blocks(8, 4, 8, 1, 2, 8, 1)),
+    "all saved": dict(length=9, order=True, decay=True, blocks=Blocks(4, 4, 8, 1, 4, 8, 1)),
+    "short image": dict(length=2, decay=True),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", [pytest.param("triton_interpreter", marks=pytest.mark.triton),
+                                  pytest.param("triton", marks=pytest.mark.gpu)])  # fmt: skip
+def test_paths_of_the_triton_kernels(name, path):
+    case = dict(width=WIDTH, states=STATES, length=LENGTH, dtype="float32", reverse=(False,), order=False, decay=False)
+    case |= {"blocks": None} | PATHS[path]
+    count, tokens = len(case["reverse"]), (1, case["length"], case["width"])
+    arrays = {"u": draw(1, *tokens), "delta": draw(count, *tokens), "z": draw(*tokens)}
+    arrays = {name: array.astype(case["dtype"]) for name, array in arrays.items()}
+    arrays |= {"A": -jnp.exp(draw(count, case["width"], case["states"])), "D": draw(count, case["width"])}
+    arrays |= {"B": draw(count, *tokens[:2], case["states"]), "C": draw(1, *tokens[:2], case["states"])}
+    steps = (count, 1, case["length"])
+    options = {
+        "reverse": case["reverse"],
+        "order": jnp.argsort(draw(*steps), axis=-1).astype(jnp.int32) if case["order"] else None,
+        "positions": jnp.cumsum(jnp.full(steps, 2, jnp.int32), axis=-1) if case["decay"] else None,
+        "alignment": "decay" if case["decay"] else "none",
+    }
+
+    def run(implementation: str, blocks: Blocks | None) -> Any:
+        def loss(arrays: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+            y, _ = directional_scan(**arrays, **options, implementation=implementation, blocks=blocks)
+            return jnp.sum(y.astype(jnp.float32) * draw(*tokens)), y
+
+        (_, y), grads = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FAST)(arrays)
+        return {"y": y, **grads}
+
+    got, want = run("triton", case["blocks"]), run("xla", None)
+    errors = {key: relative_error(got[key], want[key]) for key in want}
+    assert max(errors.values()) <= {"float32": TOLERANCE, "float16": 2**-9, "bfloat16": 2**-6}[case["dtype"]], errors
+
+
 @pytest.mark.parametrize("score", ["clip", "noclip", "l1", "l2"])
 @pytest.mark.parametrize("name", ALL)
 def test_scores(name, score):

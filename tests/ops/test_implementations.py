@@ -54,7 +54,7 @@ TABLE = {"date": "2026-11-23", "kernels": blocks.KERNELS, "blocks": {}}
         ),
         ({"table": {**TABLE, "fastest_first": ["pallas", "xla"]}}, "pallas", "triton", "--tune"),
         ({"table": {**TABLE, "fastest_first": ["xla", "triton", "pallas"]}}, "xla", "2026-11-23", None),
-        ({"table": {**TABLE, "kernels": 1, "fastest_first": ["xla"]}}, "triton", "no tuning table", "--tune"),
+        ({"table": {**TABLE, "kernels": 1, "fastest_first": ["xla"]}}, "triton", "of earlier kernels", "--tune"),
         ({"capability": "7.5"}, "xla", "7.5", None),
         ({"kind": "AMD Instinct MI300X", "capability": "gfx942"}, "xla", "gfx942", None),
     ],

@@ -78,7 +78,8 @@ def choose() -> AutoChoice:
     untuned = [name for name in KERNELS if name not in order and obstacle(name) is None]
     why = [f"{name} cannot run: {problem}" for name, problem in problems.items() if problem]
     if table is None:
-        why.append(f"there is no tuning table for {gpu.device_kind}")
+        stale = blocks.table_path(gpu.device_kind).is_file()
+        why.append(f"the tuning table for {gpu.device_kind} is {'of earlier kernels' if stale else 'missing'}")
     elif not why:
         why.append(f"measured fastest on {table['date']}")
     why += [f"{name} is not in the tuning table" for name in untuned]

@@ -80,8 +80,8 @@ def selective_scan(
             program the check costs every call several milliseconds (`top_jax.ops.checks.check_increasing`).
 
     Returns:
-        `[B, L, E]`, dtype of u. Reverse-mode differentiable in every floating-point argument; only `reference`
-        supports forward mode (`jvp`) and second derivatives.
+        `[B, L, E]`, dtype of u; the GPU kernels round to it once more before the gate. Reverse-mode differentiable in
+        every floating-point argument; only `reference` supports forward mode (`jvp`) and second derivatives.
 
     Raises:
         InputError: shapes or dtypes that do not fit, an unknown name or one that cannot run here, `decay` without
@@ -140,6 +140,8 @@ def directional_scan(
     With scan_g the `selective_scan` of direction g over its steps:
 
         y = silu(z) * sum_g scan_g        score = mean_e max(0, y_e)    (`clip`; float32, before y is rounded)
+
+    The GPU kernels round each scan_g to u's dtype; sum, gate and score are float32.
 
     ViM's two directions are `reverse=(False, True)`. PlainMamba's four have an `order` each: step i of direction g
     visits token `order[g, b, i]`, which the kernels look up instead of gathering in memory. `G?` is G, or 1 where all
