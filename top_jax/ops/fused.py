@@ -83,7 +83,7 @@ def _fused_backward(
 ) -> tuple[Any, Any]:
     arguments, z, starts, total = saved
     dout, dz = cotangents[0], None
-    if z is not None:
+    if total is not None:
         gate = lambda total, z: gated_and_scored(total, z, plan, jnp.float32)[0]  # noqa: E731
         _, pull_back = jax.vjp(gate, total.astype(jnp.float32), z)
         dout, dz = pull_back(dout.astype(jnp.float32))
