@@ -117,7 +117,7 @@ def launch(call: KernelCall) -> tuple[jax.Array, ...]:
     Raises:
         InputError: jax-triton is not installed.
     """
-    jax_triton = optional_package("jax_triton", purpose="implementation='triton'", install="'top-jax[cuda]'")
+    jax_triton = optional_package("jax_triton", purpose="implementation='triton'")
 
     from . import triton_kernels
 

@@ -26,7 +26,7 @@ def test_parameters_and_logits_are_float32(name):
 
 
 def test_the_gradient_of_shifted_products():
-    """Whose loop over the taps slices at int32 places; the convolution's gradient is the reference."""
+    """Its loop over the taps slices at int32 places. The gradient of the grouped convolution is the reference."""
     x = np.random.default_rng(0).normal(size=(1, 4, 5, 2)).astype(np.float32)
     kernel = np.random.default_rng(1).normal(size=(3, 3, 2)).astype(np.float32)
     with jax.enable_x64(True):

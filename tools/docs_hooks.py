@@ -1,4 +1,8 @@
-"""Hook of the documentation site (mkdocs.yml): writes the tables of settings from the fields of `top_jax/config.py`."""
+"""Hook of the documentation site (mkdocs.yml): writes the tables of settings from the fields of `top_jax/config.py`.
+
+It reads the file as text, because the site is built without our packages; `top-jax train --help` has the same settings
+from the loaded classes (`top_jax/cli/usage.py`).
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from top_jax import sharding
-from top_jax.errors import InputError, RunError
+from top_jax.errors import InputError, RunError, write_last_line
 
 LEAVE_SECONDS: Final = 5.0  # for the other processes to end too, after an error
 # What collectives (Gloo, NCCL) and JAX's coordination service say when another process is gone.
@@ -36,7 +36,6 @@ _OF_ANOTHER = re.compile(
     r"|^(unavailable|deadline_exceeded)\b",
     re.IGNORECASE,
 )
-SHOW_CURSOR: Final = b"\x1b[?25h" if sys.stderr.isatty() else b""  # a progress bar hides it
 _AGAIN: Final = "Start the same command again in every process: the run goes on from its last checkpoint."
 
 
@@ -131,11 +130,10 @@ def _end_aborts_with_a_line() -> None:
 
     def on_abort(number: int) -> None:
         if not _leaving:
-            line = (
+            write_last_line(
                 "error: JAX aborted this process, for the reason above: most likely another process of the run ended, "
-                f"or cannot be reached any more. {_AGAIN}\n"
+                f"or cannot be reached any more. {_AGAIN}"
             )
-            os.write(2, SHOW_CURSOR + line.encode())
         os._exit(_leaving[0] if _leaving else 1)
 
     set_handler = ctypes.CDLL(None).signal

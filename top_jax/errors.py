@@ -1,5 +1,7 @@
 """The exceptions that are messages to a person: the commands print them as one line, without a traceback."""
 
+import os
+
 
 class InputError(ValueError):
     """Bad input: the message says what came, what is needed and what to do.
@@ -30,3 +32,9 @@ class RunError(RuntimeError):
     """
 
     at_once = False
+
+
+def write_last_line(text: str) -> None:
+    """Writes a line to stderr from a signal handler, where nothing may be printed, and shows the cursor again."""
+    show_cursor = b"\x1b[?25h" if os.isatty(2) else b""  # a progress bar hides it
+    os.write(2, show_cursor + text.encode() + b"\n")

@@ -22,15 +22,13 @@ import numpy as np
 
 from top_jax.config import DataConfig
 from top_jax.convert import load_torch_checkpoint
-from top_jax.convert.checkpoint_files import weights_in_folder
-from top_jax.convert.hub import is_name
 from top_jax.data.sources.image_folder import files_in
 from top_jax.data.transforms import DECODE_ERRORS, EXTENSIONS, decode, normalize, resize_center_crop
 from top_jax.errors import InputError
 from top_jax.models import Backbone
 from top_jax.training.class_names import class_names_of
 from top_jax.training.run_directory import RunDirectory
-from top_jax.training.weights import load_checkpoint
+from top_jax.training.weights import is_run, load_checkpoint
 from top_jax.values import path as path_of
 from top_jax.values import refused, several, whole
 
@@ -150,14 +148,12 @@ def open_classifier(
         RunError: the checkpoint is damaged.
     """
     path = path_of("checkpoint", checkpoint)
-    if is_name(checkpoint):
-        loaded, data = load_torch_checkpoint(checkpoint, model, ema=bool(ema), **overrides), DataConfig()
-    elif path.is_dir() and weights_in_folder(path) is None:
+    if is_run(path):
         if model is not None or overrides:
             raise InputError(f"{path} is a run, which knows its model; drop model and its sizes.")
         loaded, data = load_checkpoint(path, which=which, ema=ema), RunDirectory(path).read_config().data
     else:
-        loaded, data = load_torch_checkpoint(path, model, ema=bool(ema), **overrides), DataConfig()
+        loaded, data = load_torch_checkpoint(checkpoint, model, ema=bool(ema), **overrides), DataConfig()
     count = loaded.config.num_classes
     names = class_names_of(checkpoint, count) or tuple(f"class {index}" for index in range(count))
     return Classifier(loaded, names, data)

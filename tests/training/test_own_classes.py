@@ -110,7 +110,7 @@ def test_impossible_rates(settings):
 
 
 def test_a_frozen_backbone():
-    """Of a model with drop-path and BatchNorm only the head changes, and only it has optimizer state."""
+    """Only the head changes, and only it has optimizer state, in a model with drop-path and BatchNorm."""
     config = RunConfig(
         model=dataclasses.replace(MODEL, name="plain_mamba_l1", layers_with_dwconv=(0,), drop_path=0.5),
         optimizer=OptimizerConfig(freeze_backbone=True, layer_decay=0.5, weight_decay=0.5, clip_norm=1.0),

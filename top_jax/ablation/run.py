@@ -36,6 +36,7 @@ from top_jax.training.programs import enable_compilation_cache
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.seals import fingerprint
 from top_jax.training.weights import checkpoint_weights
+from top_jax.values import counted
 
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """`top_jax.cli.terminal.progress`: takes a name and a total, and yields a function that advances the bar."""
@@ -118,7 +119,7 @@ def run_ablation(
         enable_compilation_cache()
         how = "read once" if images.held else "too many to keep in memory: read again for every result"
         say(
-            f"{len(settings)} settings x {len(loaded)} checkpoint{'s' * (len(loaded) > 1)}, pruned after blocks "
+            f"{len(settings)} settings x {counted(len(loaded), 'checkpoint')}, pruned after blocks "
             f"{', '.join(map(str, base.after_blocks))}; {images.count} images, {how}; {len(results.rows)} results found"
         )
         ablation = _Ablation(config, images, results, say)

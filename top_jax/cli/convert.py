@@ -59,16 +59,14 @@ _JSON = flags.DEFINE_string("json", None, "File for the report; by default in TA
 
 def main(arguments: list[str]) -> None:
     """Reads, checks every key, writes."""
-    from top_jax.convert.checkpoint_files import weights_in_folder
-    from top_jax.convert.hub import is_name
     from top_jax.training.class_names import class_names_of
+    from top_jax.training.weights import is_run
 
     if len(arguments) != 2:
         raise InputError(f"got {len(arguments)} arguments; needed: SOURCE and TARGET (--help).")
     source, target = arguments[0], Path(arguments[1])
     to_file = _check_target(Path(source), target)  # before reading, which may take a while
-    is_run = not is_name(source) and Path(source).is_dir() and weights_in_folder(source) is None
-    config, model, report, ema = _read_run(Path(source)) if is_run else _read_file(source)
+    config, model, report, ema = _read_run(Path(source)) if is_run(source) else _read_file(source)
     names = class_names_of(source, config.model.num_classes)
     advice = (_write_file if to_file else _write_run)(target, config, model, names)
     print(f"{source} ({config.model.name}{', averaged weights' if ema else ''}) -> {target}\n")
@@ -84,14 +82,15 @@ def _check_target(source: Path, target: Path) -> bool:
     Raises:
         InputError: it exists already, or it does not suit this source.
     """
-    from top_jax.convert.checkpoint_files import check_target, has_checkpoint_suffix, weights_in_folder
+    from top_jax.convert.checkpoint_files import check_target, has_checkpoint_suffix
     from top_jax.training.run_directory import RunDirectory
+    from top_jax.training.weights import is_run
 
     runner.check_json(_JSON.value, source, target)
     if has_checkpoint_suffix(target):
         check_target(target, overwrite=_OVERWRITE.value)
         return True
-    if source.is_dir() and weights_in_folder(source) is None:
+    if is_run(source):
         raise InputError(
             f"{source} is a run directory, which can only become a file; the target {target} needs the suffix .pth or "
             ".safetensors."

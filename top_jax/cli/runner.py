@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from top_jax import files
-from top_jax.errors import InputError, RunError
+from top_jax.errors import InputError, RunError, write_last_line
 from top_jax.optional import missing_extra
 
 # Errors that say something about the user's path or disk, whatever the code that met them.
@@ -69,8 +69,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     """
     if _ended or signal.getsignal(signal.SIGINT) is not _interrupt:
         if not _ended or _ended == [130]:
-            show_cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""  # a progress bar hides it
-            os.write(2, show_cursor + b"interrupted again: ended at once; what was complete before is kept.\n")
+            write_last_line("interrupted again: ended at once; what was complete before is kept.")
         os._exit(_ended[0] if _ended else 130)
     _ended.append(130)
     raise KeyboardInterrupt
@@ -78,14 +77,11 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _leave(status: int, error: Exception | None = None) -> NoReturn:
     _ended.append(status)
-    if _several():
+    several = _several()
+    if several or isinstance(error, RunError) and error.at_once:
         from top_jax import distributed
 
-        distributed.leave(status, wait=not isinstance(error, distributed.ProcessLost))
-    if isinstance(error, RunError) and error.at_once:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        distributed.leave(status, wait=several and not isinstance(error, distributed.ProcessLost))
     sys.exit(status)
 
 

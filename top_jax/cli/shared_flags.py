@@ -239,9 +239,6 @@ def open_classifier(checkpoint: str) -> Classifier:
     from top_jax.inference import open_classifier
 
     given = flags.FLAGS
-    is_run = Path(checkpoint).is_dir()
-    if is_run and given.override and given.model is None:
-        raise InputError(f"--override is only for files; the run {checkpoint} knows its sizes, so drop it.")
     sizes = parse_overrides(given.override)
     return open_classifier(checkpoint, given.model, which=given.which, ema=given.ema, **sizes)
 

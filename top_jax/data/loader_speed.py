@@ -15,6 +15,7 @@ from top_jax.data import transforms
 from top_jax.data.examples import ExampleReader
 from top_jax.data.pipeline import available_cores, train_batches, worker_count
 from top_jax.data.sources import Source
+from top_jax.values import counted
 
 BATCH_SECONDS: Final = 0.25  # of one core per batch, so that a measurement of seconds has enough batches
 LITTLE_TO_SPARE: Final = 0.8  # share of the time that the loader is busy
@@ -185,7 +186,7 @@ def verdict(given: float, needed: float, at_work: Lanes) -> Verdict:
 def loader_rate(given: float, at_work: Lanes) -> str:
     """Returns the pipeline's rate in words."""
     used = at_work.cores_used
-    cores = f"{used} core{'s' * (used != 1)}"
+    cores = counted(used, "core")
     of_all = "" if used == at_work.cores else f" of {at_work.cores}"
     return f"the loader gives {number(given)} img/s ({number(given / used)} per core on {cores}{of_all})"
 

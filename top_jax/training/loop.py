@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import jax
 import numpy as np
@@ -89,8 +89,13 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
         return summary
 
 
-# What `conclusion` raises for numbers of another form, read from a damaged file.
-ANOTHER_FORM: Final = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
+def _another_form(prepared: Prepared, summary: Summary) -> Exception | None:
+    """Returns why numbers read from a damaged file cannot be a summary's; None if they can."""
+    try:
+        conclusion(prepared, summary)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+        return error
+    return None
 
 
 def _earlier_summary(prepared: Prepared) -> Summary | None:
@@ -98,9 +103,7 @@ def _earlier_summary(prepared: Prepared) -> Summary | None:
     summary = prepared.run.read_json("summary.json")
     if summary is None:
         return None
-    try:
-        conclusion(prepared, summary)
-    except ANOTHER_FORM as error:
+    if (error := _another_form(prepared, summary)) is not None:
         logger.warning(
             "%s has another form (%s: %s); it is written again",
             prepared.run.path / "summary.json",
@@ -170,13 +173,7 @@ class Loop:
 
     def _has_evaluation(self) -> bool:
         """Whether the last evaluation is known and whole: a flipped bit of metrics.jsonl may have renamed a number."""
-        if not self.last_evaluation:
-            return False
-        try:
-            conclusion(self.prepared, self.summary())
-        except ANOTHER_FORM:
-            return False
-        return True
+        return bool(self.last_evaluation) and _another_form(self.prepared, self.summary()) is None
 
     def summary(self) -> Summary:
         """Returns the result, for summary.json."""

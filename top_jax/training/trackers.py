@@ -39,7 +39,7 @@ class Wandb:
     """
 
     def __init__(self, run: RunDirectory, config: RunConfig):
-        wandb = optional_package("wandb", purpose="config.tracker=wandb", install="'top-jax[wandb]'")
+        wandb = optional_package("wandb", purpose="config.tracker=wandb")
         kept = (run.read_json("wandb.json") or {}).get("id")
         run_id = kept if isinstance(kept, str) else uuid.uuid4().hex[:12]
         try:
@@ -73,10 +73,11 @@ _TRACKERS: Final[dict[str, Callable[[RunDirectory, RunConfig], Tracker]]] = {"wa
 
 
 class Tracking:
-    """The tracker of a config, if it has one. One that fails later ends with a warning, never the run."""
+    """The tracker that a config names. One that fails later ends with a warning, never the run."""
 
     def __init__(self, run: RunDirectory, config: RunConfig):
-        self._tracker = None if config.tracker is None else _TRACKERS[config.tracker](run, config)
+        assert config.tracker is not None
+        self._tracker: Tracker | None = _TRACKERS[config.tracker](run, config)
 
     def log(self, step: int, values: Mapping[str, float | int | None]) -> None:
         """Reports numbers as `Tracker.log`."""

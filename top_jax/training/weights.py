@@ -151,9 +151,14 @@ def checkpoint_weights(
     return in_order_of(class_names, weights, kept=class_names_of(path, config.num_classes), origin=path)
 
 
+def is_run(checkpoint: str | Path) -> bool:
+    """Returns whether a checkpoint is a run directory: no name, no file, and no folder of another library."""
+    return not is_name(checkpoint) and Path(checkpoint).is_dir() and weights_in_folder(checkpoint) is None
+
+
 def about_weights(checkpoint: str | Path, which: str, ema: bool | None) -> dict[str, Any]:
     """Returns which weights `checkpoint_weights` takes, as JSON values: `which`, `step` and `ema` of a run."""
-    if is_name(checkpoint) or not Path(checkpoint).is_dir() or weights_in_folder(checkpoint) is not None:
+    if not is_run(checkpoint):
         return {"ema": bool(ema)}
     run = RunDirectory(checkpoint)
     kept_ema = run.read_config().optimizer.ema_decay is not None

@@ -41,7 +41,7 @@ class HuggingFaceSource:
         Raises:
             InputError: the dataset or split cannot be found or read, or has no image or no label column.
         """
-        datasets = optional_package("datasets", purpose="data.source=hf", install="'top-jax[hf]'")
+        datasets = optional_package("datasets", purpose="data.source=hf")
         self.name = f"{name or data_dir}/{split}"
         table = _open(datasets, name, data_dir, split)
         self._image = _image_column(table, self.name)
