@@ -27,6 +27,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS: Final = 178_956_970  # of one image; Pillow's own limit
 TRACKERS: Final = ("wandb",)
 DTYPES: Final = ("float32", "bfloat16")
+HEADS: Final = ("linear", "uper")
+INFERENCE: Final = ("slide", "whole")
+SCHEDULES: Final = ("cosine", "poly")
+DECAY_RULES: Final = ("blocks", "official")
 
 
 def _check(node: Any, section: str, names: tuple[str, ...], holds: Callable[[Any], Any], needed: str) -> None:
@@ -62,6 +66,17 @@ def _check_unset(node: Any, section: str, names: tuple[str, ...], needed: str) -
             raise InputError(f"config.{section}.{name}={value!r} has no effect without {needed}; set it, or drop this.")
 
 
+OF_SEGMENTERS: Final = (
+    "variant",
+    "channels",
+    "aux_channels",
+    "stages",
+    "fill",
+    "inference",
+    "slide_stride",
+)  # settings of ModelConfig
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The model: a name, and the sizes and settings that replace the named model's own.
@@ -89,17 +104,40 @@ class ModelConfig:
     dtype: str = "float32"  # of the matrix products, float32 or bfloat16; parameters and states stay float32
     implementation: str | None = None  # of the scan: auto, reference, xla, pallas, pallas_interpret or triton
     remat: bool = False  # recompute each block in the backward pass: less memory, more time
+    head: str = "linear"  # linear: a classifier; uper: a segmenter, with UPerNet's heads on the backbone
+    variant: str | None = None  # segmenter, ViM: residual (default), official_tiny or official_small
+    channels: int | None = None  # segmenter: width of the decode head, by default embed_dim (ViM) or 512 (PlainMamba)
+    aux_channels: int = 256  # segmenter: width of the auxiliary head
+    stages: tuple[int, ...] | None = None  # segmenter: four blocks, from 1, whose maps the heads read
+    fill: str = "frozen"  # segmenter: maps at pruned places: frozen, nearest, carry or zero
+    inference: str | None = None  # segmenter: slide (default of ViM) or whole (default of PlainMamba)
+    slide_stride: int | None = None  # segmenter: pixels from one window to the next, by default 2/3 of img_size
 
     def __post_init__(self) -> None:
         _check(self, "model", ("num_classes",), lambda classes: classes >= 1, "at least 1")
         _check(self, "model", ("dtype",), lambda dtype: dtype in DTYPES, f"one of {', '.join(DTYPES)}")
+        _check(self, "model", ("head",), lambda head: head in HEADS, f"one of {', '.join(HEADS)}")
+        _check(self, "model", ("inference",), lambda way: way in INFERENCE, f"one of {', '.join(INFERENCE)}")
+        _check(self, "model", ("slide_stride",), lambda pixels: pixels >= 1, "at least 1")
+        if not self.is_segmenter:
+            _check_unset(self, "model", OF_SEGMENTERS, "config.model.head=uper")
+
+    @property
+    def is_segmenter(self) -> bool:
+        """Whether the model labels every pixel, instead of the image."""
+        return self.head != "linear"
 
     def overrides(self) -> dict[str, Any]:
-        """Returns the keyword arguments of `top_jax.create_model` other than the name."""
+        """Returns the keyword arguments of `top_jax.create_model` other than the name; those of the backbone."""
         chosen = {k: v for k, v in dataclasses.asdict(self).items() if k != "name" and v is not None}
+        chosen = {k: v for k, v in chosen.items() if k != "head" and k not in OF_SEGMENTERS}
         if self.img_size is not None and len(self.img_size) == 1:
             chosen["img_size"] = self.img_size[0]
         return chosen
+
+    def segmenter(self) -> dict[str, Any]:
+        """Returns the keyword arguments of `top_jax.create_segmenter` that `overrides` leaves out."""
+        return {name: value for name in OF_SEGMENTERS if (value := getattr(self, name)) is not None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,7 +177,9 @@ class PruningConfig:
 class DataConfig:
     """The images, and how they become model input."""
 
-    source: str = "digits"  # digits (bundled), tfds or hf (set name, data_dir), image_folder or packed (set data_dir)
+    # Of labelled images: digits (bundled), tfds, hf, image_folder. Of labelled pixels: digit_scenes (bundled), ade20k,
+    # segmentation_folder. Of both: packed.
+    source: str = "digits"  # all but the bundled need data_dir, tfds and hf also name
     name: str | None = None  # TFDS dataset, such as imagenet2012:5.1.0, or Hugging Face dataset, such as cifar10
     data_dir: str | None = None  # directory of the dataset; packed: the .npz file; hf: its cache or its files
     train_split: str = "train"  # split to train on
@@ -152,6 +192,13 @@ class DataConfig:
     eval_crop: float = 0.875  # evaluation resizes the shorter side to img_size / eval_crop and crops the centre
     mean: tuple[float, ...] = IMAGENET_MEAN  # per channel, of pixels scaled to 0..1
     std: tuple[float, ...] = IMAGENET_STD  # per channel, of pixels scaled to 0..1; above 0
+    scale: tuple[int, ...] = (2048, 512)  # segmentation: images are resized to fit (long side, short side), in pixels
+    scale_range: tuple[float, ...] = (0.5, 2.0)  # segmentation: smallest and largest factor of that size in training
+    crop_size: tuple[int, ...] | None = None  # segmentation: training crop, (side,) or (height, width); None: img_size
+    max_class_share: float = 0.75  # segmentation: a crop with more of one class is drawn again, up to 10 times
+    ignore_label: int = 255  # segmentation: value of the label images that is not counted
+    reduce_zero_label: bool = False  # segmentation: in label images 0 is not counted, and 1 is the first class
+    size_divisor: int = 1  # segmentation: evaluation stretches images to multiples of this many pixels
     on_corrupt: str = "skip"  # an unreadable image: skip (it is named, counted and gets weight 0) or raise
     exif_rotate: bool = False  # turn images as their EXIF orientation says; False: as stored, as in torchvision
     max_pixels: int = MAX_PIXELS  # an image with more pixels is unreadable, because it may not fit into memory
@@ -165,6 +212,11 @@ class DataConfig:
             _check_unset(self, "data", ("eval_share", "infer"), "config.data.source=image_folder")
         _check(self, "data", ("prefetch",), lambda batches: batches >= 0, "at least 0")
         _check(self, "data", ("max_pixels",), lambda pixels: pixels >= 1, "at least 1")
+        _check(self, "data", ("scale", "scale_range"), lambda values: len(values) == 2, "two numbers")
+        _check(self, "data", ("scale", "scale_range"), lambda values: min(values) > 0, "above 0")
+        _check(self, "data", ("max_class_share",), lambda share: 0 < share <= 1, "in (0, 1]")
+        _check(self, "data", ("ignore_label",), lambda value: 0 <= value <= 255, "in 0 .. 255")
+        _check(self, "data", ("size_divisor",), lambda pixels: pixels >= 1, "at least 1")
         _check(self, "data", ("mean", "std"), lambda values: len(values) == 3, "three numbers, one per channel")
         _check(self, "data", ("std",), lambda values: min(values) > 0, "above 0")
 
@@ -185,6 +237,7 @@ class AugmentConfig:
     rand_augment: str | None = None  # in timm's notation, such as rand-m9-mstd0.5-inc1; None: off
     color_jitter: float = 0.0  # brightness, contrast and saturation change by up to this share, in [0, 1]; 0: off
     flip: bool = True  # flip left to right with probability 0.5
+    photometric: bool = False  # segmentation: mmseg's changes of brightness, contrast, saturation and hue
     erasing: float = 0.0  # probability that a rectangle is replaced by noise
     mixup: float = 0.0  # alpha of the Beta distribution of the mixing share; 0: no mixup
     cutmix: float = 0.0  # alpha of the Beta distribution of the rectangle's share; 0: no cutmix
@@ -219,13 +272,15 @@ class DistillationConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay, as `top_jax.training.optimizer` builds it."""
+    """AdamW with linear warm-up and decay, as `top_jax.training.optimizer` builds it."""
 
     learning_rate: float = 1e-3  # at the peak, for a batch of reference_batch_size images
     reference_batch_size: int | None = None  # set: learning_rate is scaled by batch_size / reference_batch_size
-    min_learning_rate: float = 1e-5  # at the end of the cosine; not scaled
+    schedule: str = "cosine"  # after the warm-up: cosine, or poly, mmseg's straight line (power 1)
+    min_learning_rate: float = 1e-5  # at the end; not scaled
     warmup_learning_rate: float = 1e-6  # at step 0; not scaled
     warmup_epochs: float = 5.0  # epochs of linear warm-up, from 0
+    warmup_steps: int | None = None  # length of the warm-up in steps, instead of warmup_epochs
     weight_decay: float = 0.05  # from 0
     b1: float = 0.9  # AdamW's decay of the mean of the gradient, in [0, 1)
     b2: float = 0.999  # AdamW's decay of the mean of its square, in [0, 1)
@@ -234,6 +289,8 @@ class OptimizerConfig:
     ema_decay: float | None = None  # set: keeps a moving average of the weights, with this decay per step, in [0, 1)
     freeze_backbone: bool = False  # train only the classifier; the rest stays as it is, in eval mode; no layer_decay
     layer_decay: float | None = None  # set: rates fall by this factor per block from head to stem, in (0, 1]
+    layer_decay_rule: str = "blocks"  # blocks; official: only the stem's rate falls, as in ViM's segmentation code
+    aux_weight: float = 0.4  # segmentation: weight of the auxiliary head's loss, from 0
     accumulate: int = 1  # micro-batches per step, at least 1; batch_size counts all of them
 
     def __post_init__(self) -> None:
@@ -243,6 +300,11 @@ class OptimizerConfig:
         _check(self, "optimizer", ("b1", "b2", "ema_decay"), lambda decay: 0 <= decay < 1, "in [0, 1)")
         _check(self, "optimizer", ("clip_norm",), lambda norm: norm > 0, "above 0")
         _check(self, "optimizer", ("layer_decay",), lambda factor: 0 < factor <= 1, "in (0, 1]")
+        _check(self, "optimizer", ("schedule",), lambda name: name in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+        _check(self, "optimizer", ("layer_decay_rule",), lambda rule: rule in DECAY_RULES, "blocks or official")
+        _check(self, "optimizer", ("aux_weight", "warmup_steps"), lambda value: value >= 0, "at least 0")
+        if self.layer_decay is None:
+            _check_unset(self, "optimizer", ("layer_decay_rule",), "config.optimizer.layer_decay")
         _check(self, "optimizer", ("label_smoothing",), lambda share: 0 <= share < 1, "in [0, 1)")
 
 
@@ -281,6 +343,31 @@ class RunConfig:
         _check(self, "", ("tracker",), lambda name: name in TRACKERS, f"one of {', '.join(TRACKERS)}, or None")
         _check(self, "", ("init_head",), lambda head: head in ("load", "new"), "load or new")
         _check(self, "", ("seed",), lambda seed: 0 <= seed < 2**32, "in 0 .. 2**32 - 1")
+        self._check_task()
+
+    def _check_task(self) -> None:
+        """Raises InputError for settings of a classifier in a segmentation run, and the other way round."""
+        if not self.model.is_segmenter:
+            segmenting = "config.model.head=uper (segmentation)"
+            names = (
+                "scale",
+                "scale_range",
+                "crop_size",
+                "max_class_share",
+                "ignore_label",
+                "reduce_zero_label",
+                "size_divisor",
+            )
+            _check_unset(self.data, "data", names, segmenting)
+            _check_unset(self.augment, "augment", ("photometric",), segmenting)
+            _check_unset(self.optimizer, "optimizer", ("aux_weight",), segmenting)
+            return
+        classifying = "config.model.head=linear (classification)"
+        names = ("repeats", "rand_augment", "color_jitter", "erasing", "mixup", "cutmix")
+        _check_unset(self.augment, "augment", names, classifying)
+        _check_unset(self.data, "data", ("train_transform", "infer", "eval_share"), classifying)
+        _check_unset(self.distillation, "distillation", ("teacher",), classifying)
+        _check(self.optimizer, "optimizer", ("label_smoothing",), lambda share: share == 0, "0 in a segmentation run")
 
     @classmethod
     def from_config_dict(cls, config: Mapping[str, Any] | config_dict.ConfigDict) -> RunConfig:

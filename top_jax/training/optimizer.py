@@ -10,7 +10,7 @@ import optax
 from top_jax.config import OptimizerConfig
 
 STEM: Final = ("patch_embed", "pos_embed", "cls_token")
-HEAD: Final = "head"
+HEADS: Final = ("head", "neck", "decode_head", "auxiliary_head")  # of a classifier; of a segmenter
 # In addition to every array of one dimension (biases, norms, D). The official recipe's timm 0.4.12 does decay A_log;
 # Mamba marks it as not decayed, and we follow Mamba.
 NOT_DECAYED: Final = ("A_log", "direction_Bs", "pos_embed", "cls_token")
@@ -19,12 +19,18 @@ NOT_DECAYED: Final = ("A_log", "direction_Bs", "pos_embed", "cls_token")
 def learning_rate_schedule(
     config: OptimizerConfig, *, batch_size: int, total_steps: int, steps_per_epoch: float
 ) -> optax.Schedule:
-    """Returns a linear warm-up, then half a cosine down to `min_learning_rate` at the last step.
+    """Returns a linear warm-up, then a way down to `min_learning_rate` at the last step: half a cosine, or a line.
 
-    The warm-up takes at most half of the run, so that even a run of a few steps has both parts.
+    The warm-up takes at most half of the run, so that even a run of a few steps has both parts. With `schedule=poly`
+    it multiplies the line, which falls from step 0 on.
+
+    Source of poly: mmcv 1.7.1, PolyLrUpdaterHook with power 1 and a linear warm-up.
     """
     scale = 1.0 if config.reference_batch_size is None else batch_size / config.reference_batch_size
-    warmup_steps = min(round(config.warmup_epochs * steps_per_epoch), total_steps // 2)
+    wanted = round(config.warmup_epochs * steps_per_epoch) if config.warmup_steps is None else config.warmup_steps
+    warmup_steps = min(wanted, total_steps // 2)
+    if config.schedule == "poly":
+        return _poly(config, peak=config.learning_rate * scale, warmup_steps=warmup_steps, total_steps=total_steps)
     return optax.warmup_cosine_decay_schedule(
         init_value=config.warmup_learning_rate if warmup_steps else config.learning_rate * scale,
         peak_value=config.learning_rate * scale,
@@ -32,6 +38,13 @@ def learning_rate_schedule(
         decay_steps=total_steps,
         end_value=config.min_learning_rate,
     )
+
+
+def _poly(config: OptimizerConfig, *, peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    line = optax.linear_schedule(peak, config.min_learning_rate, total_steps)
+    start = config.warmup_learning_rate / peak if peak else 1.0
+    warmup = optax.linear_schedule(start, 1.0, warmup_steps) if warmup_steps else optax.constant_schedule(1.0)
+    return lambda step: line(step) * warmup(step)
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -47,7 +60,7 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
     if config.clip_norm is not None:
         steps.insert(0, optax.clip_by_global_norm(config.clip_norm))
     if config.layer_decay is not None and not config.freeze_backbone:  # the head's factor is 1
-        steps.append(_scaled_by_depth(config.layer_decay))
+        steps.append(_scaled_by_depth(config.layer_decay, config.layer_decay_rule))
     optimizer = steps[0] if len(steps) == 1 else optax.chain(*steps)
     if not config.freeze_backbone:
         return optimizer
@@ -55,38 +68,45 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
 
 
 def freeze(params: Any) -> Any:
-    """Returns the same parameters, of which only the head has a gradient; XLA then drops the backward pass."""
-    return {name: part if name == HEAD else jax.lax.stop_gradient(part) for name, part in params.items()}
+    """Returns the same parameters, of which only the heads have a gradient; XLA then drops the backward pass."""
+    return {name: part if name in HEADS else jax.lax.stop_gradient(part) for name, part in params.items()}
 
 
-def depth_scales(params: Any, layer_decay: float) -> Any:
+def depth_scales(params: Any, layer_decay: float, rule: str = "blocks") -> Any:
     """Returns for each parameter the factor of its learning rate, `layer_decay` to the power of its distance.
 
-    Head and final norm have distance 0, the last block 1, the first block `depth`; patch embedding, position embedding
-    and class token have `depth + 1`.
+    Heads, a segmenter's neck and final norms have distance 0, the last block 1, the first block `depth`; patch
+    embedding, position embedding and class token have `depth + 1`.
 
-    Source: microsoft/unilm, beit/optim_factory.py, and timm's `param_groups_layer_decay`.
+    Source: microsoft/unilm, beit/optim_factory.py, and timm's `param_groups_layer_decay`. With the rule `official` the
+    blocks have distance 0 too: hustvl/Vim, seg/mmcv_custom/layer_decay_optimizer_constructor.py looks for
+    `backbone.blocks`, and ViM's are called `backbone.layers`.
     """
-    depth = len(params["blocks"])
+    prefix = ("backbone",) if "backbone" in params else ()
+    depth = len((params["backbone"] if prefix else params)["blocks"])
 
     def scale(path: tuple[Any, ...], _: Any) -> float:
-        if path[0].key == "blocks":
-            return layer_decay ** (depth - int(path[1].key))
-        return layer_decay ** (depth + 1) if path[0].key in STEM else 1.0
+        keys = [getattr(part, "key", None) for part in path]
+        if tuple(keys[: len(prefix)]) != prefix:
+            return 1.0
+        part, *rest = keys[len(prefix) :]
+        if part == "blocks" and rule == "blocks":
+            return layer_decay ** (depth - int(rest[0]))
+        return layer_decay ** (depth + 1) if part in STEM else 1.0
 
     return jax.tree_util.tree_map_with_path(scale, params)
 
 
-def _scaled_by_depth(layer_decay: float) -> optax.GradientTransformation:
+def _scaled_by_depth(layer_decay: float, rule: str) -> optax.GradientTransformation:
     def scale(updates: Any, params: Any) -> Any:
         del params
-        return jax.tree.map(lambda update, by: update * by, updates, depth_scales(updates, layer_decay))
+        return jax.tree.map(lambda update, by: update * by, updates, depth_scales(updates, layer_decay, rule))
 
     return optax.stateless(scale)
 
 
 def _trained_or_frozen(params: Any) -> Any:
-    return {name: "trained" if name == HEAD else "frozen" for name in params}
+    return {name: "trained" if name in HEADS else "frozen" for name in params}
 
 
 def decay_mask(params: Any) -> Any:
