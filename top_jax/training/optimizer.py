@@ -86,7 +86,7 @@ def depth_scales(params: Any, layer_decay: float, rule: str = "blocks") -> Any:
     depth = len((params["backbone"] if prefix else params)["blocks"])
 
     def scale(path: tuple[Any, ...], _: Any) -> float:
-        keys = [getattr(part, "key", None) for part in path]
+        keys: list[Any] = [part.key for part in path]
         if tuple(keys[: len(prefix)]) != prefix:
             return 1.0
         part, *rest = keys[len(prefix) :]
