@@ -111,7 +111,9 @@ def _labels(source: Source, broken: dict[int, str], on_image: Callable[[int], No
     def read() -> Iterator[int]:
         for index in spread(len(source), MOST_LABELS):
             try:
-                yield source[index].label
+                label = source[index].label
+                if isinstance(label, int):
+                    yield label
             except transforms.DECODE_ERRORS as error:
                 broken[index] = f"{source.describe(index)} ({error})"
             on_image(1)

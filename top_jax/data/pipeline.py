@@ -11,6 +11,7 @@ import collections
 import ctypes
 import errno
 import logging
+import math
 import multiprocessing
 import os
 import queue
@@ -30,7 +31,8 @@ from absl import flags
 from top_jax.config import AugmentConfig, DataConfig
 from top_jax.data import transforms
 from top_jax.data.examples import DEFAULT_AUGMENT, PADDING_INDEX, ExampleReader
-from top_jax.data.sources.base import Source, check_split
+from top_jax.data.segmentation import EvalPlan, SegmentationReader
+from top_jax.data.sources.base import Source, check_split, is_dense
 from top_jax.data.transforms import as_size
 from top_jax.errors import InputError, RunError
 from top_jax.optional import optional_package
@@ -38,7 +40,12 @@ from top_jax.optional import optional_package
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
-"""Arrays image uint8 [B, H, W, 3], label int32 [B], mask float32 [B] (0: not to be counted), index int64 [B]."""
+"""Arrays image uint8 [B, H, W, 3], label int32 [B], mask float32 [B] (0: not to be counted), index int64 [B].
+
+Of a `DenseSource`: image float32 [B, H, W, 3], normalised, and label uint8 [B, H, W] (255: not to be counted).
+"""
+
+Reader = ExampleReader | SegmentationReader
 
 DeviceBatch = dict[str, jax.Array]
 """A `Batch` on the devices; index becomes int32 unless JAX runs in 64 bits."""
@@ -76,11 +83,11 @@ class Batches(Iterator[Batch]):
         corrupt: for each unreadable image so far, by its index in the source, a line that says what is wrong.
     """
 
-    def __init__(self, batches: Any, reader: ExampleReader, *, most_in_a_row: int | None = None):
+    def __init__(self, batches: Any, reader: Reader, *, most_in_a_row: int | None = None):
         """Wraps a grain.MapDataset of batches; use `train_batches` or `eval_batches` to make one.
 
         Args:
-            batches: of `Example`s.
+            batches: of `Example`s or `PixelExample`s.
             reader: what makes them.
             most_in_a_row: stop after so many different unreadable images without a readable one; None: never.
         """
@@ -196,8 +203,9 @@ def train_batches(
     Args:
         source: the training images.
         config: the crop, what to do with unreadable images, and how many threads and processes decode.
-        augment: RandAugment, colour jitter and repeats; the rest runs on the device (`device_augment`).
-        img_size: side or (height, width) of the model's input, in pixels.
+        augment: RandAugment, colour jitter and repeats; the rest runs on the device (`device_augment`). Of a
+            `DenseSource`: repeats, flip and photometric distortion.
+        img_size: side or (height, width) of the model's input, in pixels; of a `DenseSource`, of the crop.
         batch_size: images in a batch, over all hosts.
         seed: 0 .. 2**32 - 1.
         process_index: this host, as jax.process_index().
@@ -212,7 +220,7 @@ def train_batches(
 
     check_split(source)
     local_size = _local_batch_size(batch_size, process_count)
-    reader = ExampleReader(source, config, as_size(img_size), augment)
+    reader = reader_of(source, config, as_size(img_size), augment)
     if len(source) < batch_size:
         raise InputError(
             f"{source.name} has {len(source)} images, fewer than batch_size={batch_size}; use a smaller batch."
@@ -233,10 +241,15 @@ def eval_batches(
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
+    rows_multiple: int = 1,
 ) -> Batches:
     """Makes batches of every image exactly once, in order; arguments and rows per host as in `train_batches`.
 
     All batches have the same shape: the last is padded with rows of mask 0 and index -1.
+
+    Of a `DenseSource`, the images and labels of a batch have one size, the largest come first, and large images come in
+    smaller batches (`SegmentationReader.plan`). Every batch has a multiple of `rows_multiple` rows, the number of
+    devices that share it; so some are padded.
 
     Raises:
         InputError: there is no image, a label is no class, the hosts do not divide the batch size, or a setting is
@@ -247,11 +260,31 @@ def eval_batches(
 
     check_split(source)
     local_size = _local_batch_size(batch_size, process_count)
-    reader = ExampleReader(source, config, as_size(img_size))
+    reader = reader_of(source, config, as_size(img_size))
+    if isinstance(reader, SegmentationReader):
+        plan = reader.plan(batch_size, math.lcm(rows_multiple, process_count))
+        shares = [_share_of(part, process_index, process_count) for part in plan]
+        return Batches(grain.MapDataset.source(shares).map(reader.fixed_batch), reader)
     padded = -(-len(source) // batch_size) * batch_size
     examples = grain.MapDataset.range(padded).map(reader.fixed)
     rows = index_map.host_share(examples, batch_size, process_index, process_count)
     return Batches(rows.batch(local_size), reader)
+
+
+def reader_of(
+    source: Source, config: DataConfig, size: transforms.Size, augment: AugmentConfig = DEFAULT_AUGMENT
+) -> Reader:
+    """Returns what makes the rows of batches of `source`; raises InputError for an impossible setting."""
+    if is_dense(source):
+        return SegmentationReader(source, config, size, augment)
+    return ExampleReader(source, config, size, augment)
+
+
+def _share_of(plan: EvalPlan, process_index: int, process_count: int) -> EvalPlan:
+    """Returns the rows of one host."""
+    rows = len(plan["indices"]) // process_count
+    indices = plan["indices"][process_index * rows : (process_index + 1) * rows]
+    return EvalPlan(indices=indices, size=plan["size"])
 
 
 def prefetch_to_device(

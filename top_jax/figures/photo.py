@@ -131,7 +131,8 @@ def of_source(source: Source, count: int, **decoding: Any) -> list[Picture]:
             raise InputError(
                 f"cannot read image {source.describe(index)} ({error}); pass another --examples."
             ) from error
-        pictures.append(Picture(f"{source.name}, image {index}", f"image_{index}", image, record.label))
+        label = record.label if isinstance(record.label, int) else None  # a label map is drawn, not named
+        pictures.append(Picture(f"{source.name}, image {index}", f"image_{index}", image, label))
     return pictures
 
 

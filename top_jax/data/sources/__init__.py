@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from top_jax.config import DataConfig
-from top_jax.data.sources.base import Record, Source, check_classes, check_split
+from top_jax.data.sources.base import DenseSource, Record, Source, check_classes, check_split, is_dense
+from top_jax.data.sources.digit_scenes import DigitScenesSource
 from top_jax.data.sources.digits import DigitsSource
 from top_jax.data.sources.huggingface import HuggingFaceSource
 from top_jax.data.sources.image_folder import ImageFolderSource, check_same_classes, infer, open_part
@@ -16,6 +17,8 @@ from top_jax.data.sources.tfds import TfdsSource, how_to_prepare
 from top_jax.errors import InputError
 
 __all__ = [
+    "DenseSource",
+    "DigitScenesSource",
     "DigitsSource",
     "HuggingFaceSource",
     "ImageFolderSource",
@@ -25,6 +28,7 @@ __all__ = [
     "TfdsSource",
     "check_classes",
     "infer",
+    "is_dense",
     "open_source",
 ]
 
@@ -47,6 +51,7 @@ def open_source(config: DataConfig, *, train: bool) -> Source:
         "hf": _open_hf,
         "image_folder": _open_image_folder,
         "packed": _open_packed,
+        "digit_scenes": _open_digit_scenes,
     }
     if config.source not in openers:
         raise InputError(f"unknown config.data.source={config.source!r}; use one of {', '.join(openers)}.")
@@ -85,6 +90,11 @@ def _note_same_split(config: DataConfig) -> None:
 def _open_digits(config: DataConfig, split: str) -> Source:
     del config  # the data is bundled
     return DigitsSource(split)
+
+
+def _open_digit_scenes(config: DataConfig, split: str) -> Source:
+    del config  # the data is bundled
+    return DigitScenesSource(split)
 
 
 def _open_tfds(config: DataConfig, split: str) -> Source:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 
@@ -10,10 +10,15 @@ from top_jax.errors import InputError
 
 
 class Record(NamedTuple):
-    """One labelled image: an encoded file, or pixels uint8 [H, W, 3]."""
+    """One labelled image.
+
+    Attributes:
+        image: an encoded file, or pixels uint8 [H, W, 3].
+        label: the class; of a `DenseSource`, a label map: an encoded PNG, or uint8 [H, W].
+    """
 
     image: bytes | np.ndarray
-    label: int
+    label: int | bytes | np.ndarray
 
 
 @runtime_checkable
@@ -46,6 +51,27 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class DenseSource(Source, Protocol):
+    """Random access to images with a label of each pixel, for segmentation.
+
+    Label maps hold the values of their files; `config.data` says what these mean (`ignore_label`, `reduce_zero_label`).
+    """
+
+    def describe_labels(self, index: int, /) -> str:
+        """Returns the place of label map `index` for a message, even if it cannot be read."""
+        ...
+
+    def label_size(self, index: int, /) -> tuple[int, int]:
+        """Returns (height, width) of label map `index`, from its header. Raises OSError if that is damaged."""
+        ...
+
+
+def is_dense(source: Source) -> TypeGuard[DenseSource]:
+    """Returns whether the source labels pixels, not images."""
+    return isinstance(source, DenseSource)
+
+
 def check_split(source: Source) -> None:
     """Checks, without reading an image, that a split can be used.
 
@@ -63,8 +89,12 @@ def check_split(source: Source) -> None:
         check_label(source, int(wrong[0]), labels[wrong[0]].item())
 
 
-def check_label(source: Source, index: int, label: int) -> int:
+def check_label(source: Source, index: int, label: int | bytes | np.ndarray) -> int:
     """Returns the label of record `index`; raises InputError, naming both, unless it is one of the classes."""
+    if isinstance(label, bytes | np.ndarray):
+        raise InputError(
+            f"{source.name} labels pixels, but this needs one label an image: a source for classification."
+        )
     if 0 <= label < source.num_classes:
         return label
     raise InputError(

@@ -32,10 +32,8 @@ class DigitsSource:
         Raises:
             InputError: `split` is neither "train" nor "test".
         """
-        if split not in SPLITS:
-            raise InputError(f"the digits have no split {split!r}; use one of {', '.join(SPLITS)}.")
+        self._images, self.labels = load_split(split, purpose="data.source=digits")
         self.name = f"digits/{split}"
-        self._images, self.labels = _load_split(split)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -48,10 +46,12 @@ class DigitsSource:
         return f"{self.name} record {index}"
 
 
-def _load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images uint8 [N, 8, 8, 3] and labels int [N]."""
+def load_split(split: str, *, purpose: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images uint8 [N, 8, 8, 3] and labels int [N]; raises InputError for an unknown split."""
+    if split not in SPLITS:
+        raise InputError(f"the digits have no split {split!r}; use one of {', '.join(SPLITS)}.")
     datasets, model_selection = (
-        optional_package(f"sklearn.{name}", purpose="data.source=digits") for name in ("datasets", "model_selection")
+        optional_package(f"sklearn.{name}", purpose=purpose) for name in ("datasets", "model_selection")
     )
     digits: Any = datasets.load_digits()
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # the file holds 0..16
