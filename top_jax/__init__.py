@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from top_jax.convert import load_torch_checkpoint, save_torch_checkpoint
     from top_jax.data import preprocess
     from top_jax.inference import predict
+    from top_jax.models import create_segmenter
     from top_jax.pruning import Evit, Merging, Pruning
     from top_jax.training import load_checkpoint
     from top_jax.zoo import create_model, data_config, list_models
@@ -25,6 +26,7 @@ __all__ = [
     "Merging",
     "Pruning",
     "create_model",
+    "create_segmenter",
     "data_config",
     "list_models",
     "load_checkpoint",
@@ -42,6 +44,7 @@ _HOMES = {
     "Merging": "top_jax.pruning",
     "Pruning": "top_jax.pruning",
     "create_model": "top_jax.zoo",
+    "create_segmenter": "top_jax.models",
     "data_config": "top_jax.zoo",
     "list_models": "top_jax.zoo",
     "load_checkpoint": "top_jax.training",

@@ -14,6 +14,7 @@ from top_jax.convert.key_maps import family_of
 from top_jax.convert.official_files import OFFICIAL_FILES, official_name
 from top_jax.errors import InputError
 from top_jax.models import BackboneConfig, VimConfig
+from top_jax.models.resizing import cubic_matrix
 from top_jax.pruning import ClassHome
 from top_jax.values import height_width
 
@@ -162,7 +163,7 @@ def resize_position_embedding(
     place = _place(source, class_token)
     patches, cls = np.delete(embedding[0], place, axis=0), embedding[0][place]
     grid = patches.reshape(*source, -1).astype(np.float64)
-    grid = np.einsum("ih,jw,hwd->ijd", _cubic_weights(source[0], target[0]), _cubic_weights(source[1], target[1]), grid)
+    grid = np.einsum("ih,jw,hwd->ijd", cubic_matrix(source[0], target[0]), cubic_matrix(source[1], target[1]), grid)
     patches = grid.reshape(target[0] * target[1], -1).astype(embedding.dtype)
     return np.insert(patches, _place(target, class_token), cls, axis=0)[None]
 
@@ -170,17 +171,3 @@ def resize_position_embedding(
 def _place(grid: tuple[int, int], class_token: ClassHome | None) -> list[int]:
     """Returns the index of the class token among the tokens of a grid, as a list of one or none."""
     return {None: [], "first": [0], "middle": [grid[0] * grid[1] // 2]}[class_token]
-
-
-def _cubic_weights(size: int, new_size: int, a: float = -0.75) -> np.ndarray:
-    """Returns the `[new_size, size]` interpolation matrix: half-pixel centres, four taps, edges repeated."""
-    centre = (np.arange(new_size) + 0.5) * size / new_size - 0.5
-    first = np.floor(centre).astype(int) - 1
-    weights = np.zeros((new_size, size))
-    for tap in range(4):
-        distance = np.abs(centre - (first + tap))
-        near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-        far = a * (((distance - 5) * distance + 8) * distance - 4)
-        index = np.clip(first + tap, 0, size - 1)
-        np.add.at(weights, (np.arange(new_size), index), np.where(distance <= 1, near, far))
-    return weights

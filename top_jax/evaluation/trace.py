@@ -111,7 +111,7 @@ def _traced_stage(model: Backbone, run: BlockRun, cut: Cut) -> TracedStage:
         candidates=jnp.take_along_axis(places_of(run.mixed), run.mixed.patch_slots(), axis=1),
         scores=model.reduction.scores(run.mixed, run.evidence, cut),
         survivors=places_of(run.leaving),
-        source=make_features(run.leaving, model.config.grid).source,
+        source=make_features(run.leaving, run.leaving.grid or model.config.grid).source,
     )
 
 

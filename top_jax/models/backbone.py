@@ -15,14 +15,14 @@ from jax.extend.core import get_opaque_trace_state
 
 from top_jax.errors import InputError
 from top_jax.models import initializers as init
-from top_jax.models.features import Features, make_features
+from top_jax.models.features import Features, make_features, painted
 from top_jax.models.layers import moves_statistics
 from top_jax.models.sizes import BackboneConfig, MambaConfig
 from top_jax.models.weights import Weights, statistics_of
 from top_jax.ops import ScanArguments, ScanPlan
 from top_jax.ops.checks import is_array
 from top_jax.ops.implementations import resolve
-from top_jax.pruning import Evidence, Pruning, Reduction, Tokens
+from top_jax.pruning import Cut, Evidence, Pruning, Reduction, Tokens
 from top_jax.typing import Array, Embedded, Float, Images, Logits
 from top_jax.values import refused, several, whole
 
@@ -92,9 +92,12 @@ class Backbone(nnx.Module, abc.ABC):
 
     EVIDENCE: ClassVar[tuple[str, ...]]
     """Names of what its blocks say about their tokens (`top_jax.pruning.Evidence`)."""
+    ANY_SIZE: ClassVar[bool] = False
+    """Whether it takes images of any size, or only those of its `img_size`."""
 
     config: Any  # a BackboneConfig; each family has its own
     blocks: nnx.List[Block]
+    norm: Any  # the final norm
     pos_embed: nnx.Param[Any]
     head: nnx.Linear | None
 
@@ -154,10 +157,10 @@ class Backbone(nnx.Module, abc.ABC):
         Raises:
             InputError: the images do not have the model's size.
         """
-        if _is_traced():
+        if is_traced():
             return self.classify(self.features(images, keys))
-        self._check(images, keys, (), None)
-        return _call_compiled(Backbone.__call__, self, images, keys)
+        self.check(images, keys, (), None)
+        return call_compiled(Backbone.__call__, self, images, keys)
 
     def classify(self, features: Features) -> Logits:
         """Returns float32 logits `[B, num_classes]`, or pooled features, for the result of `features`."""
@@ -181,6 +184,7 @@ class Backbone(nnx.Module, abc.ABC):
             keys: as in `__call__`.
             stages: 1-based numbers of blocks whose tokens are returned too: `Features.stages` holds the residual
                 stream that leaves each of them (reduced, if the block is followed by a reduction), without a norm.
+                A `DenseVim` holds what its variant asks for instead.
             watch: called with what happened in each block, in order: after the block, with tracers, inside a JAX
                 transformation; otherwise after the last block.
 
@@ -188,10 +192,10 @@ class Backbone(nnx.Module, abc.ABC):
             InputError: the images do not have the model's size, `stages` names a block that does not exist, or
                 another argument is of another kind.
         """
-        stages = self._check(images, keys, stages, watch)
-        if _is_traced():
+        stages = self.check(images, keys, stages, watch)
+        if is_traced():
             return self._features(images, keys, stages, watch)
-        features, runs = _call_compiled(_watched, self, images, keys, stages, watch is not None)
+        features, runs = call_compiled(_watched, self, images, keys, stages, watch is not None)
         if watch is not None:
             for number, (block, run) in enumerate(zip(self.blocks, runs, strict=True), start=1):
                 watch(run._replace(number=number, block=block))
@@ -207,21 +211,25 @@ class Backbone(nnx.Module, abc.ABC):
         """Does what `features` does, for arguments that are checked."""
         tokens = self.embed(images)
         paths = self.paths(tokens)
-        cuts = {cut.block: cut for cut in self.schedule}
-        wanted = {}
+        cuts = {cut.block: cut for cut in self._schedule_of(tokens)}
+        wanted, canvas = {}, None
         for number, block in enumerate(self.blocks, start=1):
+            tokens = self.before_block(tokens)
             entering, its_paths = tokens, paths
             tokens, evidence = self._run(_mix, block, tokens, paths, keys)
             mixed = tokens
             if number in cuts:
+                if cuts[number].kept < cuts[number].before:
+                    canvas = painted(self._as_features(tokens, self.map_value(tokens, number, keys), canvas))
                 tokens = self.reduction(tokens, evidence, cuts[number])
                 paths = self.paths(tokens)
             tokens = self._run(_transform, block, tokens, keys)
             if watch is not None:
                 watch(BlockRun(number, block, entering, its_paths, mixed, evidence, tokens))
             if number in stages:
-                wanted[number] = self._as_features(tokens, self.stream(tokens))
-        features = self._as_features(tokens, self.normalised(tokens, keys))
+                wanted[number] = self._as_features(tokens, self.map_value(tokens, number, keys), canvas)
+        normed = None if canvas is None else self.norm(canvas)
+        features = self._as_features(tokens, self.normalised(tokens, keys), normed)
         return dataclasses.replace(features, stages=tuple(wanted[number] for number in stages))
 
     @abc.abstractmethod
@@ -231,6 +239,14 @@ class Backbone(nnx.Module, abc.ABC):
     def paths(self, tokens: Tokens) -> Any:
         """Returns what the scans of one stage share, such as the order in which they visit these tokens, or None."""
         return None
+
+    def before_block(self, tokens: Tokens) -> Tokens:
+        """Returns the tokens as each block takes them, if a family changes what the one before left."""
+        return tokens
+
+    def map_value(self, tokens: Tokens, number: int, keys: jax.Array | None) -> Embedded:
+        """Returns what `Features.stages` holds of the tokens that leave block `number`, float32 `[B, L, D]`."""
+        return self.stream(tokens)
 
     def stream(self, tokens: Tokens) -> Embedded:
         """Returns the residual stream after a block, float32 `[B, L, D]`."""
@@ -247,18 +263,26 @@ class Backbone(nnx.Module, abc.ABC):
     def _run(self, half: Callable[..., Any], block: Block, *arguments: Any) -> Any:
         return _recomputed(half, block, *arguments) if self.config.remat else half(block, *arguments)
 
-    def _as_features(self, tokens: Tokens, x: Embedded) -> Features:
-        return make_features(dataclasses.replace(tokens, x=x, residual=None), self.config.grid)
+    def _schedule_of(self, tokens: Tokens) -> tuple[Cut, ...]:
+        rows, columns = tokens.grid or self.config.grid
+        if (rows, columns) == self.config.grid:
+            return self.schedule
+        return self.reduction.schedule(rows * columns, self.config.depth)
 
-    def _check(self, images: Any, keys: Any, stages: Any, watch: Any) -> tuple[int, ...]:
+    def _as_features(self, tokens: Tokens, x: Embedded, canvas: Float[Array, "B M D"] | None) -> Features:
+        tokens = dataclasses.replace(tokens, x=x, residual=None)
+        return make_features(tokens, tokens.grid or self.config.grid, canvas, whole=canvas is None)
+
+    def check(self, images: Any, keys: Any, stages: Any, watch: Any) -> tuple[int, ...]:
         """Checks the arguments of `features` by their types and shapes; returns `stages` as ints."""
-        height, width = self.config.img_size
+        height, width = ("H", "W") if self.ANY_SIZE else self.config.img_size
         if not is_array(images):
             raise refused("images", images, f"a JAX or NumPy array, float32[B, {height}, {width}, 3]")
-        if images.shape[1:] != (height, width, 3):
+        fits = images.ndim == 4 and images.shape[3] == 3 and 0 not in images.shape[1:3]
+        if not fits or not self.ANY_SIZE and images.shape[1:3] != (height, width):
             raise InputError(
                 f"images have shape {images.shape}; this model needs [B, {height}, {width}, 3]: a batch axis first, "
-                "channels last, and the img_size of the model."
+                f"channels last{'' if self.ANY_SIZE else ', and the img_size of the model'}."
             )
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise InputError(
@@ -305,13 +329,13 @@ def checked_rngs(rngs: nnx.Rngs | None) -> nnx.Rngs:
     return rngs
 
 
-def _is_traced() -> bool:
+def is_traced() -> bool:
     """Returns whether a call is part of a JAX transformation; so it counts while `jax.disable_jit` is on."""
     return get_opaque_trace_state(convention="nnx") != _NO_TRACE or bool(jax.config.jax_disable_jit)  # pyright: ignore
 
 
-def _call_compiled(
-    function: Callable[..., Any], model: Backbone, images: Images, keys: jax.Array | None, *options: Any
+def call_compiled(
+    function: Callable[..., Any], model: nnx.Module, images: Images, keys: jax.Array | None, *options: Any
 ) -> Any:
     """Returns `function(model, images, keys, *options)`, compiled; uncompiled it takes up to 70 times as long.
 
@@ -326,7 +350,7 @@ def _call_compiled(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _compiled(
-    function: Callable[..., Any], options: tuple[Any, ...], model: Backbone, images: Images, keys: jax.Array | None
+    function: Callable[..., Any], options: tuple[Any, ...], model: nnx.Module, images: Images, keys: jax.Array | None
 ) -> tuple[Any, dict[str, Any]]:
     result = function(model, images, keys, *options)
     return result, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))

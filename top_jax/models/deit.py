@@ -193,6 +193,7 @@ class Deit(Backbone):
             positions=jnp.broadcast_to(places, x.shape[:2]),
             cls_index=jnp.zeros((batch,), jnp.int32),
             cls_home="first",
+            grid=self.config.grid,
         )
 
     def normalised(self, tokens: Tokens, keys: jax.Array | None) -> Embedded:

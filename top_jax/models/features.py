@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from top_jax.errors import InputError
 from top_jax.pruning import Tokens
 from top_jax.typing import Array, Float, Int
 from top_jax.values import one_of, refused
 
-FILLS = ("zero", "nearest", "carry")
+FILLS: Final = ("frozen", "nearest", "carry", "zero")
 
 
 @jax.tree_util.register_dataclass
@@ -29,6 +31,9 @@ class Features:
         source: int32 `[B, M]` which of the K tokens stands for each patch of the image, -1 if none does.
         grid: rows and columns of patches in the image; M = rows x columns.
         size: float32 `[B, K]` number of patches that each token stands for; None if nothing was merged.
+        canvas: float32 `[B, M, D]` each patch as it was before the last reduction that has happened: a token that was
+            dropped then or earlier as it left its last block, at its place. None before any reduction.
+        whole: whether token i is patch i, because no reduction has happened.
         stages: the features after each of the requested blocks.
     """
 
@@ -38,10 +43,14 @@ class Features:
     source: Int[Array, "B M"]
     grid: tuple[int, int] = dataclasses.field(metadata=dict(static=True))
     size: Float[Array, "B K"] | None = None
+    canvas: Float[Array, "B M D"] | None = None
+    whole: bool = dataclasses.field(default=False, metadata=dict(static=True))
     stages: tuple[Features, ...] = ()
 
 
-def make_features(tokens: Tokens, grid: tuple[int, int]) -> Features:
+def make_features(
+    tokens: Tokens, grid: tuple[int, int], canvas: Float[Array, "B M D"] | None = None, *, whole: bool = False
+) -> Features:
     """Separates the patch tokens from the class token, which has a position of its own among the tokens."""
     x, positions, size, cls = tokens.x, tokens.positions, tokens.size, None
     num_patches = grid[0] * grid[1]
@@ -54,7 +63,7 @@ def make_features(tokens: Tokens, grid: tuple[int, int]) -> Features:
         x = jnp.take_along_axis(x, slots[:, :, None], axis=1)
         size = None if size is None else jnp.take_along_axis(size, slots, axis=1)
     source = _sources(positions, num_patches) if tokens.source is None else tokens.source
-    return Features(x, positions, cls, source, grid, size)
+    return Features(x, positions, cls, source, grid, size, canvas, whole)
 
 
 def _sources(positions: Int[Array, "B K"], num_patches: int) -> Int[Array, "B M"]:
@@ -65,24 +74,48 @@ def _sources(positions: Int[Array, "B K"], num_patches: int) -> Int[Array, "B M"
     return jax.vmap(lambda row: nowhere.at[row].set(tokens, mode="drop"))(places)
 
 
-def to_grid(features: Features, fill: str = "zero") -> Float[Array, "B H W D"]:
+def painted(features: Features) -> Float[Array, "B M D"]:
+    """Returns the value of every patch: its token's, or else what the canvas holds, which is that of the fill `frozen`.
+
+    Only gathers the tokens; a scatter into the canvas would give the same, more slowly on a CPU.
+
+    Raises:
+        InputError: tokens are missing, and there is no canvas.
+    """
+    if features.whole:
+        return features.x
+    x = jnp.take_along_axis(features.x, jnp.maximum(features.source, 0)[:, :, None], axis=1)
+    if features.canvas is None:
+        if features.size is None and features.x.shape[1] < features.source.shape[1]:
+            raise InputError(
+                "fill='frozen' needs the canvas that model.features(images) returns with tokens that were reduced, and "
+                "these features have none; choose another fill, or pass what the model returns."
+            )
+        return jnp.where(features.source[:, :, None] < 0, jnp.zeros_like(x), x)
+    return jnp.where(features.source[:, :, None] < 0, features.canvas, x)
+
+
+def to_grid(features: Features, fill: str = "frozen") -> Float[Array, "B H W D"]:
     """Returns a feature map with every token back at its place in the image.
 
     Args:
         features: what `Backbone.features` returned, or one of its `stages`.
-        fill: value of the places without a token. `zero`; `nearest`: the closest token on the grid, the first in
-            raster order among equally close ones; `carry`: the last token before the place in raster order, as a
-            `hold` scan would carry its state (places before the first token get the first one).
+        fill: value of the places whose token was dropped. `frozen`: that token as it left its last block. `nearest`:
+            the closest token on the grid, the first in raster order among equally close ones. `carry`: the last token
+            before the place in raster order, as a `hold` scan would carry its state (places before the first token get
+            the first one). `zero`.
 
     Returns:
         float32 `[B, rows, columns, D]`. A merged token fills the places of all its patches.
 
     Raises:
-        InputError: an unknown fill, or no `Features`.
+        InputError: an unknown fill, no `Features`, or `frozen` for features that lost tokens and have no `canvas`.
     """
     if not isinstance(features, Features):
         raise refused("features", features, "what model.features(images) returns, or one of its stages")
     one_of("fill", fill, FILLS)
+    if fill == "frozen" or features.whole:
+        return _as_map(painted(features), features.grid)
     source = features.source
     if fill == "nearest":
         source = jax.vmap(functools.partial(_nearest, grid=features.grid))(source)
@@ -90,7 +123,11 @@ def to_grid(features: Features, fill: str = "zero") -> Float[Array, "B H W D"]:
         source = _carried(source)
     x = jnp.take_along_axis(features.x, jnp.maximum(source, 0)[:, :, None], axis=1)
     x = jnp.where(source[:, :, None] < 0, jnp.zeros_like(x), x)
-    return x.reshape(x.shape[0], *features.grid, x.shape[2])
+    return _as_map(x, features.grid)
+
+
+def _as_map(x: Float[Array, "B M D"], grid: tuple[int, int]) -> Float[Array, "B H W D"]:
+    return x.reshape(x.shape[0], *grid, x.shape[2])
 
 
 def _nearest(source: Int[Array, " M"], grid: tuple[int, int]) -> Int[Array, " M"]:

@@ -22,6 +22,10 @@ patch_embed: Initializer = jax.nn.initializers.variance_scaling(
 trunc_normal: Initializer = jax.nn.initializers.normal(0.02, jnp.float32)
 
 
+# mmcv's kaiming_init, of the convolutions of mmseg's heads.
+kaiming_normal_fan_out: Initializer = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal", dtype=jnp.float32)
+
+
 def uniform(bound: float) -> Initializer:
     """Returns an initializer that draws from U(-bound, bound)."""
 

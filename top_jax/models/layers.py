@@ -146,6 +146,39 @@ class DropPath(nnx.Module):
         return jnp.where(keep, x / jnp.asarray(1 - self.rate, x.dtype), jnp.zeros_like(x))
 
 
+class Dropout2d(nnx.Module):
+    """In training, zeroes whole channels of an image with probability `rate` and scales the others.
+
+    The draw depends only on the image's own key, as that of `DropPath`.
+
+    Source: torch.nn.Dropout2d.
+    """
+
+    def __init__(self, rate: float, index: int):
+        self.rate = rate
+        self.index = index  # folded into the keys; no DropPath of the model has it
+        self.deterministic = False  # set by Module.train() and Module.eval()
+
+    def __call__(self, x: Float[Array, "B H W D"], keys: jax.Array | None) -> Float[Array, "B H W D"]:
+        """Drops some channels of each image.
+
+        Args:
+            x: a map.
+            keys: `[B]` PRNG keys, one per image; needed in train mode with a rate above 0.
+
+        Raises:
+            InputError: the keys are missing.
+        """
+        if self.deterministic or self.rate == 0:
+            return x
+        if keys is None:
+            raise InputError("a segmenter in train mode needs keys=..., one per image; pass them, or call .eval().")
+        shape = (x.shape[3],)
+        draw = lambda key: jax.random.bernoulli(jax.random.fold_in(key, self.index), 1 - self.rate, shape)  # noqa: E731
+        keep = jax.vmap(draw)(keys)[:, None, None, :]
+        return jnp.where(keep, x / jnp.asarray(1 - self.rate, x.dtype), jnp.zeros_like(x))
+
+
 def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Returns a float32 LayerNorm whose variance is the mean of squared differences, as in PyTorch."""
     return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)

@@ -21,6 +21,7 @@ from top_jax.models.backbone import Backbone, Block, make_head
 from top_jax.models.depthwise_conv import depthwise_conv2d
 from top_jax.models.features import Features
 from top_jax.models.layers import BatchNorm, DropPath, layer_norm
+from top_jax.models.resizing import resize
 from top_jax.models.sizes import MambaConfig
 from top_jax.models.traversals import DIRECTIONS, Traversals, from_cells, to_cells, traverse
 from top_jax.ops import ScanArguments, ScanPlan, directional_scan
@@ -73,7 +74,11 @@ class PlainMambaConfig(MambaConfig):
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        rows, columns = (-(-side // self.stride) for side in self.img_size)  # the stem rounds up, twice
+        return self.grid_of(self.img_size)
+
+    def grid_of(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """Returns the rows and columns of patches of an image of (height, width)."""
+        rows, columns = (-(-side // self.stride) for side in img_size)  # the stem rounds up, twice
         return rows, columns
 
 
@@ -126,13 +131,14 @@ class ConvPatchEmbed(nnx.Module):
 
     def __call__(self, images: Images) -> Float[Array, "B M D"]:
         """Maps `[B, H, W, 3]` to `[B, M, D]`, patches in raster order."""
+        height, width = images.shape[1:3]
         x = self.stem(images)
         for conv in self.convs:
             x = conv(x)
         side, stride = self.config.patch_size // 2, self.config.stride // 2
         missing = (
             max((count - 1) * stride + side - size, 0)
-            for count, size in zip(self.config.grid, x.shape[1:3], strict=True)
+            for count, size in zip(self.config.grid_of((height, width)), x.shape[1:3], strict=True)
         )
         below, right = missing
         x = self.proj(jnp.pad(x, ((0, 0), (0, below), (0, right), (0, 0))))
@@ -295,15 +301,23 @@ class PlainMamba(Backbone):
 
     def embed(self, images: Images) -> Tokens:
         """Returns the patches, position embedding added; the stream is float32."""
-        x = self.patch_embed(images).astype(jnp.float32) + self.pos_embed[...]
+        grid = self.config.grid_of((images.shape[1], images.shape[2]))
+        x = self.patch_embed(images).astype(jnp.float32) + self._positions(grid)
         places = jnp.arange(x.shape[1], dtype=jnp.int32)[None, :]
-        return Tokens(x=x, residual=None, positions=jnp.broadcast_to(places, x.shape[:2]), cls_index=None)
+        positions = jnp.broadcast_to(places, x.shape[:2])
+        return Tokens(x=x, residual=None, positions=positions, cls_index=None, grid=grid)
+
+    def _positions(self, grid: tuple[int, int]) -> Float[Array, "1 M D"]:
+        """Returns the position embedding of a grid; that of the model, resized if it is another."""
+        if grid == self.config.grid:
+            return self.pos_embed[...]
+        embedding = self.pos_embed[...].reshape(1, *self.config.grid, -1)
+        return resize(embedding, grid, "bicubic").reshape(1, grid[0] * grid[1], -1)
 
     def paths(self, tokens: Tokens) -> Traversals:
         """Returns the four traversals of the tokens of a stage."""
-        return traverse(
-            tokens.positions, self.config.grid, self.reduction.alignment, by_token=self.config.reorder_parameters
-        )
+        grid = tokens.grid or self.config.grid
+        return traverse(tokens.positions, grid, self.reduction.alignment, by_token=self.config.reorder_parameters)
 
     def normalised(self, tokens: Tokens, keys: jax.Array | None) -> Embedded:
         """Applies the final norm."""
@@ -317,6 +331,17 @@ class PlainMamba(Backbone):
         if features.size is None:
             return jnp.mean(features.x, axis=1)
         return jnp.sum(features.x * features.size[:, :, None], axis=1) / jnp.sum(features.size, axis=1, keepdims=True)
+
+
+class DensePlainMamba(PlainMamba):
+    """A PlainMamba that gives feature maps (`Features.stages`) of images of any size.
+
+    The position embedding keeps the grid of `img_size`, and is resized (bicubic) to that of each call.
+
+    Source: ChenhongyiYang/PlainMamba, downstream/mmsegmentation/mmseg/models/backbones/plain_mamba_seg.py.
+    """
+
+    ANY_SIZE: ClassVar = True
 
 
 def _linear(

@@ -9,12 +9,15 @@ if_divide_out, use_middle_cls_token).
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+import functools
+from typing import ClassVar, Final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from top_jax.errors import InputError
 from top_jax.models import initializers as init
 from top_jax.models.backbone import Backbone, Block, make_head
 from top_jax.models.features import Features
@@ -34,6 +37,9 @@ from top_jax.typing import (
     Selective,
     StateMatrix,
 )
+from top_jax.values import one_of
+
+VIM_VARIANTS: Final = ("residual", "official_tiny", "official_small")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,9 +61,44 @@ class VimConfig(MambaConfig):
         """Rows and columns of patches."""
         return patch_grid(self.img_size, self.patch_size, self.stride)
 
+    @property
+    def halved(self) -> bool:
+        """Whether the two directions are averaged; without, they are added."""
+        return True
+
     def drop_path_rate(self, index: int) -> float:
         """Returns the rate of block `index` (from 0): ([0] + linspace(0, drop_path, depth))[index], as officially."""
         return 0.0 if index == 0 or self.depth == 1 else self.drop_path * (index - 1) / (self.depth - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenseVimConfig(VimConfig):
+    """Sizes of a ViM that gives feature maps: those of `VimConfig`, and one choice. It has no class token.
+
+    Attributes:
+        variant: which of the official segmentation models it agrees with (`DenseVim`), one of `VIM_VARIANTS`.
+
+    Raises:
+        InputError: a value out of range, an unknown variant, or an embed_dim that rotary embeddings cannot halve twice.
+    """
+
+    CLASS_TOKEN: ClassVar[ClassHome | None] = None
+
+    variant: str = "residual"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("variant", self.variant, VIM_VARIANTS)
+        if self.variant == "official_small" and self.embed_dim % 4:
+            raise InputError(
+                f"embed_dim={self.embed_dim} with variant='official_small', which rotates pairs of channels by row and "
+                "by column; needed: a multiple of 4."
+            )
+
+    @property
+    def halved(self) -> bool:
+        """Whether the two directions are averaged; `official_small` adds them."""
+        return self.variant != "official_small"
 
 
 class ScanDirection(nnx.Module):
@@ -124,6 +165,7 @@ class MambaMixer(nnx.Module):
 
     def __init__(self, config: VimConfig, *, rngs: nnx.Rngs):
         width, inner = config.embed_dim, config.inner_dim
+        self.halved = config.halved
         self.in_proj = _linear(width, 2 * inner, init.uniform_fan_in, config, rngs)
         self.forward = ScanDirection(config, reverse=False, rngs=rngs)
         self.backward = ScanDirection(config, reverse=True, rngs=rngs)
@@ -139,7 +181,7 @@ class MambaMixer(nnx.Module):
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)
         (forward, forward_step), (backward, backward_step) = self.forward(x, positions), self.backward(x, positions)
         y = (forward + backward) * jax.nn.silu(z)
-        return self.out_proj(y / 2), scan_evidence(y, forward_step + backward_step)
+        return self.out_proj(y / 2 if self.halved else y), scan_evidence(y, forward_step + backward_step)
 
     def scan_arguments(self, x: Embedded, positions: Positions | None) -> tuple[ScanArguments, ScanPlan]:
         """The arguments of the two scans that `__call__` runs on the same x and positions, and their plan."""
@@ -178,14 +220,18 @@ class VimBlock(Block):
         """The arguments of the two scans in `mix`, and their plan."""
         return self.mixer.scan_arguments(self._add_and_norm(tokens, None)[1], paths)
 
-    def _add_and_norm(self, tokens: Tokens, keys: jax.Array | None) -> tuple[Embedded, Embedded]:
+    def added(self, tokens: Tokens, keys: jax.Array | None) -> Embedded:
+        """Returns the residual stream `[B, L, D]` with which the block starts: that of the tokens, their x added."""
         assert tokens.residual is not None
-        residual = tokens.residual + self.drop_path(tokens.x, keys).astype(jnp.float32)
+        return tokens.residual + self.drop_path(tokens.x, keys).astype(jnp.float32)
+
+    def _add_and_norm(self, tokens: Tokens, keys: jax.Array | None) -> tuple[Embedded, Embedded]:
+        residual = self.added(tokens, keys)
         return residual, self.norm(residual).astype(tokens.x.dtype)
 
 
 class Vim(Backbone):
-    """A ViM classifier."""
+    """A ViM classifier, or, with a `DenseVimConfig`, its blocks without a class token."""
 
     EVIDENCE: ClassVar = SCAN_EVIDENCE
 
@@ -193,25 +239,30 @@ class Vim(Backbone):
         super().__init__(config, pruning)
         width = config.embed_dim
         self.patch_embed = PatchEmbed(width, config.patch_size, config.stride, dtype=config.dtype, rngs=rngs)
-        self.cls_token = nnx.Param(init.trunc_normal(rngs.params(), (1, 1, width)))
-        self.pos_embed = nnx.Param(init.trunc_normal(rngs.params(), (1, config.num_patches + 1, width)))
+        has_class = config.CLASS_TOKEN is not None
+        cls_token = nnx.Param(init.trunc_normal(rngs.params(), (1, 1, width))) if has_class else None
+        self.cls_token = nnx.data(cls_token)
+        self.pos_embed = nnx.Param(init.trunc_normal(rngs.params(), (1, config.num_patches + has_class, width)))
         self.blocks = nnx.List([VimBlock(config, i, rngs=rngs) for i in range(config.depth)])
         self.drop_path = DropPath(config.drop_path, config.depth)
         self.norm = nnx.RMSNorm(width, epsilon=1e-5, rngs=rngs)
         self.head = nnx.data(make_head(config, rngs))
 
     def embed(self, images: Images) -> Tokens:
-        """Returns the patches with the class token in their middle, position embedding added."""
+        """Returns the patches, with the class token in their middle if there is one, position embedding added."""
         x = self.patch_embed(images)
         batch, num_patches, width = x.shape
         middle = num_patches // 2
-        cls = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (batch, 1, width))
-        x = jnp.concatenate([x[:, :middle], cls, x[:, middle:]], axis=1) + self.pos_embed[...].astype(x.dtype)
+        if self.cls_token is not None:
+            cls = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (batch, 1, width))
+            x = jnp.concatenate([x[:, :middle], cls, x[:, middle:]], axis=1)
+        x = x + self.pos_embed[...].astype(x.dtype)
         return Tokens(
             x=x,
             residual=jnp.zeros(x.shape, jnp.float32),
-            positions=jnp.broadcast_to(jnp.arange(num_patches + 1, dtype=jnp.int32)[None, :], x.shape[:2]),
-            cls_index=jnp.full((batch,), middle, jnp.int32),
+            positions=jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32)[None, :], x.shape[:2]),
+            cls_index=None if self.cls_token is None else jnp.full((batch,), middle, jnp.int32),
+            grid=self.config.grid,
         )
 
     def paths(self, tokens: Tokens) -> Positions | None:
@@ -230,8 +281,81 @@ class Vim(Backbone):
 
     def pool(self, features: Features) -> Float[Array, "B D"]:
         """Returns the class token."""
-        assert features.cls is not None  # every ViM has one
+        assert features.cls is not None  # every ViM classifier has one
         return features.cls
+
+
+class DenseVim(Vim):
+    """A ViM that gives feature maps (`Features.stages`), in one of three official variants.
+
+    The official configs of ViM-T and ViM-S differ in more than their sizes, and neither agrees with the pre-trained
+    classifiers in everything. The classifier has no rotary embedding, averages its two directions, and passes on the
+    sum of its hidden state and the residual stream.
+
+        variant          a map holds                                 rotary embedding   the two directions are
+        residual         the residual stream                         none               averaged
+        official_tiny    the mixer's output, without that stream     none               averaged
+        official_small   the residual stream, rotated                before each block  added
+
+    `residual` is the default: it is the classifier itself, so pre-trained weights mean what they meant. The others load
+    official segmentation files. The maps of `official_small` are rotated once more than their block: the official code
+    takes them inside of the next block, but the last one without it. In train mode, so does the drop-path of the next
+    block apply to a map, for all but `official_tiny`. No variant has a class token. In the official `official_tiny` the
+    residual stream has the dtype of the computation; ours is always float32.
+
+    Source: hustvl/Vim, seg/backbone/vim.py and seg/configs/vim/upernet, at a3ac48e.
+    """
+
+    def before_block(self, tokens: Tokens) -> Tokens:
+        """Rotates hidden state and residual stream by the token's row and column, for `official_small`."""
+        if self.config.variant != "official_small":
+            return tokens
+        assert tokens.residual is not None
+        cos, sin = (jnp.asarray(table) for table in rotary_tables(self.config.grid, self.config.embed_dim))
+        nowhere = tokens.positions[:, :, None] < 0
+        place = jnp.maximum(tokens.positions, 0)
+        cos, sin = jnp.where(nowhere, 1.0, cos[place]), jnp.where(nowhere, 0.0, sin[place])
+        x = _rotated(tokens.x.astype(jnp.float32), cos, sin).astype(tokens.x.dtype)
+        return dataclasses.replace(tokens, x=x, residual=_rotated(tokens.residual, cos, sin))
+
+    def map_value(self, tokens: Tokens, number: int, keys: jax.Array | None) -> Embedded:
+        """Returns what the variant's map after block `number` holds."""
+        if self.config.variant == "official_tiny":
+            return tokens.x.astype(jnp.float32)
+        if number == self.config.depth:
+            return self.stream(tokens)
+        block = self.blocks[number]  # the next one: numbers count from 1
+        assert isinstance(block, VimBlock)
+        return block.added(self.before_block(tokens), keys)
+
+
+@functools.cache
+def rotary_tables(grid: tuple[int, int], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns cos and sin of the angle of each patch and channel, float32 `[M, D]`.
+
+    The first half of the channels turns with the row, the second half with the column, in pairs of channels; the grid
+    is stretched to the 14 x 14 of the pre-trained models.
+
+    Source: hustvl/Vim, vim/rope.py, `VisionRotaryEmbeddingFast` (pt_seq_len 14, theta 10,000).
+    """
+    half, one = width // 2, np.float32(1)
+    frequencies = one / np.float32(10_000) ** (np.arange(0, half, 2, dtype=np.float32) / np.float32(half))
+
+    def angles(count: int) -> np.ndarray:
+        places = np.arange(count, dtype=np.float32) / np.float32(count) * np.float32(14)
+        return np.repeat(places[:, None] * frequencies[None, :], 2, axis=1)
+
+    shape = (*grid, half)
+    rows, columns = np.broadcast_to(angles(grid[0])[:, None], shape), np.broadcast_to(angles(grid[1])[None], shape)
+    table = np.concatenate([rows, columns], axis=-1).reshape(-1, width)
+    return np.cos(table), np.sin(table)
+
+
+def _rotated(x: Embedded, cos: Embedded, sin: Embedded) -> Embedded:
+    """Turns each pair of channels."""
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
+    return x * cos + turned * sin
 
 
 def _linear(inputs: int, outputs: int, kernel_init: init.Initializer, config: VimConfig, rngs: nnx.Rngs) -> nnx.Linear:

@@ -31,6 +31,7 @@ class Tokens:
         source: int32 `[B, M]` which patch token (0..K-1, not counting the class token) stands for each patch of the
             image, -1 for none; None if nothing was merged, because then it follows from `positions`.
         cls_home: place of the class token in an unpruned image.
+        grid: rows and columns of patches of the unpruned image; None where they are those of the model's config.
     """
 
     x: Embedded
@@ -40,6 +41,7 @@ class Tokens:
     size: PerToken | None = None
     source: Int[Array, "B M"] | None = None
     cls_home: ClassHome = dataclasses.field(default="middle", metadata=dict(static=True))
+    grid: tuple[int, int] | None = dataclasses.field(default=None, metadata=dict(static=True))
 
     @property
     def num_patches(self) -> int:
