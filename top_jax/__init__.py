@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from top_jax import models, ops, pruning
-    from top_jax.convert import load_torch_checkpoint, save_torch_checkpoint
+    from top_jax.convert import (
+        load_torch_checkpoint,
+        load_torch_segmenter,
+        save_torch_checkpoint,
+        save_torch_segmenter,
+    )
     from top_jax.data import preprocess
     from top_jax.inference import predict
     from top_jax.models import create_segmenter
@@ -31,12 +36,14 @@ __all__ = [
     "list_models",
     "load_checkpoint",
     "load_torch_checkpoint",
+    "load_torch_segmenter",
     "models",
     "ops",
     "predict",
     "preprocess",
     "pruning",
     "save_torch_checkpoint",
+    "save_torch_segmenter",
 ]
 
 _HOMES = {
@@ -49,9 +56,11 @@ _HOMES = {
     "list_models": "top_jax.zoo",
     "load_checkpoint": "top_jax.training",
     "load_torch_checkpoint": "top_jax.convert",
+    "load_torch_segmenter": "top_jax.convert",
     "predict": "top_jax.inference",
     "preprocess": "top_jax.data",
     "save_torch_checkpoint": "top_jax.convert",
+    "save_torch_segmenter": "top_jax.convert",
 }
 
 

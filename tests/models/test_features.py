@@ -55,7 +55,7 @@ def test_a_merged_token_stands_for_its_patches(fill):
 def test_any_order_and_tokens_without_a_place():
     out = features([[4, -1, 0]])
     np.testing.assert_array_equal(out.source, [[2, -1, -1, -1, 0, -1]])
-    np.testing.assert_array_equal(to_grid(out)[..., 0], [[[3, 0, 0], [0, 1, 0]]])
+    np.testing.assert_array_equal(to_grid(out, "zero")[..., 0], [[[3, 0, 0], [0, 1, 0]]])
 
 
 def test_unknown_fill():

@@ -124,6 +124,7 @@ def write_state_dict(
     entry: str,
     overwrite: bool = False,
     class_names: Sequence[str] | None = None,
+    meta: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes arrays as a checkpoint file, whole or not at all.
 
@@ -133,6 +134,7 @@ def write_state_dict(
         entry: the entry of a .pth file that holds them; a .safetensors file has no entries.
         overwrite: replace an existing file.
         class_names: names of the classes in the order of the logits, for `read_class_names`; None leaves them out.
+        meta: plain values for an entry `meta` of a .pth file, as mmseg's have it; None for no such entry.
 
     Raises:
         InputError: the suffix is unknown, a package is missing, the file exists, or it cannot be written.
@@ -141,14 +143,14 @@ def write_state_dict(
     check_target(path, overwrite=overwrite)
     write = _write_safetensors if path.suffix.lower() == SAFETENSORS else _write_pth
     with requested_file(path) as temporary:
-        write(temporary, state_dict, entry, class_names)
+        write(temporary, state_dict, entry, class_names, meta)
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...] | None:
     """Reads the class names that `write_state_dict` stored, in the order of the logits; None if there are none.
 
-    The entry `class_names` of a .pth file, or that of a .safetensors file's metadata, as JSON. A file that cannot be
-    read has none: `read_state_dict` reports it.
+    The entry `class_names` of a .pth file, mmseg's `CLASSES` in its `meta`, or that of a .safetensors file's metadata,
+    as JSON. A file that cannot be read has none: `read_state_dict` reports it.
     """
     path = Path(path)
     try:
@@ -160,7 +162,9 @@ def read_class_names(path: str | Path) -> tuple[str, ...] | None:
         else:
             torch = _torch()
             with torch.serialization.safe_globals(_harmless()):  # "meta" leaves the tensors on the disk
-                names = torch.load(path, map_location="meta", weights_only=True).get("class_names")
+                content = torch.load(path, map_location="meta", weights_only=True)
+            names = content.get("class_names", content.get("meta", {}).get("CLASSES"))
+            names = list(names) if isinstance(names, tuple) else names
     except InputError:
         raise
     except Exception:
@@ -210,10 +214,17 @@ def _checked(path: Path) -> Path | io.BytesIO:
     return copy
 
 
-def _write_pth(path: Path, state_dict: Mapping[str, np.ndarray], entry: str, class_names: Sequence[str] | None) -> None:
+def _write_pth(
+    path: Path,
+    state_dict: Mapping[str, np.ndarray],
+    entry: str,
+    class_names: Sequence[str] | None,
+    meta: Mapping[str, Any] | None,
+) -> None:
     """Writes `{entry: state_dict}`. Raises OSError if the disk is full."""
     torch = _torch()
-    content: dict[str, Any] = {entry: {name: torch.from_numpy(array) for name, array in state_dict.items()}}
+    content: dict[str, Any] = {} if meta is None else {"meta": dict(meta)}
+    content |= {entry: {name: torch.from_numpy(array) for name, array in state_dict.items()}}
     if class_names is not None:
         content["class_names"] = list(class_names)
     with path.open("wb") as stream:
@@ -319,9 +330,13 @@ def _read_safetensors(path: Path, ema: bool) -> dict[str, np.ndarray]:
 
 
 def _write_safetensors(
-    path: Path, state_dict: Mapping[str, np.ndarray], entry: str, class_names: Sequence[str] | None
+    path: Path,
+    state_dict: Mapping[str, np.ndarray],
+    entry: str,
+    class_names: Sequence[str] | None,
+    meta: Mapping[str, Any] | None,
 ) -> None:
-    del entry  # the format has none
+    del entry, meta  # the format has none
     header, data = _split(_safetensors("safetensors.numpy").save(dict(state_dict)))
     header = {"__metadata__": {"format": "pt"}, **header}  # some readers refuse files without it
     if class_names is not None:

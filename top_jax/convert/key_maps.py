@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
-from top_jax.models import MODELS, BackboneConfig, DeitConfig, PlainMambaConfig, VimConfig
+from top_jax.models import MODELS, BackboneConfig, DeitConfig, PlainMambaConfig, SegmenterConfig, VimConfig
+from top_jax.models.heads import POOL_SCALES
+from top_jax.models.segmenter import NUM_MAPS
 
 Path = tuple[str | int, ...]
 """Path of a parameter in our model: ("blocks", 3, "norm", "scale") is model.blocks[3].norm.scale."""
 
+DECODE_HEAD: Final = "decode_head."  # the start of keys that only a segmenter has
 LARGEST_COUNT: Final = 2**24  # float32 holds every whole number up to it
 
 
@@ -58,6 +61,7 @@ class Layout:
 SAME: Final = Layout()
 LINEAR: Final = Layout(axes=(1, 0), meaning="[out, in] -> [in, out]")
 CONV2D: Final = Layout(axes=(2, 3, 1, 0), meaning="[out, in, h, w] -> [h, w, in, out]")
+TRANSPOSED_CONV2D: Final = Layout(axes=(0, 2, 3, 1), meaning="[in, out, h, w] -> [in, h, w, out]")
 DEPTHWISE_CONV2D: Final = Layout(axes=(1, 2, 0), unit_axis=1, meaning="[E, 1, h, w] -> [h, w, E]")
 DEPTHWISE_CONV1D: Final = Layout(axes=(1, 0), unit_axis=1, meaning="[E, 1, taps] -> [taps, E]")
 COUNT: Final = Layout(count=True)
@@ -75,7 +79,7 @@ class Key:
 def vim_keys(config: VimConfig) -> list[Key]:
     """Lists the keys of a ViM checkpoint (hustvl/Vim, bimamba_type="v2")."""
     return [
-        Key("cls_token", ("cls_token",), SAME),
+        *([] if config.CLASS_TOKEN is None else [Key("cls_token", ("cls_token",), SAME)]),
         Key("pos_embed", ("pos_embed",), SAME),
         Key("patch_embed.proj.weight", ("patch_embed", "proj", "kernel"), CONV2D),
         Key("patch_embed.proj.bias", ("patch_embed", "proj", "bias"), SAME),
@@ -162,6 +166,64 @@ def _deit_block(index: int) -> Iterator[Key]:
     yield from _linear(f"{block}.mlp.fc2", (*ours, "mlp", "fc2"))
 
 
+def segmenter_keys(config: SegmenterConfig) -> list[Key]:
+    """Lists the keys of a segmenter's checkpoint (mmseg), but for the buffers of a rotary embedding."""
+    sizes = config.backbone
+    keys = vim_keys(sizes) if isinstance(sizes, VimConfig) else plain_mamba_keys(cast(PlainMambaConfig, sizes))
+    prefix = "backbone." if isinstance(sizes, VimConfig) else ""  # PlainMamba's keys have it as they are
+    return [
+        *(Key(f"{prefix}{key.torch}", ("backbone", *key.ours), key.layout) for key in keys),
+        *(
+            key
+            for index, stage in enumerate(config.own_norms)
+            for key in _norm(f"backbone.norm_layer{stage - 1}", ("map_norms", index))
+        ),
+        *(_vim_neck(sizes.patch_size) if isinstance(sizes, VimConfig) else ()),
+        *_uper_head(),
+        *(_fcn_head() if config.aux_channels else ()),
+    ]
+
+
+def _vim_neck(patch_size: int) -> Iterator[Key]:
+    yield from _upsampling("backbone.fpn1.0", ("neck", "up1"))
+    if patch_size != 8:
+        yield from _batch_norm("backbone.fpn1.1", ("neck", "bn"))
+        yield from _upsampling("backbone.fpn1.3", ("neck", "up1_again"))
+        yield from _upsampling("backbone.fpn2.0", ("neck", "up2"))
+
+
+def _upsampling(torch: str, ours: Path) -> Iterator[Key]:
+    yield Key(f"{torch}.weight", (*ours, "kernel"), TRANSPOSED_CONV2D)
+    yield Key(f"{torch}.bias", (*ours, "bias"), SAME)
+
+
+def _uper_head() -> Iterator[Key]:
+    torch, ours = "decode_head", "decode_head"
+    yield from _conv_seg(torch, ours)
+    for index in range(len(POOL_SCALES)):
+        yield from _conv_module(f"{torch}.psp_modules.{index}.1", (ours, "psp_modules", index))
+    yield from _conv_module(f"{torch}.bottleneck", (ours, "bottleneck"))
+    for name in ("lateral_convs", "fpn_convs"):
+        for index in range(NUM_MAPS - 1):
+            yield from _conv_module(f"{torch}.{name}.{index}", (ours, name, index))
+    yield from _conv_module(f"{torch}.fpn_bottleneck", (ours, "fpn_bottleneck"))
+
+
+def _fcn_head() -> Iterator[Key]:
+    yield from _conv_seg("auxiliary_head", "auxiliary_head")
+    yield from _conv_module("auxiliary_head.convs.0", ("auxiliary_head", "convs", 0))
+
+
+def _conv_seg(torch: str, ours: str) -> Iterator[Key]:
+    yield Key(f"{torch}.conv_seg.weight", (ours, "classifier", "conv_seg", "kernel"), CONV2D)
+    yield Key(f"{torch}.conv_seg.bias", (ours, "classifier", "conv_seg", "bias"), SAME)
+
+
+def _conv_module(torch: str, ours: Path) -> Iterator[Key]:
+    yield Key(f"{torch}.conv.weight", (*ours, "conv", "kernel"), CONV2D)
+    yield from _batch_norm(f"{torch}.bn", (*ours, "bn"))
+
+
 def _head(torch: str, config: BackboneConfig) -> Iterator[Key]:
     if config.num_classes:
         yield from _linear(torch, ("head",))
@@ -226,6 +288,11 @@ def official_keys(config: BackboneConfig) -> list[Key]:
 def is_of_head(key: Key) -> bool:
     """Returns whether a key belongs to the classifier."""
     return key.ours[0] == "head"
+
+
+def is_of_classes(key: Key) -> bool:
+    """Returns whether a key of a segmenter belongs to the last layer of a head, whose width is the classes."""
+    return "conv_seg" in key.ours
 
 
 def models_of(kind: type) -> list[str]:

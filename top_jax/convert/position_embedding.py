@@ -51,6 +51,8 @@ def fit_position_embedding(
     state_dict: dict[str, np.ndarray],
     checkpoint_img_size: int | tuple[int, int] | None,
     source: str | Path = "the checkpoint",
+    *,
+    name: str | None = None,
 ) -> list[str]:
     """Resizes the position embedding of an official state_dict, in place, if its grid is not the model's.
 
@@ -63,6 +65,7 @@ def fit_position_embedding(
         checkpoint_img_size: the image size that the weights were trained at, side or (height, width) in pixels; None
             takes the model's grid if the number of patches agrees, else a square one.
         source: what the warning calls the checkpoint.
+        name: key of the embedding; None takes that of the family's classifiers.
 
     Returns:
         What was changed, in words: one line or none. An embedding of another width is left to the caller's checks.
@@ -70,7 +73,7 @@ def fit_position_embedding(
     Raises:
         InputError: the number of patch tokens is not that of the grid.
     """
-    name = family_of(config).position_embedding
+    name = family_of(config).position_embedding if name is None else name
     embedding = state_dict[name]
     if embedding.ndim != 3 or (embedding.shape[0], embedding.shape[2]) != (1, config.embed_dim):
         return []

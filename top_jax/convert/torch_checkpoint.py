@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from top_jax.convert.checkpoint_files import read_state_dict, write_state_dict
 from top_jax.convert.hub import is_name, local_file, official_model
-from top_jax.convert.inferred_sizes import core, family_of_keys, infer_model, unwrapped
-from top_jax.convert.key_maps import FAMILIES, LARGEST_COUNT, Key, family_of, is_of_head, models_of, official_keys
+from top_jax.convert.inferred_sizes import core, family_of_keys, infer_model
+from top_jax.convert.key_maps import DECODE_HEAD, FAMILIES, Key, family_of, is_of_head, models_of, official_keys
 from top_jax.convert.key_summary import KeySummary, key_summary
 from top_jax.convert.official_files import OFFICIAL_FILES, model_of, official_name
 from top_jax.convert.position_embedding import check_official_stride, fit_position_embedding
+from top_jax.convert.strict import (
+    arrays_of,
+    as_float32,
+    check_finite,
+    drop_mmcv_averages,
+    fill,
+    key_problems,
+    without_wrappers,
+)
 from top_jax.errors import InputError
 from top_jax.models import Backbone, BackboneConfig, abstract_model, model_config
 from top_jax.models.backbone import checked_rngs
 from top_jax.models.weights import variables_by_path
 from top_jax.pruning import Reduction
-from top_jax.values import counted, flag, height_width, one_of, refused
+from top_jax.values import flag, height_width, one_of, refused
 from top_jax.values import path as path_of
 
 HEADS: Final = ("load", "new")  # what becomes of a checkpoint's classifier
-NAMED: Final = 5  # an error names this many keys of each kind of problem, and counts all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,10 +179,10 @@ def load_state_dict(
     head, rngs = one_of("head", head, HEADS), checked_rngs(rngs)
     keys = official_keys(model.config)
     weights = variables_by_path(model)
-    state_dict, renamed = _without_wrappers(state_dict, keys)
-    state_dict, changes = _as_float32(state_dict)
+    state_dict, renamed = without_wrappers(state_dict, keys)
+    state_dict, changes = as_float32(state_dict)
     changes = renamed + changes
-    changes += _drop_mmcv_averages(state_dict)
+    changes += drop_mmcv_averages(state_dict)
     if head == "new" or not model.config.num_classes:
         changes += _drop_head(model.config, state_dict)
         keys = [key for key in keys if not is_of_head(key)]
@@ -186,11 +192,8 @@ def load_state_dict(
     unmapped = set(weights) ^ {key.ours for key in keys}
     assert not unmapped, f"parameters without an official key, or the reverse: {unmapped}"
     _check_keys(model.config, keys, {key.ours: weights[key.ours].shape for key in keys}, state_dict)
-    _check_finite(state_dict)
-    for key in keys:
-        weight = weights[key.ours]
-        weight.set_value(jnp.asarray(key.layout.to_ours(state_dict[key.torch]), weight.dtype))
-    nnx.update(model, nnx.from_flat_state(weights))
+    check_finite(state_dict)
+    fill(model, keys, state_dict)
     if head == "new":
         model.reset_classifier(model.config.num_classes, rngs)
         changes.append(f"a new head for {model.config.num_classes} classes, with random weights")
@@ -226,65 +229,7 @@ def save_torch_checkpoint(
 
 def state_dict_of(model: Backbone) -> dict[str, np.ndarray]:
     """Returns the official state_dict of a model: float32, counts of batches int64; inverts `load_state_dict`."""
-    weights = variables_by_path(model)
-    result = {}
-    for key in official_keys(model.config):
-        array = key.layout.to_torch(np.asarray(weights[key.ours].get_value(), np.float32))
-        result[key.torch] = np.array(array, order="C")  # a copy, because the writers ignore strides
-    return result
-
-
-def _without_wrappers(state_dict: Mapping[str, np.ndarray], keys: list[Key]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns the arrays under their official names, without what wrappers of the model added, and says what changed.
-
-    Raises:
-        InputError: two arrays would have the same name.
-    """
-    official = {core(key.torch): key.torch for key in keys}
-    result, renamed, sources = {}, [], {}
-    for name, array in state_dict.items():
-        plain = unwrapped(name)
-        new = plain if plain in official.values() else official.get(core(name), plain)
-        if new in result:
-            raise InputError(
-                f"{sources[new]} and {name} are the same weight, {new}, under two names; keep only one of the two sets."
-            )
-        result[new], sources[new] = array, name
-        if new != name:
-            renamed.append(f"{name} to {new}")
-    return result, [f"{counted(len(renamed), 'key')} renamed, such as {renamed[0]}"] if renamed else []
-
-
-def _as_float32(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Converts every float array to float32, and says what that changed."""
-    result, changed = {}, Counter()
-    for name, array in state_dict.items():
-        if jnp.issubdtype(array.dtype, jnp.floating) and array.dtype != np.float32:
-            changed[array.dtype.name] += 1
-            array = array.astype(np.float32)
-        result[name] = array
-    verb = {"float64": "rounded"}
-    return result, [
-        f"{counted(count, f'{dtype} tensor')} {verb.get(dtype, 'widened')} to float32"
-        for dtype, count in changed.items()
-    ]
-
-
-def _drop_mmcv_averages(state_dict: dict[str, np.ndarray]) -> list[str]:
-    """Removes the buffers of mmcv's EMA hook: `ema_<name, with underscores for dots>` next to each `<name>`.
-
-    The hook swaps the two sets before it saves, so the plain names, which the official code evaluates, hold the
-    averages. A buffer without its plain twin stays, and is then an unexpected key.
-    """
-    twins = {f"ema_{name.replace('.', '_')}" for name in state_dict}
-    averages = [name for name in state_dict if name in twins]
-    for name in averages:
-        del state_dict[name]
-    return (
-        [f"{counted(len(averages), 'buffer')} of mmcv's EMA hook left out, as the official code does"]
-        if averages
-        else []
-    )
+    return arrays_of(model, official_keys(model.config))
 
 
 def _drop_head(config: BackboneConfig, state_dict: dict[str, np.ndarray]) -> list[str]:
@@ -301,21 +246,7 @@ def _check_keys(
     state_dict: Mapping[str, np.ndarray],
 ) -> None:
     """Raises InputError, with every problem at once, unless the keys, shapes and dtypes are the model's."""
-    known = {key.torch for key in keys}
-    missing = [key.torch for key in keys if key.torch not in state_dict]
-    unexpected = sorted(set(state_dict) - known)
-    misshapen, unusable = [], []
-    for key in keys:
-        array = state_dict.get(key.torch)
-        if array is None:
-            continue
-        needed = key.layout.torch_shape(shapes[key.ours])
-        if array.shape != needed:
-            misshapen.append(f"{key.torch} {array.shape} instead of {needed}")
-        elif problem := _unusable(key, array):
-            unusable.append(f"{key.torch} {problem}")
-    kinds = (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen), ("unusable", unusable))
-    problems = [f"{len(names)} {what} ({_some(names)})" for what, names in kinds if names]
+    missing, unexpected, misshapen, problems = key_problems(keys, shapes, state_dict)
     if problems:
         its_head = [key.torch for key in keys if is_of_head(key)]
         found = _other_classes(config, state_dict) if not missing and not unexpected and len(misshapen) <= 2 else None
@@ -343,31 +274,6 @@ def other_classes(there: int, here: int) -> str:
     )
 
 
-def _unusable(key: Key, array: np.ndarray) -> str | None:
-    """Returns what is wrong with the dtype or the values of an array of the right shape, or None."""
-    if not key.layout.count:
-        return None if array.dtype == np.float32 else f"of type {array.dtype.name} instead of a float"
-    if not np.issubdtype(array.dtype, np.integer):
-        return f"of type {array.dtype.name} instead of an integer"
-    if array.size and not 0 <= array.min() <= array.max() <= LARGEST_COUNT:
-        return f"{array} is not in 0 .. 2**24, where a float32 counts exactly"
-    return None
-
-
-def _check_finite(state_dict: Mapping[str, np.ndarray]) -> None:
-    broken = [name for name, array in state_dict.items() if not np.isfinite(array).all()]
-    if broken:
-        raise InputError(
-            f"not finite in float32: {counted(len(broken), 'tensor')} ({_some(broken)}); the training that wrote them "
-            "diverged, or the file is damaged: take an earlier checkpoint."
-        )
-
-
-def _some(names: list[str]) -> str:
-    more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
-
-
 def _advice(config: BackboneConfig, names: Collection[str]) -> str:
     """Returns a sentence on what to do about keys that do not fit.
 
@@ -375,6 +281,8 @@ def _advice(config: BackboneConfig, names: Collection[str]) -> str:
         config: the model that the keys were meant for.
         names: the keys of the checkpoint.
     """
+    if any(name.startswith(DECODE_HEAD) for name in map(core, names)):
+        return "It is a segmenter's (decode_head): use top_jax.load_torch_segmenter."
     if averages := [name for name in names if name.startswith("ema_")]:
         return (
             f"{len(averages)} of its keys, such as {averages[0]}, are buffers of mmcv's EMA hook, which swaps the two "
