@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from top_jax.models import initializers as init
 from top_jax.models.layers import BatchNorm, Dropout2d
-from top_jax.models.resizing import Map, adaptive_average_pool, resize
+from top_jax.models.resizing import Map, adaptive_average_pool, resize, size_of
 from top_jax.typing import Array, Float
 
 POOL_SCALES: Final = (1, 2, 3, 6)
@@ -119,15 +119,15 @@ class UPerHead(nnx.Module):
         levels = [lateral(x) for lateral, x in zip(self.lateral_convs, maps[:-1], strict=True)]
         levels.append(self.pooled(maps[-1]))
         for i in range(len(levels) - 1, 0, -1):
-            levels[i - 1] = levels[i - 1] + resize(levels[i], levels[i - 1].shape[1:3])
-        size = levels[0].shape[1:3]
+            levels[i - 1] = levels[i - 1] + resize(levels[i], size_of(levels[i - 1]))
+        size = size_of(levels[0])
         outs = [conv(x) for conv, x in zip(self.fpn_convs, levels[:-1], strict=True)] + levels[-1:]
         together = jnp.concatenate([resize(x, size) for x in outs], axis=-1)
         return self.classifier(self.fpn_bottleneck(together), keys)
 
     def pooled(self, x: Map) -> Map:
         """Returns the last map with its averages over 1, 4, 9 and 36 parts in it, `[B, h, w, channels]`."""
-        size = x.shape[1:3]
+        size = size_of(x)
         pools = (
             resize(conv(adaptive_average_pool(x, scale)), size)
             for scale, conv in zip(POOL_SCALES, self.psp_modules, strict=True)

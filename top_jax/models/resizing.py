@@ -35,6 +35,11 @@ def resize(x: Map, size: tuple[int, int], method: str = "bilinear") -> Map:
     return along_axes(x, *(matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True)))
 
 
+def size_of(x: Map) -> tuple[int, int]:
+    """Returns the (height, width) of a map."""
+    return x.shape[1], x.shape[2]
+
+
 def adaptive_average_pool(x: Map, bins: int) -> Map:
     """Averages a map `[B, H, W, D]` over `bins` x `bins` parts of nearly equal size, which may overlap.
 

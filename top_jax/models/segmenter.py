@@ -21,7 +21,7 @@ from top_jax.models.heads import FCNHead, UPerHead, VimNeck
 from top_jax.models.layers import layer_norm
 from top_jax.models.plain_mamba import DensePlainMamba, PlainMambaConfig
 from top_jax.models.registry import MODELS, model_config
-from top_jax.models.resizing import Map, resize
+from top_jax.models.resizing import Map, resize, size_of
 from top_jax.models.sizes import BackboneConfig
 from top_jax.models.vim import DenseVim, DenseVimConfig, VimConfig
 from top_jax.pruning import Reduction
@@ -200,7 +200,7 @@ class Segmenter(nnx.Module):
             InputError: the images do not have the model's size.
         """
         decode, _ = self.logits(images, keys)
-        return resize(decode, (images.shape[1], images.shape[2]))
+        return resize(decode, size_of(images))
 
     def logits(self, images: Images, keys: jax.Array | None = None) -> tuple[ClassMap, ClassMap | None]:
         """Returns the logits of the decode head and of the auxiliary head (or None), each at its own size.
@@ -232,7 +232,7 @@ class Segmenter(nnx.Module):
         if self.config.is_vim:
             return features
         norms = dict(zip(self.config.own_norms, self.map_norms, strict=True))
-        norm = norms.get(self.config.stages[index], self.backbone.norm)
+        norm: Any = norms.get(self.config.stages[index], self.backbone.norm)
         canvas = None if features.canvas is None else norm(features.canvas)
         return dataclasses.replace(features, x=norm(features.x), canvas=canvas)
 
