@@ -184,8 +184,8 @@ class DataConfig:
     data_dir: str | None = None  # directory of the dataset; packed: the .npz file; hf: its cache or its files
     train_split: str = "train"  # split to train on
     eval_split: str = "test"  # split to evaluate on
-    eval_share: float | None = None  # image_folder: data_dir/<class>/ without splits; this share of it is evaluated
-    infer: bool = False  # image_folder: take classes, splits and batch sizes from the folder
+    eval_share: float | None = None  # image_folder, segmentation_folder without splits: this share is evaluated
+    infer: bool = False  # image_folder, segmentation_folder: take classes, splits and batch sizes from the folder
     train_transform: str = "random_resized_crop"  # random_resized_crop or shift_crop
     min_area: float = 0.08  # random_resized_crop: smallest crop, as a share of the image's area
     shift: int = 4  # shift_crop: largest shift, in pixels of the model's input
@@ -196,6 +196,7 @@ class DataConfig:
     scale_range: tuple[float, ...] = (0.5, 2.0)  # segmentation: smallest and largest factor of that size in training
     crop_size: tuple[int, ...] | None = None  # segmentation: training crop, (side,) or (height, width); None: img_size
     max_class_share: float = 0.75  # segmentation: a crop with more of one class is drawn again, up to 10 times
+    num_classes: int | None = None  # segmentation_folder: classes; None: as many as data_dir/classes.txt has lines
     ignore_label: int = 255  # segmentation: value of the label images that is not counted
     reduce_zero_label: bool = False  # segmentation: in label images 0 is not counted, and 1 is the first class
     size_divisor: int = 1  # segmentation: evaluation stretches images to multiples of this many pixels
@@ -208,8 +209,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check(self, "data", ("eval_share",), lambda share: 0 < share < 1, "between 0 and 1")
-        if self.source != "image_folder":
+        if self.source not in ("image_folder", "segmentation_folder"):
             _check_unset(self, "data", ("eval_share", "infer"), "config.data.source=image_folder")
+        if self.source != "segmentation_folder":
+            _check_unset(self, "data", ("num_classes",), "config.data.source=segmentation_folder")
+        _check(self, "data", ("num_classes",), lambda classes: 1 <= classes <= 255, "in 1 .. 255")
         _check(self, "data", ("prefetch",), lambda batches: batches >= 0, "at least 0")
         _check(self, "data", ("max_pixels",), lambda pixels: pixels >= 1, "at least 1")
         _check(self, "data", ("scale", "scale_range"), lambda values: len(values) == 2, "two numbers")
@@ -365,7 +369,7 @@ class RunConfig:
         classifying = "config.model.head=linear (classification)"
         names = ("repeats", "rand_augment", "color_jitter", "erasing", "mixup", "cutmix")
         _check_unset(self.augment, "augment", names, classifying)
-        _check_unset(self.data, "data", ("train_transform", "infer", "eval_share"), classifying)
+        _check_unset(self.data, "data", ("train_transform",), classifying)
         _check_unset(self.distillation, "distillation", ("teacher",), classifying)
         _check(self.optimizer, "optimizer", ("label_smoothing",), lambda share: share == 0, "0 in a segmentation run")
 

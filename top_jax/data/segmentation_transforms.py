@@ -38,7 +38,7 @@ class Window(NamedTuple):
     width: int
 
 
-def scaled_size(size: Size, scale: Sequence[float]) -> Size:
+def scaled_size(size: Size, scale: Sequence[int]) -> Size:
     """Returns the largest (height, width) of the same ratio within `scale`, as mmcv's `rescale_size` rounds it.
 
     Args:

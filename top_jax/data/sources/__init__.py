@@ -1,18 +1,21 @@
-"""Image sources: scikit-learn's digits, a TFDS directory, a Hugging Face dataset, an image folder or a packed file."""
+"""Image sources: scikit-learn's digits, a TFDS directory, a Hugging Face dataset, image folders or a packed file."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 
-from top_jax.config import DataConfig
+from top_jax.config import DataConfig, RunConfig
+from top_jax.data.sources import image_folder, segmentation_folder
 from top_jax.data.sources.base import DenseSource, Record, Source, check_classes, check_split, is_dense
 from top_jax.data.sources.digit_scenes import DigitScenesSource
 from top_jax.data.sources.digits import DigitsSource
 from top_jax.data.sources.huggingface import HuggingFaceSource
-from top_jax.data.sources.image_folder import ImageFolderSource, check_same_classes, infer, open_part
+from top_jax.data.sources.image_folder import ImageFolderSource, check_same_classes, open_part
 from top_jax.data.sources.packed import PackedSource
+from top_jax.data.sources.segmentation_folder import SegmentationFolderSource
 from top_jax.data.sources.tfds import TfdsSource, how_to_prepare
 from top_jax.errors import InputError
 
@@ -24,6 +27,7 @@ __all__ = [
     "ImageFolderSource",
     "PackedSource",
     "Record",
+    "SegmentationFolderSource",
     "Source",
     "TfdsSource",
     "check_classes",
@@ -34,6 +38,8 @@ __all__ = [
 
 
 logger = logging.getLogger(__name__)
+
+FOLDERS = {"image_folder": "", "segmentation_folder": segmentation_folder.IMAGES}  # by source, what holds the splits
 
 _noted: set[tuple[str | None, str, str]] = set()
 
@@ -52,6 +58,8 @@ def open_source(config: DataConfig, *, train: bool) -> Source:
         "image_folder": _open_image_folder,
         "packed": _open_packed,
         "digit_scenes": _open_digit_scenes,
+        "ade20k": segmentation_folder.open_ade20k,
+        "segmentation_folder": _open_segmentation_folder,
     }
     if config.source not in openers:
         raise InputError(f"unknown config.data.source={config.source!r}; use one of {', '.join(openers)}.")
@@ -61,6 +69,20 @@ def open_source(config: DataConfig, *, train: bool) -> Source:
     return source
 
 
+def infer(config: RunConfig) -> RunConfig:
+    """Fills in what a folder says by itself, where `data.infer` is set; any other config is returned as it is.
+
+    What it returns, and a run keeps, has splits, classes and batch size set, and `data.infer` off.
+
+    Raises:
+        InputError: no such folder, or one of another layout.
+    """
+    if not config.data.infer:
+        return config
+    of_source = {"image_folder": image_folder.infer, "segmentation_folder": segmentation_folder.infer}
+    return of_source[config.data.source](config)
+
+
 def _note_same_split(config: DataConfig) -> None:
     """Warns, once a process, where the evaluation split is, or is part of, the training split."""
     train, evaluation = config.train_split, config.eval_split
@@ -68,10 +90,10 @@ def _note_same_split(config: DataConfig) -> None:
     if config.source == "tfds":  # train[:90%] and train[90%:] are two parts, but train holds both
         parts = [split.partition("[") for split in (train, evaluation)]
         same |= parts[0][0] == parts[1][0] and not (parts[0][1] and parts[1][1])
-    elif config.source == "image_folder" and config.data_dir is not None:
-        folders = [Path(config.data_dir) / split for split in (train, evaluation)]
+    elif config.source in FOLDERS and config.data_dir is not None:
+        folders = [Path(config.data_dir) / FOLDERS[config.source] / split for split in (train, evaluation)]
         same |= all(map(os.path.isdir, folders)) and os.path.samefile(*folders)
-    if config.source == "image_folder" and config.eval_share is not None:
+    if config.eval_share is not None:
         if train == evaluation:
             raise InputError(
                 f"data.eval_share needs two names for the parts; data.train_split and data.eval_split are {train!r}."
@@ -97,10 +119,21 @@ def _open_digit_scenes(config: DataConfig, split: str) -> Source:
     return DigitScenesSource(split)
 
 
+def _open_segmentation_folder(config: DataConfig, split: str) -> Source:
+    if config.data_dir is None:
+        raise InputError(f"where are the images? Pass --config.data.data_dir=DIR. {segmentation_folder.LAYOUT}")
+    return segmentation_folder.open_folder(config, split)
+
+
 def _open_tfds(config: DataConfig, split: str) -> Source:
     name = config.name
     if name is None:
         raise InputError("config.data.source='tfds' needs config.data.name, such as 'cifar10' or 'imagenet2012:5.1.0'.")
+    if re.split("[:/]", name)[0] == "scene_parse150":
+        raise InputError(
+            f"TFDS's scene_parse150 is refused: it is a set {segmentation_folder.SCENE_PARSE150}. Set "
+            f"config.data.source=ade20k. {segmentation_folder.ADE20K_GET}"
+        )
     if config.data_dir is None:
         raise InputError(
             f"where is {name}? Pass --config.data.data_dir=DIR, a TFDS data_dir with {name} in array_record "

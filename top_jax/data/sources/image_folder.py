@@ -76,7 +76,7 @@ class ImageFolderSource:
                     f"Add images or remove the folder.{_counted(self.left_out)}"
                 )
             if eval_share is not None:
-                files = _part(files, self._folder / class_name, eval_share, train=train)
+                files = part_of(files, self._folder / class_name, eval_share, train=train)
             names += [os.fsencode(f"{class_name}/{file}") for file in files]
             labels += [label] * len(files)
         # One array of bytes: sending a million Path or str objects to each worker process would take seconds.
@@ -110,11 +110,11 @@ class ImageFolderSource:
         return self._folder / os.fsdecode(self._names[index].item())
 
 
-def _part(files: list[str], folder: Path, eval_share: float, *, train: bool) -> list[str]:
-    """Returns the files of a class for training or evaluation, in their order.
+def part_of(files: list[str], folder: Path, eval_share: float, *, train: bool) -> list[str]:
+    """Returns the files of a folder for training or evaluation, in their order.
 
     Raises:
-        InputError: the class has one image.
+        InputError: there is one image.
     """
     if len(files) < 2:
         raise InputError(
@@ -127,22 +127,18 @@ def _part(files: list[str], folder: Path, eval_share: float, *, train: bool) -> 
 
 
 def infer(config: RunConfig) -> RunConfig:
-    """Fills in what an image folder says by itself, where `data.infer` is set; any other config is returned as it is.
+    """Fills in what an image folder says by itself, where `data.infer` is set.
 
     - The splits: the folders `train` and one of `EVAL_FOLDERS`. If there is only `train`, or the class folders
       themselves, `data.eval_share` of each class is for evaluation.
     - `model.num_classes`.
     - Smaller batches, where the configured ones leave fewer than `STEPS_AN_EPOCH` steps an epoch.
 
-    What it returns, and a run keeps, has all of this set and `data.infer` off.
-
     Raises:
         InputError: no such folder, or one of another layout.
     """
     data = config.data
-    if not data.infer:
-        return config
-    if data.source != "image_folder" or data.data_dir is None:
+    if data.data_dir is None:
         raise InputError(
             "config.data.infer takes the classes, splits and sizes from an image folder; pass "
             "--config.data.data_dir=FOLDER, with one folder of images per class."
@@ -160,15 +156,19 @@ def infer(config: RunConfig) -> RunConfig:
         share = DEFAULT_EVAL_SHARE if data.eval_share is None else data.eval_share
         data = dataclasses.replace(data, infer=False, data_dir=str(inside), eval_share=share)
     train = open_part(data, train=True)
-    batch_size = config.batch_size
-    while batch_size > max(1, len(train) // STEPS_AN_EPOCH):
-        batch_size //= 2
     return dataclasses.replace(
         config,
         data=data,
-        batch_size=batch_size,
+        batch_size=fitting_batch_size(config.batch_size, len(train)),
         model=dataclasses.replace(config.model, num_classes=train.num_classes),
     )
+
+
+def fitting_batch_size(batch_size: int, images: int) -> int:
+    """Returns `batch_size`, halved until an epoch of `images` has `STEPS_AN_EPOCH` steps, or 1."""
+    while batch_size > max(1, images // STEPS_AN_EPOCH):
+        batch_size //= 2
+    return batch_size
 
 
 def open_part(config: DataConfig, *, train: bool) -> ImageFolderSource:
