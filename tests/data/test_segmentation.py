@@ -71,7 +71,7 @@ def one_pass(config, size=512, train=True):
 
 
 def run(**settings):
-    return RunConfig(model=SEGMENTER, optimizer=OptimizerConfig(label_smoothing=0), **settings)
+    return RunConfig(model=SEGMENTER, optimizer=OptimizerConfig(label_smoothing=0.0), **settings)
 
 
 class TestDigitScenes:
@@ -221,9 +221,7 @@ class TestFolder:
         config = DataConfig(source="segmentation_folder", data_dir=str(tmp_path), eval_split="val", num_classes=2)
         assert [len(open_source(config, train=train)) for train in (True, False)] == [3, 1]
         assert open_source(config, train=True).class_names == ("class 0", "class 1")
-        config = RunConfig(
-            model=SEGMENTER, batch_size=16, data=dataclasses.replace(config, infer=True, num_classes=None)
-        )
+        config = run(batch_size=16, data=dataclasses.replace(config, infer=True, num_classes=None))
         found = infer(config)
         assert (found.data.train_split, found.data.eval_split, found.data.eval_share) == ("train", "val", None)
         assert (found.model.num_classes, found.data.num_classes, found.batch_size, found.data.infer) == (2, 2, 1, False)
