@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_models import model_of_shapes
 
-from top_jax.models import Backbone, abstract_model
+from top_jax.models import Backbone
 
 TINY = dict(img_size=16, patch_size=4, embed_dim=16, depth=2, num_classes=3)
 # A tiny model of every family. PlainMamba has both kinds of blocks: block 0 ends in a convolution, block 1 does not.
@@ -47,7 +48,7 @@ class FamilyCase:
 
     def model(self, **changes: Any) -> Backbone:
         """Returns the model without weights: what is not loaded stays a shape."""
-        return abstract_model(self.name, **{**self.sizes, **changes})
+        return model_of_shapes(self.name, **{**self.sizes, **changes})
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,16 @@ import numpy as np
 from flax import nnx
 
 from top_jax.models import abstract_model
+
+
+@functools.cache
+def _abstract(name: str, settings: tuple[tuple[str, Any], ...]) -> Any:
+    return abstract_model(name, **dict(settings))
+
+
+def model_of_shapes(name: str, **settings: Any) -> Any:
+    """Returns `abstract_model(name, **settings)`, a copy of one that is built once: building takes 20 times as long."""
+    return nnx.clone(_abstract(name, tuple(sorted(settings.items()))))
 
 
 def random_model(name: str, *, scale: float, **settings: Any) -> Any:
@@ -22,7 +33,7 @@ def random_model(name: str, *, scale: float, **settings: Any) -> Any:
         scale: standard deviation of the parameters; BatchNorm's statistics are uniform in 0.5 .. 1.5.
         **settings: as for `create_model`.
     """
-    model = abstract_model(name, **settings)
+    model = model_of_shapes(name, **settings)
     rng = np.random.default_rng(0)
     draw = lambda weight: jnp.asarray(rng.normal(size=weight.shape) * scale, weight.dtype)  # noqa: E731
     positive = lambda weight: jnp.asarray(rng.uniform(0.5, 1.5, size=weight.shape), weight.dtype)  # noqa: E731

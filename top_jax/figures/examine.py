@@ -13,7 +13,7 @@ from flax import nnx
 from top_jax.evaluation.trace import Trace, trace
 from top_jax.models import Backbone
 from top_jax.models.sizes import MambaConfig
-from top_jax.models.weights import weights_of
+from top_jax.models.weights import shapes_only, weights_of
 from top_jax.pruning import Evit, Merging, Pruning, Reduction
 
 DENSE = "dense"
@@ -111,6 +111,5 @@ def with_reduction(model: Backbone, reduction: Reduction) -> Backbone:
         InputError: the model cannot have this reduction.
     """
     build: Any = type(model)
-    other = nnx.eval_shape(lambda: build(model.config, reduction, rngs=nnx.Rngs(0)))
-    other.eval()
+    other = shapes_only(lambda rngs: build(model.config, reduction, rngs=rngs))
     return nnx.merge(nnx.graphdef(other), weights_of(model))

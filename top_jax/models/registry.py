@@ -13,6 +13,7 @@ from top_jax.models.deit import Deit, DeitConfig
 from top_jax.models.plain_mamba import PlainMamba, PlainMambaConfig
 from top_jax.models.sizes import BackboneConfig, MambaConfig
 from top_jax.models.vim import Vim, VimConfig
+from top_jax.models.weights import shapes_only
 from top_jax.pruning import Reduction
 from top_jax.values import height_width, one_of
 
@@ -78,4 +79,4 @@ def create_model(
 
 def abstract_model(name: str, *, pruning: Reduction | None = None, **overrides: Any) -> Backbone:
     """Returns the model with only the shapes of its weights, to be filled from a checkpoint."""
-    return nnx.eval_shape(lambda: create_model(name, pruning=pruning, **overrides))
+    return shapes_only(lambda rngs: create_model(name, rngs=rngs, pruning=pruning, **overrides))

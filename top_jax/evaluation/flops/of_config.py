@@ -8,7 +8,6 @@ from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from top_jax.build import build_reduction, build_sizes
 from top_jax.config import RunConfig
@@ -18,7 +17,7 @@ from top_jax.evaluation.flops.traced import Multiplications, count_multiplicatio
 from top_jax.models import Backbone, BackboneConfig
 from top_jax.models.registry import BACKBONES
 from top_jax.models.sizes import MambaConfig
-from top_jax.models.weights import parameter_count
+from top_jax.models.weights import parameter_count, shapes_only
 from top_jax.pruning import Reduction
 
 CHECK_STEPS: Final = 2  # how often `check_config` calls `on_step`
@@ -91,8 +90,7 @@ def trace_model(config: BackboneConfig, pruning: Reduction | None) -> TracedMode
     """
     if isinstance(config, MambaConfig):
         config = dataclasses.replace(config, implementation="xla")
-    model: Backbone = nnx.eval_shape(lambda: BACKBONES[type(config)](config, pruning, rngs=nnx.Rngs(0)))
-    model.eval()
+    model: Backbone = shapes_only(lambda rngs: BACKBONES[type(config)](config, pruning, rngs=rngs))
     image = jax.ShapeDtypeStruct((1, *config.img_size, 3), jnp.float32)
     traced = jax.jit(lambda model, image: model(image)).trace(model, image)
     return TracedModel(traced, parameter_count(model), jax.default_backend())
