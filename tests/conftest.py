@@ -29,6 +29,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from runs import TINY_CONFIG, Launcher
+from small_models import model_of_shapes
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -152,9 +153,8 @@ class OfficialCase:
     def build(self, **changes: Any) -> Any:
         """Our model with the case's weights."""
         from top_jax.convert import load_state_dict
-        from top_jax.models import abstract_model
 
-        model = abstract_model(self.model_name, **{**self.config, **changes})
+        model = model_of_shapes(self.model_name, **{**self.config, **changes})
         load_state_dict(model, self.weights)
         return model
 

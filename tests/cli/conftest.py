@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from absl import flags, logging
+from small_models import model_of_shapes
 
 
 class Result(NamedTuple):
@@ -100,12 +101,11 @@ def random_model() -> Callable[..., Any]:
         import numpy as np
         from flax import nnx
 
-        from top_jax.models import abstract_model
         from top_jax.models.weights import KINDS
 
         rng = np.random.default_rng(0)
         draw = lambda a: rng.integers(0, 9, a.shape) if a.shape == () else rng.normal(size=a.shape) / 8  # noqa: E731
-        model = abstract_model(name, **sizes)
+        model = model_of_shapes(name, **sizes)
         nnx.update(model, jax.tree.map(lambda a: jnp.asarray(draw(a), a.dtype), nnx.state(model, KINDS)))
         return model
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import random_model
 
 from top_jax.evaluation.trace import CLASS, FUSED, trace
-from top_jax.models import create_model
 from top_jax.pruning import Evit, Merging, Pruning
 
 TWICE = dict(after_blocks=(1, 2), keep_ratio=0.6)
@@ -32,7 +32,7 @@ CASES = {
 def traced(request):
     """Returns (case, model, trace, features) for two images."""
     name, sizes, pruning = CASES[request.param]
-    model = create_model(name, pruning=pruning, **sizes)
+    model = random_model(name, scale=0.3, pruning=pruning, **sizes)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, *model.config.img_size, 3)), jnp.float32)
     run = lambda model, images: (trace(model, images, attention_of=(1, 3)), model.features(images))  # noqa: E731
     quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -44,7 +44,7 @@ def dense(forward, images):
     return forward(make(), images)
 
 
-@pytest.fixture(scope="module", params=["deit_micro", "evit_micro"])
+@pytest.fixture(scope="module", params=[pytest.param("deit_micro", marks=pytest.mark.slow), "evit_micro"])
 def official(request, official_case):
     return official_case(request.param)
 

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from comparison import relative_error
 from scipy.special import erf, softmax
-from small_models import random_model
+from small_models import model_of_shapes, random_model
 
 import top_jax
 from top_jax.convert import load_state_dict
 from top_jax.errors import InputError
-from top_jax.models import abstract_model
 from top_jax.pruning import Cut, Evit
 
 SIZES = dict(img_size=16, patch_size=4, embed_dim=12, depth=3, num_classes=5)  # 16 patches
@@ -103,10 +102,10 @@ def shallow(official_case):
     "keep_ratio, fuse, counts",
     [
         (0.5, True, [33, 18, 18]),
-        (0.6, True, [40, 25, 25]),
-        (0.7, True, [46, 34, 34]),
+        pytest.param(0.6, True, [40, 25, 25], marks=pytest.mark.slow),
+        pytest.param(0.7, True, [46, 34, 34], marks=pytest.mark.slow),  # quick against the official code
         (0.8, False, [52, 42, 42]),
-        (0.9, True, [59, 55, 55]),
+        pytest.param(0.9, True, [59, 55, 55], marks=pytest.mark.slow),
         ((0.98, 0.3), True, [64, 21, 21]),  # all but one stay, and that one is replaced
         ((0.99, 0.5), True, [64, 33, 33]),  # all stay: nothing is fused
     ],
@@ -114,7 +113,7 @@ def shallow(official_case):
 def test_deit_against_numpy(keep_ratio, fuse, counts, shallow, forward):
     config, weights, images = shallow
     evit = Evit(after_blocks=(1, 2), keep_ratio=keep_ratio, fuse=fuse)
-    model = abstract_model("deit_tiny", pruning=evit, **config)
+    model = model_of_shapes("deit_tiny", pruning=evit, **config)
     load_state_dict(model, weights)
     logits, features = forward(model, jnp.asarray(np.moveaxis(images, 1, -1)))
     exact = {name: array.astype(np.float64) for name, array in weights.items()}
@@ -128,7 +127,10 @@ def test_deit_against_numpy(keep_ratio, fuse, counts, shallow, forward):
 # ---- Every family ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# PlainMamba takes as long as the others together; test_the_other_orders_run traces it.
+@pytest.fixture(
+    scope="module", params=["vim_tiny", "deit_tiny", pytest.param("plain_mamba_l1", marks=pytest.mark.slow)]
+)
 def family(request):
     return request.param
 
@@ -174,6 +176,7 @@ def test_counts_places_and_class_token(fuse, order, counts, family, forward, ima
         assert features.cls.shape == (3, 12)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("fuse, order, count", [(True, "position", 6), (False, "score", 4)])
 def test_the_other_orders_run(fuse, order, count, family, images):
     evit = Evit(after_blocks=(1, 2), keep_ratio=0.5, score=score_of(family), fuse=fuse, order=order)

@@ -14,7 +14,7 @@ from compilation import OPTIMISED
 from flax import nnx
 
 from top_jax.convert.key_maps import official_keys
-from top_jax.models import create_model
+from top_jax.models import abstract_model
 from top_jax.models.weights import KINDS
 
 # Relative to the largest value. float32 against float64 gives 1e-6 in the official code itself.
@@ -100,7 +100,7 @@ QUICK = ("vim_tiny", "plain_mamba_l1", "plain_mamba_l2")
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PARAMETERS]
 )
 def test_every_official_parameter(name, official_models):
-    model = nnx.eval_shape(lambda: create_model(name))
+    model = abstract_model(name)
     trained = nnx.to_flat_state(nnx.state(model, nnx.Param))
     assert sum(int(np.prod(param.shape)) for _, param in trained) == PARAMETERS[name]
     ours = {path: weight.shape for path, weight in nnx.to_flat_state(nnx.state(model, KINDS))}

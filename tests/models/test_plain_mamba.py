@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from comparison import relative_error
 from flax import nnx
+from small_models import model_of_shapes
 
 from top_jax.convert.key_maps import official_keys
 from top_jax.errors import InputError
@@ -27,7 +28,9 @@ def by_official_key(model, values) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.fixture(scope="module", params=["plain_mamba_micro", "plain_mamba_nonsquare"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("plain_mamba_micro", marks=pytest.mark.slow), "plain_mamba_nonsquare"]
+)
 def official(request, official_case):
     return official_case(request.param)
 
@@ -118,7 +121,9 @@ def test_sizes(name, sizes, grid):
     config = model_config(name, **sizes)
     assert config.grid == grid
     images = jax.ShapeDtypeStruct((2, *config.img_size, 3), jnp.float32)
-    features = jax.eval_shape(lambda images: create_model(name, depth=1, **sizes).features(images), images)
+    features = jax.eval_shape(
+        lambda model, images: model.features(images), model_of_shapes(name, depth=1, **sizes), images
+    )
     assert features.x.shape == (2, grid[0] * grid[1], config.embed_dim) and features.cls is None
 
 

@@ -31,7 +31,11 @@ def images():
 
 @pytest.fixture(scope="module")
 def forward(quick_jit):
-    return quick_jit(lambda model, images: (model(images), model.features(images)))
+    def run(model, images):
+        features = model.features(images)
+        return model.classify(features), features
+
+    return quick_jit(run)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparison import relative_error
+from compilation import EXACT
 
 from top_jax import ops
 from top_jax.ops import selective_scan
@@ -51,6 +52,7 @@ SIZES = {
     65: (32, 16, (True, "decay")),
     197: (5, 3, (False, "hold")),
 }
+SLOW_LENGTHS = (2, 17)
 WAYS = tuple(itertools.product((False, True), ("hold", "decay")))
 
 
@@ -103,9 +105,13 @@ def test_official_scan(name, case, official_scans, run_scan):
 
 
 def _sizes() -> list:
-    """The base size in every way; each other size in one way, and in the rest under the mark `slow`."""
-    cases = [(BASE[1:], way, True) for way in WAYS]
-    cases += [((length, *sizes), way, way == quick) for length, (*sizes, quick) in SIZES.items() for way in WAYS]
+    """The base size in two ways, most other sizes in one way; the rest under the mark `slow`."""
+    cases = [(BASE[1:], way, way in ((False, "hold"), (True, "decay"))) for way in WAYS]
+    cases += [
+        ((length, *sizes), way, way == quick and length not in SLOW_LENGTHS)
+        for length, (*sizes, quick) in SIZES.items()
+        for way in WAYS
+    ]
     return [
         pytest.param(
             (2, *sizes),
@@ -127,7 +133,10 @@ def test_sizes(name, sizes, reverse, alignment, make_inputs, make_positions, run
 
 
 @pytest.mark.parametrize("name", AGAINST_REFERENCE)
-@pytest.mark.parametrize("without", [("D",), ("z",), ("delta_bias",), ("D", "z", "delta_bias")])
+@pytest.mark.parametrize(
+    "without",
+    [*(pytest.param((one,), marks=pytest.mark.slow) for one in ("D", "z", "delta_bias")), ("D", "z", "delta_bias")],
+)
 def test_optional_inputs(name, without, make_inputs, run_scan):
     inputs = make_inputs(*BASE, without=without)
     assert_close(run_scan(inputs, implementation=name), run_scan(inputs, implementation="reference"), "float32")
@@ -163,10 +172,26 @@ def test_hold_is_the_recurrence_without_gaps(name, reverse, make_inputs, make_po
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-@pytest.mark.parametrize("level", ["exact", pytest.param("optimised", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", ALL)
-def test_keeping_everything_is_the_dense_scan(name, reverse, level, make_inputs, run_scan):
+def test_keeping_everything_is_the_dense_scan(name, reverse, make_inputs):
+    inputs, everything = make_inputs(*BASE), jnp.tile(jnp.arange(BASE[1], dtype=jnp.int32), (2, 1))
+    scan = functools.partial(selective_scan, implementation=named(name), reverse=reverse)
+
+    def run(alignment, positions=None):
+        run = jax.jit(lambda inputs: scan(**inputs, alignment=alignment, positions=positions), compiler_options=EXACT)
+        return run(inputs)
+
+    dense = run("none")
+    for alignment in ("hold", "decay"):
+        np.testing.assert_array_equal(run(alignment, everything), dense)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["exact", "optimised"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", ALL)
+def test_keeping_everything_is_the_dense_scan_where_gradients_follow(name, reverse, level, make_inputs, run_scan):
     run = functools.partial(run_scan, make_inputs(*BASE), implementation=name, reverse=reverse, level=level)
     everything = jnp.tile(jnp.arange(BASE[1], dtype=jnp.int32), (2, 1))
     dense, _ = run()
