@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import export
+from small_models import random_model
 
 from top_jax.convert.stablehlo import PLATFORMS, check_module, export_model, largest_difference, write_module
 from top_jax.errors import InputError
-from top_jax.models import abstract_model, create_model
+from top_jax.models import abstract_model
 from top_jax.pruning import Evit, Merging, Pruning
 
 SIDE, CLASSES = 16, 5
@@ -19,9 +20,9 @@ SCAN = {"d_state": 4, "implementation": "xla"}
 TWICE = {"after_blocks": (1, 2), "keep_ratio": 0.7}
 
 
-def build(name="vim_tiny", pruning=None, *, seed=0, **sizes):
+def build(name="vim_tiny", pruning=None, **sizes):
     sizes = {"img_size": SIDE, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_classes": CLASSES, **sizes}
-    return create_model(name, pruning=pruning, rngs=nnx.Rngs(seed), **sizes)
+    return random_model(name, scale=0.3, pruning=pruning, **sizes)
 
 
 def draw(count):

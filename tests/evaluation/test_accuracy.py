@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from small_models import random_model
 
 from top_jax.config import DataConfig
 from top_jax.data import eval_batches, open_source
 from top_jax.data.sources import Record
 from top_jax.errors import InputError
 from top_jax.evaluation.accuracy import evaluate_model, make_eval_step
-from top_jax.models import create_model
 from top_jax.models.weights import weights_of
 from top_jax.pruning import Pruning
 
@@ -20,8 +20,9 @@ DATA = DataConfig(source="digits", eval_crop=1.0, mean=(0.5, 0.5, 0.5), std=(0.5
 
 @pytest.fixture(scope="module")
 def model():
-    return create_model(
+    return random_model(
         "vim_tiny",
+        scale=0.3,
         num_classes=10,
         img_size=8,
         patch_size=4,
@@ -29,7 +30,6 @@ def model():
         depth=2,
         d_state=4,
         pruning=Pruning(after_blocks=(1,), keep_ratio=0.5),
-        rngs=nnx.Rngs(3),
     )
 
 
