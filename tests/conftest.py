@@ -1,6 +1,6 @@
 """What every test shares: paths, skips by name, and the line that counts what was skipped.
 
-The annotations of `top_jax` are checked at run time by jaxtyping and beartype: pyproject.toml, `--jaxtyping-packages`.
+`.ci/run` also checks the annotations of `top_jax` at run time, by jaxtyping and beartype: `--jaxtyping-packages`.
 """
 
 from __future__ import annotations
