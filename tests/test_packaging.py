@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import sysconfig
 import tomllib
 from pathlib import Path
 
+import plain_install
 import pytest
 
 PROGRAM = """
@@ -130,12 +132,18 @@ def check_installed(python: Path, site: Path, cwd: Path) -> None:
 
 
 @pytest.mark.slow
-def test_from_a_wheel(checkout, environment, tmp_path):
+def test_from_a_wheel(checkout, environment, finished_run, tmp_path):
     python, site = environment
     (checkout / "kernels" / "tuning" / "some-gpu.json").write_text("{}")
     install(python, [checkout], tmp_path)
     shutil.rmtree(checkout)
     check_installed(python, site, tmp_path)
+    assert "3.59" in run([python, "-m", "top_jax", "flops", "--config=vim_s_top"], tmp_path)  # a config by its name
+    (tmp_path / "plain").mkdir()
+    program = [python, plain_install.__file__, finished_run, tmp_path / "plain", "--block"]
+    results = json.loads(run(program, tmp_path))
+    assert Path(results["file"]) == site / "top_jax" / "__init__.py"
+    assert plain_install.unexpected(results) == {}
 
 
 @pytest.mark.slow

@@ -52,10 +52,22 @@ def optional_package(name: str, *, purpose: str, install: str | None = None) -> 
 
 
 def require(*packages: str, purpose: str) -> None:
-    """Checks that packages are installed, without loading them; arguments and errors as of `optional_package`."""
-    for package in packages:
-        if not installed(package):
-            raise _missing(package, ModuleNotFoundError(name=package), purpose, None)
+    """Checks that packages are installed, without loading them.
+
+    Args:
+        *packages: as in `import name`.
+        purpose: what needs them, as the subject of the message: `training`.
+
+    Raises:
+        MissingPackageError: some are not; the message has one command that installs the extras of all.
+    """
+    lacking = [package for package in packages if not installed(package)]
+    if len(lacking) > 1:
+        extras = ",".join(dict.fromkeys(EXTRAS[package] for package in lacking))
+        problem = f"{purpose} needs the packages {' and '.join(lacking)}: pip install 'top-jax[{extras}]'."
+        raise MissingPackageError(problem, name=lacking[0])
+    for package in lacking:
+        raise _missing(package, ModuleNotFoundError(name=package), purpose, None)
 
 
 @contextlib.contextmanager

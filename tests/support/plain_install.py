@@ -5,6 +5,8 @@ python plain_install.py RUN FOLDER [--block]
 RUN is a finished run on the digits, FOLDER an empty one to write to. Prints JSON: for each command its status and its
 last line of stderr, for each library call "works" or its exception. --block makes the packages of all extras
 unimportable, for an environment that has them.
+
+A test imports this module for `unexpected(results)`.
 """
 
 import contextlib
@@ -17,6 +19,35 @@ import shutil
 import sys
 import time
 from pathlib import Path
+
+WORKS = ("create", "scan", "load", "preprocess")
+LACKS = {
+    "torch_file": "convert",
+    "make_config": "train",
+    "train": "train",
+    "digits": "train",
+    "batches": "train",
+    "figures": "figures",
+    "ablation": "figures",
+}
+COMMANDS = {  # None: works
+    "train --config=vim_digits": "train",
+    "train --workdir=RUN": "train",
+    "evaluate --checkpoint=RUN --config=vim_digits": "train",
+    "evaluate --checkpoint=RUN": "train",
+    "convert RUN /out.pth": "convert",
+    "convert RUN/ /out.safetensors": "convert",
+    "flops --config=RUN": None,
+    "benchmark --config=vim_digits": "train",
+    "ablate --checkpoint=RUN --out=/ablation": "train,figures",
+    "visualize --checkpoint=RUN --out=/pictures": "figures",
+    "export --checkpoint=RUN /out.stablehlo": "export",
+    "doctor": None,
+    "doctor --data": "train",
+    "pack --config=RUN /out.npz": "train",
+    "predict --checkpoint=RUN /photo.png": None,
+    "features  --checkpoint=RUN": None,
+}
 
 
 class Blocked(importlib.abc.MetaPathFinder):
@@ -182,6 +213,25 @@ def command(name, *arguments):
         delattr(flags.FLAGS, flag)  # so that the next command may define it
     flags.FLAGS.unparse_flags()
     return {"status": status, "err": err.getvalue().strip(), "out": out.getvalue()}
+
+
+def unexpected(results):
+    """Returns what of `main`'s results neither works as it should nor names the missing extra."""
+    wrong = {}
+    for name, text in results["library"].items():
+        good = text == "works" if name in WORKS else f"pip install 'top-jax[{LACKS[name]}]'" in text
+        if not good or (name in LACKS and not text.startswith("MissingPackageError: ")):
+            wrong[name] = text
+    for line, result in results["commands"].items():
+        if (extra := COMMANDS[line]) is None:
+            good = result["status"] == 0 and not result["err"]
+        else:
+            named = "pip install" in result["err"] and f"'top-jax[{extra}]'" in result["err"]
+            good = result["status"] == 2 and named and "\n" not in result["err"]
+        if not good:
+            wrong[line] = result
+    lines = {*WORKS, *LACKS, *COMMANDS} ^ {*results["library"], *results["commands"]}
+    return {**wrong, **dict.fromkeys(lines, "not tried, or not expected")}
 
 
 if __name__ == "__main__":

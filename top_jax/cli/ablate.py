@@ -17,6 +17,7 @@ from absl import flags
 
 from top_jax.cli import runner, shared_flags, terminal
 from top_jax.errors import InputError
+from top_jax.optional import require
 
 _CONFIG = shared_flags.define_config()
 _CHECKPOINTS = shared_flags.define_checkpoints(
@@ -61,6 +62,7 @@ _SEEDS = flags.DEFINE_list("finetune_seeds", ["0"], "Fine-tuning seeds, one run 
 def main(arguments: list[str]) -> None:
     """Makes the grid of settings, runs it and prints its tables."""
     runner.no_more(arguments)
+    require("grain", "matplotlib", purpose="ablate")
     runner.check_folder(_OUT.value, f"--out={_OUT.value}")
     config = shared_flags.read_config(_CONFIG, own_pruning=not _AFTER_BLOCKS.value)
     shared_flags.check_data_is_known()

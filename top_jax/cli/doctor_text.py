@@ -20,10 +20,8 @@ def show_installation(report: dict[str, Any]) -> None:
     _say(f"devices: {report['devices']} x {report['device']} ({report['platform']})")
     scan = report["selective_scan"]
     _say(f"selective scan: auto is {scan['auto']} ({scan['why']})" + (f"; {scan['fix']}" if scan["fix"] else ""))
-    table = terminal.Table()
     for name, state in scan["implementations"].items():
-        table.add_row(name, state)
-    table.show()
+        _say(f"  {name:16}  {state}")
     for need in report["missing"]:
         _say(f"not installed, needed for {need}")
 

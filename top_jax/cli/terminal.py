@@ -16,11 +16,11 @@ class Table:
     """Rows of text in aligned columns: the first to the left, the others to the right.
 
     Args:
-        *columns: headings; none for a table without them.
+        *columns: headings.
     """
 
     def __init__(self, *columns: str):
-        self._lines: list[tuple[tuple[str, ...], bool]] = [(columns, False)] if columns else []
+        self._lines: list[tuple[tuple[str, ...], bool]] = [(columns, False)]
 
     def add_row(self, *cells: str, bold: bool = False) -> None:
         """Adds a row, of as many cells as the others."""
