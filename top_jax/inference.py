@@ -1,6 +1,6 @@
 """Runs a checkpoint on image files: class names with probabilities, and pooled features.
 
-    for result in top_jax.predict("runs/my_images", ["cat.jpg", "photos/"]):
+    for result in top_jax.predict("runs/my_images_photos", ["cat.jpg", "photos/"]):
         print(result.image, result.classes[0], result.probabilities[0])
 
 Needs no more than the plain install.

@@ -1,6 +1,6 @@
 """Writes the pooled features of a folder of images, what the classifier's head reads, with their labels.
 
-top-jax features PHOTOS --checkpoint runs/my_images --output features.npz
+top-jax features PHOTOS --checkpoint runs/my_images_PHOTOS --output features.npz
 
 PHOTOS holds one folder per class, or images without classes. The .npz file holds `features` float32 [N, D], `labels`
 int32 [N] (-1 without classes), `class_names` [C] and `files` [N]. docs/guides/own_images.md trains a linear probe.

@@ -1,6 +1,6 @@
 """Classifies images: class names with probabilities.
 
-top-jax predict --checkpoint runs/my_images photo.jpg holiday/ 'cats/*.png'
+top-jax predict --checkpoint runs/my_images_photos photo.jpg holiday/ 'cats/*.png'
 top-jax predict --checkpoint vim_s.pth --model vim_small photo.jpg --json result.json
 
 IMAGE is a file, a folder (with all images below it) or a pattern in quotes. A run is used with its own pruning and
