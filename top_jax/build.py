@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from flax import nnx
 
 from top_jax.config import ModelConfig, PruningConfig
-from top_jax.models import abstract_model, create_model, model_config
+from top_jax.errors import InputError
+from top_jax.models import (
+    Segmenter,
+    SegmenterConfig,
+    abstract_model,
+    abstract_segmenter,
+    create_model,
+    create_segmenter,
+    model_config,
+    segmenter_config,
+)
 from top_jax.models.backbone import Backbone
 from top_jax.models.sizes import BackboneConfig
 from top_jax.pruning import Reduction, make_reduction
+
+Model = Backbone | Segmenter
 
 
 def build_reduction(config: PruningConfig) -> Reduction:
@@ -21,15 +35,23 @@ def build_reduction(config: PruningConfig) -> Reduction:
 
 
 def build_sizes(config: ModelConfig) -> BackboneConfig:
-    """Returns the sizes of the config's model, every one set and checked.
+    """Returns the sizes of the config's model, of a segmenter those of its backbone, every one set and checked.
 
     Raises:
         InputError: an unknown model, a size that it does not have, or sizes that do not fit together.
     """
+    if config.is_segmenter:
+        return dataclasses.replace(segmenter_sizes(config).backbone, num_classes=config.num_classes)
     return model_config(config.name, **config.overrides())
 
 
-def build_model(config: ModelConfig, reduction: Reduction | None = None, *, rngs: nnx.Rngs | None = None) -> Backbone:
+def segmenter_sizes(config: ModelConfig) -> SegmenterConfig:
+    """Returns the sizes of the config's segmenter; errors as of `build_sizes`."""
+    heads = {name: value for name, value in config.segmenter().items() if name not in _NOT_SIZES}
+    return segmenter_config(config.name, **heads, **config.overrides())
+
+
+def build_model(config: ModelConfig, reduction: Reduction | None = None, *, rngs: nnx.Rngs | None = None) -> Model:
     """Returns the config's model with random weights, in eval mode.
 
     Args:
@@ -40,12 +62,35 @@ def build_model(config: ModelConfig, reduction: Reduction | None = None, *, rngs
     Raises:
         InputError: as `build_sizes`, or a reduction that the model cannot have.
     """
+    if config.is_segmenter:
+        return create_segmenter(config.name, rngs=rngs, pruning=reduction, **config.segmenter(), **config.overrides())
     return create_model(config.name, rngs=rngs, pruning=reduction, **config.overrides())
 
 
-def build_abstract_model(config: ModelConfig, reduction: Reduction | None = None) -> Backbone:
+def build_abstract_model(config: ModelConfig, reduction: Reduction | None = None) -> Model:
     """Returns the config's model with the shapes of its weights only, to be filled from a checkpoint.
 
     Arguments and errors as of `build_model`.
     """
+    if config.is_segmenter:
+        return abstract_segmenter(config.name, pruning=reduction, **config.segmenter(), **config.overrides())
     return abstract_model(config.name, pruning=reduction, **config.overrides())
+
+
+def backbone_of(model: Model) -> Backbone:
+    """Returns a segmenter's backbone, and a classifier itself."""
+    return model.backbone if isinstance(model, Segmenter) else model
+
+
+def as_classifier(model: Model, what: str) -> Backbone:
+    """Returns the model if it is a classifier.
+
+    Raises:
+        InputError: it is a segmenter, and `what` does not work for one.
+    """
+    if isinstance(model, Segmenter):
+        raise InputError(f"this is a segmenter, and {what} works for classifiers only (docs/guides/segmentation.md).")
+    return model
+
+
+_NOT_SIZES = ("fill", "inference", "slide_stride")

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from top_jax.build import as_classifier
 from top_jax.config import DataConfig
 from top_jax.convert import load_torch_checkpoint
 from top_jax.data.sources.image_folder import files_in
@@ -151,7 +152,8 @@ def open_classifier(
     if is_run(path):
         if model is not None or overrides:
             raise InputError(f"{path} is a run, which knows its model; drop model and its sizes.")
-        loaded, data = load_checkpoint(path, which=which, ema=ema), RunDirectory(path).read_config().data
+        loaded = as_classifier(load_checkpoint(path, which=which, ema=ema), "this")
+        data = RunDirectory(path).read_config().data
     else:
         loaded, data = load_torch_checkpoint(checkpoint, model, ema=bool(ema), **overrides), DataConfig()
     count = loaded.config.num_classes

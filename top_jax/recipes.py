@@ -247,6 +247,98 @@ def vim_digits(pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDi
     )
 
 
+def vim_ade20k(size: str, pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDict:
+    """Trains UPerNet over a ViM on ADE20K for 60,000 steps as ViM's authors do; `init_from` gives the backbone.
+
+    Source: hustvl/Vim, seg/configs/vim/upernet and its scripts; mmseg 0.29.1. Ours differs from it:
+
+    - The backbone is the pre-trained classifier itself (variant `residual`). The authors' ViM-T takes the mixers'
+      outputs as maps, and their ViM-S adds rotary embeddings and does not average the two directions; the
+      pre-trained weights know none of this. `--config.model.variant=official_tiny` or `official_small` trains theirs.
+    - Only the stem's learning rate is lowered, as in the authors' code, which looks for blocks under another name.
+      `--config.optimizer.layer_decay_rule=blocks` lowers those of the blocks too, as their settings say.
+    - A_log, norms, biases and the position embedding have no weight decay.
+
+    Args:
+        size: `tiny` or `small`.
+        pruning: the section of `RunConfig`; None is the dense model.
+    """
+    learning_rate, weight_decay, layer_decay = {"tiny": (2e-4, 0.1, 0.92), "small": (1e-4, 0.05, 0.95)}[size]
+    return _ade20k(
+        f"vim_{size}",
+        batch_size=32,
+        total_steps=60_000,
+        eval_every_epochs=9.5,  # 6,000 steps
+        model=dict(img_size=(512,), drop_path=0.1),
+        pruning=dict(pruning or {}),
+        optimizer=dict(
+            learning_rate=learning_rate,
+            warmup_learning_rate=1e-6 * learning_rate,
+            weight_decay=weight_decay,
+            layer_decay=layer_decay,
+            layer_decay_rule="official",
+        ),
+    )
+
+
+def plain_mamba_ade20k(size: str, pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDict:
+    """Trains UPerNet over a PlainMamba on ADE20K for 160,000 steps as its authors do; `init_from` gives the backbone.
+
+    Source: ChenhongyiYang/PlainMamba, downstream/mmsegmentation; mmseg 0.23.0. The authors leave norms, position
+    embedding, A_log, D and direction_Bs without weight decay; ours also biases and the heads' BatchNorm.
+
+    Args:
+        size: `l1`, `l2` or `l3`.
+        pruning: the section of `RunConfig`; None is the dense model.
+    """
+    return _ade20k(
+        f"plain_mamba_{size}",
+        batch_size=16,
+        total_steps=160_000,
+        eval_every_epochs=12.6,  # 16,000 steps
+        model=dict(drop_path={"l1": 0.1, "l2": 0.2, "l3": 0.3}[size]),
+        data=dict(crop_size=(512,), size_divisor=32),
+        pruning=dict(pruning or {}),
+        optimizer=dict(learning_rate=6e-5, warmup_learning_rate=6e-11, weight_decay=0.01),
+    )
+
+
+def seg_digits(pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDict:
+    """Trains a small ViM with UPerNet on digits pasted on photographs, which need no download. Ours.
+
+    The photographs are the two of scikit-learn, and so are the digits: real pixels, labels by construction. 11 classes:
+    background, and the strokes of ten digits.
+
+    Args:
+        pruning: the section of `RunConfig`; None is the dense model.
+    """
+    return make_config(
+        batch_size=16,
+        eval_batch_size=60,
+        epochs=8.0,
+        log_every=20,
+        eval_every_epochs=2.0,
+        checkpoint_every=100,
+        model=dict(
+            name="vim_tiny",
+            head="uper",
+            num_classes=11,
+            img_size=(64,),
+            patch_size=8,
+            embed_dim=64,
+            depth=8,
+            d_state=8,
+            channels=48,
+            aux_channels=32,
+        ),
+        pruning=dict(pruning or {}),
+        data=dict(source="digit_scenes", scale=(64, 64), scale_range=(0.8, 1.4), max_class_share=1.0),
+        augment=dict(flip=False, photometric=True),
+        optimizer=_segmentation(learning_rate=3e-3, warmup_learning_rate=3e-6, weight_decay=0.05, clip_norm=1.0)
+        | dict(warmup_steps=60),
+    )
+
+
 def my_images(
     pruning: Mapping[str, Any] | None = None,
     *,
@@ -436,6 +528,32 @@ def _dense(
         augment=augment,
         optimizer=common | optimizer,
     )
+
+
+def _ade20k(name: str, *, model: dict[str, Any], optimizer: dict[str, Any], **settings: Any) -> config_dict.ConfigDict:
+    """Trains a segmenter on ADE20K: mmseg's pipeline at 512 x 512, and its schedule."""
+    data = dict(
+        source="ade20k",
+        train_split="training",
+        eval_split="validation",
+        reduce_zero_label=True,
+        num_workers=None,
+    )
+    return make_config(
+        model=dict(name=name, head="uper", num_classes=150, dtype="bfloat16") | model,
+        data=data | settings.pop("data", {}),
+        augment=dict(flip=True, photometric=True),
+        optimizer=_segmentation(**optimizer),
+        eval_batch_size=8,
+        checkpoint_every=1000,
+        **settings,
+    )
+
+
+def _segmentation(**optimizer: Any) -> dict[str, Any]:
+    """Returns `config.optimizer` of mmseg's schedule: a line to 0, times a linear warm-up of 1,500 steps."""
+    common = dict(schedule="poly", min_learning_rate=0.0, warmup_steps=1500, label_smoothing=0.0)
+    return common | optimizer
 
 
 def _imagenet(name: str, *, drop_path: float, optimizer: dict[str, Any], **settings: Any) -> config_dict.ConfigDict:

@@ -12,7 +12,7 @@ R  rank of delta
 P  patch side
 """
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 Images = Float[Array, "B H W 3"]
 Logits = Float[Array, "B classes"]
@@ -26,6 +26,7 @@ Positions = Int[Array, "B L"]
 ClassIndex = Int[Array, " B"]
 Slots = Int[Array, "B K"]  # indices along L
 SlotScores = Float[Array, "B K"]
+PixelLabels = Integer[Array, "B H W"]  # signed or not: uint8 as the data has them, int32 as predictions are
 
 __all__ = [
     "Array",
@@ -35,9 +36,11 @@ __all__ = [
     "Images",
     "Inner",
     "Int",
+    "Integer",
     "Logits",
     "PerChannel",
     "PerToken",
+    "PixelLabels",
     "Positions",
     "Selective",
     "SlotScores",

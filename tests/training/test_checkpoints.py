@@ -187,16 +187,16 @@ def best_steps(tmp_path):
 def test_best(tmp_path):
     """Only a higher accuracy replaces it, in this start or a later one."""
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.best_accuracy() is None
+        assert checkpoints.best_score() is None
         for step, accuracy in ((1, 0.5), (2, 0.7), (3, 0.7), (4, 0.6)):
             checkpoints.save_if_best(make_state(step), accuracy)
         checkpoints.wait()
-        assert checkpoints.best_accuracy() == 0.7 and best_steps(tmp_path) == ["2"]
+        assert checkpoints.best_score() == 0.7 and best_steps(tmp_path) == ["2"]
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save_if_best(make_state(5), 0.65)
-        assert checkpoints.best_accuracy() == 0.7
+        assert checkpoints.best_score() == 0.7
         checkpoints.save_if_best(make_state(6), 0.8)
-        assert checkpoints.best_accuracy() == 0.8
+        assert checkpoints.best_score() == 0.8
     assert best_steps(tmp_path) == ["6"]
 
 
@@ -207,7 +207,7 @@ def test_best_of_a_step_that_a_killed_start_had_passed(tmp_path, step):
         checkpoints.save_if_best(make_state(6), 0.5)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save_if_best(make_state(step), 0.9)
-        assert checkpoints.best_accuracy() == 0.9
+        assert checkpoints.best_score() == 0.9
     assert best_steps(tmp_path) == [str(step)]
 
 

@@ -87,7 +87,7 @@ def test_damaged_best(copy, caplog, harm):
     best = checkpoint(copy, "best")
     harm(best / "metrics" / "metrics")
     with caplog.at_level(logging.WARNING), Checkpoints(copy / "checkpoints") as checkpoints:
-        assert checkpoints.best_accuracy() is None and checkpoints.latest_step() == 30
+        assert checkpoints.best_score() is None and checkpoints.latest_step() == 30
     assert f"moved to {copy}/checkpoints/damaged/best-{best.name};" in caplog.text
     with pytest.raises(InputError, match="no 'best' checkpoint"):
         read_weights(RunDirectory(copy))

@@ -65,6 +65,7 @@ def main(arguments: list[str]) -> None:
     require("grain", "matplotlib", purpose="ablate")
     runner.check_folder(_OUT.value, f"--out={_OUT.value}")
     config = shared_flags.read_config(_CONFIG, own_pruning=not _AFTER_BLOCKS.value)
+    shared_flags.refuse_segmenter(config, "ablate")
     shared_flags.check_data_is_known()
     from top_jax import ablation
     from top_jax.ablation.grid import default_alignments, default_scores

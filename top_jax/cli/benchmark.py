@@ -68,6 +68,7 @@ def _measure_config() -> None:
     from top_jax.build import build_reduction
 
     config = shared_flags.read_config(_CONFIG)
+    shared_flags.refuse_segmenter(config, "benchmark")
     sizes = None if _BATCH_SIZES.value is None else compare.batch_sizes(_BATCH_SIZES.value)
     reduction = build_reduction(config.pruning)
     seconds, file = (

@@ -122,6 +122,7 @@ def _read_file(source: str) -> tuple[RunConfig, Backbone, KeySummary, bool]:
 
 def _read_run(source: Path) -> tuple[RunConfig, Backbone, KeySummary, bool]:
     """Returns what `_read_file` returns, for a run directory."""
+    from top_jax.build import as_classifier
     from top_jax.convert.key_summary import key_summary
     from top_jax.training.run_directory import RunDirectory
     from top_jax.training.weights import load_checkpoint
@@ -133,7 +134,7 @@ def _read_run(source: Path) -> tuple[RunConfig, Backbone, KeySummary, bool]:
         if value:
             raise InputError(f"--{name} is only for files; the sizes of the run {source} are known, so drop it.")
     ema = config.optimizer.ema_decay is not None if _EMA.value is None else _EMA.value
-    model = load_checkpoint(source, which=_WHICH.value, ema=ema)
+    model = as_classifier(load_checkpoint(source, which=_WHICH.value, ema=ema), "convert")
     return config, model, key_summary(model, writing=True), ema
 
 

@@ -7,8 +7,9 @@ top-jax evaluate --config configs/vim_s_top.py --checkpoint vim_s.pth
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from absl import flags, logging
@@ -18,6 +19,10 @@ from top_jax.cli import runner, shared_flags, terminal
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
 from top_jax.optional import require
+
+if TYPE_CHECKING:
+    from top_jax.build import Model
+    from top_jax.data import Source
 
 _CONFIG, _CHECKPOINT = shared_flags.define_config(), shared_flags.define_checkpoint()
 shared_flags.define_distributed()
@@ -33,7 +38,10 @@ def main(arguments: list[str]) -> None:
     shared_flags.join_processes()
     result = evaluate_checkpoint(config, _CHECKPOINT.value)
     if distributed.is_primary():
-        print(json.dumps(result, indent=2))
+        classes = result.get("classes")
+        print(json.dumps({name: value for name, value in result.items() if name != "classes"}, indent=2))
+        if classes:
+            _show_worst(classes)
         try:
             files.save_json(_JSON.value or _beside(_CHECKPOINT.value), result)
         except InputError as error:  # next to the checkpoint, which may be on a read-only disk
@@ -44,21 +52,22 @@ def main(arguments: list[str]) -> None:
 
 def evaluate_checkpoint(config: RunConfig, checkpoint: str | Path) -> dict[str, Any]:
     """Returns the accuracy and cost of a checkpoint with the config's model, pruning and data."""
+    from top_jax.build import backbone_of
     from top_jax.data import check_classes, open_source
-    from top_jax.evaluation.accuracy import evaluate_model
     from top_jax.evaluation.flops import count_macs
+    from top_jax.training.prepare import check_labels
     from top_jax.training.weights import about_weights
 
     require("grain", purpose="evaluate")
     shared_flags.check_data_is_known()
     source = open_source(config.data, train=False)
+    check_labels(source, config)
     check_classes(source, config.model.num_classes, "evaluate it on the data it was trained for")
     model = shared_flags.load_model(checkpoint, config, source.class_names)
     with terminal.progress(f"evaluating on {source.name}", len(source)) as advance:
-        result = evaluate_model(
-            model, source, config.data, batch_size=config.eval_batch_size or config.batch_size, on_batch=advance
-        )
-    cost, dense = count_macs(model.config, model.reduction), count_macs(model.config)
+        result = _evaluate(model, source, config, advance)
+    sizes = backbone_of(model).config
+    cost, dense = count_macs(sizes, model.reduction), count_macs(sizes)
     return {
         "checkpoint": str(checkpoint),
         **about_weights(checkpoint, flags.FLAGS.which, flags.FLAGS.ema),
@@ -69,6 +78,29 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: str | Path) -> dict[str, 
         "dense_gmacs": {name: dense.gmacs(name) for name in dense.macs},
         "device": jax.devices()[0].device_kind,
     }
+
+
+def _evaluate(model: Model, source: Source, config: RunConfig, advance: Callable[[int], None]) -> dict[str, Any]:
+    from top_jax.evaluation.accuracy import evaluate_model
+    from top_jax.evaluation.segmentation import evaluate_segmenter
+    from top_jax.models import Segmenter
+    from top_jax.training.prepare import crop_size
+
+    batch_size = config.eval_batch_size or config.batch_size
+    if isinstance(model, Segmenter):
+        options = {"batch_size": batch_size, "crop_size": crop_size(config), "on_batch": advance}
+        return evaluate_segmenter(model, source, config.data, **options)
+    return evaluate_model(model, source, config.data, batch_size=batch_size, on_batch=advance)
+
+
+def _show_worst(classes: list[dict[str, Any]]) -> None:
+    """Prints the ten classes of the lowest IoU that occur."""
+    found = sorted((one for one in classes if one["iou"] is not None), key=lambda one: one["iou"])
+    table = terminal.Table("worst classes", "IoU", "accuracy", "share of pixels")
+    for one in found[:10]:
+        right = "-" if one["accuracy"] is None else f"{one['accuracy']:.1%}"
+        table.add_row(one["name"], f"{one['iou']:.1%}", right, f"{one['share']:.2%}")
+    table.show()
 
 
 def _beside(checkpoint: str) -> Path:

@@ -71,7 +71,9 @@ def main(arguments: list[str]) -> None:
     json_file = Path(_JSON.value or target.with_name(f"{target.name}.json"))
     _check_files(target, json_file)
     images = _images(config, batch_size or CHECKED)
-    model = shared_flags.load_model(_CHECKPOINT.value, config)
+    from top_jax.build import as_classifier
+
+    model = as_classifier(shared_flags.load_model(_CHECKPOINT.value, config), "export")
     normalize = _normalize(config.data)
     inside = normalize if _NORMALIZE.value else None
 

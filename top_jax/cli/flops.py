@@ -28,6 +28,7 @@ def main(arguments: list[str]) -> None:
     runner.no_more(arguments)
     runner.check_json(_JSON.value)
     config = shared_flags.read_config(_CONFIG)
+    shared_flags.refuse_segmenter(config, "flops")
     counts = count_config(config)
     _show_counts(counts)
     with terminal.progress(f"tracing {config.model.name}", CHECK_STEPS) as advance:

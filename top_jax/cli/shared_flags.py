@@ -21,8 +21,8 @@ from top_jax.errors import InputError
 from top_jax.optional import installed, optional_package
 
 if TYPE_CHECKING:
+    from top_jax.build import Model
     from top_jax.inference import Classifier
-    from top_jax.models import Backbone
 
 
 def define_config(*, required: bool = True, help_text: str = config_file.CONFIG_HELP) -> flags.FlagHolder[Any]:
@@ -73,6 +73,15 @@ def read_config(holder: flags.FlagHolder[Any], *, own_pruning: bool = True) -> R
         if own_pruning:
             _check_pruning(checked)
     return _inferred(checked)
+
+
+def refuse_segmenter(config: RunConfig, what: str) -> None:
+    """Raises InputError if the config is a segmenter's, for which the command has no form."""
+    if config.model.is_segmenter:
+        raise InputError(
+            f"{what} works for classifiers only, and the config {config_file.config_name()} is a segmenter's "
+            "(config.model.head=uper); docs/guides/segmentation.md says what works for segmenters."
+        )
 
 
 def _inferred(config: RunConfig) -> RunConfig:
@@ -261,7 +270,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return sizes
 
 
-def load_model(checkpoint: str | Path, config: RunConfig, class_names: Sequence[str] | None = None) -> Backbone:
+def load_model(checkpoint: str | Path, config: RunConfig, class_names: Sequence[str] | None = None) -> Model:
     """Returns the config's model and reduction in eval mode, with the weights that --which and --ema choose.
 
     Args:

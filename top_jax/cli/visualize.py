@@ -44,8 +44,11 @@ def main(arguments: list[str]) -> None:
     _check_drawn()
     runner.check_folder(out, f"--out={out}")
     require("matplotlib", purpose="visualize")
+    shared_flags.refuse_segmenter(config, "visualize")
+    from top_jax.build import as_classifier
+
     pictures, class_names = _pictures(arguments, config)  # before the model, which takes longer
-    model = shared_flags.load_model(checkpoint, config, class_names)
+    model = as_classifier(shared_flags.load_model(checkpoint, config, class_names), "visualize")
     class_names = class_names or _names_of(checkpoint, config)
     from top_jax.figures.sheet import as_class
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -66,7 +67,8 @@ def evaluate(
     *,
     prefetch: int,
     on_batch: Callable[[int], None] = lambda images: None,
-) -> dict[str, float | int | None]:
+    summarize: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Evaluates a model on one pass over a split.
 
     Args:
@@ -76,25 +78,26 @@ def evaluate(
         sharding: sharding of the batch axis.
         prefetch: number of batches that are kept ready on the devices.
         on_batch: called after each batch with its number of images, for a progress bar.
+        summarize: makes the result of the step's sums, float64 scalars or arrays; `accuracies` by default.
 
     Returns:
-        accuracy and, of six classes or more, accuracy_top5 (shares); loss (nats); images: how many were counted;
-        unreadable: how many could not be read; images_per_second of the whole loop, including loading but not the first
-        batch, which compiles (None without a second batch).
+        What `summarize` gives; images: how many were counted; unreadable: how many could not be read; images_per_second
+        of the whole loop, including loading but not the first batch, which compiles (None without a second batch).
 
     Raises:
         InputError: no image could be read.
     """
-    sums: dict[str, float] = {}
+    sums: dict[str, Any] = {}
     start, images_before = None, 0.0
     with batches:
         for batch, _ in prefetch_to_device(batches, sharding, prefetch):
-            result = {name: float(value) for name, value in eval_step(weights, batch).items()}
+            result = {name: np.asarray(value, np.float64) for name, value in eval_step(weights, batch).items()}
             sums = {name: sums.get(name, 0.0) + value for name, value in result.items()}
             if start is None:
                 start, images_before = time.perf_counter(), sums["count"]
             on_batch(int(result["count"]))
-    if not (count := sums.get("count", 0.0)):
+    count = sums.get("count", 0.0)
+    if not count:
         raise InputError(
             f"none of the {int(sums.get('unreadable', 0))} images to evaluate could be read"
             + "".join(f", such as {line}" for line in list(batches.corrupt.values())[:1])
@@ -103,12 +106,20 @@ def evaluate(
     seconds = time.perf_counter() - start if start is not None else 0.0
     timed = sums["count"] - images_before
     return {
-        "accuracy": sums["correct"] / count,
-        **({"accuracy_top5": sums["correct_top5"] / count} if "correct_top5" in sums else {}),
-        "loss": sums["loss"] / count,
-        "images": int(sums["count"]),
+        **(accuracies if summarize is None else summarize)(sums),
+        "images": int(count),
         "unreadable": int(sums["unreadable"]),  # in all processes
-        "images_per_second": timed / seconds if timed else None,
+        "images_per_second": float(timed / seconds) if timed else None,
+    }
+
+
+def accuracies(sums: dict[str, Any]) -> dict[str, float]:
+    """Returns accuracy and, of six classes or more, accuracy_top5 (shares), and loss (nats), of `make_eval_step`'s."""
+    count = sums["count"]
+    return {
+        "accuracy": float(sums["correct"] / count),
+        **({"accuracy_top5": float(sums["correct_top5"] / count)} if "correct_top5" in sums else {}),
+        "loss": float(sums["loss"] / count),
     }
 
 

@@ -103,3 +103,31 @@ def pooling_matrix(size: int, bins: int) -> np.ndarray:
 
 
 MATRICES = {"bilinear": bilinear_matrix, "bicubic": cubic_matrix}
+
+Index = np.ndarray | jax.Array
+Share = np.ndarray | jax.Array
+
+
+def combined(x: Map, index: Index, share: Share, *, axis: int) -> jax.Array:
+    """Returns sums of a map's rows (axis 1) or columns (axis 2): a product with a matrix that is nearly all zeros.
+
+    Args:
+        x: `[B, H, W, D]`.
+        index: int `[new size, taps]`, which rows or columns are summed.
+        share: `[new size, taps]`, their factors; both as of `taps_of`.
+        axis: 1 or 2.
+    """
+    shape = [1, 1, 1]
+    shape[axis - 1] = -1
+    taps = (jnp.take(x, index[:, tap], axis=axis) * share[:, tap].reshape(shape) for tap in range(index.shape[1]))
+    return functools.reduce(jnp.add, taps)
+
+
+def taps_of(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the entries of a matrix that are not 0, by row: their columns, int32, and values, float32.
+
+    Both are `[rows, taps]`; a row with fewer entries has zeros in their place.
+    """
+    taps = max(1, int((matrix != 0).sum(axis=1).max()))
+    index = np.argsort(matrix == 0, axis=1, kind="stable")[:, :taps]
+    return index.astype(np.int32), np.take_along_axis(matrix, index, axis=1).astype(np.float32)

@@ -23,7 +23,7 @@ from top_jax.errors import RunError
 from top_jax.models.weights import split_weights
 from top_jax.training.seals import Damaged, check_metrics, restore_sealed, sealed
 from top_jax.training.steps import TrainState
-from top_jax.training.weights import accuracy_of, check_room
+from top_jax.training.weights import check_room, score_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Checkpoints:
     def __init__(self, directory: Path):
         # Removes what a kill left half-written: no other process trains here (RunDirectory.lock).
         keep_two = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
-        keep_best = ocp.CheckpointManagerOptions(max_to_keep=1, best_fn=accuracy_of, cleanup_tmp_directories=True)
+        keep_best = ocp.CheckpointManagerOptions(max_to_keep=1, best_fn=score_of, cleanup_tmp_directories=True)
         self._directory = directory
         self._latest = ocp.CheckpointManager(directory / "latest", options=keep_two)
         with distributed.together():
@@ -63,17 +63,17 @@ class Checkpoints:
         items = {"weights": state.weights(), "progress": _progress(state)}
         self._latest.save(step, args=sealed(items, data=position))
 
-    def save_if_best(self, state: TrainState, accuracy: float) -> None:
-        """Saves the weights if they are more accurate than the best so far."""
-        best = self.best_accuracy()
-        if best is None or accuracy > best:
+    def save_if_best(self, state: TrainState, score: float, *, name: str = "accuracy") -> None:
+        """Saves the weights if they have a higher score than the best so far; `name` says what it is (`SCORES`)."""
+        best = self.best_score()
+        if best is None or score > best:
             step = int(state.step)
             if (
                 step in self._best.all_steps()
             ):  # saved by an earlier start on another machine, with slightly other numbers
                 self._best.delete(step)
             self._make_sure_of_room(state.weights())
-            metrics = {"accuracy": accuracy}
+            metrics = {name: score}
             items = sealed({"weights": state.weights()}, metrics=metrics)
             # Forced, because a killed start may have left a best checkpoint of a later step.
             self._best.save(step, args=items, metrics=metrics, force=True)
@@ -82,12 +82,12 @@ class Checkpoints:
         """Returns the step of the newest complete checkpoint; None without one."""
         return self._latest.latest_step()
 
-    def best_accuracy(self) -> float | None:
-        """Returns the accuracy of the best checkpoint; None without one."""
+    def best_score(self) -> float | None:
+        """Returns the accuracy, or the mIoU, of the best checkpoint; None without one."""
         self._best.wait_until_finished()  # its file is read
         best = self._best.best_step()
         metrics = None if best is None else self._best.metrics(best)
-        return None if metrics is None else accuracy_of(metrics)
+        return None if metrics is None else score_of(metrics)
 
     def best_step(self) -> int | None:
         """Returns the step of the best checkpoint; None without one."""
@@ -186,7 +186,7 @@ def _progress(state: TrainState) -> dict[str, Any]:
 
 
 def _set_best_aside(directory: Path) -> None:
-    """Moves a best checkpoint into `damaged/` if its accuracy is not what was saved."""
+    """Moves a best checkpoint into `damaged/` if its score is not what was saved."""
     for folder in (directory / "best").glob("*"):
         if not folder.name.isdigit():
             continue

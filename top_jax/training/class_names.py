@@ -12,6 +12,7 @@ from typing import Final
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from top_jax.convert.checkpoint_files import read_class_names, weights_in_folder
 from top_jax.convert.hub import is_pretrained, local_file
@@ -64,8 +65,11 @@ def in_order_of(names: Sequence[str], weights: Weights, *, kept: Sequence[str] |
         "%s has the data's classes in another order (%s); %d of its %d logits are moved, by class name",
         *(origin, first_difference(kept, names), np.sum(order != np.arange(len(order))), len(names)),
     )
-    head = {name: jax.numpy.asarray(array)[..., order] for name, array in weights["head"].items()}
-    return {**weights, "head": head}
+    flat = {
+        path: jax.numpy.asarray(array)[..., order] if path[0] == "head" or "conv_seg" in path else array
+        for path, array in flatten_dict(weights).items()
+    }
+    return unflatten_dict(flat)
 
 
 def class_order(names: Sequence[str], *, kept: Sequence[str] | None, origin: str | Path) -> np.ndarray | None:

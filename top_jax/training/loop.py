@@ -13,13 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from top_jax import distributed, files
+from top_jax.build import backbone_of
 from top_jax.config import RunConfig
 from top_jax.data import Batches, infer, prefetch_to_device
 from top_jax.errors import RunError
-from top_jax.evaluation.accuracy import evaluate, make_eval_step
+from top_jax.evaluation.accuracy import evaluate
 from top_jax.evaluation.flops import count_macs
 from top_jax.memory import peak_memory
 from top_jax.models.weights import Weights
@@ -146,7 +146,7 @@ class Loop:
         self.last_evaluation: Values = {}
         self.skipped: list[int] = []
         self.train_step = TrainPrograms(self.plan, prepared.teacher_weights)
-        self.eval_step = make_eval_step(nnx.graphdef(self.plan.model), self.plan.config.data)
+        self.eval_step = self.plan.task.make_eval_step(self.plan.model, self.plan.config.data)
         self._dispatched: collections.deque[Dispatched] = collections.deque()
 
     def train(self, state: TrainState, position: Position) -> Summary | None:
@@ -177,12 +177,12 @@ class Loop:
 
     def summary(self) -> Summary:
         """Returns the result, for summary.json."""
-        config, rates = self.plan.model.config, self.throughput.overall()
+        config, rates = backbone_of(self.plan.model).config, self.throughput.overall()
         pruned, dense = count_macs(config, self.plan.model.reduction), count_macs(config)
         return {
             "steps": self.plan.total_steps,
             **self.last_evaluation,
-            "best_accuracy": self.checkpoints.best_accuracy(),
+            f"best_{self.plan.task.score}": self.checkpoints.best_score(),
             "best_step": self.checkpoints.best_step(),
             "skipped_batches": self.skipped,
             "tokens_per_block": pruned.tokens_per_block,
@@ -206,7 +206,7 @@ class Loop:
         evaluated = bool(position["evaluated"])  # False if a signal stopped the evaluation of this step
         if evaluated and step == plan.total_steps:  # killed after its last checkpoint
             self.last_evaluation = distributed.from_primary(self.reporter.reported("eval") or {})
-            if distributed.any_process(self.checkpoints.best_accuracy() is None):  # it was damaged
+            if distributed.any_process(self.checkpoints.best_score() is None):  # it was damaged
                 self.last_evaluation = {}
             evaluated = self._has_evaluation()
         if not evaluated:
@@ -259,7 +259,7 @@ class Loop:
         if step % self.plan.config.log_every == 0 or step == self.plan.total_steps:
             values["learning_rate"] = float(np.asarray(self.plan.schedule(step - 1)))
             self.reporter.metrics("train", step, {**values, **self.throughput.recent()})
-        shown = {name: values[name] for name in ("loss", "accuracy")}
+        shown = {name: values[name] for name in self.plan.task.shown}
         self.reporter.step(step, {**shown, **self.throughput.overall()})
 
     def _roll_back(self, found: _NotFinite) -> tuple[TrainState, Position]:
@@ -303,10 +303,11 @@ class Loop:
             prefix = "" if name == "params" else f"{name}_"
             evaluation |= {f"{prefix}{key}": value for key, value in result.items()}
         self.last_evaluation = evaluation
-        accuracy = evaluation.get("ema_accuracy", evaluation["accuracy"])
-        assert accuracy is not None
+        name = self.plan.task.score
+        score = evaluation.get(f"ema_{name}", evaluation[name])
+        assert score is not None
         self.reporter.metrics("eval", step, evaluation)
-        self.checkpoints.save_if_best(state, float(accuracy))
+        self.checkpoints.save_if_best(state, float(score), name=name)
         self.throughput.resume()
         return True
 
@@ -325,6 +326,7 @@ class Loop:
                 plan.by_image,
                 prefetch=plan.config.data.prefetch,
                 on_batch=on_batch,
+                summarize=plan.task.summarize,
             )
         except _Stopped:
             return None

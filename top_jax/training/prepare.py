@@ -11,11 +11,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from top_jax import distributed
-from top_jax.build import build_abstract_model, build_reduction
+from top_jax.build import Model, backbone_of, build_abstract_model, build_reduction, build_sizes
 from top_jax.config import RunConfig
-from top_jax.data import Batches, Source, check_classes, eval_batches, open_source, train_batches
+from top_jax.data import Batches, Source, check_classes, eval_batches, is_dense, open_source, train_batches
 from top_jax.errors import InputError
-from top_jax.models import Backbone
 from top_jax.models.weights import Weights, split_weights, statistics_of
 from top_jax.pruning import Reduction
 from top_jax.sharding import by_image, check_divisible, in_parts, make_mesh
@@ -24,7 +23,9 @@ from top_jax.training.keep_ratio import Stage, stages
 from top_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from top_jax.training.run_directory import DataFacts, RunDirectory, flatten
 from top_jax.training.steps import TrainState, create_state
+from top_jax.training.tasks import Task, task_of
 from top_jax.training.weights import abstract_weights, initial_weights, keep_teacher, teacher_weights
+from top_jax.values import height_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +42,11 @@ class Plan:
         schedule: learning rate by step.
         optimizer: follows that schedule.
         mesh: of all devices.
+        task: what is evaluated, and how.
     """
 
     config: RunConfig
-    model: Backbone
+    model: Model
     teacher: nnx.GraphDef[Any] | None
     total_steps: int
     eval_every: int
@@ -52,6 +54,7 @@ class Plan:
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     mesh: Mesh
+    task: Task
 
     @property
     def by_image(self) -> NamedSharding:
@@ -103,6 +106,7 @@ def make_plan(config: RunConfig, num_images: int) -> Plan:
     )
     optimizer = make_optimizer(config.optimizer, schedule)
     model = build_abstract_model(config.model, build_reduction(config.pruning))
+    sizes = backbone_of(model).config
     return Plan(
         config=config,
         model=model,
@@ -111,14 +115,15 @@ def make_plan(config: RunConfig, num_images: int) -> Plan:
         eval_every=max(1, round(config.eval_every_epochs * steps_per_epoch)),
         stages=stages(
             config.pruning,
-            num_patches=model.config.num_patches,
-            depth=model.config.depth,
+            num_patches=sizes.num_patches,
+            depth=sizes.depth,
             steps_per_epoch=steps_per_epoch,
             total_steps=total_steps,
         ),
         schedule=schedule,
         optimizer=optimizer,
         mesh=mesh,
+        task=task_of(config.model),
     )
 
 
@@ -154,7 +159,7 @@ class Prepared:
             self.train_source,
             config.data,
             augment=config.augment,
-            img_size=self.plan.model.config.img_size,
+            img_size=crop_size(config),
             batch_size=config.batch_size,
             seed=config.seed,
             process_index=jax.process_index(),
@@ -167,10 +172,11 @@ class Prepared:
         return eval_batches(
             self.eval_source,
             config.data,
-            img_size=self.plan.model.config.img_size,
+            img_size=crop_size(config),
             batch_size=config.eval_batch_size or config.batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            rows_multiple=len(jax.devices()),
         )
 
     def claim(self) -> None:
@@ -205,6 +211,7 @@ def prepare(config: RunConfig, run: RunDirectory) -> Prepared:
     distributed.check_same({"workdir": str(run.path), **settings})
     train_source, eval_source = (open_source(config.data, train=train) for train in (True, False))
     for source in (train_source, eval_source):
+        check_labels(source, config)
         check_classes(source, config.model.num_classes, f"set --config.model.num_classes={source.num_classes}")
     data = _data_facts(train_source, eval_source)
     counts = {"images to train on": data["train"]["images"], "images to evaluate": data["eval"]["images"]}
@@ -228,6 +235,26 @@ def prepare(config: RunConfig, run: RunDirectory) -> Prepared:
     prepared.train_batches()  # reads nothing yet, but checks the settings
     prepared.eval_batches()
     return prepared
+
+
+def crop_size(config: RunConfig) -> tuple[int, int]:
+    """Returns the size of the images that a run trains on: the model's, or a segmenter's `data.crop_size`."""
+    size = build_sizes(config.model).img_size
+    if config.data.crop_size is not None:
+        size = height_width("config.data.crop_size", config.data.crop_size)
+    return size
+
+
+def check_labels(source: Source, config: RunConfig) -> None:
+    """Raises InputError unless the data labels what the model does: images or pixels."""
+    if is_dense(source) == config.model.is_segmenter:
+        return
+    labels, head = ("pixels", "uper") if is_dense(source) else ("images", "linear")
+    kind = "a segmenter" if config.model.is_segmenter else "a classifier"
+    raise InputError(
+        f"{source.name} labels {labels}, and config.model.head={config.model.head} is {kind}; choose other data "
+        f"(config.data.source), or set --config.model.head={head}."
+    )
 
 
 def _data_facts(train: Source, evaluation: Source) -> DataFacts:

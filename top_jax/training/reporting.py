@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from top_jax import distributed
+from top_jax.build import backbone_of
 from top_jax.config import RunConfig
 from top_jax.files import new_file
 from top_jax.optional import needs_extras
@@ -287,8 +288,10 @@ def _item(name: str, value: float | int | None) -> str:
         return f"{_speed(value)} img/s"
     if name == "data_wait":
         return f"waiting for data {_share(value)}"
-    label = name.replace("ema_", "averaged ").replace("accuracy_top5", "top-5").replace("_", " ")
-    return f"{label} {_share(value, 1)}" if "accuracy" in name else f"{label} {_short(value)}"
+    label = (
+        name.replace("ema_", "averaged ").replace("accuracy_top5", "top-5").replace("miou", "mIoU").replace("_", " ")
+    )
+    return f"{label} {_share(value, 1)}" if "accuracy" in name or "miou" in name else f"{label} {_short(value)}"
 
 
 def _speed(value: float | None) -> str:
@@ -352,19 +355,20 @@ def conclusion(prepared: Prepared, summary: dict[str, Any]) -> list[str]:
         KeyError, TypeError, ValueError: the summary has another form.
     """
     stages = " -> ".join(str(n) for n in dict.fromkeys(summary["tokens_per_block"]))
-    has_class_token = summary["tokens_per_block"][0] > prepared.plan.model.config.num_patches
+    has_class_token = summary["tokens_per_block"][0] > backbone_of(prepared.plan.model).config.num_patches
+    task, backbone = prepared.plan.task, " of the backbone" * prepared.plan.config.model.is_segmenter
     costs = ", ".join(
         f"{cost:.3g} of {summary['dense_gmacs'][name]:.3g} ({cost / summary['dense_gmacs'][name]:.1%}, {name})"
         for name, cost in summary["gmacs"].items()
     )
-    average = f", averaged weights {summary['ema_accuracy']:.2%}" if "ema_accuracy" in summary else ""
+    average = f", averaged weights {summary[f'ema_{task.score}']:.2%}" if f"ema_{task.score}" in summary else ""
     best = summary.get("best_step")  # summaries of older releases have none
     best = "" if best is None else f" at step {best}, which evaluate takes by default"
     skipped = [int(batch) for batch in summary["skipped_batches"]]
     return [
-        f"accuracy {summary['accuracy']:.2%}{average} at step {int(summary['steps'])}, best "
-        f"{summary['best_accuracy']:.2%}{best}; {int(summary['images'])} images",
-        f"tokens per stage {stages}{' (class token included)' * has_class_token}; GMACs {costs}",
+        f"{task.title} {summary[task.score]:.2%}{average} at step {int(summary['steps'])}, best "
+        f"{summary[f'best_{task.score}']:.2%}{best}; {int(summary['images'])} images",
+        f"tokens per stage {stages}{' (class token included)' * has_class_token}; GMACs{backbone} {costs}",
         *([f"skipped, because they gave numbers that are not finite: batches {skipped}"] if skipped else []),
         f"{_speed(summary['train_images_per_second'])} img/s training ({_share(summary['data_wait'])} of the time "
         f"waiting for data), {_speed(summary['images_per_second'])} img/s evaluation on {summary['device']}; "

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from top_jax import distributed, files, values
-from top_jax.build import build_reduction, build_sizes
+from top_jax.build import build_reduction, build_sizes, segmenter_sizes
 from top_jax.config import RunConfig
 from top_jax.environment import environment
 from top_jax.errors import InputError, RunError
@@ -235,6 +235,9 @@ def _meaning(config: RunConfig) -> dict[str, Any]:
     """
     content = config.to_dict()
     content["model"] |= dataclasses.asdict(build_sizes(config.model))
+    if config.model.is_segmenter:
+        sizes = segmenter_sizes(config.model)
+        content["model"] |= {name: getattr(sizes, name) for name in ("channels", "aux_channels", "stages")}
     content["pruning"] |= dataclasses.asdict(build_reduction(config.pruning))
     return flatten(content)
 

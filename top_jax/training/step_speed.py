@@ -14,7 +14,7 @@ import numpy as np
 from top_jax.config import RunConfig
 from top_jax.errors import RunError
 from top_jax.sharding import check_divisible
-from top_jax.training.prepare import Plan, make_plan
+from top_jax.training.prepare import Plan, crop_size, make_plan
 from top_jax.training.programs import TrainPrograms
 from top_jax.training.steps import DeviceBatch
 from top_jax.training.weights import initial_weights
@@ -126,10 +126,13 @@ def _time(step: Callable[[Any], tuple[Any, Any]], state: Any, seconds: float) ->
 
 def _random_batch(plan: Plan) -> DeviceBatch:
     rng, size, num_classes = np.random.default_rng(0), plan.config.batch_size, plan.config.model.num_classes
+    sides, dense = crop_size(plan.config), plan.config.model.is_segmenter
     batch = {
-        "image": rng.integers(0, 256, (size, *plan.model.config.img_size, 3), dtype=np.uint8),
-        "label": rng.integers(0, num_classes, size, dtype=np.int32),
+        "image": rng.integers(0, 256, (size, *sides, 3), dtype=np.uint8),
+        "label": rng.integers(0, num_classes, (size, *sides) if dense else size, dtype=np.int32),
         "mask": np.ones(size, np.float32),
         "index": np.arange(size, dtype=np.int32),
     }
+    if dense:  # as the pipeline gives them
+        batch |= {"image": batch["image"].astype(np.float32) / 128 - 1, "label": batch["label"].astype(np.uint8)}
     return jax.device_put(batch, plan.by_image)

@@ -15,6 +15,7 @@ from top_jax.config import OptimizerConfig, RunConfig
 from top_jax.data.device_augment import augment
 from top_jax.errors import InputError
 from top_jax.models.weights import Weights, join_weights, statistics_of
+from top_jax.training import segmentation
 from top_jax.training.distillation import prediction_loss, teach, token_loss
 from top_jax.training.optimizer import freeze
 
@@ -65,13 +66,16 @@ Metrics = dict[str, jax.Array]
 METRICS: Final = (
     "loss",
     "accuracy",
+    "auxiliary_loss",
+    "pixel_accuracy",
     "distillation_loss",
     "token_loss",
     "grad_norm",
     "param_norm",
     "stats_norm",
 )
-"""Names of the metrics. The losses of distillation need a teacher, and stats_norm a model with BatchNorm."""
+"""Names of the metrics. accuracy is a classifier's, auxiliary_loss and pixel_accuracy are a segmenter's. The losses of
+distillation need a teacher, and stats_norm a model with BatchNorm."""
 
 APART: Final = 2**32 - 1
 """Folded into a key for augmentation, apart from batch rows and drop-paths: those fold in numbers from 0."""
@@ -94,7 +98,9 @@ def make_train_step(
     replace them: the model does not see the mask.
 
     With `optimizer.freeze_backbone` the model stays in eval mode: no drop-path, and BatchNorm normalises with its
-    running statistics and keeps them.
+    running statistics and keeps them. The neck and the heads of a segmenter train as ever.
+
+    A segmenter's loss is that of `top_jax.training.segmentation`; its batch is augmented by the pipeline.
 
     Args:
         graphdef: graph of the model; the step switches it to train mode.
@@ -107,13 +113,13 @@ def make_train_step(
     Returns:
         A pure function, to be jitted; it raises InputError for a teacher without weights, or weights without a teacher.
         Metrics (`METRICS`) are float32 scalars. loss: what is minimised. accuracy: over the batch; the class of a mixed
-        image is that of its larger share, and the lower class if both are equal. distillation_loss, token_loss: before
-        they are weighted. grad_norm: before clipping. param_norm: after the step. stats_norm: of BatchNorm's running
+        image is that of its larger share, and the lower class if both are equal. pixel_accuracy: over the labelled
+        pixels of the batch (0 if there are none). auxiliary_loss, distillation_loss, token_loss: before they are
+        weighted. grad_norm: before clipping. param_norm: after the step. stats_norm: of BatchNorm's running
         means and variances after the step. If all of them are finite, so is every number of the new state.
     """
     recipe = config.optimizer
     gradient = _make_gradient(graphdef, config, teacher)
-    summed = ("loss", "accuracy") if teacher is None else ("loss", "accuracy", "distillation_loss", "token_loss")
 
     def train_step(
         state: TrainState, batch: DeviceBatch, teacher_weights: Weights | None = None
@@ -131,13 +137,15 @@ def make_train_step(
         if recipe.accumulate == 1:
             (sums, grads), stats = gradient(state.params, state.stats, batch, total, teacher_weights)
         else:
-            nothing = {name: jnp.zeros(()) for name in summed}, jax.tree.map(jnp.zeros_like, state.params)
             micros = _split(batch, recipe.accumulate)
+            first = jax.tree.map(lambda a: a[0], micros)
+            shapes = jax.eval_shape(gradient, state.params, state.stats, first, total, teacher_weights)
+            nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes[0])
             ((sums, grads), stats), _ = jax.lax.scan(add, (nothing, state.stats), micros)
 
         state = _updated(state, grads, stats, optimizer, recipe)
         norms = {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(state.params), **_stats_norm(stats)}
-        return state, {**sums, **norms}
+        return state, {**segmentation.shares(sums), **norms}
 
     return train_step
 
@@ -149,7 +157,15 @@ def _make_gradient(
 
     It returns the metrics and gradients, to be summed over micro-batches, and the statistics for the next one.
     """
-    distillation, frozen = config.distillation, config.optimizer.freeze_backbone
+    distillation, frozen, dense = config.distillation, config.optimizer.freeze_backbone, config.model.is_segmenter
+
+    def classified(model: Any, micro: DeviceBatch, teaching: Any) -> Metrics:
+        """Returns per image `[B]` the loss and, with a teacher, its parts, and whether the class is right."""
+        logits, per_image = losses(model, micro, teaching)
+        return {**per_image, "accuracy": jnp.argmax(logits, -1) == jnp.argmax(micro["target"], -1)}
+
+    def segmented(model: Any, micro: DeviceBatch) -> Metrics:
+        return segmentation.losses(model, micro["image"], micro["label"], micro["key"], config.optimizer.aux_weight)
 
     def losses(model: Any, micro: DeviceBatch, teaching: Any) -> tuple[jax.Array, Metrics]:
         """Returns logits, and per image `[B]` the loss and, with a teacher, its parts."""
@@ -168,10 +184,11 @@ def _make_gradient(
         params: Weights, stats: Weights, micro: DeviceBatch, total: jax.Array, teaching: Any
     ) -> tuple[jax.Array, tuple[Metrics, Weights]]:
         model = nnx.merge(graphdef, freeze(params) if frozen else params, stats)
-        if not frozen:
+        if dense or not frozen:
             model.train()
-        logits, per_image = losses(model, micro, teaching)
-        per_image["accuracy"] = jnp.argmax(logits, -1) == jnp.argmax(micro["target"], -1)
+        if dense and frozen:
+            model.backbone.eval()  # the heads' BatchNorm has no statistics yet
+        per_image = segmented(model, micro) if dense else classified(model, micro, teaching)
         sums = {name: jnp.sum(value * micro["mask"]) / total for name, value in per_image.items()}
         return sums["loss"], (sums, statistics_of(model))
 
@@ -189,9 +206,11 @@ def _make_gradient(
 
 
 def _augmented(state: TrainState, batch: DeviceBatch, config: RunConfig) -> DeviceBatch:
-    """Returns the batch as the model sees it: image, target, mask, and key for the drop-paths."""
+    """Returns the batch as the model sees it: image, target (or label, of pixels), mask, and key for the drop-paths."""
     step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     keys = _image_keys(step_key, len(batch["label"]))
+    if config.model.is_segmenter:  # the pipeline augments images and labels together
+        return {"image": batch["image"], "label": batch["label"], "mask": batch["mask"], "key": keys}
     images, targets = augment(
         batch,
         jax.vmap(lambda key: jax.random.fold_in(key, APART))(keys),

@@ -13,18 +13,21 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from top_jax import distributed
-from top_jax.build import build_abstract_model, build_model, build_reduction, build_sizes
+from top_jax.build import Model, build_abstract_model, build_model, build_reduction, build_sizes, segmenter_sizes
 from top_jax.config import ModelConfig, RunConfig
-from top_jax.convert import load_torch_checkpoint
-from top_jax.convert.checkpoint_files import weights_in_folder
+from top_jax.convert import load_torch_checkpoint, load_torch_segmenter
+from top_jax.convert.checkpoint_files import read_state_dict, weights_in_folder
 from top_jax.convert.hub import is_name, local_file
+from top_jax.convert.inferred_sizes import core
+from top_jax.convert.key_maps import DECODE_HEAD
 from top_jax.convert.position_embedding import resize_position_embedding
+from top_jax.convert.segmenter_checkpoint import backbone_of_classifier
 from top_jax.convert.torch_checkpoint import HEADS, other_classes
 from top_jax.errors import InputError, RunError
-from top_jax.models import Backbone
-from top_jax.models.backbone import checked_rngs, make_head
+from top_jax.models.backbone import checked_rngs
 from top_jax.models.weights import Weights, weights_of
 from top_jax.training.class_names import class_names_of, in_order_of
 from top_jax.training.run_directory import RunDirectory
@@ -32,6 +35,7 @@ from top_jax.training.seals import Damaged, reading, restore_sealed, sealed
 from top_jax.values import counted, flag, one_of, whole
 from top_jax.values import path as path_of
 
+SCORES: Final = ("accuracy", "miou")  # of classifiers; of segmenters
 SLACK_BYTES: Final = 2_000_000  # of metadata around the arrays, and of metrics until the next checkpoint
 
 
@@ -43,12 +47,14 @@ def load_checkpoint(
     num_classes: int | None = None,
     head: str = "load",
     rngs: nnx.Rngs | None = None,
-) -> Backbone:
+) -> Model:
     """Loads the model of a run directory (of train.py or convert): weights and pruning, in eval mode.
+
+    It is a classifier or a segmenter, as the run says.
 
     Args:
         path: the run directory.
-        which: `best` (by evaluation accuracy) or `latest`.
+        which: `best` (by evaluation accuracy, or mIoU) or `latest`.
         ema: whether to take the averaged weights; None takes them where the run kept them.
         num_classes: width of the logits; None is the run's own, 0 leaves the head out.
         head: `load` takes the run's classifier; `new` gives the model one with random weights, for other classes.
@@ -81,7 +87,8 @@ def load_checkpoint(
 def initial_weights(config: RunConfig, class_names: Sequence[str] | None = None) -> Weights:
     """Returns the run's first weights: those of `init_from`, or random ones from its seed.
 
-    Pruning adds no parameters, so the dense model's weights fit the pruned one.
+    Pruning adds no parameters, so the dense model's weights fit the pruned one. A segmenter can start from a
+    classifier, whose weights become those of its backbone; all else is then random.
 
     Args:
         config: of the run.
@@ -93,6 +100,8 @@ def initial_weights(config: RunConfig, class_names: Sequence[str] | None = None)
     """
     if config.init_from is not None:
         choice = {"head": config.init_head, "rngs": nnx.Rngs(config.seed)}
+        if config.model.is_segmenter and not holds_segmenter(config.init_from, config.model):
+            return _from_classifier(config.init_from, config.model, rngs=nnx.Rngs(config.seed))
         return checkpoint_weights(config.init_from, config.model, class_names=class_names, **choice)
     return weights_of(build_model(config.model, rngs=nnx.Rngs(config.seed)))
 
@@ -134,21 +143,87 @@ def checkpoint_weights(
         _check_same_model(run, config, head)
         weights = _fitted(run, read_weights(run, which, ema), config)
         if head == "new":
-            classifier = make_head(build_sizes(config), rngs)
-            assert classifier is not None
-            weights = {**weights, "head": weights_of(classifier)}
+            trained = dataclasses.replace(config, num_classes=run.read_config().model.num_classes)
+            model = fill(build_abstract_model(trained), weights)
+            model.reset_classifier(config.num_classes, rngs)
+            weights = weights_of(model)
     elif not path.exists():
         raise InputError(
             f"checkpoint {path} does not exist; pass a run directory or an official .pth or .safetensors file."
         )
     else:
-        sizes = build_sizes(config)  # all of them, so that none is inferred
-        settings = {field.name: getattr(sizes, field.name) for field in dataclasses.fields(sizes)}
-        choice = {"ema": bool(ema), "head": head, "rngs": rngs}
-        weights = weights_of(load_torch_checkpoint(checkpoint, config.name, **choice, **settings))
+        weights = weights_of(_load_file(checkpoint, config, head=head, ema=bool(ema), rngs=rngs))
     if class_names is None or head == "new":
         return weights
     return in_order_of(class_names, weights, kept=class_names_of(path, config.num_classes), origin=path)
+
+
+def holds_segmenter(checkpoint: str | Path, config: ModelConfig) -> bool:
+    """Returns whether a checkpoint, as for `checkpoint_weights`, is a segmenter's; a missing one is none."""
+    path = local_file(checkpoint, config.name)
+    path = weights_in_folder(path) or path
+    if path.is_dir():
+        return RunDirectory(path).read_config().model.is_segmenter
+    return path.exists() and any(core(key).startswith(DECODE_HEAD) for key in read_state_dict(path))
+
+
+def _load_file(checkpoint: str | Path, config: ModelConfig, *, head: str, ema: bool, rngs: nnx.Rngs) -> Model:
+    """Loads an official file as the config's model, every size given, so that none is inferred."""
+    sizes = build_sizes(config)
+    settings = {field.name: getattr(sizes, field.name) for field in dataclasses.fields(sizes)}
+    choice = {"head": head, "rngs": rngs}
+    if not config.is_segmenter:
+        return load_torch_checkpoint(checkpoint, config.name, ema=ema, **choice, **settings)
+    if ema:
+        raise InputError(f"{checkpoint} is a segmenter's file, which has no averaged weights; drop --ema.")
+    heads = segmenter_sizes(config)
+    settings |= {name: getattr(heads, name) for name in ("num_classes", "channels", "aux_channels", "stages")}
+    return load_torch_segmenter(checkpoint, config.name, **choice, **settings)
+
+
+def _from_classifier(checkpoint: str | Path, config: ModelConfig, *, rngs: nnx.Rngs) -> Weights:
+    """Returns a segmenter's weights, with a classifier's as those of its backbone and the others random."""
+    path = local_file(checkpoint, config.name)
+    path = weights_in_folder(path) or path
+    if path.is_dir():
+        run = RunDirectory(path)
+        there, classifier = build_sizes(run.read_config().model), read_weights(run)
+    elif not path.exists():
+        raise InputError(
+            f"checkpoint {path} does not exist; pass a run directory or an official .pth or .safetensors file."
+        )
+    else:
+        model = load_torch_checkpoint(checkpoint, config.name)
+        there, classifier = model.config, weights_of(model)
+    model = build_model(config, rngs=rngs)
+    weights = weights_of(model)
+    backbone = backbone_of_classifier(classifier, there, build_sizes(config))
+    different = _first_difference(backbone, weights["backbone"])
+    if different:
+        raise InputError(
+            f"the classifier {checkpoint} does not fit the segmenter's backbone: {different}; use the model settings "
+            "that it was trained with. Only img_size and num_classes may differ."
+        )
+    logging.warning(
+        "%s is a classifier: its weights become those of the backbone; neck, heads and maps' norms start at random.",
+        checkpoint,
+    )
+    return {**weights, "backbone": jax.tree.map(jax.numpy.asarray, backbone)}
+
+
+def _first_difference(there: Weights, here: Weights) -> str | None:
+    """Describes the first array that two sets of weights do not both have, in the same shape."""
+    shapes = [
+        {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (there, here))
+    ]
+    names = sorted(shapes[0].keys() | shapes[1].keys())
+    different = [name for name in names if shapes[0].get(name) != shapes[1].get(name)]
+    if not different:
+        return None
+    name = different[0]
+    there_, here_ = (shape.get(name, "absent") for shape in shapes)
+    return f"{counted(len(different), 'other shape')}, such as {name} ({there_} there, {here_} here)"
 
 
 def is_run(checkpoint: str | Path) -> bool:
@@ -169,21 +244,36 @@ def about_weights(checkpoint: str | Path, which: str, ema: bool | None) -> dict[
 def _check_same_model(run: RunDirectory, config: ModelConfig, head: str) -> None:
     """Raises InputError unless a run's weights fit, but for what `checkpoint_weights` changes."""
     trained = run.read_config().model
+    if trained.is_segmenter != config.is_segmenter:
+        raise InputError(_other_kind(run.path, config))
     if head == "load" and trained.num_classes != config.num_classes:
         advice = other_classes(trained.num_classes, config.num_classes)
         raise InputError(f"checkpoint {run.path} does not fit. {advice}")
-    there, here = (
-        {name: shape for name, shape in _shapes(model).items() if name != "pos_embed" and not name.startswith("head.")}
-        for model in (trained, config)
-    )
-    different = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-    if different:
-        name = different[0]
+    there, here = (_fixed_part(abstract_weights(model)) for model in (trained, config))
+    if (different := _first_difference(there, here)) is not None:
         raise InputError(
-            f"checkpoint {run.path} holds another model: {counted(len(different), 'other shape')}, such as {name} "
-            f"({there.get(name, 'absent')} there, {here.get(name, 'absent')} here); use the model settings that "
+            f"checkpoint {run.path} holds another model: {different}; use the model settings that "
             "it was trained with. Only img_size and, with a new classifier, num_classes may differ."
         )
+
+
+def _other_kind(path: Path, config: ModelConfig) -> str:
+    """Returns what to say about a segmenter's checkpoint where a classifier's is needed, or the reverse."""
+    if config.is_segmenter:
+        return (
+            f"checkpoint {path} is a classifier's, and this model is a segmenter; pass a segmenter's, or train one "
+            f"from it with --config.init_from={path}."
+        )
+    return f"checkpoint {path} is a segmenter's, and this model is a classifier; pass the config of a segmenter."
+
+
+def _fixed_part(weights: Weights) -> Weights:
+    """Returns the weights whose shapes depend neither on the image size nor on the number of classes."""
+
+    def fixed(path: tuple[Any, ...]) -> bool:
+        return path[-1] != "pos_embed" and path[0] != "head" and "conv_seg" not in path
+
+    return unflatten_dict({path: leaf for path, leaf in flatten_dict(weights).items() if fixed(path)})
 
 
 def _fitted(run: RunDirectory, weights: Weights, config: ModelConfig) -> Weights:
@@ -192,14 +282,16 @@ def _fitted(run: RunDirectory, weights: Weights, config: ModelConfig) -> Weights
     there, here = build_sizes(trained), build_sizes(config)
     if patches(trained) == patches(config):
         return weights
+    part = weights["backbone"] if config.is_segmenter else weights
+    embedding = np.asarray(part["pos_embed"])
     used = "is resized (bicubic)" if there.grid != here.grid else "is used as it is"
     logging.warning(
         "checkpoint %s was trained with %s, and this model has %s; its embedding of %d positions %s.",
-        *(run.path, patches(trained), patches(config), weights["pos_embed"].shape[1], used),
+        *(run.path, patches(trained), patches(config), embedding.shape[1], used),
     )
-    embedding = np.asarray(weights["pos_embed"])
     resized = resize_position_embedding(embedding, there.grid, here.grid, class_token=here.CLASS_TOKEN)
-    return {**weights, "pos_embed": jax.numpy.asarray(resized)}
+    part = {**part, "pos_embed": jax.numpy.asarray(resized)}
+    return {**weights, "backbone": part} if config.is_segmenter else part
 
 
 def patches(config: ModelConfig) -> str:
@@ -207,11 +299,6 @@ def patches(config: ModelConfig) -> str:
     sizes = build_sizes(config)
     rows, columns = sizes.grid
     return f"a grid of {rows} x {columns} patches, stride {getattr(sizes, 'stride', sizes.patch_size)}"
-
-
-def _shapes(config: ModelConfig) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(abstract_weights(config))
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
 
 
 def read_weights(run: RunDirectory, which: str = "best", ema: bool | None = None) -> Weights:
@@ -252,7 +339,7 @@ def _read_newest(folder: Path, like: dict[str, Weights], *, by_accuracy: bool) -
 
 
 def _manager(folder: Path, *, by_accuracy: bool) -> ocp.CheckpointManager:
-    best = accuracy_of if by_accuracy else None
+    best = score_of if by_accuracy else None
     options = ocp.CheckpointManagerOptions(create=False, read_only=True, save_interval_steps=0, best_fn=best)
     return ocp.CheckpointManager(folder, options=options)
 
@@ -342,11 +429,11 @@ def abstract_weights(config: ModelConfig) -> Weights:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes)
 
 
-def fill(model: Backbone, weights: Weights) -> Backbone:
+def fill(model: Model, weights: Weights) -> Model:
     """Returns the model with these weights."""
     return nnx.merge(nnx.graphdef(model), weights)
 
 
-def accuracy_of(metrics: Any) -> float:
+def score_of(metrics: Any) -> float:
     """Returns the number by which one checkpoint is better than another."""
-    return metrics["accuracy"]
+    return next(metrics[name] for name in SCORES if name in metrics)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from top_jax.models import BackboneConfig, DeitConfig, PlainMambaConfig, VimConfig
+from top_jax.models import BackboneConfig, DeitConfig, DenseVimConfig, PlainMambaConfig, VimConfig
 from top_jax.models.plain_mamba import STEM_WIDTH
 from top_jax.models.traversals import DIRECTIONS, condensed_grid
 
@@ -108,6 +108,7 @@ def _deit_block(config: DeitConfig, tokens: BlockTokens) -> Macs:
 
 FAMILIES: Final[dict[type[BackboneConfig], FamilyCost]] = {
     VimConfig: FamilyCost(_patches_and_head, _vim_block, streams=2),
+    DenseVimConfig: FamilyCost(_patches_and_head, _vim_block, streams=2),
     PlainMambaConfig: FamilyCost(_plain_mamba_stem_and_head, _plain_mamba_block),
     DeitConfig: FamilyCost(_patches_and_head, _deit_block),
 }

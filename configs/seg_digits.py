@@ -1,0 +1,18 @@
+"""A small dense segmenter trained from scratch on scikit-learn's digits, pasted on its two photographs.
+
+python train.py --config configs/seg_digits.py
+
+COST
+Expected mIoU: none published; ours: Measured: not run.
+
+Recipe: top_jax.recipes.seg_digits.
+"""
+
+from ml_collections import config_dict
+
+from top_jax import recipes
+
+
+def get_config() -> config_dict.ConfigDict:
+    """Patch 8: 64 tokens of a 64 x 64 scene."""
+    return recipes.seg_digits()

@@ -1,0 +1,18 @@
+"""UPerNet over PlainMamba-L1 on ADE20K, pruned as a ViT would be: seg_plain_mamba_l1 with a pruned backbone.
+
+python train.py --config configs/seg_plain_mamba_l1_evit.py --config.data.data_dir=DIR --config.init_from=RUN_OR_PTH
+
+COST
+Expected mIoU: unknown (the paper's row could not be verified). Measured: not run.
+
+Recipe: top_jax.recipes.plain_mamba_ade20k.
+"""
+
+from ml_collections import config_dict
+
+from top_jax import recipes
+
+
+def get_config() -> config_dict.ConfigDict:
+    """Keeps 0.7 of the tokens after blocks 5, 10 and 15; the schedule is ours."""
+    return recipes.plain_mamba_ade20k("l1", recipes.naive((5, 10, 15), 0.7))

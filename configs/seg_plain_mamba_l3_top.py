@@ -1,0 +1,18 @@
+"""UPerNet over PlainMamba-L3 on ADE20K, with token pruning: seg_plain_mamba_l3 with a pruned backbone.
+
+python train.py --config configs/seg_plain_mamba_l3_top.py --config.data.data_dir=DIR --config.init_from=RUN_OR_PTH
+
+COST
+Expected mIoU: 48.6 % (second-hand from the paper, at an unknown schedule). Measured: not run.
+
+Recipe: top_jax.recipes.plain_mamba_ade20k.
+"""
+
+from ml_collections import config_dict
+
+from top_jax import recipes
+
+
+def get_config() -> config_dict.ConfigDict:
+    """Keeps 0.7 of the tokens after blocks 6, 12 and 18; the schedule is ours."""
+    return recipes.plain_mamba_ade20k("l3", recipes.top((6, 12, 18), 0.7))

@@ -1,0 +1,18 @@
+"""UPerNet over ViM-T on ADE20K, dense: the official segmentation recipe, from ImageNet weights.
+
+python train.py --config configs/seg_vim_t.py --config.data.data_dir=DIR --config.init_from=RUN_OR_PTH
+
+COST
+Expected mIoU: 41.0 % (published by the authors, from memory; their variant). Measured: not run.
+
+Recipe: top_jax.recipes.vim_ade20k.
+"""
+
+from ml_collections import config_dict
+
+from top_jax import recipes
+
+
+def get_config() -> config_dict.ConfigDict:
+    """32 images per step over all devices."""
+    return recipes.vim_ade20k("tiny")

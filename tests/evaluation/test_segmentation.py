@@ -1,0 +1,80 @@
+"""Areas and mIoU by hand, and labels of windows against logits of the whole image."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from top_jax.evaluation.segmentation import areas, iou, make_predict, numbers, per_class
+from top_jax.models import create_segmenter
+from top_jax.models.resizing import resize
+from top_jax.models.sliding import cut_windows, labels_of_windows, window_starts
+from top_jax.models.weights import weights_of
+
+IGNORED, CLASSES = 255, 5
+
+
+def test_areas_by_hand():
+    """Class 3 occurs nowhere, 4 only in the prediction, and a masked image and an ignored pixel count nothing."""
+    label = jnp.array([[[0, 0, 1, 2]], [[0, 1, IGNORED, 2]], [[1, 1, 1, 1]]], jnp.uint8)
+    prediction = jnp.array([[[0, 1, 1, 2]], [[0, 4, 4, 2]], [[0, 0, 0, 0]]], jnp.int32)
+    found = areas(prediction, label, jnp.array([1.0, 1, 0]), jnp.array([5, 6, -1]), num_classes=CLASSES)
+    assert found["intersection"].tolist() == [2, 1, 2, 0, 0]
+    assert found["predicted"].tolist() == [2, 2, 2, 0, 1] and found["labelled"].tolist() == [3, 2, 2, 0, 0]
+    assert (found["count"], found["unreadable"]) == (2, 0)
+    ious = [2 / 3, 1 / 3, 1.0, 0.0]
+    assert iou(found)[[0, 1, 2, 4]] == pytest.approx(ious) and np.isnan(iou(found)[3])
+    shares = numbers(found)
+    assert shares["miou"] == pytest.approx(np.mean(ious))
+    assert shares["mean_accuracy"] == pytest.approx(np.mean([2 / 3, 1 / 2, 1]))
+    assert shares["pixel_accuracy"] == pytest.approx(5 / 7)
+    rows = per_class(found, "abcde")
+    assert rows[3] == {"name": "d", "iou": None, "accuracy": None, "share": 0.0} and rows[4]["accuracy"] is None
+
+
+def test_nothing_labelled():
+    sums = {name: np.zeros(3) for name in ("intersection", "predicted", "labelled")}
+    assert numbers(sums) == {"miou": 0.0, "mean_accuracy": 0.0, "pixel_accuracy": 0.0}
+
+
+@pytest.mark.parametrize(
+    "size, crop, stride, starts",
+    [
+        ((8, 8), (8, 8), 5, [(0, 0)]),
+        ((8, 14), (8, 8), 5, [(0, 0), (0, 5), (0, 6)]),
+        ((6, 9), (8, 8), 8, [(0, 0), (0, 1)]),
+    ],
+)
+def test_window_starts(size, crop, stride, starts):
+    """As mmseg: the last window is moved back into the image."""
+    assert list(window_starts(size, crop, stride)) == starts
+
+
+@pytest.mark.parametrize("image_size, size", [((12, 17), (25, 31)), ((12, 8), (12, 8)), ((6, 20), (40, 70))])
+def test_labels_of_windows(image_size, size):
+    """Summed over windows on a canvas, divided by their count, resized, argmax: as mmseg does it."""
+    crop, stride, key = (8, 8), 5, jax.random.key(0)
+    starts = window_starts(image_size, crop, stride)
+    logits = [jax.random.normal(jax.random.fold_in(key, i), (2, 4, 4, 3)) for i in range(len(starts))]
+    canvas = np.zeros((2, max(8, image_size[0]), max(8, image_size[1]), 3))
+    count = np.zeros((*canvas.shape[1:3], 1))
+    for one, (top, left) in zip(logits, starts, strict=True):
+        canvas[:, top : top + 8, left : left + 8] += np.asarray(resize(one, crop))
+        count[top : top + 8, left : left + 8] += 1
+    mean = (canvas / np.maximum(count, 1))[:, : image_size[0], : image_size[1]]
+    want = np.argmax(resize(jnp.asarray(mean, jnp.float32), size), axis=-1)
+    found = labels_of_windows(logits, image_size, crop, stride, size)
+    assert found.shape == want.shape and np.mean(found != want) < 1e-3
+    images = jnp.ones((2, *image_size, 3))
+    assert [window.shape for window in cut_windows(images, crop, stride)] == [(2, 8, 8, 3)] * len(starts)
+
+
+@pytest.mark.parametrize("name, patch", [("vim_tiny", 8), ("plain_mamba_l1", 16)])
+def test_predict(name, patch):
+    """An image of the model's size: the arguments of the maxima of the model's own logits."""
+    model = create_segmenter(name, num_classes=3, img_size=32, patch_size=patch, embed_dim=16, depth=4, channels=8)
+    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    found = make_predict(model)(weights_of(model), images, (32, 32))
+    assert np.mean(found == np.argmax(model(images), axis=-1)) > 0.999
+    wide = make_predict(model)(weights_of(model), jnp.concatenate([images, images], axis=2), (40, 70))
+    assert wide.shape == (2, 40, 70)

@@ -1,0 +1,108 @@
+"""The loss of a segmenter against mmseg's, its memory, and what the optimizer does to its parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from top_jax import create_segmenter
+from top_jax.config import OptimizerConfig
+from top_jax.memory import program_memory
+from top_jax.models.resizing import resize
+from top_jax.models.weights import weights_of
+from top_jax.training.optimizer import decay_mask, depth_scales, learning_rate_schedule
+from top_jax.training.segmentation import IGNORED, losses, pixel_loss
+
+
+def plain_loss(logits, label):
+    """The same by `optax`, with the whole resized array and automatic differentiation."""
+    resized, counted = resize(logits, label.shape[1:]), label < logits.shape[-1]
+    entropy = optax.softmax_cross_entropy_with_integer_labels(resized, jnp.where(counted, label, 0).astype(jnp.int32))
+    return jnp.mean(entropy * counted, axis=(1, 2))
+
+
+@pytest.mark.parametrize("size, label_size", [((5, 7), (20, 28)), ((9, 6), (37, 17)), ((8, 8), (8, 8))])
+def test_loss_and_gradient(size, label_size):
+    """Whole and broken ratios, rows that are no multiple of the chunk, ignored pixels, and weights of images."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    logits = 3 * jax.random.normal(keys[0], (2, *size, 5))
+    label = jax.random.randint(keys[1], (2, *label_size), 0, 6)
+    label = jnp.where(label == 5, IGNORED, label).astype(jnp.uint8)
+    share = jnp.array([0.25, 0.75])
+    ours, slope = jax.value_and_grad(lambda x: jnp.sum(pixel_loss(x, label).loss * share))(logits)
+    want, wanted = jax.value_and_grad(lambda x: jnp.sum(plain_loss(x, label) * share))(logits)
+    np.testing.assert_allclose(ours, want, rtol=1e-6)
+    np.testing.assert_allclose(slope, wanted, atol=1e-6 * float(jnp.max(jnp.abs(wanted))))
+
+
+def test_all_ignored_is_zero():
+    logits, label = jnp.ones((1, 4, 4, 3)), jnp.full((1, 16, 16), IGNORED, jnp.uint8)
+    found, slope = jax.value_and_grad(lambda x: jnp.sum(pixel_loss(x, label).loss))(logits)
+    assert found == 0 and not np.any(slope)
+    assert float(pixel_loss(logits, label).labelled[0]) == 0
+
+
+def test_memory_of_the_loss():
+    """Less than one float32 array [B, H, W, classes], forward and backward together."""
+    logits, label = jnp.zeros((2, 32, 32, 40)), jnp.zeros((2, 128, 128), jnp.uint8)
+    step = jax.jit(jax.value_and_grad(lambda x: jnp.sum(pixel_loss(x, label).loss)))
+    temporaries = program_memory(step.lower(logits).compile())["temporaries"]
+    whole = 2 * 128 * 128 * 40 * 4
+    assert 0 < temporaries < whole, f"{temporaries} of {whole}"
+
+
+# mmcv 1.7.1's PolyLrUpdaterHook, run: step -> share of the peak rate.
+POLY = {
+    60_000: {0: 1e-6, 1: 6.67654872e-4, 749: 0.493100483, 1499: 0.974366656, 1500: 0.975, 30_000: 0.5, 59_999: 1 / 6e4},
+    160_000: {0: 1e-6, 2: 1.33431532e-3, 1499: 0.98997083, 1501: 0.990618750, 80_000: 0.5, 159_999: 6.25e-6},
+}
+
+
+@pytest.mark.parametrize("total", POLY)
+def test_schedule_is_mmcvs(total):
+    peak = 6e-5
+    rates = dict(learning_rate=peak, warmup_learning_rate=1e-6 * peak, min_learning_rate=0.0)
+    config = OptimizerConfig(schedule="poly", warmup_steps=1500, **rates)
+    schedule = learning_rate_schedule(config, batch_size=16, total_steps=total, steps_per_epoch=100.0)
+    found = {step: float(schedule(step)) / peak for step in POLY[total]}
+    assert found == pytest.approx(POLY[total], rel=2e-5, abs=2e-9)
+
+
+def micro(name="vim_tiny", **settings):
+    sizes = dict(
+        img_size=32, patch_size=8 if name == "vim_tiny" else 16, embed_dim=16, depth=4, channels=8, aux_channels=8
+    )
+    return create_segmenter(name, num_classes=3, **sizes, **settings)
+
+
+def test_layer_decay():
+    """By block as for classifiers; `official` lowers the stem alone."""
+    params = weights_of(micro())
+    scales = depth_scales(params, 0.5)
+    blocks = [scales["backbone"]["blocks"][i]["norm"]["scale"] for i in range(4)]
+    assert blocks == [0.5**4, 0.5**3, 0.5**2, 0.5]
+    assert scales["backbone"]["pos_embed"] == 0.5**5
+    assert set(jax.tree.leaves([scales[name] for name in scales if name != "backbone"])) == {1.0}
+    official = depth_scales(params, 0.5, "official")
+    assert set(jax.tree.leaves(official["backbone"]["blocks"])) == {1.0}
+    assert official["backbone"]["pos_embed"] == official["backbone"]["patch_embed"]["proj"]["kernel"] == 0.5**5
+
+
+def test_weight_decay():
+    """None on what PlainMamba's authors leave out; all convolutions and linear layers of the heads."""
+    mask = decay_mask(weights_of(micro("plain_mamba_l1")))
+    mixer = jax.tree_util.tree_leaves_with_path(mask["backbone"])
+    names = ("A_log", "D", "direction_Bs", "pos_embed")
+    assert {value for path, value in mixer if path[-1].key in names} == {False}
+    assert not any(jax.tree.leaves(mask["map_norms"]))
+    assert mask["decode_head"]["fpn_bottleneck"]["conv"]["kernel"]
+
+
+def test_losses_of_a_model():
+    """The auxiliary loss is weighted, and counts nothing without its head."""
+    images, label = jnp.ones((2, 32, 32, 3)), jnp.zeros((2, 32, 32), jnp.uint8)
+    found = losses(micro(), images, label, None, aux_weight=0.4)
+    alone = losses(micro(), images, label, None, aux_weight=0.0)["loss"]
+    np.testing.assert_allclose(found["loss"], alone + 0.4 * found["auxiliary_loss"], rtol=1e-6)
+    assert "auxiliary_loss" not in losses(micro(aux_channels=0), images, label, None, aux_weight=0.4)

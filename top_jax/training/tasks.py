@@ -1,0 +1,55 @@
+"""What classification and segmentation do differently in a run: how a model is evaluated, and by which number."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Final
+
+from flax import nnx
+
+from top_jax.config import DataConfig, ModelConfig
+from top_jax.evaluation import accuracy, segmentation
+
+EvalStep = Callable[[Any, Any], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One of the two.
+
+    Attributes:
+        score: name of the number of an evaluation by which one checkpoint is better than another.
+        title: what a person calls it.
+        shown: metrics of a step that are shown beside the progress bar.
+        make_eval_step: builds the step of an evaluation, of a model (shapes are enough) and the config's data section.
+        summarize: makes an evaluation's numbers of the sums over its steps.
+    """
+
+    score: str
+    title: str
+    shown: tuple[str, ...]
+    make_eval_step: Callable[[Any, DataConfig], EvalStep]
+    summarize: Callable[[dict[str, Any]], dict[str, Any]]
+
+
+CLASSIFICATION: Final = Task(
+    score="accuracy",
+    title="accuracy",
+    shown=("loss", "accuracy"),
+    make_eval_step=lambda model, data: accuracy.make_eval_step(nnx.graphdef(model), data),
+    summarize=accuracy.accuracies,
+)
+SEGMENTATION: Final = Task(
+    score="miou",
+    title="mIoU",
+    shown=("loss", "pixel_accuracy"),
+    make_eval_step=segmentation.make_eval_step,
+    summarize=segmentation.numbers,
+)
+TASKS: Final = (CLASSIFICATION, SEGMENTATION)
+
+
+def task_of(config: ModelConfig) -> Task:
+    """Returns what a model of these settings is trained for."""
+    return SEGMENTATION if config.is_segmenter else CLASSIFICATION
