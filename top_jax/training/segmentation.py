@@ -18,7 +18,7 @@ import numpy as np
 
 from top_jax.data import IGNORED
 from top_jax.models.resizing import bilinear_matrix, combined, taps_of
-from top_jax.typing import Array, Float, PixelLabels
+from top_jax.typing import Array, Float, Images, PixelLabels
 
 ROWS: Final = 16  # of the resized logits of each image that exist at a time
 
@@ -39,7 +39,7 @@ class PixelLoss(NamedTuple):
     labelled: Float[Array, " B"]
 
 
-def losses(model: Any, images: Float[Array, "B H W 3"], label: PixelLabels, keys: Any, aux_weight: float) -> dict[str, Any]:
+def losses(model: Any, images: Images, label: PixelLabels, keys: Any, aux_weight: float) -> dict[str, Any]:
     """Returns the parts of a training step's loss, each float32 `[B]`.
 
     Args:
