@@ -1,5 +1,6 @@
 """One file for a whole dataset: the records are those of the original sources."""
 
+import dataclasses
 import errno
 import io
 import zipfile
@@ -9,7 +10,8 @@ import pytest
 from PIL import Image
 
 from top_jax.config import DataConfig
-from top_jax.data.sources import DigitsSource, PackedSource, Record, open_source
+from top_jax.data.pipeline import reader_of
+from top_jax.data.sources import DigitsSource, PackedSource, Record, is_dense, open_source
 from top_jax.data.sources.packed import pack
 from top_jax.errors import InputError
 
@@ -141,6 +143,36 @@ def test_refuses(file, tmp_path):
             PackedSource(tmp_path / name, "train")
     with pytest.raises(InputError, match="--config.data.data_dir=FILE.npz"):
         open_source(DataConfig(source="packed"), train=True)
+
+
+LABEL_MAPS = DataConfig(source="digit_scenes", ignore_label=200)
+
+
+def test_label_maps(tmp_path):
+    """The batches of the packed file are those of the source."""
+    path = tmp_path / "scenes.npz"
+    source = open_source(LABEL_MAPS, train=False)
+    few = [source[i] for i in range(4)]
+
+    class Few(type(source)):
+        def __len__(self):
+            return len(few)
+
+    pack(path, "scenes", {"test": Few("test")}, config=LABEL_MAPS)
+    config = dataclasses.replace(LABEL_MAPS, source="packed", data_dir=str(path))
+    packed = open_source(config, train=False)
+    assert is_dense(packed) and (len(packed), packed.class_names) == (4, source.class_names)
+    assert packed.label_size(1) == (64, 64) and "record 1" in packed.describe_labels(1)
+    readers = [reader_of(one, config, (64, 64)) for one in (packed, source)]
+    for index in range(4):
+        assert all(np.array_equal(*pair) for pair in zip(*(one.pixels(index) for one in readers), strict=True))
+    with pytest.raises(InputError, match="ignore_label=200.*255 here"):
+        open_source(dataclasses.replace(config, ignore_label=255), train=False)
+    with np.load(path) as file:
+        contents = dict(file)
+    np.savez(path, **contents | {"test/map_ends": contents["test/map_ends"][:3]})
+    with pytest.raises(InputError, match="contradict"):
+        open_source(config, train=False)
 
 
 class Broken(Encoded):

@@ -28,6 +28,8 @@ from top_jax.data import (
     prepare_image,
     train_batches,
 )
+from top_jax.data.inspection import inspect_split
+from top_jax.data.loader_speed import stages
 from top_jax.data.pipeline import reader_of
 from top_jax.data.sources import segmentation_folder
 from top_jax.errors import InputError
@@ -327,6 +329,30 @@ def test_a_folder_of_another_layout(tmp_path, case):
     change(tmp_path / "data")
     with pytest.raises(InputError, match=message):
         open_source(dataclasses.replace(config, **settings), train=True)
+
+
+def test_what_doctor_reports(tmp_path):
+    config = dataclasses.replace(folder(tmp_path, classes="sky\nground\nwater\n"), eval_share=0.01)
+    source = open_source(config, train=True)
+    names = [tmp_path / "annotations" / f"{stem}.png" for stem in source.stems()]
+    save(names[0], np.full((20, 30), 255, np.uint8))
+    save(names[1], np.full((20, 30), 7, np.uint8))
+    save(names[2], np.zeros((21, 30), np.uint8))
+    names[3].write_bytes(names[3].read_bytes()[:50])
+    found = inspect_split(source, config=config)
+    assert (found.labels_read, found.smallest_class, found.largest_class, found.classes_without_images) == (3, 0, 2, 1)
+    assert found.ignored == pytest.approx(600 / (600 + 630 + 600))
+    assert all(names[i].name in line for i, line in zip((1, 2), found.refused, strict=True))
+    [line] = found.unreadable
+    assert names[3].name in line
+    assert (found.decoded, found.shorter_side) == (5, (20, 20, 20))
+
+
+def test_stages_of_the_loader(scenes):
+    found = stages(scenes, SCENES, AugmentConfig(photometric=True), (32, 32))
+    assert len(found) == 3
+    for stage in found.values():
+        stage(0)
 
 
 class TestAde20k:

@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> None:
     if sources:
         report["data"] = inspect(config, sources)
         doctor_text.show_data(report["data"])
-        if report["data"]["train"]["shorter_side"] is not None:
+        if report["data"]["train"]["shorter_side"] is not None and not report["data"]["train"]["refused"]:
             report["loader"] = measure_loader(config, sources["train"])
             doctor_text.show_loader(report["loader"])
         if _STEP.value:
@@ -124,9 +124,7 @@ def inspect(config: RunConfig, sources: dict[str, Any]) -> dict[str, Any]:
         official = None if dataset is None else inspection.published_images(dataset, config.data, train=train)
         total = inspection.records_to_read(source, _SAMPLE.value)
         with terminal.progress(f"looking at {source.name}", total) as advance:
-            found = inspection.inspect_split(
-                source, sample=_SAMPLE.value, max_pixels=config.data.max_pixels, on_image=advance
-            )
+            found = inspection.inspect_split(source, sample=_SAMPLE.value, config=config.data, on_image=advance)
         splits[split] = {**dataclasses.asdict(found), "official_images": official}
         if dataset is not None and official is not None:
             notes.append(inspection.completeness(split, found.images, dataset, official))
@@ -217,6 +215,8 @@ def _problems(config: RunConfig, sources: dict[str, Any], splits: dict[str, Any]
                 f"{split} has unreadable images, such as {found['unreadable'][0]}; replace them, or pass "
                 "--config.data.on_corrupt=skip"
             )
+        if found["refused"]:
+            yield found["refused"][0].rstrip(".")
         if found["classes"] != config.model.num_classes:
             yield (
                 f"{found['source']} has {found['classes']} classes and the model {config.model.num_classes}; "
@@ -237,8 +237,10 @@ def _problems(config: RunConfig, sources: dict[str, Any], splits: dict[str, Any]
 
 def _img_size(config: RunConfig) -> tuple[int, int]:
     from top_jax.build import build_sizes
+    from top_jax.values import height_width
 
-    return build_sizes(config.model).img_size
+    size = build_sizes(config.model).img_size
+    return size if config.data.crop_size is None else height_width("data.crop_size", config.data.crop_size)
 
 
 if __name__ == "__main__":

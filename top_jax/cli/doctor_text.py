@@ -35,6 +35,8 @@ def show_data(data: dict[str, Any]) -> None:
     table.add_row("classes", *[f"{found['classes']:,}" for found in splits])
     table.add_row("labels read", *[f"{found['labels_read']:,}" for found in splits])
     table.add_row("images per class", *[f"{f['smallest_class']:,} to {f['largest_class']:,}" for f in splits])
+    if splits[0]["ignored"] is not None:
+        table.add_row("ignored pixels", *[f"{found['ignored']:.1%}" for found in splits])
     table.add_row("decoded", *[f"{f['decoded'] - f['decoded_unreadable']} of {f['decoded']} tried" for f in splits])
     table.add_row("shorter side", *[_sides(found["shorter_side"]) for found in splits])
     table.show()
@@ -98,15 +100,15 @@ def show_verdict(verdict: dict[str, Any]) -> None:
 
 
 def _show_gaps(split: str, found: dict[str, Any]) -> None:
-    """Prints the classes without images, and the images that cannot be read."""
+    """Prints the classes without images, and the images and label maps that cannot be read or used."""
     if empty := found["classes_without_images"]:
         of = "" if found["labels_read"] == found["images"] else f" among the {found['labels_read']:,} images read"
         _say(f"{split}: {empty:,} of {found['classes']:,} classes have no image{of}")
-    unreadable = found["unreadable"]
-    for line in unreadable[:UNREADABLE_SHOWN]:
-        _say(f"{split}: unreadable: {line}")
-    if len(unreadable) > UNREADABLE_SHOWN:
-        _say(f"{split}: and {len(unreadable) - UNREADABLE_SHOWN} more, all of them named in the --json file")
+    for kind in ("unreadable", "refused"):
+        for line in found[kind][:UNREADABLE_SHOWN]:
+            _say(f"{split}: {kind}: {line}")
+        if (more := len(found[kind]) - UNREADABLE_SHOWN) > 0:
+            _say(f"{split}: and {more} more, all of them named in the --json file")
 
 
 def _sides(sides: tuple[int, int, int] | None) -> str:

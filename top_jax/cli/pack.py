@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     runner.check_json(_JSON.value, path)
     splits = {data.train_split: open_source(data, train=True), data.eval_split: open_source(data, train=False)}
     with terminal.progress("packing", sum(map(len, splits.values()))) as advance:
-        pack(path, data.name or data.source, splits, on_images=advance)
+        pack(path, data.name or data.source, splits, config=data, on_images=advance)
     report = {
         "file": str(path),
         "bytes": path.stat().st_size,

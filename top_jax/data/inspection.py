@@ -9,18 +9,25 @@ from typing import Final
 
 import numpy as np
 
-from top_jax.config import MAX_PIXELS, DataConfig
+from top_jax.config import DataConfig
 from top_jax.data import transforms
-from top_jax.data.sources import DigitsSource, HuggingFaceSource, ImageFolderSource, Source
+from top_jax.data.segmentation import IGNORED, SegmentationReader
+from top_jax.data.sources import DigitsSource, HuggingFaceSource, ImageFolderSource, Source, is_dense
+from top_jax.data.sources.segmentation_folder import ADE20K_CLASSES, ADE20K_IMAGES
+from top_jax.errors import InputError
 
+MOST_MAPS: Final = 2_000  # label maps read: 5 ms each
 MOST_LABELS: Final = 10_000  # labels read from inside records: reading all of ImageNet's would take many minutes
 LABELLED: Final = (DigitsSource, HuggingFaceSource, ImageFolderSource)  # sources that know their labels
+DEFAULT: Final = DataConfig()
 _WNID: Final = re.compile(r"n\d{8}")  # a WordNet id, the name of an ImageNet class folder
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitReport:
     """Contents of one split.
+
+    Where pixels are labelled, an image counts for every class that it shows.
 
     Attributes:
         source: name of the source.
@@ -34,6 +41,8 @@ class SplitReport:
         decoded_unreadable: number of these that could not be decoded.
         unreadable: for each image that could not be read or decoded, its place and the reason.
         shorter_side: smallest, median and largest shorter side of the decoded images, in pixels; None without any.
+        ignored: share of the pixels of the labels read that are not counted; None where images are labelled.
+        refused: for each label map that cannot serve, or has another size than its image, what is wrong.
     """
 
     source: str
@@ -47,11 +56,13 @@ class SplitReport:
     decoded_unreadable: int
     unreadable: tuple[str, ...]
     shorter_side: tuple[int, int, int] | None
+    ignored: float | None = None
+    refused: tuple[str, ...] = ()
 
 
 def records_to_read(source: Source, sample: int) -> int:
     """Returns the number of images that `inspect_split` opens, for a progress bar."""
-    labels = 0 if isinstance(source, LABELLED) else min(MOST_LABELS, len(source))
+    labels = 0 if isinstance(source, LABELLED) else min(MOST_MAPS if is_dense(source) else MOST_LABELS, len(source))
     return labels + min(sample, len(source))
 
 
@@ -59,35 +70,46 @@ def inspect_split(
     source: Source,
     *,
     sample: int = 64,
-    max_pixels: int = MAX_PIXELS,
+    config: DataConfig = DEFAULT,
     on_image: Callable[[int], None] = lambda images: None,
 ) -> SplitReport:
     """Inspects a split without reading all of it.
 
     All labels are counted if the source knows them without reading its images (an image folder, the digits), else
-    those of at most `MOST_LABELS` records, evenly spread.
+    those of at most `MOST_LABELS` records, or `MOST_MAPS` label maps, evenly spread.
 
     Args:
         source: the split.
         sample: largest number of images to decode.
-        max_pixels: an image with more pixels counts as unreadable.
+        config: the largest number of pixels that counts as readable, and what the values of label maps mean.
         on_image: called with 1 after each opened image.
     """
     broken: dict[int, str] = {}
-    labels = _labels(source, broken, on_image)
-    per_class = np.bincount(labels, minlength=source.num_classes)
+    refused: dict[int, str] = {}
+    reader, ignored = None, None
+    if is_dense(source):
+        reader = SegmentationReader(source, config, (1, 1))
+        per_class, ignored, read = _maps(reader, broken, refused, on_image)
+    else:
+        labels = _labels(source, broken, on_image)
+        per_class, read = np.bincount(labels, minlength=source.num_classes), len(labels)
     chosen, sides = spread(len(source), sample), []
     for index in chosen:
         try:
-            sides.append(min(transforms.decode(source[index].image, max_pixels=max_pixels).size))
+            image = transforms.decode(source[index].image, **config.decoding())
+            sides.append(min(image.size))
+            if reader is not None and index not in refused:
+                reader.check_size(index, image, reader.source.label_size(index))
         except transforms.DECODE_ERRORS as error:
-            broken[index] = f"{source.describe(index)} ({error})"
+            broken.setdefault(index, f"{source.describe(index)} ({error})")
+        except InputError as error:
+            refused[index] = str(error)
         on_image(1)
     return SplitReport(
         source=source.name,
         images=len(source),
         classes=source.num_classes,
-        labels_read=len(labels),
+        labels_read=read,
         smallest_class=int(per_class.min()),
         largest_class=int(per_class.max()),
         classes_without_images=int((per_class == 0).sum()),
@@ -95,7 +117,30 @@ def inspect_split(
         decoded_unreadable=len(chosen) - len(sides),
         unreadable=tuple(broken[index] for index in sorted(broken)),
         shorter_side=(min(sides), int(np.median(sides)), max(sides)) if sides else None,
+        ignored=ignored,
+        refused=tuple(refused[index] for index in sorted(refused)),
     )
+
+
+def _maps(
+    reader: SegmentationReader, broken: dict[int, str], refused: dict[int, str], on_image: Callable[[int], None]
+) -> tuple[np.ndarray, float, int]:
+    """Returns the images that show each class [classes], the share of ignored pixels, and the label maps read."""
+    source = reader.source
+    per_class, ignored, pixels, read = np.zeros(source.num_classes, np.int64), 0, 0, 0
+    for index in spread(len(source), MOST_MAPS):
+        try:
+            classes = reader.classes(index)
+        except transforms.DECODE_ERRORS as error:
+            broken[index] = f"{source.describe_labels(index)} ({error})"
+        except InputError as error:
+            refused[index] = str(error)
+        else:
+            counts = np.bincount(classes.ravel(), minlength=IGNORED + 1)
+            per_class += counts[: source.num_classes] > 0
+            ignored, pixels, read = ignored + int(counts[IGNORED]), pixels + classes.size, read + 1
+        on_image(1)
+    return per_class, ignored / max(pixels, 1), read
 
 
 def spread(images: int, count: int) -> list[int]:
@@ -130,15 +175,18 @@ class PublishedDataset:
     images: Mapping[str, int]
 
 
-# By TFDS name. Sources: image-net.org, ILSVRC 2012, and cs.toronto.edu/~kriz/cifar.html.
+# By TFDS name, or by source. Sources: image-net.org, ILSVRC 2012, cs.toronto.edu/~kriz/cifar.html, and ADE20K's paper.
 PUBLISHED: Final = {
     "imagenet2012": PublishedDataset("ImageNet-1K", 1000, {"train": 1_281_167, "validation": 50_000}),
     "cifar10": PublishedDataset("CIFAR-10", 10, {"train": 50_000, "test": 10_000}),
+    "ade20k": PublishedDataset("ADE20K", ADE20K_CLASSES, ADE20K_IMAGES),
 }
 
 
 def published_dataset(config: DataConfig, source: Source) -> PublishedDataset | None:
     """Returns the published dataset that `source` claims to be: by its TFDS name, or as 1,000 WordNet id folders."""
+    if config.source == "ade20k":
+        return PUBLISHED["ade20k"]
     if config.source == "tfds":
         return PUBLISHED.get(re.split("[:/]", config.name or "")[0])
     if has_wnid_classes(source):

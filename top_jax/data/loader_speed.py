@@ -12,8 +12,8 @@ import numpy as np
 
 from top_jax.config import AugmentConfig, DataConfig
 from top_jax.data import transforms
-from top_jax.data.examples import ExampleReader
-from top_jax.data.pipeline import available_cores, train_batches, worker_count
+from top_jax.data.pipeline import available_cores, reader_of, train_batches, worker_count
+from top_jax.data.segmentation import SegmentationReader
 from top_jax.data.sources import Source
 from top_jax.values import counted
 
@@ -72,12 +72,15 @@ def stages(
     def read_and_decode(index: int) -> None:
         try:
             transforms.decode(source[index].image, **config.decoding())
+            if isinstance(reader, SegmentationReader):
+                reader.classes(index)
         except transforms.DECODE_ERRORS:
             pass  # its time counts; the inspection names the image
 
     config = dataclasses.replace(config, on_corrupt="skip")
+    reader = reader_of(source, config, size)
     found = {"read + decode": read_and_decode, "read + decode + crop": _training(source, config, PLAIN, size)}
-    if augment.rand_augment is not None or augment.color_jitter:
+    if augment.rand_augment is not None or augment.color_jitter or augment.photometric:
         found["read + decode + crop + augment"] = _training(source, config, augment, size)
     return found
 
@@ -205,5 +208,5 @@ def _remedy(cores_needed: int, at_work: Lanes) -> str:
 
 
 def _training(source: Source, config: DataConfig, augment: AugmentConfig, size: transforms.Size) -> Callable[..., Any]:
-    reader = ExampleReader(source, config, size, augment)
+    reader = reader_of(source, config, size, augment)
     return lambda index: reader.random(index, np.random.default_rng(index))

@@ -11,6 +11,7 @@ import math
 from typing import Final, TypedDict
 
 import numpy as np
+from PIL import Image
 
 from top_jax.config import AugmentConfig, DataConfig
 from top_jax.data import segmentation_transforms as dense
@@ -150,10 +151,18 @@ class SegmentationReader:
         Raises:
             InputError: it cannot be read.
         """
-        reader = dataclasses.replace(self, config=dataclasses.replace(self.config, on_corrupt="raise"))
-        found = reader._read(index)
-        assert found is not None
+        found = dataclasses.replace(self, config=dataclasses.replace(self.config, on_corrupt="raise"))._read(index)
+        assert found is not None  # or `_read` has raised
         return found[0], found[1]
+
+    def classes(self, index: int) -> np.ndarray:
+        """Returns the classes of label map `index`, uint8 [H, W].
+
+        Raises:
+            OSError: it is missing or damaged.
+            InputError: it is of another kind, or a value stands for no class.
+        """
+        return self._classes(index, self.source[index].label)
 
     def problem(self, index: int) -> str:
         """Returns a line that names image `index` or its label map, and says why it cannot be read."""
@@ -181,14 +190,19 @@ class SegmentationReader:
                 f"unreadable: {self.problem(index)}. Replace or remove it, or pass --config.data.on_corrupt=skip to "
                 "train without it."
             ) from error
-        if (image.height, image.width) != labels.shape:
-            turned = (image.width, image.height) == labels.shape and transforms.IGNORED in image.info
-            remedy = "turn the image with --config.data.exif_rotate=True" if turned else "both must be of one size"
-            raise InputError(
-                f"{self.source.describe(index)} has {image.width} x {image.height} pixels, and "
-                f"{self.source.describe_labels(index)} {labels.shape[1]} x {labels.shape[0]}; {remedy}."
-            )
+        self.check_size(index, image, labels.shape)
         return np.asarray(image), labels, image.info.get(transforms.IGNORED, 0)
+
+    def check_size(self, index: int, image: Image.Image, size: tuple[int, ...]) -> None:
+        """Raises InputError unless an image has the (height, width) `size` of its label map."""
+        if (image.height, image.width) == size:
+            return
+        turned = (image.width, image.height) == size and transforms.IGNORED in image.info
+        remedy = "turn the image with --config.data.exif_rotate=True" if turned else "both must be of one size"
+        raise InputError(
+            f"{self.source.describe(index)} has {image.width} x {image.height} pixels, and "
+            f"{self.source.describe_labels(index)} {size[1]} x {size[0]}; {remedy}."
+        )
 
     def _classes(self, index: int, stored: int | bytes | np.ndarray) -> np.ndarray:
         try:

@@ -14,7 +14,7 @@ from top_jax.data.sources.digit_scenes import DigitScenesSource
 from top_jax.data.sources.digits import DigitsSource
 from top_jax.data.sources.huggingface import HuggingFaceSource
 from top_jax.data.sources.image_folder import ImageFolderSource, check_same_classes, open_part
-from top_jax.data.sources.packed import PackedSource
+from top_jax.data.sources.packed import PackedDenseSource, PackedSource, open_packed
 from top_jax.data.sources.segmentation_folder import SegmentationFolderSource
 from top_jax.data.sources.tfds import TfdsSource, how_to_prepare
 from top_jax.errors import InputError
@@ -25,6 +25,7 @@ __all__ = [
     "DigitsSource",
     "HuggingFaceSource",
     "ImageFolderSource",
+    "PackedDenseSource",
     "PackedSource",
     "Record",
     "SegmentationFolderSource",
@@ -165,4 +166,4 @@ def _open_hf(config: DataConfig, split: str) -> Source:
 def _open_packed(config: DataConfig, split: str) -> Source:
     if config.data_dir is None:
         raise InputError("where is the file? Pass --config.data.data_dir=FILE.npz, as top-jax pack writes.")
-    return PackedSource(config.data_dir, split)
+    return open_packed(config.data_dir, split, config)

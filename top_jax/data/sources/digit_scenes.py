@@ -59,7 +59,7 @@ class DigitScenesSource:
         rng = np.random.default_rng((SEED, self._split == "train", index))
         scene = self._background(rng)
         labels = np.zeros((SIDE, SIDE), np.uint8)
-        others = rng.integers(len(self), size=int(rng.integers(DIGITS[0] - 1, DIGITS[1])))
+        others = rng.integers(len(self._ink), size=int(rng.integers(DIGITS[0] - 1, DIGITS[1])))
         taken = np.zeros((SIDE, SIDE), bool)
         for digit in (index, *others):
             self._draw(int(digit), scene, labels, taken, rng)
