@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from top_jax.models import initializers as init
 from top_jax.models.layers import BatchNorm, Dropout2d
-from top_jax.models.resizing import Map, adaptive_average_pool, resize, size_of
+from top_jax.models.resizing import AnyMap, Map, Resized, adaptive_average_pool, resize, size_of
 from top_jax.typing import Array, Float
 
 POOL_SCALES: Final = (1, 2, 3, 6)
@@ -41,7 +41,7 @@ class ConvModule(nnx.Module):
         )
         self.bn = BatchNorm(outputs)
 
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Float[Array, "B H W inputs"]) -> Float[Array, "B H W outputs"]:
         """Maps `[B, H, W, inputs]` to `[B, H, W, outputs]`, in the module's dtype."""
         return jax.nn.relu(self.bn(self.conv(x)))
 
@@ -96,20 +96,17 @@ class UPerHead(nnx.Module):
             rngs: source of the weights.
         """
 
-        def convs(sides: Sequence[int], side: int) -> nnx.List[ConvModule]:
-            return nnx.List([ConvModule(width, channels, side, dtype=dtype, rngs=rngs) for width in sides])
+        def conv(width: int, side: int) -> ConvModule:
+            return ConvModule(width, channels, side, dtype=dtype, rngs=rngs)
 
-        def conv(width: int) -> ConvModule:
-            return ConvModule(width, channels, 3, dtype=dtype, rngs=rngs)
-
-        self.psp_modules = convs([widths[-1]] * len(POOL_SCALES), 1)
-        self.bottleneck = conv(widths[-1] + len(POOL_SCALES) * channels)
-        self.lateral_convs = convs(widths[:-1], 1)
-        self.fpn_convs = convs([channels] * (len(widths) - 1), 3)
-        self.fpn_bottleneck = conv(len(widths) * channels)
+        self.psp_modules = nnx.List([conv(widths[-1], 1) for _ in POOL_SCALES])
+        self.bottleneck = conv(widths[-1] + len(POOL_SCALES) * channels, 3)
+        self.lateral_convs = nnx.List([conv(width, 1) for width in widths[:-1]])
+        self.fpn_convs = nnx.List([conv(channels, 3) for _ in widths[:-1]])
+        self.fpn_bottleneck = conv(len(widths) * channels, 3)
         self.classifier = Classifier(channels, num_classes, dropout_index=dropout_index, dtype=dtype, rngs=rngs)
 
-    def __call__(self, maps: Sequence[Map], keys: jax.Array | None = None) -> Float[Array, "B H W classes"]:
+    def __call__(self, maps: Sequence[AnyMap], keys: jax.Array | None = None) -> Float[Array, "B H W classes"]:
         """Returns float32 logits at the size of the first map.
 
         Args:
@@ -125,7 +122,7 @@ class UPerHead(nnx.Module):
         together = jnp.concatenate([resize(x, size) for x in outs], axis=-1)
         return self.classifier(self.fpn_bottleneck(together), keys)
 
-    def pooled(self, x: Map) -> Map:
+    def pooled(self, x: Map) -> Float[Array, "B H W channels"]:
         """Returns the last map with its averages over 1, 4, 9 and 36 parts in it, `[B, h, w, channels]`."""
         size = size_of(x)
         pools = (
@@ -175,7 +172,7 @@ class Upsample2x(nnx.Module):
         self.kernel = nnx.Param(start(rngs.params(), (width, 2, 2, width)))
         self.bias = nnx.Param(start(rngs.params(), (width,)))
 
-    def __call__(self, x: Map) -> Map:
+    def __call__(self, x: Map) -> Resized:
         """Maps `[B, H, W, D]` to `[B, 2 H, 2 W, D]`."""
         batch, height, width, channels = x.shape
         kernel = self.kernel[...].astype(self.dtype)
@@ -200,7 +197,7 @@ class VimNeck(nnx.Module):
         self.up1_again = nnx.data(Upsample2x(width, dtype=dtype, rngs=rngs) if coarse else None)
         self.up2 = nnx.data(Upsample2x(width, dtype=dtype, rngs=rngs) if coarse else None)
 
-    def __call__(self, maps: Sequence[Map]) -> tuple[Map, ...]:
+    def __call__(self, maps: Sequence[Map]) -> tuple[AnyMap, ...]:
         """Maps four `[B, h, w, D]` to four of other sizes, finest first."""
         first, second, third, fourth = maps
         first = self.up1(first)
@@ -210,7 +207,7 @@ class VimNeck(nnx.Module):
         return first, second, _max_pooled(third, self.halvings[0]), _max_pooled(fourth, self.halvings[1])
 
 
-def _max_pooled(x: Map, halvings: int) -> Map:
+def _max_pooled(x: Map, halvings: int) -> Resized:
     """Takes the largest value of each 2^halvings x 2^halvings places; incomplete ones at the border are left out."""
     side = 2**halvings
     batch, rows, columns, channels = x.shape[0], x.shape[1] // side, x.shape[2] // side, x.shape[3]

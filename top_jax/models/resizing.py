@@ -16,9 +16,12 @@ from top_jax.typing import Array, Float
 from top_jax.values import one_of
 
 Map = Float[Array, "B H W D"]
+AnyMap = Float[Array, "_ _ _ _"]
+"""A map `[B, H, W, D]`, of other sizes than the others of the call."""
+Resized = Float[Array, "B rows columns D"]
 
 
-def resize(x: Map, size: tuple[int, int], method: str = "bilinear") -> Map:
+def resize(x: Map, size: tuple[int, int], method: str = "bilinear") -> Resized:
     """Resizes a map; its own size changes nothing.
 
     Args:
@@ -35,12 +38,12 @@ def resize(x: Map, size: tuple[int, int], method: str = "bilinear") -> Map:
     return along_axes(x, *(matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True)))
 
 
-def size_of(x: Map) -> tuple[int, int]:
+def size_of(x: AnyMap) -> tuple[int, int]:
     """Returns the (height, width) of a map."""
     return x.shape[1], x.shape[2]
 
 
-def adaptive_average_pool(x: Map, bins: int) -> Map:
+def adaptive_average_pool(x: Map, bins: int) -> Resized:
     """Averages a map `[B, H, W, D]` over `bins` x `bins` parts of nearly equal size, which may overlap.
 
     Source: torch.nn.functional.adaptive_avg_pool2d.
@@ -48,7 +51,7 @@ def adaptive_average_pool(x: Map, bins: int) -> Map:
     return along_axes(x, *(pooling_matrix(side, bins) for side in x.shape[1:3]))
 
 
-def along_axes(x: Map, rows: np.ndarray, columns: np.ndarray) -> Map:
+def along_axes(x: Map, rows: np.ndarray, columns: np.ndarray) -> Resized:
     """Multiplies the rows of each map by one matrix `[new, H]`, and its columns by another `[new, W]`."""
     batch, height, width, channels = x.shape
     precision = jax.lax.Precision.HIGHEST  # by default a GPU rounds the factors of float32 products to ten bits

@@ -21,7 +21,7 @@ from top_jax.models.heads import FCNHead, UPerHead, VimNeck
 from top_jax.models.layers import layer_norm
 from top_jax.models.plain_mamba import DensePlainMamba, PlainMambaConfig
 from top_jax.models.registry import MODELS, model_config
-from top_jax.models.resizing import Map, resize, size_of
+from top_jax.models.resizing import AnyMap, resize, size_of
 from top_jax.models.sizes import BackboneConfig
 from top_jax.models.vim import DenseVim, DenseVimConfig, VimConfig
 from top_jax.pruning import Reduction
@@ -33,7 +33,8 @@ VIM_IMG_SIZE: Final = (512, 512)
 PLAIN_MAMBA_CHANNELS: Final = 512
 NUM_MAPS: Final = 4
 
-ClassMap = Float[Array, "B h w classes"]
+ClassMap = AnyMap
+"""float32 logits `[B, h, w, classes]`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -215,7 +216,7 @@ class Segmenter(nnx.Module):
         auxiliary = None if self.auxiliary_head is None else self.auxiliary_head(maps[self.config.aux_map], keys)
         return self.decode_head(maps, keys), auxiliary
 
-    def maps(self, images: Images, keys: jax.Array | None = None) -> tuple[Map, ...]:
+    def maps(self, images: Images, keys: jax.Array | None = None) -> tuple[AnyMap, ...]:
         """Returns what the heads read: four maps, float32, finest first. Arguments and errors as of `__call__`."""
         if not is_traced():
             self.backbone.check(images, keys, (), None)
@@ -223,7 +224,7 @@ class Segmenter(nnx.Module):
         maps = self.token_maps(self.backbone.features(images, keys, stages=self.config.stages))
         return maps if self.neck is None else self.neck(maps)
 
-    def token_maps(self, features: Features) -> tuple[Map, ...]:
+    def token_maps(self, features: Features) -> tuple[AnyMap, ...]:
         """Returns the backbone's four maps, filled and, for PlainMamba, normed: `[B, rows, columns, D]` each."""
         return tuple(to_grid(self._normed(i, stage), self.fill) for i, stage in enumerate(features.stages))
 
