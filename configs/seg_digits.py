@@ -2,7 +2,7 @@
 
 python train.py --config configs/seg_digits.py
 
-COST
+Backbone 15.1 MMACs (published convention).
 Expected mIoU: none published; ours: Measured: not run.
 
 Recipe: top_jax.recipes.seg_digits.

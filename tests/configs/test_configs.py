@@ -16,6 +16,7 @@ from top_jax.data import rand_augment
 from top_jax.evaluation.flops import count_macs
 from top_jax.models.registry import BACKBONES
 from top_jax.pruning import METHODS, Pruning
+from top_jax.training.prepare import crop_size
 
 FOLDER = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -71,6 +72,40 @@ TABLE = {
     "plain_mamba_l3_evit": Published(8.43, 512, 30, 1e-5, 1e-6, 1e-6, 5, 1e-8, 0.4, 1.0, None, (6, 12, 18), 0.7),
 }
 
+SEG_DIGITS = {"seg_digits", "seg_digits_top"}
+
+
+class Segmenting(NamedTuple):
+    """A row of the authors' segmentation settings."""
+
+    batch_size: int
+    total_steps: int
+    learning_rate: float
+    weight_decay: float
+    drop_path: float
+    layer_decay: float | None
+    gmacs: float  # of the backbone at 512 x 512, published convention
+    after_blocks: tuple[int, ...] = ()
+
+
+# hustvl/Vim, seg/ and its scripts; ChenhongyiYang/PlainMamba, downstream/mmsegmentation. Pruning is ours.
+SEGMENTERS = {
+    "seg_vim_t": Segmenting(32, 60_000, 2e-4, 0.1, 0.1, 0.92, 7.51),
+    "seg_vim_s": Segmenting(32, 60_000, 1e-4, 0.05, 0.1, 0.95, 26.35),
+    "seg_plain_mamba_l1": Segmenting(16, 160_000, 6e-5, 0.01, 0.1, None, 15.70),
+    "seg_plain_mamba_l2": Segmenting(16, 160_000, 6e-5, 0.01, 0.2, None, 42.11),
+    "seg_plain_mamba_l3": Segmenting(16, 160_000, 6e-5, 0.01, 0.3, None, 75.27),
+}
+for _name, _gmacs, _blocks in (
+    ("seg_vim_t", 6.71, (10, 20)),
+    ("seg_vim_s", 18.56, (5, 10, 15)),
+    ("seg_plain_mamba_l1", 10.78, (5, 10, 15)),
+    ("seg_plain_mamba_l2", 27.57, (5, 10, 15)),
+    ("seg_plain_mamba_l3", 43.81, (6, 12, 18)),
+):
+    for _kind in ("top", "evit"):
+        SEGMENTERS[f"{_name}_{_kind}"] = SEGMENTERS[_name]._replace(gmacs=_gmacs, after_blocks=_blocks)
+
 
 def load(name):
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
@@ -86,7 +121,7 @@ def read(name):
 def test_all_are_there():
     small = {f"vim_{data}{kind}" for data in ("cifar10", "digits") for kind in ("", "_top")}
     study = {f"study_{model}{where}" for model in ("vim", "plain_mamba") for where in ("", "_gpu")}
-    assert set(NAMES) == set(TABLE) | small | study | {"my_images", "my_images_top"}
+    assert set(NAMES) == set(TABLE) | small | study | {"my_images", "my_images_top"} | set(SEGMENTERS) | SEG_DIGITS
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -118,6 +153,20 @@ def test_values_are_the_published_ones(name):
     assert (config.data.source, config.data.name, config.data.eval_split) == ("tfds", "imagenet2012", "validation")
 
 
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_segmentation_is_as_published(name):
+    config, row = read(name), SEGMENTERS[name]
+    rates, sizes = config.optimizer, dataclasses.replace(build_sizes(config.model), img_size=(512, 512))
+    cost = count_macs(sizes, build_reduction(config.pruning)).gmacs("published")
+    found = (config.batch_size, config.total_steps, rates.learning_rate, rates.weight_decay, config.model.drop_path)
+    assert Segmenting(*found, rates.layer_decay, round(cost, 2), config.pruning.after_blocks) == row
+    assert f"{cost:.2f}" in load(name).__doc__
+    assert (rates.schedule, rates.warmup_steps, rates.min_learning_rate, rates.aux_weight) == ("poly", 1500, 0.0, 0.4)
+    assert rates.warmup_learning_rate / rates.learning_rate == pytest.approx(1e-6)
+    assert crop_size(config) == (512, 512) and config.data.scale == (2048, 512) and config.data.reduce_zero_label
+    assert config.data.size_divisor == (32 if "plain" in name else 1) and config.augment.photometric
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_says_what_it_is(name):
     text = load(name).__doc__
@@ -126,7 +175,7 @@ def test_says_what_it_is(name):
     recipe = re.search(r"^Recipe: top_jax\.recipes\.(\w+)\.$", text, re.MULTILINE)[1]
     assert f"return recipes.{recipe}(" in inspect.getsource(load(name).get_config) and getattr(recipes, recipe).__doc__
     config = read(name)
-    assert ("--config.data.data_dir=" in text) == (config.data.source != "digits")
+    assert ("--config.data.data_dir=" in text) == (config.data.source not in ("digits", "digit_scenes"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -138,7 +187,7 @@ def test_model_and_pruning_fit(name):
         build_reduction(config.pruning),
     )
     assert sizes.num_classes == config.model.num_classes
-    pruning.check_evidence(BACKBONES[type(sizes)].EVIDENCE)
+    pruning.check_evidence(next(family.EVIDENCE for kind, family in BACKBONES.items() if isinstance(sizes, kind)))
     cuts = pruning.schedule(sizes.num_patches, sizes.depth)
     assert tuple(cut.block for cut in cuts) == config.pruning.after_blocks
     assert bool(cuts) == (name in PRUNED)

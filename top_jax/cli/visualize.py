@@ -1,9 +1,10 @@
-"""Draws what pruning does to images: kept tokens, scores, paths of the scans, hidden attention.
+"""Draws what pruning does to images: kept tokens, scores, paths of the scans, hidden attention; and segmentations.
 
 top-jax visualize --config configs/vim_s_top.py --checkpoint runs/a photo.jpg --out pictures
 top-jax visualize --config configs/vim_digits_top.py --checkpoint runs/a --examples=2 --out pictures
 
-For each image the command writes a PNG and a .npz with all arrays. index.json explains the arrays.
+Of a segmenter it draws labels, prediction, overlay, kept tokens and errors. For each image the command writes a PNG and
+a .npz with all arrays. index.json explains the arrays.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def main(arguments: list[str]) -> None:
     _check_drawn()
     runner.check_folder(out, f"--out={out}")
     require("matplotlib", purpose="visualize")
-    shared_flags.refuse_segmenter(config, "visualize")
+    if config.model.is_segmenter:
+        _visualize_segmenter(config, arguments)
+        return
     from top_jax.build import as_classifier
 
     pictures, class_names = _pictures(arguments, config)  # before the model, which takes longer
@@ -57,6 +60,63 @@ def main(arguments: list[str]) -> None:
         print(f"{out / image['png']}: predicted {as_class(image['prediction'])} ({100 * image['probability']:.0f} %)")
     files.save_json(out / "index.json", index)
     print(f"{out / 'index.json'} says what the arrays in the .npz files are.")
+
+
+def _visualize_segmenter(config: RunConfig, images: list[str]) -> None:
+    """Draws labels, prediction and remaining tokens of each image, and writes the index."""
+    import numpy as np
+
+    from top_jax.data import prepare_image
+    from top_jax.figures.photo import stems_of
+    from top_jax.figures.segmentation import ARRAYS, draw_segmentation, make_segment
+    from top_jax.figures.sheet import describe_reduction
+    from top_jax.models import Segmenter
+
+    out, checkpoint = Path(_OUT.value), _CHECKPOINT.value
+    pictures, class_names = _pictures(images, config)
+    labels = _label_maps(config) if not images else [None] * len(pictures)
+    model = shared_flags.load_model(checkpoint, config, class_names)
+    assert isinstance(model, Segmenter)
+    class_names = class_names or _names_of(checkpoint, config)
+    about = f"{config.model.name} with UPerNet, {model.inference} inference, from {checkpoint}"
+    out.mkdir(parents=True, exist_ok=True)
+    segment, sheets = make_segment(model), []
+    with terminal.progress("running and drawing", len(pictures)) as advance:
+        for stem, picture, label in zip(stems_of(pictures), pictures, labels, strict=True):
+            pixels = np.asarray(picture.image)
+            found = segment(prepare_image(pixels, config.data), (pixels.shape[0], pixels.shape[1]))
+            options = {"about": about, "class_names": class_names}
+            sheets.append(draw_segmentation(out / stem, picture.name, pixels, label, found, model, **options))
+            advance(1)
+    index = {
+        "checkpoint": str(checkpoint),
+        "model": config.model.name,
+        "pruning": describe_reduction(model.reduction),
+        "fill": model.fill,
+        "device": jax.devices()[0].device_kind,
+        "images": sheets,
+        "arrays": ARRAYS,
+    }
+    files.save_json(out / "index.json", index)
+    for sheet in sheets:
+        largest = ", ".join(f"{name} {share:.0%}" for name, share in list(sheet["classes"].items())[:3])
+        print(f"{out / sheet['png']}: {largest}")
+    print(f"{out / 'index.json'} says what the arrays in the .npz files are.")
+
+
+def _label_maps(config: RunConfig) -> list[Any]:
+    """Returns the labels of the images that `_pictures` takes from the config's data, uint8 `[H, W]`."""
+    from top_jax.data import open_source
+    from top_jax.data.pipeline import reader_of
+    from top_jax.data.segmentation import SegmentationReader
+    from top_jax.training.prepare import check_labels, crop_size
+
+    source = open_source(config.data, train=False)
+    check_labels(source, config)
+    reader = reader_of(source, config.data, crop_size(config))
+    assert isinstance(reader, SegmentationReader)
+    count = _EXAMPLES.value
+    return [reader.pixels(i * len(source) // count)[1] for i in range(count)]
 
 
 def visualize(

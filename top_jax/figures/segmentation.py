@@ -1,0 +1,235 @@
+"""One image's sheet of a segmenter: labels, prediction, overlay with a legend, remaining tokens, errors."""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from top_jax.data import IGNORED
+from top_jax.evaluation.segmentation import make_predict
+from top_jax.figures.page import INK, Panel, Section, draw_page, draw_photo
+from top_jax.figures.photo import Photo
+from top_jax.figures.sheet import describe_reduction
+from top_jax.files import write_arrays
+from top_jax.models import Segmenter
+from top_jax.models.backbone import BlockRun
+from top_jax.models.features import make_features
+from top_jax.models.sliding import cut_windows, window_starts
+from top_jax.models.weights import Weights, weights_of
+from top_jax.optional import needs_extras
+
+with needs_extras("drawing"):
+    from matplotlib.axes import Axes
+    from matplotlib.patches import Rectangle
+
+LEGEND: Final = 16  # classes in a legend; the rest are counted
+GREY: Final = 170
+ARRAYS: Final = {
+    "photo": "uint8 [H, W, 3]: the image, at its own size",
+    "prediction": "int32 [H, W]: class of each pixel",
+    "label": "uint8 [H, W]: the labels, 255 where none; absent if they are not known",
+    "kept/BLOCK": "float32 [h, w]: after the reduction of that block, whether a pixel's patch still has a token, "
+    "averaged over the windows that the pixel lies in; at the size that the model saw",
+}
+"""The arrays of a .npz by name."""
+
+
+class Segmented(NamedTuple):
+    """What a segmenter did to one image.
+
+    Attributes:
+        prediction: int32 `[H, W]`, at the photo's own size.
+        kept: float32 `[h, w]` for each block with a reduction, as `ARRAYS` says; h and w as the model saw the image.
+        tokens: number of tokens that each of these blocks left of a window, of how many.
+    """
+
+    prediction: np.ndarray
+    kept: dict[int, np.ndarray]
+    tokens: dict[int, tuple[int, int]]
+
+
+def make_segment(model: Segmenter) -> Callable[[np.ndarray, tuple[int, int]], Segmented]:
+    """Builds `segment(image, size)`: of a normalised image float32 `[h, w, 3]`, with labels of `size`."""
+    predict, weights, graphdef = make_predict(model), weights_of(model), nnx.graphdef(model)
+    stages = jax.jit(functools.partial(_stages, graphdef))
+
+    def segment(image: np.ndarray, size: tuple[int, int]) -> Segmented:
+        image_size = (image.shape[0], image.shape[1])
+        crop = model.config.backbone.img_size if model.inference == "slide" else image_size
+        kept: dict[int, np.ndarray] = {}
+        tokens: dict[int, tuple[int, int]] = {}
+        count = np.zeros(image_size, np.float32)
+        starts = window_starts(image_size, crop, model.slide_stride)
+        for (top, left), window in zip(
+            starts, cut_windows(jnp.asarray(image)[None], crop, model.slide_stride), strict=True
+        ):
+            place = np.s_[top : top + crop[0], left : left + crop[1]]
+            count[place] += 1
+            for block, grid in stages(weights, window).items():
+                cells = np.asarray(grid[0])
+                pixels = np.kron(cells >= 0, np.ones((-(-crop[0] // len(cells)), -(-crop[1] // len(cells[0])))))
+                kept.setdefault(block, np.zeros(image_size, np.float32))[place] += pixels[
+                    : min(crop[0], image_size[0] - top), : min(crop[1], image_size[1] - left)
+                ]
+                tokens[block] = (len(np.unique(cells[cells >= 0])), cells.size)
+        prediction = np.asarray(predict(weights, jnp.asarray(image)[None], size))[0]
+        return Segmented(prediction, {block: total / count for block, total in kept.items()}, tokens)
+
+    return segment
+
+
+def _stages(graphdef: nnx.GraphDef[Any], weights: Weights, images: jax.Array) -> dict[int, jax.Array]:
+    """Returns which token stands for each patch after each reduction, int32 `[B, rows, columns]`, -1 for none."""
+    model = nnx.merge(graphdef, weights)
+    model.eval()
+    cut, found = {cut.block for cut in model.backbone.schedule}, {}
+
+    def watch(run: BlockRun) -> None:
+        if run.number in cut:
+            grid = run.leaving.grid or model.config.backbone.grid
+            source = make_features(run.leaving, grid).source
+            found[run.number] = source.reshape(len(source), *grid)
+
+    model.backbone.features(images, watch=watch)
+    return found
+
+
+def draw_segmentation(
+    stem: Path,
+    name: str,
+    pixels: np.ndarray,
+    label: np.ndarray | None,
+    found: Segmented,
+    model: Segmenter,
+    *,
+    about: str,
+    class_names: Sequence[str],
+) -> dict[str, Any]:
+    """Writes `stem`.png and `stem`.npz (see `ARRAYS`).
+
+    Args:
+        stem: path of both files, without a suffix.
+        name: of the image, on the page.
+        pixels: the photo, uint8 `[H, W, 3]`.
+        label: uint8 `[H, W]`, `IGNORED` where there is none; None if the labels are not known.
+        found: what `make_segment`'s function returned.
+        model: the model as configured.
+        about: the model in words; its reduction is added.
+        class_names: the name of each class.
+
+    Returns:
+        The sheet's entry in an index of sheets: JSON values.
+
+    Raises:
+        OSError: the files cannot be written.
+    """
+    height, width = pixels.shape[:2]
+    photo = Photo(pixels, (height, width), (1, 1), max(height, width), max(height, width))
+    colours = palette(len(class_names))
+    shares = np.bincount(found.prediction.ravel(), minlength=len(class_names)) / found.prediction.size
+    present = [int(one) for one in np.argsort(-shares, kind="stable") if shares[one]]
+    sections = [_labels_section(photo, label, found.prediction, colours, present, class_names)]
+    if found.kept:
+        sections.append(_kept_section(photo, found))
+    title = name
+    entry: dict[str, Any] = {"image": name, "classes": {class_names[one]: float(shares[one]) for one in present}}
+    if label is not None and (label != IGNORED).any():
+        entry["pixel_accuracy"] = float(np.mean((found.prediction == label)[label != IGNORED]))
+        title += f": {entry['pixel_accuracy']:.1%} of the labelled pixels right"
+    png, npz = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "npz"))
+    draw_page(png, title, f"{about}; {describe_reduction(model.reduction)}; fill '{model.fill}'.", photo, sections)
+    arrays = {"photo": pixels, "prediction": found.prediction}
+    arrays |= {f"kept/{block}": kept for block, kept in found.kept.items()}
+    write_arrays(npz, arrays if label is None else {**arrays, "label": label})
+    tokens = {str(block): left for block, (left, _) in found.tokens.items()}
+    return {**entry, "png": png.name, "npz": npz.name, "tokens": tokens}
+
+
+def palette(count: int) -> np.ndarray:
+    """Returns a colour for each class, uint8 `[count, 3]`; neighbours differ in hue, and rounds in brightness."""
+    golden = 0.61803398875
+    colours = [
+        colorsys.hsv_to_rgb((i * golden) % 1, (0.75, 0.5, 0.95)[i % 3], (0.95, 0.75, 0.55)[i // 3 % 3])
+        for i in range(count)
+    ]
+    return (255 * np.array(colours)).astype(np.uint8).reshape(count, 3)
+
+
+def _coloured(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    known = labels < len(colours)
+    return np.where(known[..., None], colours[np.where(known, labels, 0)], np.uint8(GREY))
+
+
+def _labels_section(
+    photo: Photo,
+    label: np.ndarray | None,
+    prediction: np.ndarray,
+    colours: np.ndarray,
+    present: list[int],
+    class_names: Sequence[str],
+) -> Section:
+    predicted = _coloured(prediction, colours)
+    panels = [Panel("photo", functools.partial(draw_photo, photo=photo))]
+    note = "The legend lists the classes of the prediction, the largest first."
+    if label is not None:
+        panels.append(Panel("labels", functools.partial(_image, photo, _coloured(label, colours))))
+        note = f"{note} Grey: not labelled."
+    overlay = (0.45 * photo.pixels + 0.55 * predicted).astype(np.uint8)
+    panels += [
+        Panel("prediction", functools.partial(_image, photo, predicted)),
+        Panel("prediction on the photo", functools.partial(_image, photo, overlay)),
+        Panel("classes", functools.partial(_legend, photo, colours, present, class_names)),
+    ]
+    if label is not None:
+        wrong = (label != IGNORED) & (prediction != label)
+        pale = photo.pixels * 0.25 + 255 * 0.75
+        errors = np.where(wrong[..., None], (213, 94, 0), np.where((label == IGNORED)[..., None], GREY, pale))
+        panels.append(Panel("errors", functools.partial(_image, photo, errors.astype(np.uint8))))
+    return Section("Segmentation", note, [panels])
+
+
+def _kept_section(photo: Photo, found: Segmented) -> Section:
+    panels = []
+    for block, kept in found.kept.items():
+        left, of = found.tokens[block]
+        title = f"after block {block}: {left} of {of} tokens"
+        panels.append(Panel(title, functools.partial(_kept, photo, kept)))
+    note = "Patches in colour still have a token; of overlapping windows, the share that kept it."
+    return Section("Remaining tokens", note, [panels])
+
+
+def _image(photo: Photo, pixels: np.ndarray, axes: Axes) -> None:
+    axes.imshow(pixels, extent=(0, photo.size[1], photo.size[0], 0), interpolation="nearest")
+
+
+def _kept(photo: Photo, kept: np.ndarray, axes: Axes) -> None:
+    draw_photo(axes, photo)
+    grey = np.broadcast_to(photo.pixels.mean(axis=-1, keepdims=True) * 0.12 + 198, photo.pixels.shape)
+    rows, columns = (
+        np.minimum((np.arange(side) + 0.5) * old / side, old - 1).astype(int)
+        for side, old in zip(photo.size, kept.shape, strict=True)
+    )
+    veil = 255 * (1 - kept[rows[:, None], columns[None, :]])
+    pixels = np.concatenate([grey, veil[:, :, None]], axis=-1).astype(np.uint8)
+    axes.imshow(pixels, extent=(0, photo.size[1], photo.size[0], 0), interpolation="nearest")
+
+
+def _legend(photo: Photo, colours: np.ndarray, present: list[int], names: Sequence[str], axes: Axes) -> None:
+    height, width = photo.size
+    shown = present[:LEGEND]
+    step = height / (len(shown) + 1 + (len(present) > LEGEND))
+    for row, one in enumerate(shown):
+        top = (row + 0.5) * step
+        box = Rectangle((0.04 * width, top), 0.08 * width, 0.7 * step, facecolor=tuple(colours[one] / 255), linewidth=0)
+        axes.add_patch(box)
+        axes.text(0.16 * width, top + 0.35 * step, names[one], size=6.5, color=INK, va="center", parse_math=False)
+    if len(present) > LEGEND:
+        axes.text(0.16 * width, height - 0.6 * step, f"and {len(present) - LEGEND} more", size=6.5, color=INK)
