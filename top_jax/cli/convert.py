@@ -13,6 +13,7 @@ prints every key, by module, and writes them as JSON.
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import shutil
 from pathlib import Path
@@ -26,8 +27,8 @@ from top_jax.config import RunConfig
 from top_jax.errors import InputError
 
 if TYPE_CHECKING:
+    from top_jax.build import Model
     from top_jax.convert.key_summary import KeySummary
-    from top_jax.models import Backbone
     from top_jax.training.run_directory import RunDirectory
 
 NOT_IN_WEIGHTS = ("dtype", "drop_path", "implementation", "remat")  # settings that no weight depends on
@@ -105,10 +106,13 @@ def _check_empty(run: RunDirectory) -> None:
         raise InputError(f"{run.path} already holds checkpoints; choose another directory, or delete that one.")
 
 
-def _read_file(source: str) -> tuple[RunConfig, Backbone, KeySummary, bool]:
+def _read_file(source: str) -> tuple[RunConfig, Model, KeySummary, bool]:
     """Returns a file's config, model and key report, and whether the weights are averaged."""
     from top_jax.convert.torch_checkpoint import load_official
+    from top_jax.training.weights import holds_segmenter
 
+    if holds_segmenter(source, _MODEL.value):
+        return _read_segmenter(source)
     loaded = load_official(
         source,
         _MODEL.value,
@@ -120,9 +124,36 @@ def _read_file(source: str) -> tuple[RunConfig, Backbone, KeySummary, bool]:
     return config, loaded.model, loaded.summary, bool(_EMA.value)
 
 
-def _read_run(source: Path) -> tuple[RunConfig, Backbone, KeySummary, bool]:
+def _read_segmenter(source: str) -> tuple[RunConfig, Model, KeySummary, bool]:
+    """Returns what `_read_file` returns, for a segmenter's file."""
+    from top_jax.convert import load_torch_segmenter
+    from top_jax.convert.key_summary import key_summary
+    from top_jax.models import MODELS
+
+    name = _MODEL.value
+    if name is None or _EMA.value:
+        raise InputError(f"{source} is a segmenter's file: pass --model, such as vim_tiny, and no --ema (it has none).")
+    given = _sizes(_OVERRIDE.value, head="uper")
+    model = load_torch_segmenter(source, name, **given)
+    heads, sizes, usual = model.config, model.config.backbone, MODELS[name]
+    settings = {
+        field: getattr(sizes, field)
+        for field in dataclasses.asdict(RunConfig().model)
+        if hasattr(usual, field) and getattr(sizes, field) != getattr(usual, field)
+    }
+    settings |= {field: getattr(heads, field) for field in ("num_classes", "channels", "aux_channels", "stages")}
+    variant = getattr(sizes, "variant", None)
+    config = RunConfig.from_config_dict(
+        {
+            "model": {"name": name, "head": "uper", "variant": variant, "img_size": sizes.img_size, **settings},
+            "optimizer": {"label_smoothing": 0.0},
+        }
+    )
+    return config, model, key_summary(model), False
+
+
+def _read_run(source: Path) -> tuple[RunConfig, Model, KeySummary, bool]:
     """Returns what `_read_file` returns, for a run directory."""
-    from top_jax.build import as_classifier
     from top_jax.convert.key_summary import key_summary
     from top_jax.training.run_directory import RunDirectory
     from top_jax.training.weights import load_checkpoint
@@ -134,11 +165,11 @@ def _read_run(source: Path) -> tuple[RunConfig, Backbone, KeySummary, bool]:
         if value:
             raise InputError(f"--{name} is only for files; the sizes of the run {source} are known, so drop it.")
     ema = config.optimizer.ema_decay is not None if _EMA.value is None else _EMA.value
-    model = as_classifier(load_checkpoint(source, which=_WHICH.value, ema=ema), "convert")
+    model = load_checkpoint(source, which=_WHICH.value, ema=ema)
     return config, model, key_summary(model, writing=True), ema
 
 
-def _write_run(target: Path, config: RunConfig, model: Backbone, names: tuple[str, ...] | None) -> str:
+def _write_run(target: Path, config: RunConfig, model: Model, names: tuple[str, ...] | None) -> str:
     """Writes a run directory; returns how to use it."""
     from top_jax.models.weights import weights_of
     from top_jax.training.run_directory import RunDirectory
@@ -159,15 +190,20 @@ def _write_run(target: Path, config: RunConfig, model: Backbone, names: tuple[st
     )
 
 
-def _write_file(target: Path, config: RunConfig, model: Backbone, names: tuple[str, ...] | None) -> str:
+def _write_file(target: Path, config: RunConfig, model: Model, names: tuple[str, ...] | None) -> str:
     """Writes a file; returns how to use it."""
-    from top_jax.convert import save_torch_checkpoint
+    from top_jax.convert import save_torch_checkpoint, save_torch_segmenter
+    from top_jax.models import Segmenter
 
-    save_torch_checkpoint(model, target, overwrite=_OVERWRITE.value, class_names=names)
+    if isinstance(model, Segmenter):
+        save_torch_segmenter(model, target, overwrite=_OVERWRITE.value, class_names=names)
+    else:
+        save_torch_checkpoint(model, target, overwrite=_OVERWRITE.value, class_names=names)
     pruned = "the file has no pruning schedule; the run's is not saved in it.\n" if config.pruning.after_blocks else ""
     back = f"{shlex.quote(str(target))} RUN --model={config.model.name}{_overrides(config)}"
+    reader = "load_torch_segmenter" if isinstance(model, Segmenter) else "load_torch_checkpoint"
     return (
-        f"{pruned}it has the official code's keys; top_jax.load_torch_checkpoint reads it too. The way back:\n"
+        f"{pruned}it has the official code's keys; top_jax.{reader} reads it too. The way back:\n"
         f"  top-jax convert {back}"
     )
 
@@ -179,14 +215,18 @@ def _overrides(config: RunConfig) -> str:
 
     usual, sizes = MODELS[config.model.name], build_sizes(config.model)
     given = {key: value for key, value in config.model.overrides().items() if key not in NOT_IN_WEIGHTS}
+    heads = config.model.segmenter() if config.model.is_segmenter else {}
     different = {key: value for key, value in given.items() if getattr(sizes, key) != getattr(usual, key)}
+    different |= {key: heads[key] for key in ("variant", "aux_channels", "stages") if key in heads}
     return "".join(f" {shlex.quote(f'--override={key}={value}')}" for key, value in different.items())
 
 
-def _sizes(overrides: list[str]) -> dict[str, Any]:
-    """Returns the settings in --override, checked as those of a config."""
+def _sizes(overrides: list[str], **more: Any) -> dict[str, Any]:
+    """Returns the settings in --override, checked as those of a config with `more` settings of the model."""
     settings = shared_flags.parse_overrides(overrides)
-    checked = RunConfig.from_config_dict({"model": settings}).model.overrides()
+    optimizer = {"label_smoothing": 0.0}  # as a segmenter's run needs
+    model = RunConfig.from_config_dict({"model": {**settings, **more}, "optimizer": optimizer}).model
+    checked = model.overrides() | (model.segmenter() if model.is_segmenter else {})
     return {key: value for key, value in checked.items() if key in settings}
 
 

@@ -71,9 +71,7 @@ def main(arguments: list[str]) -> None:
     json_file = Path(_JSON.value or target.with_name(f"{target.name}.json"))
     _check_files(target, json_file)
     images = _images(config, batch_size or CHECKED)
-    from top_jax.build import as_classifier
-
-    model = as_classifier(shared_flags.load_model(_CHECKPOINT.value, config), "export")
+    model = shared_flags.load_model(_CHECKPOINT.value, config)
     normalize = _normalize(config.data)
     inside = normalize if _NORMALIZE.value else None
 
@@ -149,6 +147,10 @@ def _images(config: RunConfig, count: int) -> np.ndarray:
     from top_jax.build import build_sizes
 
     size = build_sizes(config.model).img_size
+    if _IMAGES.value == "data" and config.model.is_segmenter:
+        raise InputError(
+            "--images=data works for classifiers only; leave it out: a segmenter is compared on random pixels."
+        )
     if _IMAGES.value == "random":
         return np.random.default_rng(0).integers(0, 256, (count, *size, 3), np.uint8)
 
@@ -204,7 +206,7 @@ def _report(config: RunConfig, exported: Any, target: Path, parity: list[Any]) -
             "std": list(config.data.std),
             "normalization_inside": _NORMALIZE.value,
         },
-        "output": {"shape": [str(result.shape[0]), result.shape[1]], "dtype": result.dtype.name},
+        "output": {"shape": [str(result.shape[0]), *result.shape[1:]], "dtype": result.dtype.name},
         "class_names": None if names is None else list(names),  # in the order of the logits
         "platforms": list(exported.platforms),
         "parity": [one._asdict() for one in parity],

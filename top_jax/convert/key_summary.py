@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from flax import nnx
 
-from top_jax.convert.key_maps import official_keys
-from top_jax.models import Backbone
+from top_jax.convert.key_maps import official_keys, segmenter_keys
+from top_jax.models import Backbone, Segmenter
 from top_jax.models.weights import variables_by_path
 from top_jax.values import counted
 
@@ -106,7 +106,7 @@ class KeySummary:
         return f"{rest} {list(group.shapes[rest])}{of}".lstrip()
 
 
-def key_summary(model: Backbone, changes: tuple[str, ...] = (), *, writing: bool = False) -> KeySummary:
+def key_summary(model: Backbone | Segmenter, changes: tuple[str, ...] = (), *, writing: bool = False) -> KeySummary:
     """Summarises the official checkpoint of a model.
 
     Args:
@@ -116,7 +116,7 @@ def key_summary(model: Backbone, changes: tuple[str, ...] = (), *, writing: bool
     """
     weights = variables_by_path(model)
     turned, found = Counter(), {}
-    for key in official_keys(model.config):
+    for key in segmenter_keys(model.config) if isinstance(model, Segmenter) else official_keys(model.config):
         weight = weights[key.ours]
         if key.layout.meaning:
             there, here = key.layout.meaning.split(" -> ")

@@ -22,7 +22,7 @@ from jax import export
 
 from top_jax.errors import InputError
 from top_jax.files import requested_file
-from top_jax.models import Backbone
+from top_jax.models import Backbone, Segmenter
 from top_jax.models.weights import weights_of
 
 PLATFORMS: Final = ("cpu", "cuda", "rocm", "tpu")  # the platforms of JAX
@@ -50,7 +50,7 @@ class Parity(NamedTuple):
 
 
 def export_model(
-    model: Backbone,
+    model: Backbone | Segmenter,
     *,
     batch_size: int | None = None,
     platforms: Sequence[str] = ("cpu", "cuda"),
@@ -70,7 +70,7 @@ def export_model(
 
     Returns:
         The function: images float32 `[B, H, W, 3]`, normalised (with `normalize`: uint8), to logits float32
-        `[B, num_classes]`.
+        `[B, num_classes]`, of a segmenter `[B, H, W, num_classes]`. H and W are the model's `img_size`.
 
     Raises:
         InputError: the batch size or a platform is impossible, or the scans cannot be exported.
@@ -78,14 +78,15 @@ def export_model(
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size={batch_size}; needed: at least 1 image, or None for any number.")
     check_platforms(platforms)
-    if model.scan_implementation is not None and model.config.implementation != IMPLEMENTATION:
+    sizes = model.backbone.config if isinstance(model, Segmenter) else model.config
+    if model.scan_implementation is not None and sizes.implementation != IMPLEMENTATION:
         raise InputError(
-            f"the model has implementation={model.config.implementation!r}; exporting needs "
+            f"the model has implementation={sizes.implementation!r}; exporting needs "
             f"implementation={IMPLEMENTATION!r}, the only one without custom calls: build the model with it."
         )
     graphdef, weights = nnx.graphdef(model), weights_of(model)
     classify = jax.jit(lambda images: _classify(graphdef, weights, images, normalize))
-    height, width = model.config.img_size
+    height, width = sizes.img_size
     batch = "b" if batch_size is None else str(batch_size)
     shape = export.symbolic_shape(f"{batch}, {height}, {width}, 3")
     images = jax.ShapeDtypeStruct(shape, jnp.float32 if normalize is None else jnp.uint8)
@@ -93,7 +94,7 @@ def export_model(
 
 
 def largest_difference(
-    model: Backbone, exported: export.Exported, images: np.ndarray, *, normalize: Normalize | None = None
+    model: Backbone | Segmenter, exported: export.Exported, images: np.ndarray, *, normalize: Normalize | None = None
 ) -> list[Parity]:
     """Compares the logits of an exported model with those of the model itself, on every platform of this machine.
 

@@ -100,7 +100,7 @@ def initial_weights(config: RunConfig, class_names: Sequence[str] | None = None)
     """
     if config.init_from is not None:
         choice = {"head": config.init_head, "rngs": nnx.Rngs(config.seed)}
-        if config.model.is_segmenter and not holds_segmenter(config.init_from, config.model):
+        if config.model.is_segmenter and not holds_segmenter(config.init_from, config.model.name):
             return _from_classifier(config.init_from, config.model, rngs=nnx.Rngs(config.seed))
         return checkpoint_weights(config.init_from, config.model, class_names=class_names, **choice)
     return weights_of(build_model(config.model, rngs=nnx.Rngs(config.seed)))
@@ -158,9 +158,14 @@ def checkpoint_weights(
     return in_order_of(class_names, weights, kept=class_names_of(path, config.num_classes), origin=path)
 
 
-def holds_segmenter(checkpoint: str | Path, config: ModelConfig) -> bool:
-    """Returns whether a checkpoint, as for `checkpoint_weights`, is a segmenter's; a missing one is none."""
-    path = local_file(checkpoint, config.name)
+def holds_segmenter(checkpoint: str | Path, name: str | None) -> bool:
+    """Returns whether a checkpoint, as for `checkpoint_weights`, is a segmenter's; a missing one is none.
+
+    Args:
+        checkpoint: what to look into.
+        name: of the model, which `pretrained` alone stands for.
+    """
+    path = local_file(checkpoint, name)
     path = weights_in_folder(path) or path
     if path.is_dir():
         return RunDirectory(path).read_config().model.is_segmenter
