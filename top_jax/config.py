@@ -198,7 +198,6 @@ class DataConfig:
     max_class_share: float = 0.75  # segmentation: a crop with more of one class is drawn again, up to 10 times
     num_classes: int | None = None  # segmentation_folder: classes; None: as many as data_dir/classes.txt has lines
     ignore_label: int = 255  # segmentation: value of the label images that is not counted
-    num_classes: int | None = None  # segmentation_folder: classes of the labels; None: those that classes.txt names
     reduce_zero_label: bool = False  # segmentation: in label images 0 is not counted, and 1 is the first class
     size_divisor: int = 1  # segmentation: evaluation stretches images to multiples of this many pixels
     on_corrupt: str = "skip"  # an unreadable image: skip (it is named, counted and gets weight 0) or raise

@@ -1,0 +1,63 @@
+"""Every command on a segmenter: one run of six steps is trained, resumed, evaluated, drawn, converted and exported."""
+
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from top_jax.models.weights import weights_of
+from top_jax.training.weights import load_checkpoint
+
+CONFIG = "tests/tiny_segmenter.py"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs") / "a"
+
+
+@pytest.mark.slow
+def test_every_command(command, finished, tmp_path):
+    assert command("train.py", f"--config={CONFIG}", f"--workdir={finished}").status == 0
+    summary = json.loads((finished / "summary.json").read_text())
+    assert 0 < summary["ema_miou"] <= summary["best_miou"] < 1 and summary["images"] == 360
+    assert summary["gmacs"]["published"] < summary["dense_gmacs"]["published"]
+
+    resumed = tmp_path / "resumed"
+    shutil.copytree(finished, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "latest" / "6")
+    (resumed / "summary.json").unlink()
+    result = command("train.py", f"--config={CONFIG}", f"--workdir={resumed}")
+    assert result.status == 0 and "going on after step 4" in result.out
+    want, found = (weights_of(load_checkpoint(run, "latest")) for run in (finished, resumed))
+    jax.tree.map(np.testing.assert_array_equal, found, want)
+
+    run = f"--checkpoint={finished}"
+    result = command("evaluate", run)
+    assert result.status == 0 and "worst classes" in result.out
+    report = json.loads((finished / "evaluation.json").read_text())
+    assert report["miou"] == pytest.approx(summary["best_miou"], abs=1e-6)
+    assert [one["name"] for one in report["classes"]] == ["background", *"0123456789"]
+    ious = [one["iou"] for one in report["classes"] if one["iou"] is not None]
+    assert report["miou"] == pytest.approx(np.mean(ious))
+
+    result = command("visualize", run, "--examples=1", f"--out={tmp_path / 'pictures'}")
+    assert result.status == 0
+    arrays = np.load(tmp_path / "pictures" / "image_0.npz")
+    assert arrays["prediction"].shape == arrays["label"].shape == (64, 64)
+    assert arrays["kept/1"].shape == (48, 48) and 0.3 < arrays["kept/1"].mean() < 0.7
+
+    file, back = tmp_path / "seg.safetensors", tmp_path / "back"
+    result = command("convert", str(finished), str(file))
+    assert result.status == 0
+    flags = re.search(r"RUN (--model=.*)", result.out)[1].replace("'", "").split(" --")
+    result = command("convert", str(file), str(back), flags[0], *(f"--{flag}" for flag in flags[1:]))
+    assert result.status == 0, result
+    same = weights_of(load_checkpoint(back))
+    jax.tree.map(np.testing.assert_array_equal, same, weights_of(load_checkpoint(finished)))
+
+    result = command("export", run, str(tmp_path / "seg.stablehlo"), "--batch=1", "--platforms=cpu")
+    assert result.status == 0 and (tmp_path / "seg.stablehlo").stat().st_size > 1000
