@@ -339,6 +339,43 @@ def seg_digits(pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDi
     )
 
 
+def my_labels(
+    pruning: Mapping[str, Any] | None = None,
+    *,
+    epochs: float = 40.0,
+    learning_rate: float = 2e-4,
+) -> config_dict.ConfigDict:
+    """Trains a segmenter over ViM-T on a folder of photographs and label maps of one's own. Ours.
+
+    Classes, splits and batch size come from the folder (`data.infer`). `init_from` gives the weights to start from: a
+    classifier's for the backbone, or a segmenter's.
+
+    Args:
+        pruning: the section of `RunConfig`; None is the dense model.
+        epochs: of training.
+        learning_rate: at the peak; that of the stem falls by `layer_decay` per block.
+    """
+    return make_config(
+        batch_size=8,
+        epochs=epochs,
+        log_every=10,
+        eval_every_epochs=5.0,
+        checkpoint_every=200,
+        model=dict(name="vim_tiny", head="uper", img_size=(512,), drop_path=0.1),
+        pruning=dict(pruning or {}),
+        data=dict(source="segmentation_folder", infer=True, num_workers=None),
+        augment=dict(photometric=True),
+        optimizer=_segmentation(
+            learning_rate=learning_rate,
+            warmup_learning_rate=1e-6 * learning_rate,
+            weight_decay=0.05,
+            clip_norm=1.0,
+            layer_decay=0.9,
+        )
+        | dict(warmup_steps=100),
+    )
+
+
 def my_images(
     pruning: Mapping[str, Any] | None = None,
     *,

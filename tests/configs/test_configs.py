@@ -121,7 +121,15 @@ def read(name):
 def test_all_are_there():
     small = {f"vim_{data}{kind}" for data in ("cifar10", "digits") for kind in ("", "_top")}
     study = {f"study_{model}{where}" for model in ("vim", "plain_mamba") for where in ("", "_gpu")}
-    assert set(NAMES) == set(TABLE) | small | study | {"my_images", "my_images_top"} | set(SEGMENTERS) | SEG_DIGITS
+    assert (
+        set(NAMES)
+        == set(TABLE)
+        | small
+        | study
+        | {"my_images", "my_images_top", "my_labels", "my_labels_top"}
+        | set(SEGMENTERS)
+        | SEG_DIGITS
+    )
 
 
 @pytest.mark.parametrize("name", TABLE)
