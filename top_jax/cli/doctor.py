@@ -236,11 +236,9 @@ def _problems(config: RunConfig, sources: dict[str, Any], splits: dict[str, Any]
 
 
 def _img_size(config: RunConfig) -> tuple[int, int]:
-    from top_jax.build import build_sizes
-    from top_jax.values import height_width
+    from top_jax.training.prepare import crop_size
 
-    size = build_sizes(config.model).img_size
-    return size if config.data.crop_size is None else height_width("data.crop_size", config.data.crop_size)
+    return crop_size(config)
 
 
 if __name__ == "__main__":
