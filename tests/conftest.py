@@ -180,7 +180,7 @@ def official_case() -> Callable[[str], OfficialCase]:
     return functools.cache(OfficialCase)
 
 
-@pytest.fixture(scope="session", params=["vim_micro", "vim_nonsquare_stride"])
+@pytest.fixture(scope="session", params=["vim_micro", pytest.param("vim_nonsquare_stride", marks=pytest.mark.slow)])
 def official(request: pytest.FixtureRequest, official_case: Callable[[str], OfficialCase]) -> OfficialCase:
     return official_case(request.param)
 

@@ -37,7 +37,7 @@ def test_remat_of_a_closed_over_model(name, images, quick_jit):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_call_changes_nothing_in_eval_mode_and_only_statistics_in_train_mode(name, remat, images, quick_jit):
     model = make(name, remat=remat)
 

@@ -12,7 +12,7 @@ from top_jax.convert.key_maps import official_keys
 from top_jax.models import abstract_model, create_model, model_config
 from top_jax.models.weights import variables_by_path
 
-DEPTH = 4
+DEPTH = 3
 # Official name -> b of U(-b, b), which has deviation b / sqrt(3).
 UNIFORM = {
     "in_proj.weight": 192**-0.5,

@@ -71,22 +71,22 @@ def test_gradients(official, computed):
     assert max(errors.values()) < GRADIENT, errors
 
 
-def test_train_mode(nonsquare):
-    """BatchNorm's batch statistics and the running ones after a step, also with remat."""
+@pytest.mark.parametrize("remat", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_train_mode(remat, nonsquare, quick_jit):
+    """BatchNorm's batch statistics and the running ones after a step."""
 
     def forward(model, image):
         logits = model(image)
         return logits, nnx.state(model, nnx.BatchStat)
 
-    for remat in (False, True):
-        model = nonsquare.build(remat=remat)
-        model.train()
-        logits, statistics = jax.jit(forward)(model, jnp.asarray(nonsquare.image))
-        assert relative_error(logits, nonsquare["train_logits"]) < FORWARD
-        got, want = by_official_key(model, statistics), nonsquare.under("after_train/")
-        assert got.keys() == want.keys() and len(want) == 12
-        for name, array in want.items():
-            assert relative_error(got[name], array) < FORWARD, name
+    model = nonsquare.build(remat=remat)
+    model.train()
+    logits, statistics = quick_jit(forward)(model, jnp.asarray(nonsquare.image))
+    assert relative_error(logits, nonsquare["train_logits"]) < FORWARD
+    got, want = by_official_key(model, statistics), nonsquare.under("after_train/")
+    assert got.keys() == want.keys() and len(want) == 12
+    for name, array in want.items():
+        assert relative_error(got[name], array) < FORWARD, name
 
 
 @pytest.mark.parametrize("change", ["dt_bias", "gelu", "reorder"])

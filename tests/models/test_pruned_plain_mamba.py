@@ -120,7 +120,9 @@ def test_a_pruned_layer_by_hand(alignment, reorder):
         assert relative_error(evidence["clip"][image], np.maximum(y, 0).mean(-1)) < 1e-5
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize(
+    "alignment", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("none", "hold")), "decay"]
+)
 def test_keeping_everything_is_the_dense_model(alignment, forward, images, dense):
     model = make(pruning=Pruning(after_blocks=(1, 2), keep_ratio=1.0, alignment=alignment))
     logits, features = forward(model, images)

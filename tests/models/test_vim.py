@@ -74,6 +74,7 @@ def test_gradient_over_a_closed_over_model(make_model, images, forward):
     np.testing.assert_array_equal(grad[1:], 0)  # no gradient for the other images
 
 
+@pytest.mark.slow
 def test_remat_changes_no_number(make_model, images):
     plain, remat = (make_model(depth=1, remat=flag) for flag in (False, True))
     loss = lambda model, images: jnp.sum(jnp.square(model(images)))  # noqa: E731

@@ -110,7 +110,13 @@ def expected(case: str) -> tuple[jax.Array, dict[str, jax.Array]]:
     return graded(lambda arrays: one_by_one(arrays, *(settings[name] for name in names)), arrays)
 
 
-@pytest.mark.parametrize("case", CASES)
+# "vim, decay" and "plain_mamba" have all that these two have.
+SLOW_CASES = ("vim", "one")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW_CASES else ()) for case in CASES]
+)
 @pytest.mark.parametrize("name", ALL)
 def test_equals_the_directions_one_by_one(name, case):
     arrays, settings = arguments(case)
