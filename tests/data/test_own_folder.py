@@ -78,7 +78,7 @@ def test_what_cannot_be_inferred(tmp_path):
     with pytest.raises(InputError, match="no class folder"):
         inferred(tmp_path)
     fill(tmp_path, ["cat"], 1)
-    with pytest.raises(InputError, match="cat has one image"):
+    with pytest.raises(InputError, match="cat"):
         inferred(tmp_path)
     with pytest.raises(InputError, match="infer=True.*image_folder"):
         DataConfig(infer=True)
