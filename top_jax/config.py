@@ -179,7 +179,7 @@ class DataConfig:
 
     # Of labelled images: digits (bundled), tfds, hf, image_folder. Of labelled pixels: digit_scenes (bundled), ade20k,
     # segmentation_folder. Of both: packed.
-    source: str = "digits"  # all but the bundled need data_dir, tfds and hf also name
+    source: str = "digits"  # all but the bundled ones need data_dir; tfds and hf also need name
     name: str | None = None  # TFDS dataset, such as imagenet2012:5.1.0, or Hugging Face dataset, such as cifar10
     data_dir: str | None = None  # directory of the dataset; packed: the .npz file; hf: its cache or its files
     train_split: str = "train"  # split to train on

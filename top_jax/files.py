@@ -1,4 +1,4 @@
-"""Files that are whole at any moment: a reader, a kill or a second writer meets the old file or the new one."""
+"""Atomic file writing: at any moment, even after a kill, there is the old file or the whole new one."""
 
 from __future__ import annotations
 

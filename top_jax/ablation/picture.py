@@ -34,7 +34,7 @@ STYLES: Final[dict[tuple[str, str], dict[str, Any]]] = {
 
 
 class Unit(NamedTuple):
-    """A unit of multiply-accumulates: its name, and how many of them are 1e9."""
+    """A unit for counts of multiply-accumulates: its name, and what 1e9 of them are in it."""
 
     name: str
     per_giga: float

@@ -181,7 +181,7 @@ def _write_run(target: Path, config: RunConfig, model: Model, names: tuple[str, 
         try:
             save_weights(run, weights_of(model))
             run.describe(config, None if names is None else {"class_names": list(names)})
-        except BaseException:  # nothing half done: no folder that looks like a run, or like another's
+        except BaseException:  # a failed conversion leaves no folder that looks like a run
             shutil.rmtree(run.checkpoints, ignore_errors=True)
             raise
     return (

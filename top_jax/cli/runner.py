@@ -62,10 +62,10 @@ _ended: list[int] = []  # the exit status, once it is known
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Handles Ctrl-C: the first unwinds the command; one that comes later ends the process at once.
+    """Handles Ctrl-C: the first unwinds the command; a later one ends the process at once.
 
-    It is a later one too if a handler that was installed since passes it on: that one had the first
-    (`top_jax.training.interruption`). An exception would be raised inside Orbax, which prints it with its traceback.
+    A handler that was installed since (`top_jax.training.interruption`) takes the first Ctrl-C and passes on the
+    second, which therefore ends the process too. Raising would happen inside Orbax, which prints the traceback.
     """
     if _ended or signal.getsignal(signal.SIGINT) is not _interrupt:
         if not _ended or _ended == [130]:

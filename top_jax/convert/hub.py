@@ -69,9 +69,10 @@ def official_model(source: str | Path) -> tuple[str, dict[str, Any]] | None:
 
 
 def label_of(source: str | Path) -> str:
-    """Returns a file name for what is written about weights: vim_s.pth for hf://OWNER/REPO/vim_s.pth, vim_small for
-    pretrained:vim_small, and a path as it is.
-    """  # fmt: skip
+    """Returns a name for files about the weights of `source`.
+
+    That is vim_s.pth for hf://OWNER/REPO/vim_s.pth, vim_small for pretrained:vim_small, and a path as it is.
+    """
     if not is_name(source):
         return str(source)
     return re.split("[:/]", str(source))[-1]

@@ -93,7 +93,7 @@ def _mesh_and_batch(mesh: Mesh, arguments: Sequence[jax.ShapeDtypeStruct], in_ax
 
 
 def _batch_of(shardings: Sequence[Any], in_axes: InAxes) -> Any:
-    """The mesh axes that split the batch of the first argument whose batch is split, or None."""
+    """Returns the mesh axes that split the batch, from the first argument that is split; None if none is."""
     specs = (sharding.spec[axis] for sharding, axis in zip(shardings, in_axes, strict=True) if axis is not None)
     return next((spec for spec in specs if spec is not None), None)
 

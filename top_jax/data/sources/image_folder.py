@@ -21,7 +21,7 @@ from top_jax.errors import InputError
 logger = logging.getLogger(__name__)
 
 LAYOUT = "An image folder is laid out as <data_dir>/<split>/<class>/*.jpg."
-EVAL_FOLDERS: Final = ("val", "valid", "validation", "test", "eval")  # usual names, the first that is there is taken
+EVAL_FOLDERS: Final = ("val", "valid", "validation", "test", "eval")  # usual names; the first that exists is used
 ONE_FOLDER: Final = "Needed: FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg and FOLDER/val/<class>/*.jpg."
 DEFAULT_EVAL_SHARE: Final = 0.2
 STEPS_AN_EPOCH: Final = 4  # at least, of an inferred batch size
