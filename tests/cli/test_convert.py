@@ -41,7 +41,9 @@ def assert_same(got, want):
 
 
 @pytest.mark.parametrize("suffix", [pytest.param(".pth", marks=TORCH), ".safetensors"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", ["plain_mamba_l1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vim_tiny", "deit_tiny"))]
+)
 def test_there_and_back(command, random_model, name, suffix, tmp_path):
     """file -> run directory -> file: the same tensors; and file -> file, of the other kind."""
     sizes = {**SMALL, **FAMILIES[name]}

@@ -28,7 +28,7 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=["vim", "evit", "merging", pytest.param("plain_mamba", marks=pytest.mark.slow)])
 def traced(request):
     """Returns (case, model, trace, features) for two images."""
     name, sizes, pruning = CASES[request.param]

@@ -25,9 +25,11 @@ FAMILIES = {
     "plain_mamba_l1": dict(d_state=3, layers_with_dwconv=(0, 2)),
     "deit_tiny": dict(num_heads=2),
 }
-CASES = [("vim_tiny", "none"), ("vim_tiny", "hold"), ("vim_tiny", "decay"), ("plain_mamba_l1", "hold")]
-SLOW_CASES = [("plain_mamba_l1", "none"), ("plain_mamba_l1", "decay")]
-CASES = [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW_CASES), ("deit_tiny", "hold")]
+SCANNED = ("vim_tiny", "plain_mamba_l1")
+CASES = [
+    *((name, "hold") for name in FAMILIES),
+    *(pytest.param((name, how), marks=pytest.mark.slow) for name in SCANNED for how in ("none", "decay")),
+]
 
 
 def make(name: str, **overrides: Any):
@@ -153,7 +155,8 @@ def test_one_compilation_for_many_batches(case):
     assert case.traces == 1
 
 
-@pytest.mark.parametrize("name", ["vim_tiny", pytest.param("plain_mamba_l1", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCANNED)
 def test_alignments_differ(name, run_case):
     logits = [run_case(name, how).logits for how in ("none", "hold", "decay")]
     assert min(relative_error(logits[a], logits[b]) for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-4

@@ -14,7 +14,7 @@ from top_jax.pruning import Cut, Pruning
 ALIGNMENTS = ("none", "hold", "decay")
 
 
-@pytest.fixture(scope="module", params=ALIGNMENTS)
+@pytest.fixture(scope="module", params=[pytest.param("none", marks=pytest.mark.slow), "hold", "decay"])
 def pruning(request):
     return Pruning(after_blocks=(1, 2), keep_ratio=(0.6, 0.5), alignment=request.param)
 
@@ -35,7 +35,9 @@ def dense(make_model, forward, images):
     return forward(make_model(), images)
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize(
+    "alignment", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("none", "hold")), "decay"]
+)
 def test_keeping_everything_is_the_dense_model(alignment, make_model, forward, images, dense):
     model = make_model(pruning=Pruning(after_blocks=(1, 2), keep_ratio=1.0, alignment=alignment))
     logits, features = forward(model, images)

@@ -40,6 +40,8 @@ TOLERANCE = {
     "bfloat16 of a kernel": 2**-7,  # rounded before and after the gate; Triton's interpreter also drops bits
 }
 
+# The quick tests scan each way with one alignment or without; under the mark `slow` all ways are combined.
+BACKWARDS = [False, pytest.param(True, marks=pytest.mark.slow)]
 # Most of the time is compilation, so tests without a special size share this one: B, L, E, N.
 BASE = (2, 9, 5, 3)
 # length -> E, N, (reverse, alignment): lengths around multiples of 8, a short image, a ViM image.
@@ -141,7 +143,9 @@ def test_optional_inputs(name, without, make_inputs, run_scan):
 
 
 @pytest.mark.parametrize("name", AGAINST_REFERENCE)
-@pytest.mark.parametrize("length, reverse, alignment", [(9, True, "hold"), (33, False, "decay")])
+@pytest.mark.parametrize(
+    "length, reverse, alignment", [(9, True, "hold"), pytest.param(33, False, "decay", marks=pytest.mark.slow)]
+)
 def test_bfloat16(name, length, reverse, alignment, make_inputs, make_positions, run_scan):
     inputs = make_inputs(2, length, 5, 16, dtype="bfloat16")
     run = functools.partial(run_scan, inputs, positions=make_positions(2, length), reverse=reverse, alignment=alignment)
@@ -161,7 +165,7 @@ def test_bfloat16_keeps_a_float32_state(name, make_inputs):
     np.testing.assert_allclose(np.asarray(y[0, -1, 0], np.float32), 1000, rtol=2**-8)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", BACKWARDS)
 @pytest.mark.parametrize("name", ALL)
 def test_hold_is_the_recurrence_without_gaps(name, reverse, make_inputs, make_positions, run_scan):
     run = functools.partial(run_scan, make_inputs(*BASE), implementation=name, reverse=reverse)
@@ -170,7 +174,7 @@ def test_hold_is_the_recurrence_without_gaps(name, reverse, make_inputs, make_po
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", BACKWARDS)
 @pytest.mark.parametrize("name", ALL)
 def test_keeping_everything_is_the_dense_scan(name, reverse, make_inputs):
     inputs, everything = make_inputs(*BASE), jnp.tile(jnp.arange(BASE[1], dtype=jnp.int32), (2, 1))
@@ -198,8 +202,14 @@ def test_keeping_everything_is_the_dense_scan_where_gradients_follow(name, rever
         np.testing.assert_array_equal(kept, dense)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("alignment", ["hold", "decay"])
+@pytest.mark.parametrize(
+    "alignment, reverse",
+    [
+        ("hold", False),
+        ("decay", True),
+        *(pytest.param(*way, marks=pytest.mark.slow) for way in (("hold", True), ("decay", False))),
+    ],
+)
 @pytest.mark.parametrize("name", ALL)
 def test_aligned_scan_is_the_masked_full_scan(name, alignment, reverse, make_inputs, make_positions, run_scan):
     """The definition: pruned positions stay in the sequence, with u = 0 and, after softplus, delta_prev (or 0)."""
@@ -247,7 +257,7 @@ def test_images_do_not_influence_each_other(name, make_inputs, make_positions, r
     assert relative_error(alone[0], together[0]) < 1e-6
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", BACKWARDS)
 @pytest.mark.parametrize("name", ALL)
 def test_extreme_decays_stay_finite(name, reverse, make_inputs, run_scan):
     # delta 50 and A = -16: exp(-800) underflows, and exp(+800), which a division by decays would meet, overflows.

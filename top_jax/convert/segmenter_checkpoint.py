@@ -39,7 +39,7 @@ from top_jax.models import (
 from top_jax.models.backbone import checked_rngs
 from top_jax.models.segmenter import NUM_MAPS, default_stages
 from top_jax.models.vim import rotary_tables
-from top_jax.models.weights import Weights, variables_by_path
+from top_jax.models.weights import Weights, shapes_only, variables_by_path
 from top_jax.pruning import Reduction
 from top_jax.values import flag, one_of, refused
 from top_jax.values import path as path_of
@@ -110,8 +110,7 @@ def load_torch_segmenter(
     settings = {**found, **{key: value for key, value in chosen.items() if value is not None}}
     config = segmenter_config(name, **{**sizes, **settings})
     choice = {"fill": fill, "inference": inference, "slide_stride": slide_stride}
-    model = nnx.eval_shape(lambda: Segmenter(config, pruning, **choice, rngs=nnx.Rngs(0)))
-    model.eval()
+    model = shapes_only(lambda rngs: Segmenter(config, pruning, **choice, rngs=rngs))
     try:
         load_segmenter_state_dict(model, state_dict, head=head, rngs=rngs, source=path)
     except InputError as error:

@@ -24,6 +24,7 @@ from top_jax.models.registry import MODELS, model_config
 from top_jax.models.resizing import AnyMap, resize, size_of
 from top_jax.models.sizes import BackboneConfig
 from top_jax.models.vim import DenseVim, DenseVimConfig, VimConfig
+from top_jax.models.weights import shapes_only
 from top_jax.pruning import Reduction
 from top_jax.typing import Array, Float, Images
 from top_jax.values import one_of, refused, several, whole
@@ -325,4 +326,4 @@ def create_segmenter(
 
 def abstract_segmenter(name: str, **settings: Any) -> Segmenter:
     """Returns the segmenter with only the shapes of its weights, to be filled from a checkpoint."""
-    return nnx.eval_shape(lambda: create_segmenter(name, **settings))
+    return shapes_only(lambda rngs: create_segmenter(name, rngs=rngs, **settings))
