@@ -3,7 +3,7 @@
 python tests/fault_table.py [--config FILE] [--kills 10] [--only NAME,...] [--json FILE] [-- --config.KEY=...]
 
 Every start is a process of its own. The exit status is 1 where one fault was not survived. The moments are random, and
-the same again with the same --seed.
+the same again with the same --seed. A FILE of --json that exists keeps what it has of the faults that are not tried.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Result:
     why: str
     seconds: float
     tally: Tally
+    commit: str | None = None
 
     def row(self) -> tuple[str, ...]:
         """Returns the row of the table."""
@@ -135,12 +136,17 @@ def _try(name: str, bench: Bench) -> Result:
         where = traceback.extract_tb(error.__traceback__)[-1]
         what = str(error) or where.line
         outcome, why = "not survived", " ".join(f"{Path(where.filename).name}:{where.lineno}: {what}".split())[:600]
-    return Result(name, outcome, why, time.monotonic() - before, tally)
+    from top_jax.environment import environment
+
+    return Result(name, outcome, why, time.monotonic() - before, tally, environment()["commit"])
 
 
 def _report(arguments: argparse.Namespace, flags: list[str], results: list[Result]) -> dict[str, Any]:
     from top_jax.environment import environment
 
+    tried = {result.fault: dataclasses.asdict(result) for result in results}
+    kept = json.loads(arguments.json.read_text())["faults"] if arguments.json.exists() else []
+    faults = {result["fault"]: result for result in kept} | tried
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
@@ -149,7 +155,7 @@ def _report(arguments: argparse.Namespace, flags: list[str], results: list[Resul
         "flags": flags,
         "seed": arguments.seed,
         "kills": arguments.kills,
-        "faults": [dataclasses.asdict(result) for result in results],
+        "faults": [faults[name] for name in FAULTS if name in faults],
     }
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jax
 import numpy as np
+import runs
 
 from faults.bench import Bench, Tally
 
@@ -191,6 +193,81 @@ def _places(rng: random.Random, path: Path) -> list[tuple[int, int]]:
     else:
         offsets = [rng.randrange(size) for _ in range(min(size, 3))]
     return [(offset, rng.randrange(8)) for offset in offsets]
+
+
+def any_file(bench: Bench, tally: Tally) -> None:
+    """Damages files of a checkpoint in four ways: each is detected, or changes nothing that is restored."""
+    source = bench.copy_of_stopped("any-file")
+    restored, newest = restore(source), checkpoint(source)
+    rng, harmless = bench.random("any file"), 0
+    ways = {
+        "cut": cut,
+        "emptied": lambda file: file.write_bytes(b""),
+        "overwritten": lambda file: file.write_bytes(rng.randbytes(file.stat().st_size)),
+        "removed": Path.unlink,
+    }
+    files = [path for path in sorted(newest.rglob("*")) if path.is_file() and path.stat().st_size]
+    cases = rng.sample([(path, way) for path in files for way in ways], 40)
+    tally.done = f"40 times one of the {len(files)} files of the newest checkpoint {', '.join(ways)}"
+    for number, (path, way) in enumerate(cases):
+        workdir = shutil.copytree(source, bench.workdir(f"any-file-{number}"))
+        ways[way](workdir / path.relative_to(source))
+        tally.tried += 1
+        got = restore(workdir, like=restored)
+        if got["position"] == restored["position"] and same_bits(got, restored):
+            harmless += 1
+        else:
+            assert int(got["state"].step) < int(restored["state"].step), f"{_name(path, source)} {way}: not noticed"
+        tally.survived += 1
+        shutil.rmtree(workdir)
+    tally.notes.append(f"{tally.tried - harmless} detected, {harmless} changed nothing that is restored")
+
+
+FLIPS: Final = 1000
+
+
+def history(bench: Bench, tally: Tally) -> None:
+    """Flips bits of metrics.jsonl, one at a time: nothing but that line is lost; then a start after one of them."""
+    from top_jax.training import reporting
+
+    workdir = bench.copy_of_stopped("damaged-history")
+    file, rng, lost = workdir / "metrics.jsonl", bench.random("history"), 0
+    written = file.read_bytes()
+    tally.done = f"one bit of metrics.jsonl flipped, {FLIPS} times; one line overwritten before a start"
+    copy = bench.workdir("history") / "metrics.jsonl"
+    copy.parent.mkdir()
+    logging.disable(logging.WARNING)
+    try:
+        for _ in range(FLIPS):
+            place = rng.randrange(len(written))
+            copy.write_bytes(written)
+            flip(copy, place, rng.randrange(8))
+            reporting._keep_until(copy, bench.total_steps)
+            hit, left = written[:place].count(b"\n"), copy.read_bytes().splitlines()
+            whole = [line for number, line in enumerate(written.splitlines()) if number != hit]
+            if written[place : place + 1] == b"\n":  # two lines in one, or none of them
+                whole = [line for line in whole if line != written.splitlines()[min(hit + 1, len(whole))]]
+            missing = [line for line in whole if line not in left]
+            assert not missing, f"byte {place}: lost {missing[0]!r}"
+            lost += len(left) < written.count(b"\n")
+            tally.tried += 1
+            for kept in copy.parent.glob("*.damaged*"):
+                kept.unlink()
+    finally:
+        logging.disable(logging.NOTSET)
+    tally.notes.append(f"{lost} flips lost their line, {FLIPS - lost} left it readable")
+    lines = written.splitlines(True)
+    damaged = b"".join([*lines[:3], rng.randbytes(40) + b"\n", *lines[4:]])
+    file.write_bytes(damaged)
+    tally.tried += 1
+    started = bench.start(workdir).end()
+    assert "metrics.jsonl cannot be read (line 4 first)" in started.err and "Traceback" not in started.err, started.err
+    assert (workdir / "metrics.jsonl.damaged").read_bytes() == damaged
+    without = [line for number, line in enumerate(runs.metrics(bench.finished())) if number != 3]
+    assert runs.metrics(workdir) == without, "another line was lost"
+    runs.assert_same_weights(workdir, bench.finished())
+    tally.identical, tally.difference = True, 0.0  # as the summary, which is among the lines compared
+    tally.survive()
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

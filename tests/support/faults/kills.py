@@ -21,13 +21,23 @@ def at_random_moments(bench: Bench, tally: Tally) -> None:
 
     A moment that an earlier start has passed already is one of the start itself.
     """
-    rng, workdir = bench.random("kills"), bench.workdir("killed-at-random")
+    _at_random_moments(bench, tally, "killed-at-random")
+
+
+def with_workers(bench: Bench, tally: Tally) -> None:
+    """The same of a run whose batches come from two worker processes."""
+    _at_random_moments(bench, tally, "killed-with-workers", "--config.data.num_workers=2")
+    tally.done += ", with two data workers"
+
+
+def _at_random_moments(bench: Bench, tally: Tally, name: str, *flags: str) -> None:
+    rng, workdir = bench.random("kills"), bench.workdir(name)
     reference, done = bench.finished(), 0
     moments = random_steps(rng, bench.total_steps, bench.kills)
     tally.done, tally.steps_lost = f"SIGKILL of one run around steps {', '.join(map(str, moments))}", 0
     in_start = 0
     for step in moments:
-        started = bench.start(workdir)
+        started = bench.start(workdir, *flags)
         if step > done:
             started.until(reached(workdir, step))
             _wait(started, rng.uniform(0, 3 * bench.step_seconds), until_step=bench.total_steps - 2)
@@ -43,7 +53,7 @@ def at_random_moments(bench: Bench, tally: Tally) -> None:
         bench.say(f"killed at step {started.last_step() or '(none yet)'}, saved is step {latest_step(workdir)}")
     if in_start:
         tally.notes.append(f"{in_start} of the moments fell into the start")
-    bench.start(workdir).end()
+    bench.start(workdir, *flags).end()
     tally.same(workdir, reference)
 
 

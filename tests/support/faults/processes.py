@@ -22,13 +22,13 @@ BOUND: Final = 90.0  # seconds until the other has ended: several heartbeats, on
 class Pair:
     """Two processes on this machine, joined by jax.distributed."""
 
-    def __init__(self, bench: Bench, workdir: Path):
+    def __init__(self, bench: Bench, workdir: Path, *, heartbeat: int | None = HEARTBEAT):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
-        flags = (
-            f"--distributed --coordinator_address={address} --num_processes=2 --heartbeat_timeout={HEARTBEAT}".split()
-        )
+        flags = f"--distributed --coordinator_address={address} --num_processes=2".split()
+        if heartbeat is not None:
+            flags.append(f"--heartbeat_timeout={heartbeat}")
         self.members = [bench.start(workdir, *flags, f"--process_id={number}") for number in range(2)]
 
     @property
@@ -88,6 +88,28 @@ def one_killed(bench: Bench, tally: Tally) -> None:
             pair.kill()
         bench.say(f"process {victim} killed: the other ended {time.monotonic() - before:.0f} s later, status {status}")
         tally.notes.append(f"the other ended {time.monotonic() - before:.0f} s later, status {status}")
+        assert status == 1 and survivor.err.splitlines()[-1].startswith("error: "), f"{status}: {survivor.err[-2000:]}"
+        tally.lose(pair.first)
+    Pair(bench, workdir).end()
+    tally.same(workdir, reference)
+
+
+def one_stopped(bench: Bench, tally: Tally) -> None:
+    """Stops one process without ending it, as a machine that hangs: the other ends after the default timeout."""
+    workdir, reference = bench.workdir("one-of-two-stopped"), finished_pair(bench)
+    tally.done = "SIGSTOP of the second process at step 6, then of the first at step 12; the default heartbeat (20 s)"
+    for victim, step in ((1, 6), (0, 12)):
+        pair = Pair(bench, workdir, heartbeat=None)
+        try:
+            pair.until_step(step).members[victim].signal(signal.SIGSTOP)
+            tally.tried += 1
+            before = time.monotonic()
+            survivor = pair.members[1 - victim]
+            status = survivor.process.wait(BOUND)
+        finally:
+            pair.kill()
+        tally.notes.append(f"the other ended {time.monotonic() - before:.0f} s later, status {status}")
+        bench.say(tally.notes[-1])
         assert status == 1 and survivor.err.splitlines()[-1].startswith("error: "), f"{status}: {survivor.err[-2000:]}"
         tally.lose(pair.first)
     Pair(bench, workdir).end()
