@@ -138,7 +138,7 @@ def _try(name: str, bench: Bench) -> Result:
         outcome, why = "not survived", " ".join(f"{Path(where.filename).name}:{where.lineno}: {what}".split())[:600]
     from top_jax.environment import environment
 
-    return Result(name, outcome, why, time.monotonic() - before, tally, environment()["commit"])
+    return Result(name, outcome, why, time.monotonic() - before, tally, environment()["git"])
 
 
 def _report(arguments: argparse.Namespace, flags: list[str], results: list[Result]) -> dict[str, Any]:

@@ -175,14 +175,14 @@ def _write_run(target: Path, config: RunConfig, model: Model, names: tuple[str, 
     from top_jax.training.run_directory import RunDirectory
     from top_jax.training.weights import save_weights
 
-    run = RunDirectory(target)
+    run, new = RunDirectory(target), not target.exists()
     with run.lock():
         _check_empty(run)  # another command may have written there meanwhile
         try:
             save_weights(run, weights_of(model))
             run.describe(config, None if names is None else {"class_names": list(names)})
         except BaseException:  # a failed conversion leaves no folder that looks like a run
-            shutil.rmtree(run.checkpoints, ignore_errors=True)
+            shutil.rmtree(run.path if new else run.checkpoints, ignore_errors=True)
             raise
     return (
         "use it with any command, for example (with a config of this model):\n"

@@ -153,7 +153,10 @@ def _saved_layout(item: Path) -> Any:
         return [with_ints(value) for value in node] if isinstance(node, list | tuple) else node
 
     with ocp.StandardCheckpointer() as reader:
-        return with_ints(reader.metadata(item).item_metadata.tree)
+        found = reader.metadata(item).item_metadata
+    if found is None:  # Orbax does not say why
+        raise Damaged(f"the list of arrays of its {item.name} is missing or cannot be read")
+    return with_ints(found.tree)
 
 
 def _first_difference(saved: Any, wanted: Any) -> str | None:

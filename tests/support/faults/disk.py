@@ -64,7 +64,7 @@ def full_disk_of_commands(bench: Bench, tally: Tally) -> None:
     bench.start(disk, program=COMMAND.format(arguments=make)).end()
     for what in CONVERTED:
         with _small_disk(disk, 8192):
-            (disk / "full").write_bytes(bytes(4096))  # a tmpfs rounds up to pages, and the folder takes none
+            (disk / "full").write_bytes(bytes(8192))
             arguments = [what.split()[0], *filled(what)]
             started = bench.start(disk, program=COMMAND.format(arguments=arguments))
             tally.tried += 1
