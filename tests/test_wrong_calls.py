@@ -310,6 +310,11 @@ def images_and_files() -> list[Row]:
         Image.new("RGB", (0, 5)),
         Image.new("F", (5, 5)),
         closed,
+        io.BytesIO(png()),
+        memoryview(png()),
+        ["a.png"],
+        np.moveaxis(PIXELS, -1, 0)[:1],
+        Image.new("I", (5, 5), -1),
     ]
     found = [
         Row(f"preprocess(#{place})", functools.partial(top_jax.preprocess, value), "image|pixels")
@@ -373,7 +378,7 @@ def images_and_files() -> list[Row]:
     found += rows_of(
         "save_torch_checkpoint",
         functools.partial(top_jax.save_torch_checkpoint, model, "nowhere/a.safetensors"),
-        {"overwrite": FLAGS},
+        {"overwrite": FLAGS, "class_names": ["abc", (1, 2, 3), ("a", "b", None)]},
     )
     return found
 
@@ -406,7 +411,14 @@ def png() -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("table", [models, reductions, forward, scans, images_and_files, runs])
+TABLES = (models, reductions, forward, scans, images_and_files, runs)
+
+
+def test_the_tables_are_long():
+    assert sum(len(table()) for table in TABLES) >= 800
+
+
+@pytest.mark.parametrize("table", TABLES)
 @pytest.mark.usefixtures("without_type_checks")
 def test_wrong_calls(table, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

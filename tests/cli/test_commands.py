@@ -1,7 +1,11 @@
 """evaluate: what it prints, writes and refuses."""
 
+import gc
 import json
 import shutil
+import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -141,3 +145,24 @@ def test_no_device(refused, monkeypatch, error):
     monkeypatch.setattr("jax.devices", fail)
     monkeypatch.setattr("top_jax.ops.implementations.choose", place)
     assert refused("doctor").startswith("JAX finds no device with JAX_PLATFORMS=")
+
+
+def test_ctrl_c_in_a_callback_of_the_garbage_collector(command, monkeypatch):
+    """Python drops an exception raised there (JAX has such a callback); the command ends all the same."""
+    ended, hook = [], sys.unraisablehook
+
+    def interrupt(phase: str, info: dict[str, int]) -> None:
+        gc.callbacks.remove(interrupt)
+        signal.raise_signal(signal.SIGINT)
+
+    def work(*_: object, **__: object) -> None:
+        gc.callbacks.append(interrupt)
+        gc.collect()
+        ended.append("swallowed")
+        time.sleep(30)
+
+    monkeypatch.setattr("top_jax.cli.shared_flags.read_config", work)
+    before = time.monotonic()
+    assert command("evaluate", TINY, "--checkpoint=run").status == 130
+    assert ended and time.monotonic() - before < 20
+    assert sys.unraisablehook is hook

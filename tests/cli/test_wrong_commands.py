@@ -1,7 +1,7 @@
 """Wrong command lines, by command: each ends with status 2 and one line that contains the offending value.
 
 A row is a command line and what its message must contain. `{tmp}` is a folder of damaged and foreign files, `{run}` a
-finished run, `{tiny}` the config of that run.
+finished run, `{other}` one of other classes, `{tiny}` the config of that run.
 """
 
 from __future__ import annotations
@@ -170,6 +170,24 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         ("--checkpoint={run} {tmp}/out --images=some", "some"),
         (f"--checkpoint={{run}} {{tmp}}/{LONG}", LONG),
         ("--checkpoint={tmp}/absent {tmp}/out", "absent"),
+        ("--checkpoint={other} {tmp}/out --images=data", "only there: '10'"),
+    ],
+    "predict": [
+        ("", "--checkpoint"),
+        ("--checkpoint={run}", "image"),
+        ("--checkpoint={run} {tmp}/absent.png", "absent.png"),
+        ("--checkpoint={run} {tmp}/text.txt --top_k=0", "top_k"),
+        ("--checkpoint={run} {tmp}/text.txt --json={tmp}/absent/a.json", "absent"),
+        ("--checkpoint={run} ''", "image"),
+        ("--checkpoint={tmp}/absent {tmp}/text.txt", "absent"),
+        ("--checkpoint= {tmp}/text.txt", "--checkpoint"),
+    ],
+    "features": [
+        ("--checkpoint={run} {tmp}/text.txt", "--output"),
+        ("--checkpoint={run} --output={tmp}/f.npz", "image"),
+        ("--checkpoint={run} --output={tmp}/f.npz {tmp}/text.txt", "text.txt"),
+        ("--checkpoint={run} --output={tmp}/f.npz {tmp}/absent.png", "absent.png"),
+        ("--checkpoint={run} --output= {tmp}/text.txt", "--output"),
     ],
     "ablate": [
         ("--checkpoint={run}", "--out"),
@@ -255,13 +273,14 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         (f"--config={{tiny}} {{tmp}}/{LONG}.npz", LONG),
     ],
 }
+FILES = ("predict", "features")  # which take no config
 POSITIONAL = {"pack": " {tmp}/a.npz", "export": " {tmp}/out --checkpoint={run}"}
 OTHER = {"evaluate": " --checkpoint={run}", "ablate": " --checkpoint={run} --out={tmp}/abl"}
 OTHER["visualize"] = " --checkpoint={run} --out={tmp}/v --examples=1"
 
 
 def test_the_table_is_long():
-    assert sum(map(len, ROWS.values())) >= 150
+    assert sum(map(len, ROWS.values())) >= 190
 
 
 @pytest.fixture(scope="module")
@@ -291,10 +310,19 @@ def test_wrong_command(command: Any, run: Path, tmp_path: Path, program: str):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text('{"seed": ')
     run = shutil.copytree(run, tmp_path / "run")
-    names = {"tmp": str(tmp_path), "run": str(run), "tiny": str(Path(__file__).parents[1] / "tiny_run.py")}
+    other = shutil.copytree(run, tmp_path / "other")
+    (other / "data.json").write_text(json.dumps({"class_names": [str(number) for number in range(1, 11)]}))
+    names = {
+        "tmp": str(tmp_path),
+        "run": str(run),
+        "other": str(other),
+        "tiny": str(Path(__file__).parents[1] / "tiny_run.py"),
+    }
     before = _content(tmp_path)
     more = POSITIONAL.get(program, "") + OTHER.get(program, "")
-    rows = ROWS[program] + [(line + more, part) for line, part in CONFIGS if program not in ("convert", "train.py")]
+    rows = ROWS[program] + [
+        (line + more, part) for line, part in CONFIGS if program not in ("convert", "train.py", *FILES)
+    ]
     rows += [(line, part) for line, part in CONFIGS if program == "train.py"]
     wrong = []
     for line, part in rows:

@@ -20,6 +20,7 @@ from tfds_directory import write_tfds
 from top_jax.config import DataConfig
 from top_jax.data import eval_batches, sources, train_batches
 from top_jax.data.sources import DigitsSource, ImageFolderSource, TfdsSource, open_source
+from top_jax.data.transforms import DECODE_ERRORS
 from top_jax.errors import InputError
 
 TFDS = DataConfig(source="tfds", name="toy")
@@ -152,6 +153,22 @@ def test_parts_of_one_split(toy_tfds, caplog, monkeypatch, train, evaluation, wa
     config = dataclasses.replace(TFDS, data_dir=str(toy_tfds), train_split=train, eval_split=evaluation)
     open_source(config, train=True)
     assert sum("same images" in record.getMessage() for record in caplog.records) == warned
+
+
+def test_links_out_of_a_class(tmp_path):
+    """A link to a folder around its class would give it the images of the others; a broken one is unreadable."""
+    make_folder(tmp_path, "ab", images=1)
+    (tmp_path / "train" / "a" / "all").symlink_to("..")
+    (tmp_path / "train" / "b" / "zzz.png").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "train" / "b" / "pipe.png")
+    source = ImageFolderSource(tmp_path, "train")
+    assert source.labels.tolist() == [0, 1, 1]
+    assert source.describe(2) == f"{tmp_path}/train/b/zzz.png"
+    with pytest.raises(DECODE_ERRORS):
+        source[2]
+    (tmp_path / "train" / "c").symlink_to("..")
+    with pytest.raises(InputError, match=r"no image in .*train/c"):
+        ImageFolderSource(tmp_path, "train")
 
 
 def test_image_folder_file_names_may_be_unicode(tmp_path):

@@ -12,7 +12,7 @@ from top_jax.config import ModelConfig, RunConfig
 from top_jax.convert.checkpoint_files import read_class_names
 from top_jax.errors import InputError
 from top_jax.models.weights import weights_of
-from top_jax.training.class_names import class_names_of, imagenet_synsets, in_order_of
+from top_jax.training.class_names import class_names_of, class_order, imagenet_synsets, in_order_of
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.weights import checkpoint_weights, initial_weights, save_weights
 
@@ -61,6 +61,17 @@ def test_other_classes_are_refused(checkpoint):
     run = RunConfig(model=MODEL, init_from=str(checkpoint))
     with pytest.raises(InputError, match="class 2 is 'red' there and 'white' here"):
         initial_weights(run, ("blue", "green", "white"))
+
+
+def test_repeated_names(model, tmp_path):
+    """They are kept; which of two logits a name means cannot be known, so another order is refused."""
+    kept = ("crane", "maillot", "crane")
+    file = tmp_path / "twice.safetensors"
+    top_jax.save_torch_checkpoint(model, file, class_names=kept)
+    assert class_names_of(file, 3) == kept
+    assert class_order(kept, kept=kept, origin=file) is None
+    with pytest.raises(InputError, match="class 1 is 'maillot' there and 'crane' here"):
+        class_order(("crane", "crane", "maillot"), kept=kept, origin=file)
 
 
 @pytest.mark.parametrize(

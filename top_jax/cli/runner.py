@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import math
 import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +43,7 @@ def run(main: Callable[[list[str]], None]) -> None:
             logging.set_verbosity(logging.WARNING)  # at INFO, Orbax logs every step of every save
         _ended.clear()
         signal.signal(signal.SIGINT, _interrupt)
+        before, sys.unraisablehook = sys.unraisablehook, functools.partial(_unraisable, sys.unraisablehook)
         try:
             main(arguments[1:])
             _ended.append(0)
@@ -54,6 +57,8 @@ def run(main: Callable[[list[str]], None]) -> None:
                 raise
             traceback.print_exc()
             _leave(1, error)
+        finally:
+            sys.unraisablehook = before
 
     app.run(guarded, flags_parser=_parse)
 
@@ -73,6 +78,17 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         os._exit(_ended[0] if _ended else 130)
     _ended.append(130)
     raise KeyboardInterrupt
+
+
+def _unraisable(hook: Callable[[Any], object], found: Any) -> None:
+    """Repeats a Ctrl-C that met a callback of the garbage collector (JAX has one), from which no exception gets out."""
+    if not isinstance(found.exc_value, KeyboardInterrupt):
+        hook(found)
+        return
+    _ended.clear()
+    again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
 
 
 def _leave(status: int, error: Exception | None = None) -> NoReturn:

@@ -24,6 +24,7 @@ import numpy as np
 from top_jax.errors import InputError
 from top_jax.files import requested_file
 from top_jax.optional import optional_package
+from top_jax.values import refused
 
 SUFFIXES: Final = (".pth", ".pt", ".safetensors")
 SAFETENSORS: Final = ".safetensors"
@@ -106,12 +107,15 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndar
     """
     path = weights_in_folder(path) or Path(path)
     if not path.is_file():
-        raise InputError(f"checkpoint {path} does not exist; pass the path of a .pth or .safetensors file.")
+        problem = "is no file" if path.exists() else "does not exist"
+        raise InputError(f"checkpoint {path} {problem}; pass the path of a .pth or .safetensors file.")
     try:
         with path.open("rb") as stream:
             start = stream.read(40)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+    if start.lstrip()[:9].lower() in (b"<!doctype", b"<html>", b"<html lan"):
+        raise InputError(f"{path} is a web page, not a checkpoint: the download went wrong; download it again.")
     if start.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a Git LFS pointer, without the weights; fetch them with git lfs pull.")
     return _read_safetensors(path, ema) if path.suffix.lower() == SAFETENSORS else _read_pth(path, ema)
@@ -140,6 +144,8 @@ def write_state_dict(
         InputError: the suffix is unknown, a package is missing, the file exists, or it cannot be written.
     """
     path = Path(path)
+    if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names or ()):
+        raise refused("class_names", class_names, "a name for each class, as a sequence of text")
     check_target(path, overwrite=overwrite)
     write = _write_safetensors if path.suffix.lower() == SAFETENSORS else _write_pth
     with requested_file(path) as temporary:

@@ -228,9 +228,11 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
 def files_in(folder: Path) -> Iterator[str]:
     """Yields the paths in `folder` of its files and of those in its sub-folders, in torchvision's order.
 
-    A folder to which links lead twice is read once. Pipes and devices are left out.
+    A folder to which links lead twice is read once, and none that `folder` lies in: its images have other classes.
+    Pipes and devices are left out.
     """
-    seen, waiting = set(), [""]
+    outside = map(os.stat, folder.absolute().parents)
+    seen, waiting = {(status.st_dev, status.st_ino) for status in outside}, [""]
     while waiting:
         inside = waiting.pop()
         status = os.stat(folder / inside)
