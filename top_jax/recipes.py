@@ -315,9 +315,9 @@ def seg_digits(pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDi
     return make_config(
         batch_size=16,
         eval_batch_size=60,
-        epochs=5.0,
+        epochs=10.0,
         log_every=20,
-        eval_every_epochs=2.5,
+        eval_every_epochs=5.0,
         checkpoint_every=100,
         model=dict(
             name="vim_tiny",
@@ -328,12 +328,12 @@ def seg_digits(pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDi
             embed_dim=64,
             depth=6,
             d_state=8,
-            channels=48,
-            aux_channels=32,
+            channels=24,
+            aux_channels=0,
         ),
         pruning=dict(pruning or {}),
-        data=dict(source="digit_scenes", scale=(64, 64), scale_range=(0.8, 1.4), max_class_share=1.0),
-        augment=dict(flip=False, photometric=True),
+        data=dict(source="digit_scenes", scale=(64, 64), scale_range=(0.9, 1.2), max_class_share=1.0),
+        augment=dict(flip=False),
         optimizer=_segmentation(learning_rate=3e-3, warmup_learning_rate=3e-6, weight_decay=0.05, clip_norm=1.0)
         | dict(warmup_steps=60),
     )

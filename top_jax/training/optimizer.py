@@ -41,10 +41,15 @@ def learning_rate_schedule(
 
 
 def _poly(config: OptimizerConfig, *, peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    line = optax.linear_schedule(peak, config.min_learning_rate, total_steps)
-    start = config.warmup_learning_rate / peak if peak else 1.0
-    warmup = optax.linear_schedule(start, 1.0, warmup_steps) if warmup_steps else optax.constant_schedule(1.0)
-    return lambda step: line(step) * warmup(step)
+    end, start = config.min_learning_rate, config.warmup_learning_rate / peak if peak else 1.0
+
+    def rate(step: Any) -> Any:
+        # optax.linear_schedule subtracts nearly equal numbers, which costs a hundredth of the first rate in float32.
+        line = end + (peak - end) * (total_steps - step) / total_steps
+        share = jax.numpy.minimum(step, warmup_steps) / max(1, warmup_steps)
+        return line * (start + (1 - start) * share) if warmup_steps else line
+
+    return rate
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
