@@ -1,18 +1,24 @@
 """The loss of a segmenter against mmseg's, its memory, and what the optimizer does to its parameters."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from top_jax import create_segmenter
-from top_jax.config import OptimizerConfig
+from top_jax import create_segmenter, save_torch_checkpoint
+from top_jax.build import build_model
+from top_jax.config import ModelConfig, OptimizerConfig, RunConfig
+from top_jax.errors import InputError
 from top_jax.memory import program_memory
 from top_jax.models.resizing import resize
 from top_jax.models.weights import weights_of
 from top_jax.training.optimizer import decay_mask, depth_scales, learning_rate_schedule
+from top_jax.training.run_directory import RunDirectory
 from top_jax.training.segmentation import IGNORED, losses, pixel_loss
+from top_jax.training.weights import checkpoint_weights, initial_weights, save_weights
 
 
 def plain_loss(logits, label):
@@ -73,7 +79,7 @@ def micro(name="vim_tiny", **settings):
     sizes = dict(
         img_size=32, patch_size=8 if name == "vim_tiny" else 16, embed_dim=16, depth=4, channels=8, aux_channels=8
     )
-    return create_segmenter(name, num_classes=3, **sizes, **settings)
+    return create_segmenter(name, num_classes=3, **{**sizes, **settings})
 
 
 def test_layer_decay():
@@ -106,3 +112,66 @@ def test_losses_of_a_model():
     alone = losses(micro(), images, label, None, aux_weight=0.0)["loss"]
     np.testing.assert_allclose(found["loss"], alone + 0.4 * found["auxiliary_loss"], rtol=1e-6)
     assert "auxiliary_loss" not in losses(micro(aux_channels=0), images, label, None, aux_weight=0.4)
+
+
+SIZES = dict(name="vim_tiny", patch_size=8, embed_dim=16, depth=4, d_state=4)
+CLASSIFIER = ModelConfig(num_classes=5, img_size=(16,), **SIZES)
+SEGMENTER = ModelConfig(head="uper", num_classes=3, img_size=(32,), channels=8, aux_channels=0, **SIZES)
+
+
+def run_of(config, path):
+    """A run directory with random weights of a config's model."""
+    weights = weights_of(build_model(config))
+    optimizer = OptimizerConfig(label_smoothing=0.0)
+    RunDirectory(path).describe(RunConfig(model=config, optimizer=optimizer))
+    save_weights(RunDirectory(path), weights)
+    return weights
+
+
+def start(checkpoint, **settings):
+    optimizer = OptimizerConfig(label_smoothing=0.0)
+    return initial_weights(RunConfig(model=SEGMENTER, init_from=str(checkpoint), optimizer=optimizer, **settings))
+
+
+def test_starts_from_a_classifier(tmp_path):
+    """The backbone has the classifier's weights, at another grid; the rest follows the run's seed."""
+    classifier = run_of(CLASSIFIER, tmp_path / "classifier")
+    first, other = (start(tmp_path / "classifier", seed=seed) for seed in (0, 1))
+    for weights in (first, other):
+        jax.tree.map(np.testing.assert_array_equal, weights["backbone"]["blocks"], classifier["blocks"])
+    assert first["backbone"]["pos_embed"].shape == (1, 16, 16)
+    kernels = [weights["decode_head"]["fpn_bottleneck"]["conv"]["kernel"] for weights in (first, other)]
+    assert not np.array_equal(*kernels)
+    with pytest.raises(InputError, match="init_from"):
+        checkpoint_weights(tmp_path / "classifier", SEGMENTER)
+    file = tmp_path / "classifier.safetensors"
+    save_torch_checkpoint(build_model(CLASSIFIER), file)
+    from_file = start(file)
+    jax.tree.map(np.testing.assert_array_equal, from_file["backbone"], first["backbone"])
+
+
+def test_starts_from_a_segmenter(tmp_path):
+    there = run_of(dataclasses.replace(SEGMENTER, num_classes=7), tmp_path / "seven")
+    with pytest.raises(InputError, match='head="new"'):
+        start(tmp_path / "seven")
+    weights = start(tmp_path / "seven", init_head="new")
+    jax.tree.map(np.testing.assert_array_equal, weights["backbone"], there["backbone"])
+    assert weights["decode_head"]["classifier"]["conv_seg"]["kernel"].shape[-1] == 3
+    with pytest.raises(InputError, match="segmenter"):
+        checkpoint_weights(tmp_path / "seven", dataclasses.replace(CLASSIFIER, num_classes=7))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": {"head": "uper"}},  # label smoothing
+        {"model": {"head": "uper"}, "optimizer": {"label_smoothing": 0.0}, "augment": {"mixup": 0.8}},
+        {"model": {"fill": "zero"}},
+        {"data": {"scale": (64, 64)}},
+        {"model": {"head": "fcn"}},
+        {"optimizer": {"layer_decay_rule": "official"}},
+    ],
+)
+def test_settings_of_the_other_task(settings):
+    with pytest.raises(InputError, match=r"^config\."):
+        RunConfig.from_config_dict(settings)
