@@ -109,8 +109,14 @@ def _check_empty(run: RunDirectory) -> None:
 def _read_file(source: str) -> tuple[RunConfig, Model, KeySummary, bool]:
     """Returns a file's config, model and key report, and whether the weights are averaged."""
     from top_jax.convert.torch_checkpoint import load_official
+    from top_jax.models import MODELS
     from top_jax.training.weights import holds_segmenter
+    from top_jax.values import one_of
 
+    if _MODEL.value is not None:  # before the file is read
+        one_of("model", _MODEL.value, MODELS)
+    _sizes(_OVERRIDE.value, head="uper")
+    _img_size(_CHECKPOINT_IMG_SIZE.value)
     if holds_segmenter(source, _MODEL.value):
         return _read_segmenter(source)
     loaded = load_official(
