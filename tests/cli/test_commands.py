@@ -1,5 +1,6 @@
 """evaluate: what it prints, writes and refuses."""
 
+import errno
 import gc
 import json
 import shutil
@@ -166,3 +167,12 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collector(command, monkeypatch):
     assert command("evaluate", TINY, "--checkpoint=run").status == 130
     assert ended and time.monotonic() - before < 20
     assert sys.unraisablehook is hook
+
+
+def test_the_reader_of_the_output_has_ended(command, monkeypatch):
+    def work(*_: object, **__: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("top_jax.cli.shared_flags.read_config", work)
+    result = command("evaluate", TINY, "--checkpoint=run")
+    assert result.status == 1 and result.err.startswith("error: ") and result.err.count("\n") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import io
@@ -116,6 +117,10 @@ def _problem(error: Exception) -> Exception | None:
         return error
     if isinstance(error, ImportError):
         return missing_extra(error, Path(sys.argv[0]).stem)
+    if isinstance(error, BrokenPipeError):  # `| head`
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would flush the rest at its end
+        return RunError("the program that read this output has ended, so that nothing more can be printed.")
     if files.is_full(error):
         name = getattr(error, "filename", None)
         where = f"{name} was not written" if name else "this write failed"
