@@ -5,8 +5,9 @@ import pytest
 from flax import nnx
 
 from top_jax.evaluation.flops import count_macs
+from top_jax.evaluation.flops.of_config import check_executed, trace_model
 from top_jax.evaluation.flops.parts import PART_NAMES
-from top_jax.models import abstract_model, model_config
+from top_jax.models import abstract_model, model_config, segmenter_config
 from top_jax.pruning import Evit, Merging, Pruning
 
 
@@ -171,3 +172,39 @@ def test_executed_convolutions_cover_the_grid():
     taps = 7 * 7 * 384
     assert [cost.blocks["executed"][1]["conv"] for cost in (hold, none)] == [196 * taps, 144 * taps]
     assert [cost.blocks["published"][1]["conv"] for cost in (hold, none)] == [138 * taps, 138 * taps]
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "heads"),
+    [
+        ("vim_tiny", 7.51, 31.47),
+        ("vim_small", 26.35, 124.96),
+        ("plain_mamba_l1", 15.70, 27.87),
+        ("plain_mamba_l2", 42.11, 29.08),
+        ("plain_mamba_l3", 75.27, 29.48),
+    ],
+)
+def test_segmenters(name, backbone, heads):
+    """Published convention at 512 x 512."""
+    cost = count_macs(segmenter_config(name), img_size=(512, 512))
+    assert round(cost.backbone_macs["published"] / 1e9, 2) == backbone
+    assert round(sum(cost.heads["published"].values()) / 1e9, 2) == heads
+    assert cost.macs["published"] == cost.backbone_macs["published"] + sum(cost.heads["published"].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "image"),
+    [
+        ("vim_tiny", {"img_size": (96, 160), "patch_size": 16}, None),
+        ("vim_tiny", {"img_size": 64, "patch_size": 8, "stages": (1, 2, 3, 4)}, None),
+        ("plain_mamba_l1", {"img_size": 64}, (70, 130)),
+    ],
+)
+def test_what_a_segmenter_executes(name, sizes, image):
+    """Neck, decoder and resizing count what the traced model multiplies, to the last product."""
+    config = segmenter_config(name, embed_dim=16, depth=5, channels=12, num_classes=7, **sizes)
+    reduction = Pruning(after_blocks=(2, 3), keep_ratio=0.7)
+    _, without_scans, scans = check_executed(
+        trace_model(config, reduction, img_size=image), count_macs(config, reduction, img_size=image)
+    )
+    assert (without_scans, scans) == (0, 0)

@@ -18,6 +18,7 @@ from top_jax.cli import runner, shared_flags, terminal
 
 _CONFIG = shared_flags.define_config()
 flags.adopt_module_key_flags(shared_flags)  # so that --help shows it
+BACKBONE_KEYS = ("backbone_gmacs", "dense_backbone_gmacs")
 _JSON = flags.DEFINE_string("json", None, "File for the counts.")
 
 
@@ -28,7 +29,6 @@ def main(arguments: list[str]) -> None:
     runner.no_more(arguments)
     runner.check_json(_JSON.value)
     config = shared_flags.read_config(_CONFIG)
-    shared_flags.refuse_segmenter(config, "flops")
     counts = count_config(config)
     _show_counts(counts)
     with terminal.progress(f"tracing {config.model.name}", CHECK_STEPS) as advance:
@@ -39,7 +39,8 @@ def main(arguments: list[str]) -> None:
 
 def _show_counts(counts: dict[str, Any]) -> None:
     """Prints tokens per block, and the parts in every convention."""
-    print(f"{counts['model']}, one image")
+    height, width = counts["img_size"]
+    print(f"{counts['model']}, one image of {height} x {width}")
     start = 1
     for tokens, run in itertools.groupby(counts["tokens_per_block"]):
         end = start + len(list(run)) - 1
@@ -81,6 +82,12 @@ def _parts_table(counts: dict[str, Any]) -> terminal.Table:
     for part in PART_NAMES:
         if any(part in macs for macs in (*parts.values(), *dense.values())):
             table.add_row(part, *(cell(parts[name].get(part, 0), dense[name].get(part, 0)) for name in parts))
+    if "backbone_gmacs" in counts:
+        of_backbone = ({name: round(1e9 * counts[key][name]) for name in parts} for key in BACKBONE_KEYS)
+        alone, dense_alone = of_backbone
+        table.add_row("backbone", *(cell(alone[name], dense_alone[name]) for name in parts), bold=True)
+        if reduced:
+            table.add_row("share of dense", *(f"{alone[name] / dense_alone[name]:.1%}" for name in parts))
     table.add_row("total", *(cell(totals[name], dense_totals[name]) for name in parts), bold=True)
     if reduced:
         table.add_row("share of dense", *(f"{totals[name] / dense_totals[name]:.1%}" for name in parts))

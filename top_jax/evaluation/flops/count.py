@@ -5,8 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 
-from top_jax.evaluation.flops.parts import CONVENTIONS, FAMILIES, PART_NAMES, BlockTokens, Macs
-from top_jax.models import BackboneConfig
+from top_jax.evaluation.flops.parts import (
+    BACKBONE_PARTS,
+    CONVENTIONS,
+    FAMILIES,
+    PART_NAMES,
+    BlockTokens,
+    Macs,
+    segmenter_heads,
+)
+from top_jax.models import BackboneConfig, SegmenterConfig
 from top_jax.pruning import Cut, Evit, Merging, Pruning, Reduction
 
 
@@ -19,21 +27,32 @@ class Cost:
         stem_and_head: multiply-accumulates of stem and head, the same in every convention.
         blocks: for each convention, the multiply-accumulates of every block by part. Reducing tokens after a block is
             that block's part `merging`.
+        heads: for each convention, those of a segmenter's neck and decode head by part; None for a classifier.
     """
 
     tokens_per_block: tuple[int, ...]
     stem_and_head: Macs
     blocks: dict[str, tuple[Macs, ...]]
+    heads: dict[str, Macs] | None = None
 
     @property
     def macs(self) -> dict[str, int]:
         """Multiply-accumulates by convention."""
         return {convention: sum(self.parts(convention).values()) for convention in self.blocks}
 
+    @property
+    def backbone_macs(self) -> dict[str, int]:
+        """Multiply-accumulates of the backbone alone by convention: without neck and heads."""
+        return {
+            convention: sum(macs for part, macs in self.parts(convention).items() if part in BACKBONE_PARTS)
+            for convention in self.blocks
+        }
+
     def parts(self, convention: str) -> Macs:
         """Returns multiply-accumulates by part, summed over the blocks, in the order of `PART_NAMES`, without zeros."""
         total: Counter[str] = Counter()
-        for macs in (self.stem_and_head, *self.blocks[convention]):
+        heads = {} if self.heads is None else self.heads[convention]
+        for macs in (self.stem_and_head, *self.blocks[convention], heads):
             total.update(macs)
         return {part: total[part] for part in PART_NAMES if total[part]}
 
@@ -42,12 +61,27 @@ class Cost:
         return self.macs[convention] / 1e9
 
 
-def count_macs(config: BackboneConfig, pruning: Reduction | None = None) -> Cost:
+def count_macs(
+    config: BackboneConfig | SegmenterConfig,
+    pruning: Reduction | None = None,
+    *,
+    img_size: tuple[int, int] | None = None,
+) -> Cost:
     """Counts one image's multiply-accumulates; `pruning=None` is the dense model.
+
+    Args:
+        config: the model's.
+        pruning: how its tokens are reduced.
+        img_size: (height, width) of the image; None is that of the config. Only a PlainMamba segmenter takes others.
 
     Raises:
         InputError: a reduction that a model of this depth and size cannot have.
     """
+    if isinstance(config, SegmenterConfig):
+        size = config.backbone.img_size if img_size is None else img_size
+        heads = {convention: segmenter_heads(config, size, convention) for convention in CONVENTIONS}
+        cost = count_macs(dataclasses.replace(config.backbone, img_size=size), pruning)
+        return dataclasses.replace(cost, heads=heads)
     reduction, family = pruning or Pruning(), FAMILIES[type(config)]
     class_tokens = 0 if config.CLASS_TOKEN is None else 1
     cuts = {cut.block: cut for cut in reduction.schedule(config.num_patches, config.depth)}

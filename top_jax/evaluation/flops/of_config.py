@@ -8,17 +8,19 @@ from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from top_jax.build import build_reduction, build_sizes
+from top_jax.build import build_reduction, build_sizes, segmenter_sizes
 from top_jax.config import RunConfig
 from top_jax.evaluation.flops.count import Cost, count_macs
 from top_jax.evaluation.flops.parts import SCAN_MULTIPLICATIONS, SCAN_OPERATIONS
 from top_jax.evaluation.flops.traced import Multiplications, count_multiplications
-from top_jax.models import Backbone, BackboneConfig
+from top_jax.models import Backbone, BackboneConfig, Segmenter, SegmenterConfig
 from top_jax.models.registry import BACKBONES
 from top_jax.models.sizes import MambaConfig
 from top_jax.models.weights import parameter_count, shapes_only
 from top_jax.pruning import Reduction
+from top_jax.values import height_width
 
 CHECK_STEPS: Final = 2  # how often `check_config` calls `on_step`
 
@@ -43,15 +45,19 @@ def count_config(config: RunConfig) -> dict[str, Any]:
     Raises:
         InputError: impossible sizes, or a reduction that the model cannot have.
     """
-    sizes, reduction = build_sizes(config.model), build_reduction(config.pruning)
-    cost, dense = count_macs(sizes, reduction), count_macs(sizes)
+    sizes, image, reduction = _sizes_of(config), image_size(config), build_reduction(config.pruning)
+    cost, dense = count_macs(sizes, reduction, img_size=image), count_macs(sizes, img_size=image)
+    backbone = sizes.backbone if isinstance(sizes, SegmenterConfig) else sizes
+    of_backbone = {} if cost.heads is None else {"backbone_gmacs": in_g(cost), "dense_backbone_gmacs": in_g(dense)}
     return {
         "model": config.model.name,
+        "img_size": list(image),
         "pruning": config.pruning.settings(),
-        "class_token": sizes.CLASS_TOKEN is not None,
+        "class_token": backbone.CLASS_TOKEN is not None,
         "tokens_per_block": list(cost.tokens_per_block),
         "gmacs": {name: cost.gmacs(name) for name in cost.macs},
         "dense_gmacs": {name: dense.gmacs(name) for name in dense.macs},
+        **of_backbone,
         "parts": {name: cost.parts(name) for name in cost.macs},
         "dense_parts": {name: dense.parts(name) for name in dense.macs},
         "blocks": {name: list(blocks) for name, blocks in cost.blocks.items()},
@@ -68,10 +74,10 @@ def check_config(config: RunConfig, *, on_step: Callable[[int], object] = lambda
     Raises:
         InputError: impossible sizes, or a reduction that the model cannot have.
     """
-    sizes, reduction = build_sizes(config.model), build_reduction(config.pruning)
-    model = trace_model(sizes, reduction)
+    sizes, image, reduction = _sizes_of(config), image_size(config), build_reduction(config.pruning)
+    model = trace_model(sizes, reduction, img_size=image)
     on_step(1)
-    counted, without_scans, scans = check_executed(model, count_macs(sizes, reduction))
+    counted, without_scans, scans = check_executed(model, count_macs(sizes, reduction, img_size=image))
     on_step(1)
     check = {
         "platform": model.platform,
@@ -82,16 +88,44 @@ def check_config(config: RunConfig, *, on_step: Callable[[int], object] = lambda
     return {"parameters": model.parameters, "cross_check": check}
 
 
-def trace_model(config: BackboneConfig, pruning: Reduction | None) -> TracedModel:
-    """Traces the classifier without making its weights.
+def image_size(config: RunConfig) -> tuple[int, int]:
+    """Returns the (height, width) of the images that are counted: the model's, or a segmenter's training crop."""
+    crop = config.data.crop_size if config.model.is_segmenter else None
+    return build_sizes(config.model).img_size if crop is None else height_width("config.data.crop_size", crop)
+
+
+def in_g(cost: Cost) -> dict[str, float]:
+    """Returns billions of multiply-accumulates of the backbone alone, by convention."""
+    return {convention: macs / 1e9 for convention, macs in cost.backbone_macs.items()}
+
+
+def _sizes_of(config: RunConfig) -> BackboneConfig | SegmenterConfig:
+    return segmenter_sizes(config.model) if config.model.is_segmenter else build_sizes(config.model)
+
+
+def trace_model(
+    config: BackboneConfig | SegmenterConfig, pruning: Reduction | None, *, img_size: tuple[int, int] | None = None
+) -> TracedModel:
+    """Traces the model without making its weights; `img_size` as for `count_macs`.
 
     Raises:
         InputError: a reduction that the model cannot have.
     """
-    if isinstance(config, MambaConfig):
-        config = dataclasses.replace(config, implementation="xla")
-    model: Backbone = shapes_only(lambda rngs: BACKBONES[type(config)](config, pruning, rngs=rngs))
-    image = jax.ShapeDtypeStruct((1, *config.img_size, 3), jnp.float32)
+    if isinstance(config, SegmenterConfig):
+        backbone = dataclasses.replace(config.backbone, implementation="xla")
+        config = dataclasses.replace(config, backbone=backbone)
+    elif isinstance(config, MambaConfig):
+        backbone = config = dataclasses.replace(config, implementation="xla")
+    else:
+        backbone = config
+
+    def build(rngs: nnx.Rngs) -> Backbone | Segmenter:
+        if isinstance(config, SegmenterConfig):
+            return Segmenter(config, pruning, rngs=rngs)
+        return BACKBONES[type(config)](config, pruning, rngs=rngs)
+
+    model = shapes_only(build)
+    image = jax.ShapeDtypeStruct((1, *(backbone.img_size if img_size is None else img_size), 3), jnp.float32)
     traced = jax.jit(lambda model, image: model(image)).trace(model, image)
     return TracedModel(traced, parameter_count(model), jax.default_backend())
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from top_jax.models import BackboneConfig, DeitConfig, DenseVimConfig, PlainMambaConfig, VimConfig
+from top_jax.models import BackboneConfig, DeitConfig, DenseVimConfig, PlainMambaConfig, SegmenterConfig, VimConfig
+from top_jax.models.heads import POOL_SCALES
 from top_jax.models.plain_mamba import STEM_WIDTH
 from top_jax.models.traversals import DIRECTIONS, condensed_grid
 
 CONVENTIONS: Final = ("published", "all_directions", "executed")
-PART_NAMES: Final = ("stem", "projections", "conv", "scan", "attention", "mlp", "merging", "head")
+BACKBONE_PARTS: Final = ("stem", "projections", "conv", "scan", "attention", "mlp", "merging")
+PART_NAMES: Final = (*BACKBONE_PARTS, "neck", "decoder", "resizing", "head")
 
 # Operations of a scan for each token, channel and state, as the papers count them: with the exponential and the
 # additions. The multiplications among them are tau A, decay h, B x and C h.
@@ -112,3 +115,55 @@ FAMILIES: Final[dict[type[BackboneConfig], FamilyCost]] = {
     PlainMambaConfig: FamilyCost(_plain_mamba_stem_and_head, _plain_mamba_block),
     DeitConfig: FamilyCost(_patches_and_head, _deit_block),
 }
+
+
+def segmenter_heads(config: SegmenterConfig, img_size: tuple[int, int], convention: str) -> Macs:
+    """Counts neck and decode head; the auxiliary head only runs in training.
+
+    Args:
+        config: the segmenter's.
+        img_size: (height, width) of the image. The backbone's is that of the position embedding.
+        convention: `executed` counts the products that resize and pool maps, and resize the logits to the image.
+    """
+    sizes = config.backbone
+    grid = dataclasses.replace(sizes, img_size=img_size).grid
+    width, channels = sizes.embed_dim, config.channels
+    maps, neck = _pyramid(config, grid)
+    places = [rows * columns for rows, columns in maps]
+    finer = places[:-1]
+    laterals = sum(finer) * width * channels
+    pools = sum(scale**2 for scale in POOL_SCALES) * width * channels
+    bottleneck = places[-1] * 9 * (width + len(POOL_SCALES) * channels) * channels
+    merged = sum(finer) * 9 * channels**2 + places[0] * 9 * len(maps) * channels**2
+    decoder = laterals + pools + bottleneck + merged + places[0] * channels * config.num_classes
+    found = {"neck": neck, "decoder": decoder}
+    if convention != "executed":
+        return found
+    resized = sum(
+        resizing_macs(maps[-1], (scale, scale), width) + resizing_macs((scale, scale), maps[-1], channels)
+        for scale in POOL_SCALES
+    )
+    resized += sum(resizing_macs(maps[i], maps[i - 1], channels) for i in range(1, len(maps)))
+    resized += sum(resizing_macs(one, maps[0], channels) for one in maps[1:])
+    resized += resizing_macs(maps[0], img_size, config.num_classes)
+    if grid != sizes.grid:
+        resized += resizing_macs(sizes.grid, grid, width)  # the position embedding
+    return {**found, "resizing": resized}
+
+
+def _pyramid(config: SegmenterConfig, grid: tuple[int, int]) -> tuple[list[tuple[int, int]], int]:
+    """Returns the sizes of the maps that the decoder reads, and what the neck costs."""
+    if not config.is_vim:
+        return [grid] * len(config.stages), 0
+    finest, coarse = (2, 1) if config.backbone.patch_size == 8 else (4, 2)  # times as large as the grid
+    factors = (finest, finest / 2, finest / 4, finest / 8)
+    maps = [(int(grid[0] * factor), int(grid[1] * factor)) for factor in factors]
+    upsampled = grid[0] * grid[1] * 4 * config.backbone.embed_dim**2  # one transposed convolution of the grid
+    return maps, upsampled * (1 if coarse == 1 else 1 + 4 + 1)
+
+
+def resizing_macs(old: tuple[int, int], new: tuple[int, int], channels: int) -> int:
+    """Counts the two products that change the size of a map: its rows first, then its columns."""
+    rows = 0 if new[0] == old[0] else new[0] * old[0] * old[1] * channels
+    columns = 0 if new[1] == old[1] else new[0] * new[1] * old[1] * channels
+    return rows + columns
