@@ -40,7 +40,7 @@ ALLOWED = {
         "distributed",
     },
     "ablation": {"build", "config", "data", "evaluation", "figures", "models", "pruning", "sharding", "training"},
-    "inference": {"build", "config", "convert", "data", "models", "training"},
+    "inference": {"build", "config", "convert", "data", "evaluation", "models", "training"},
     "benchmark": {"evaluation", "kernels", "models", "ops", "pruning"},
     "cli": {
         "ablation",

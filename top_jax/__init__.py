@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         save_torch_segmenter,
     )
     from top_jax.data import preprocess
-    from top_jax.inference import predict
+    from top_jax.inference import predict, segment
     from top_jax.models import create_segmenter
     from top_jax.pruning import Evit, Merging, Pruning
     from top_jax.training import load_checkpoint
@@ -44,6 +44,7 @@ __all__ = [
     "pruning",
     "save_torch_checkpoint",
     "save_torch_segmenter",
+    "segment",
 ]
 
 _HOMES = {
@@ -61,6 +62,7 @@ _HOMES = {
     "preprocess": "top_jax.data",
     "save_torch_checkpoint": "top_jax.convert",
     "save_torch_segmenter": "top_jax.convert",
+    "segment": "top_jax.inference",
 }
 
 

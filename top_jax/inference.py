@@ -1,4 +1,4 @@
-"""Runs a checkpoint on image files: class names with probabilities, and pooled features.
+"""Runs a checkpoint on image files: class names with probabilities, pooled features, and the class of each pixel.
 
     for result in top_jax.predict("runs/my_images_photos", ["cat.jpg", "photos/"]):
         print(result.image, result.classes[0], result.probabilities[0])
@@ -23,10 +23,13 @@ import numpy as np
 from top_jax.build import as_classifier
 from top_jax.config import DataConfig
 from top_jax.convert import load_torch_checkpoint
+from top_jax.data import prepare_image
 from top_jax.data.sources.image_folder import files_in
-from top_jax.data.transforms import DECODE_ERRORS, EXTENSIONS, decode, normalize, resize_center_crop
+from top_jax.data.transforms import DECODE_ERRORS, EXTENSIONS, decode, normalize, read_image, resize_center_crop
 from top_jax.errors import InputError
-from top_jax.models import Backbone
+from top_jax.evaluation.segmentation import make_predict
+from top_jax.models import Backbone, Segmenter
+from top_jax.models.weights import weights_of
 from top_jax.training.class_names import class_names_of
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.weights import is_run, load_checkpoint
@@ -235,3 +238,45 @@ def check_readable(classifier: Classifier, files: Sequence[str]) -> None:
         raise InputError(f"none of the {len(files)} images can be read, such as {file} ({reason}).")
     for file, reason in sorted(classifier.unreadable.items()):
         logger.warning("left out: %s cannot be read (%s)", file, reason)
+
+
+def segment(model: Segmenter, image: str | Path | bytes | np.ndarray, *, data: DataConfig | None = None) -> np.ndarray:
+    """Labels each pixel of a photograph, by slide or whole inference as the model was trained (`Segmenter.inference`).
+
+    The photograph is resized to fit `data.scale` and normalised as evaluation does; the logits are resized to its own
+    size. The model is compiled at the first call for slide inference, and for each new size for whole inference. To
+    label many photographs, keep `top_jax.evaluation.segmentation.make_predict(model, data)`.
+
+    Args:
+        model: a segmenter with weights.
+        image: a path, the bytes of an image file, or pixels, uint8 [H, W, 3].
+        data: the data section of the run's config; None is the official protocol: (2048, 512) for images of 512, and in
+            proportion for a ViM of another `img_size`; whole inference stretches to multiples of 32.
+
+    Returns:
+        int32 [H, W], the classes, at the photograph's own size.
+
+    Raises:
+        InputError: no segmenter, or no image that can be read.
+    """
+    if not isinstance(model, Segmenter):
+        raise refused("model", model, "a segmenter, as create_segmenter or load_torch_segmenter returns it")
+    if model.is_abstract:
+        raise InputError("this model has only the shapes of its weights (abstract_segmenter); fill it first.")
+    if data is None:
+        slides = model.inference == "slide"
+        side = min(model.config.backbone.img_size) if slides else 512
+        data = DataConfig(scale=(4 * side, side), size_divisor=1 if slides else 32)
+    if isinstance(image, str | os.PathLike):
+        rgb = read_image(path_of("image", image), exif_rotate=data.exif_rotate)
+    elif isinstance(image, bytes | np.ndarray):
+        try:
+            rgb = decode(image, **data.decoding())
+        except DECODE_ERRORS as error:
+            raise InputError(f"the image cannot be read ({error}).") from error
+    else:
+        raise refused("image", image, "a path, a file's bytes, or a NumPy array uint8[H, W, 3]")
+    pixels = np.asarray(rgb)
+    prepared = prepare_image(pixels, data)
+    predict = make_predict(model)
+    return np.asarray(predict(weights_of(model), prepared[None], (pixels.shape[0], pixels.shape[1])))[0]
