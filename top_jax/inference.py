@@ -277,6 +277,6 @@ def segment(model: Segmenter, image: str | Path | bytes | np.ndarray, *, data: D
     else:
         raise refused("image", image, "a path, a file's bytes, or a NumPy array uint8[H, W, 3]")
     pixels = np.asarray(rgb)
-    prepared = prepare_image(pixels, data)
+    prepared = jax.numpy.asarray(prepare_image(pixels, data)[None])
     predict = make_predict(model)
-    return np.asarray(predict(weights_of(model), prepared[None], (pixels.shape[0], pixels.shape[1])))[0]
+    return np.asarray(predict(weights_of(model), prepared, (pixels.shape[0], pixels.shape[1])))[0]
