@@ -81,7 +81,9 @@ def count_macs(
         size = config.backbone.img_size if img_size is None else img_size
         heads = {convention: segmenter_heads(config, size, convention) for convention in CONVENTIONS}
         cost = count_macs(dataclasses.replace(config.backbone, img_size=size), pruning)
-        return dataclasses.replace(cost, heads=heads)
+        last, rest = config.stages[-1], config.backbone.depth - config.stages[-1]
+        run = (*cost.blocks["executed"][:last], *({} for _ in range(rest)))  # XLA drops blocks that no map needs
+        return dataclasses.replace(cost, heads=heads, blocks={**cost.blocks, "executed": run})
     reduction, family = pruning or Pruning(), FAMILIES[type(config)]
     class_tokens = 0 if config.CLASS_TOKEN is None else 1
     cuts = {cut.block: cut for cut in reduction.schedule(config.num_patches, config.depth)}
