@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import sys
 import zipfile
 from collections import OrderedDict
@@ -343,7 +344,7 @@ def test_nothing_but_data_is_unpickled(tmp_path):
 def test_no_file(tmp_path):
     with pytest.raises(InputError, match="vim_s.pth"):
         read_state_dict(tmp_path / "vim_s.pth")
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match=re.escape(str(tmp_path))):
         read_state_dict(tmp_path)  # a folder
 
 
@@ -492,7 +493,7 @@ def test_damaged_safetensors(tmp_path):
     whole = raw({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, bytes(8))
     for content in (b"", b"1234567", b"<!DOCTYPE html>" * 9, whole[:-1], whole + b"x", whole[:20]):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="model.safetensors .*truncated"):
+        with pytest.raises(InputError, match="model.safetensors .*(truncated|web page)"):
             read_state_dict(path)
     ends = {"overlapping": (4, 8), "past the end": (8, 16), "with a gap": (9, 13), "backwards": (12, 8)}
     for offsets in ends.values():

@@ -69,7 +69,7 @@ def test_labels_of_windows(image_size, size):
     assert [window.shape for window in cut_windows(images, crop, stride)] == [(2, 8, 8, 3)] * len(starts)
 
 
-@pytest.mark.parametrize("name, patch", [("vim_tiny", 8), ("plain_mamba_l1", 16)])
+@pytest.mark.parametrize("name, patch", [("vim_tiny", 8), pytest.param("plain_mamba_l1", 16, marks=pytest.mark.slow)])
 def test_predict(name, patch):
     """An image of the model's size: the arguments of the maxima of the model's own logits."""
     model = create_segmenter(name, num_classes=3, img_size=32, patch_size=patch, embed_dim=16, depth=4, channels=8)

@@ -54,8 +54,7 @@ def stages_of(photos, quick_jit):
 
 
 VARIANTS = [
-    ("vim_tiny", "residual"),
-    *(pytest.param("vim_tiny", v, marks=pytest.mark.slow) for v in ("official_tiny", "official_small")),
+    *(pytest.param("vim_tiny", v, marks=pytest.mark.slow) for v in ("residual", "official_tiny", "official_small")),
     ("plain_mamba_l1", None),
 ]
 
@@ -93,7 +92,7 @@ def test_frozen_with_every_method(reduction, stages_of):
     np.testing.assert_array_equal(shown[source < 0], np.asarray(last.canvas)[source < 0])
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", [pytest.param("vim_tiny", marks=pytest.mark.slow), "plain_mamba_l1"])
 @pytest.mark.parametrize("fill", FILLS)
 def test_keeping_everything_is_the_dense_model(name, fill, photos, stages_of):
     dense, whole = stages_of(name, "dense"), stages_of(name, "whole")
@@ -116,6 +115,7 @@ def test_zero_is_zero_after_the_norm_and_frozen_before_it(stages_of):
     np.testing.assert_allclose(maps["frozen"][missing], np.asarray(want)[missing], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_images_do_not_influence_each_other_and_gradients_pass_the_canvas(photos, quick_jit):
     model = model_of("vim_tiny", "hold")
 
