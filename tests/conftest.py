@@ -29,7 +29,6 @@ import jaxtyping
 import numpy as np
 import pytest
 from runs import TINY_CONFIG, Launcher
-from small_models import model_of_shapes
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -152,6 +151,9 @@ class OfficialCase:
 
     def build(self, **changes: Any) -> Any:
         """Our model with the case's weights."""
+        # Imported here: what is above changes how the classes of top_jax are registered.
+        from small_models import model_of_shapes
+
         from top_jax.convert import load_state_dict
 
         model = model_of_shapes(self.model_name, **{**self.config, **changes})
