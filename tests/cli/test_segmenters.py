@@ -25,7 +25,9 @@ def test_every_command(command, finished, tmp_path):
     assert command("train.py", f"--config={CONFIG}", f"--workdir={finished}").status == 0
     summary = json.loads((finished / "summary.json").read_text())
     assert 0 < summary["ema_miou"] <= summary["best_miou"] < 1 and summary["images"] == 360
-    assert summary["gmacs"]["published"] < summary["dense_gmacs"]["published"]
+    for key in ("gmacs", "backbone_gmacs"):
+        assert summary[key]["published"] < summary[f"dense_{key}"]["published"]
+    assert summary["backbone_gmacs"]["published"] < summary["gmacs"]["published"]
 
     resumed = tmp_path / "resumed"
     shutil.copytree(finished, resumed)

@@ -52,9 +52,8 @@ def main(arguments: list[str]) -> None:
 
 def evaluate_checkpoint(config: RunConfig, checkpoint: str | Path) -> dict[str, Any]:
     """Returns the accuracy and cost of a checkpoint with the config's model, pruning and data."""
-    from top_jax.build import backbone_of
     from top_jax.data import check_classes, open_source
-    from top_jax.evaluation.flops import count_macs
+    from top_jax.evaluation.flops.of_config import costs
     from top_jax.training.prepare import check_labels
     from top_jax.training.weights import about_weights
 
@@ -66,16 +65,12 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: str | Path) -> dict[str, 
     model = shared_flags.load_model(checkpoint, config, source.class_names)
     with terminal.progress(f"evaluating on {source.name}", len(source)) as advance:
         result = _evaluate(model, source, config, advance)
-    sizes = backbone_of(model).config
-    cost, dense = count_macs(sizes, model.reduction), count_macs(sizes)
     return {
         "checkpoint": str(checkpoint),
         **about_weights(checkpoint, flags.FLAGS.which, flags.FLAGS.ema),
         "data": source.name,
         **result,
-        "tokens_per_block": list(cost.tokens_per_block),
-        "gmacs": {name: cost.gmacs(name) for name in cost.macs},
-        "dense_gmacs": {name: dense.gmacs(name) for name in dense.macs},
+        **costs(config),
         "device": jax.devices()[0].device_kind,
     }
 

@@ -15,12 +15,11 @@ import jax
 import numpy as np
 
 from top_jax import distributed, files
-from top_jax.build import backbone_of
 from top_jax.config import RunConfig
 from top_jax.data import Batches, infer, prefetch_to_device
 from top_jax.errors import RunError
 from top_jax.evaluation.accuracy import evaluate
-from top_jax.evaluation.flops import count_macs
+from top_jax.evaluation.flops.of_config import costs
 from top_jax.memory import peak_memory
 from top_jax.models.weights import Weights
 from top_jax.optional import require
@@ -177,17 +176,14 @@ class Loop:
 
     def summary(self) -> Summary:
         """Returns the result, for summary.json."""
-        config, rates = backbone_of(self.plan.model).config, self.throughput.overall()
-        pruned, dense = count_macs(config, self.plan.model.reduction), count_macs(config)
+        rates = self.throughput.overall()
         return {
             "steps": self.plan.total_steps,
             **self.last_evaluation,
             f"best_{self.plan.task.score}": self.checkpoints.best_score(),
             "best_step": self.checkpoints.best_step(),
             "skipped_batches": self.skipped,
-            "tokens_per_block": pruned.tokens_per_block,
-            "gmacs": {name: pruned.gmacs(name) for name in pruned.macs},
-            "dense_gmacs": {name: dense.gmacs(name) for name in dense.macs},
+            **costs(self.plan.config),
             "train_images_per_second": rates["images_per_second"],
             "data_wait": rates["data_wait"],
             "step_memory": self.train_step.memory(),

@@ -356,11 +356,11 @@ def conclusion(prepared: Prepared, summary: dict[str, Any]) -> list[str]:
     """
     stages = " -> ".join(str(n) for n in dict.fromkeys(summary["tokens_per_block"]))
     has_class_token = summary["tokens_per_block"][0] > backbone_of(prepared.plan.model).config.num_patches
-    task, backbone = prepared.plan.task, " of the backbone" * prepared.plan.config.model.is_segmenter
-    costs = ", ".join(
-        f"{cost:.3g} of {summary['dense_gmacs'][name]:.3g} ({cost / summary['dense_gmacs'][name]:.1%}, {name})"
-        for name, cost in summary["gmacs"].items()
-    )
+    task = prepared.plan.task
+    costs = f"GMACs {_costs(summary, 'gmacs')}"
+    if "backbone_gmacs" in summary:
+        whole, dense = (summary[key]["published"] for key in ("gmacs", "dense_gmacs"))
+        costs = f"GMACs of the backbone {_costs(summary, 'backbone_gmacs')}; with the heads {whole:.3g} of {dense:.3g}"
     average = f", averaged weights {summary[f'ema_{task.score}']:.2%}" if f"ema_{task.score}" in summary else ""
     best = summary.get("best_step")  # summaries of older releases have none
     best = "" if best is None else f" at step {best}, which evaluate takes by default"
@@ -368,12 +368,20 @@ def conclusion(prepared: Prepared, summary: dict[str, Any]) -> list[str]:
     return [
         f"{task.title} {summary[task.score]:.2%}{average} at step {int(summary['steps'])}, best "
         f"{summary[f'best_{task.score}']:.2%}{best}; {int(summary['images'])} images",
-        f"tokens per stage {stages}{' (class token included)' * has_class_token}; GMACs{backbone} {costs}",
+        f"tokens per stage {stages}{' (class token included)' * has_class_token}; {costs}",
         *([f"skipped, because they gave numbers that are not finite: batches {skipped}"] if skipped else []),
         f"{_speed(summary['train_images_per_second'])} img/s training ({_share(summary['data_wait'])} of the time "
         f"waiting for data), {_speed(summary['images_per_second'])} img/s evaluation on {summary['device']}; "
         f"everything is in {prepared.run.path}",
     ]
+
+
+def _costs(summary: dict[str, Any], key: str) -> str:
+    """Formats multiply-accumulates in each convention, with their share of the dense model's."""
+    dense = summary[f"dense_{key}"]
+    return ", ".join(
+        f"{g:.3g} of {dense[name]:.3g} ({g / dense[name]:.1%}, {name})" for name, g in summary[key].items()
+    )
 
 
 def _ratios(reduction: Reduction) -> str:

@@ -64,6 +64,13 @@ def count_config(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def costs(config: RunConfig) -> dict[str, Any]:
+    """Returns what a run and an evaluation report of `count_config`: tokens per block, and GMACs, dense ones too."""
+    counts = count_config(config)
+    names = ("tokens_per_block", "gmacs", "dense_gmacs", "backbone_gmacs", "dense_backbone_gmacs")
+    return {name: counts[name] for name in names if name in counts}
+
+
 def check_config(config: RunConfig, *, on_step: Callable[[int], object] = lambda _: None) -> dict[str, Any]:
     """Counts parameters, and compares the `executed` count with the traced model's; returns what JSON can hold.
 
