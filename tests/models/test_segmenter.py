@@ -131,7 +131,7 @@ def test_images_do_not_influence_each_other_and_gradients_pass_the_canvas(photos
     assert np.abs(again[1] - logits[1]).max() > 1e-3
 
 
-def test_plain_mamba_takes_any_size(quick_jit):
+def test_plain_mamba_takes_any_size(quick_jit, without_type_checks):
     """And its schedule, traversals and position embedding follow the image."""
     model = model_of("plain_mamba_l1", "hold")
     images = jnp.ones((1, 50, 90, 3), jnp.float32)

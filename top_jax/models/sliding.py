@@ -33,7 +33,7 @@ def window_starts(size: Size, crop: Size, stride: int) -> tuple[tuple[int, int],
     return tuple((top, left) for top in tops for left in lefts)
 
 
-def cut_windows(images: Images, crop: Size, stride: int) -> list[Images]:
+def cut_windows(images: Images, crop: Size, stride: int) -> list[Float[Array, "B h w 3"]]:
     """Cuts images `[B, H, W, 3]` into windows `[B, *crop, 3]`, in the order of `window_starts`.
 
     An image that is smaller than a window is filled up with zeros, right and below.
