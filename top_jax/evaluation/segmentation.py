@@ -72,7 +72,7 @@ def make_predict(model: Segmenter) -> Callable[[Weights, Images, tuple[int, int]
     cut = jax.jit(sliding.cut_windows, static_argnums=(1, 2))
     label = jax.jit(sliding.labels_of_windows, static_argnums=(1, 2, 3, 4))
 
-    def predict(weights: Weights, images: Images, size: tuple[int, int]) -> PixelLabels:
+    def predict(weights: Weights, images: Images, size: tuple[int, int]) -> Int[Array, "B h w"]:
         image_size = (images.shape[1], images.shape[2])
         crop = own_size if slides else image_size
         logits = [logits_of(weights, window) for window in cut(images, crop, stride)]
