@@ -3,7 +3,7 @@
 python train.py --config configs/seg_digits.py
 
 Backbone 15.1 MMACs (published convention).
-Expected mIoU: none published; ours: Measured: no whole run.
+Expected mIoU: none is published. Measured: no whole run.
 
 Recipe: top_jax.recipes.seg_digits.
 """
