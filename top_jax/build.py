@@ -82,14 +82,17 @@ def backbone_of(model: Model) -> Backbone:
     return model.backbone if isinstance(model, Segmenter) else model
 
 
-def as_classifier(model: Model, what: str) -> Backbone:
-    """Returns the model if it is a classifier.
+def as_classifier(model: Model, what: str, name: str = "the model") -> Backbone:
+    """Returns the model, which errors call `name`, if it is a classifier.
 
     Raises:
         InputError: it is a segmenter, and `what` does not work for one.
     """
     if isinstance(model, Segmenter):
-        raise InputError(f"this is a segmenter, and {what} works for classifiers only (docs/guides/segmentation.md).")
+        raise InputError(
+            f"{name} is a segmenter, and {what} works for classifiers only; use top_jax.segment or top-jax visualize "
+            "(docs/guides/segmentation.md)."
+        )
     return model
 
 

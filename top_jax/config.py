@@ -224,6 +224,11 @@ class DataConfig:
         _check(self, "data", ("mean", "std"), lambda values: len(values) == 3, "three numbers, one per channel")
         _check(self, "data", ("std",), lambda values: min(values) > 0, "above 0")
 
+    @property
+    def is_bundled(self) -> bool:
+        """Whether the source comes with scikit-learn, and so has no `data_dir`."""
+        return self.source in ("digits", "digit_scenes")
+
     def decoding(self) -> dict[str, Any]:
         """Returns the keyword arguments of `top_jax.data.transforms.decode`."""
         return {"exif_rotate": self.exif_rotate, "max_pixels": self.max_pixels}

@@ -155,7 +155,7 @@ def open_classifier(
     if is_run(path):
         if model is not None or overrides:
             raise InputError(f"{path} is a run, which knows its model; drop model and its sizes.")
-        loaded = as_classifier(load_checkpoint(path, which=which, ema=ema), "this")
+        loaded = as_classifier(load_checkpoint(path, which=which, ema=ema), "classification", name=str(path))
         data = RunDirectory(path).read_config().data
     else:
         loaded, data = load_torch_checkpoint(checkpoint, model, ema=bool(ema), **overrides), DataConfig()
@@ -260,9 +260,13 @@ def segment(model: Segmenter, image: str | Path | bytes | np.ndarray, *, data: D
         InputError: no segmenter, or no image that can be read.
     """
     if not isinstance(model, Segmenter):
-        raise refused("model", model, "a segmenter, as create_segmenter or load_torch_segmenter returns it")
+        raise refused(
+            "model", model, "a segmenter, as load_checkpoint, load_torch_segmenter or create_segmenter returns it"
+        )
     if model.is_abstract:
         raise InputError("this model has only the shapes of its weights (abstract_segmenter); fill it first.")
+    if not isinstance(data, DataConfig | None):
+        raise refused("data", data, "a top_jax.config.DataConfig, or None")
     if data is None:
         slides = model.inference == "slide"
         side = min(model.config.backbone.img_size) if slides else 512

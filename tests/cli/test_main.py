@@ -79,6 +79,7 @@ def test_unknown_config(tmp_path, monkeypatch, name, meant):
             "runs/vim_s_top_my-photos",
         ),
         (["--config=vim_s", "--config.data.source=packed", "--config.data.data_dir=a/b.npz"], "runs/vim_s_b"),
+        (["--config=my_labels", "--config.data.infer=False", "--config.data.data_dir=/x/lab2"], "runs/my_labels_lab2"),
         (["--config=vim_s", "--config.data.name=food101", "--workdir=mine"], "mine"),
     ],
 )

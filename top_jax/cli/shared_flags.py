@@ -71,7 +71,7 @@ def read_config(holder: flags.FlagHolder[Any], *, own_pruning: bool = True) -> R
     if "checkpoint" in flags.FLAGS:
         checked = _with_data_of_run(checked)
         if own_pruning:
-            _check_pruning(checked)
+            _check_same_use(checked)
     return _inferred(checked)
 
 
@@ -100,10 +100,10 @@ def _with_data_of_run(config: RunConfig) -> RunConfig:
     the command line win.
     """
     given = [key.removeprefix("data.") for key in _keys_given() if key.startswith("data.")]
-    if config.data.source == "digits" or config.data.data_dir is not None or {"source", "name"} & set(given):
+    if config.data.is_bundled or config.data.data_dir is not None or {"source", "name"} & set(given):
         return config
     for path, trained in _trained_runs():
-        if trained.data.source != "digits" and trained.data.data_dir is None:
+        if not trained.data.is_bundled and trained.data.data_dir is None:
             continue
         if (trained.data.source, trained.data.name) != (config.data.source, config.data.name):
             logging.warning(
@@ -121,8 +121,15 @@ def _keys_given() -> dict[str, Any]:
     return config_file.config_flags().get_override_values(flags.FLAGS["config"]) if installed("ml_collections") else {}
 
 
-def _check_pruning(config: RunConfig) -> None:
-    """Raises InputError if a pruned run would be used as a dense model without anybody asking for it."""
+def _check_same_use(config: RunConfig) -> None:
+    """Raises InputError if a run would be used for another task, or a pruned one as dense without anybody asking."""
+    for path, trained in _runs():
+        if trained.model.is_segmenter != config.model.is_segmenter:
+            kinds = ("a classifier", "a segmenter")
+            raise InputError(
+                f"the run {path} is {kinds[trained.model.is_segmenter]}, and the config {config_file.config_name()} is "
+                f"{kinds[config.model.is_segmenter]}; leave out --config."
+            )
     explicit = "pruning.after_blocks" in _keys_given()
     if config.pruning.after_blocks or explicit:
         return
@@ -198,7 +205,11 @@ def default_workdir(config: RunConfig) -> str:
     from top_jax.training.run_directory import RunDirectory
 
     folder, data, given = f"runs/{config_file.config_name()}", config.data, _keys_given()
-    in_a_folder = data.source in ("image_folder", "packed")  # elsewhere data_dir says only where the named data is
+    in_a_folder = data.source in (
+        "image_folder",
+        "packed",
+        "segmentation_folder",
+    )  # elsewhere data_dir says only where the named data is
     if not ({"data.source", "data.name"} & given.keys() or ("data.data_dir" in given and in_a_folder)):
         return folder
     run = RunDirectory(folder)

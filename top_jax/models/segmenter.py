@@ -254,9 +254,9 @@ def segmenter_config(
     Raises:
         InputError: as `create_segmenter`.
     """
-    base = MODELS[one_of("model", name, MODELS)]
+    names = [other for other, config in MODELS.items() if isinstance(config, VimConfig | PlainMambaConfig)]
+    base = MODELS[name if name in MODELS else one_of("model", name, names)]
     if not isinstance(base, VimConfig | PlainMambaConfig):
-        names = [other for other, config in MODELS.items() if isinstance(config, VimConfig | PlainMambaConfig)]
         raise InputError(f"{name} has no segmenter: no official one exists; choose one of {', '.join(names)}.")
     if isinstance(base, VimConfig):
         overrides = {"img_size": VIM_IMG_SIZE, **overrides}
