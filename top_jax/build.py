@@ -6,7 +6,7 @@ import dataclasses
 
 from flax import nnx
 
-from top_jax.config import ModelConfig, PruningConfig
+from top_jax.config import ModelConfig, PruningConfig, RunConfig
 from top_jax.errors import InputError
 from top_jax.models import (
     Segmenter,
@@ -21,8 +21,11 @@ from top_jax.models import (
 from top_jax.models.backbone import Backbone
 from top_jax.models.sizes import BackboneConfig
 from top_jax.pruning import Reduction, make_reduction
+from top_jax.values import height_width
 
 Model = Backbone | Segmenter
+
+_NOT_SIZES = ("fill", "inference", "slide_stride")  # settings of a segmenter that its weights do not depend on
 
 
 def build_reduction(config: PruningConfig) -> Reduction:
@@ -49,6 +52,16 @@ def segmenter_sizes(config: ModelConfig) -> SegmenterConfig:
     """Returns the sizes of the config's segmenter; errors as of `build_sizes`."""
     heads = {name: value for name, value in config.segmenter().items() if name not in _NOT_SIZES}
     return segmenter_config(config.name, **heads, **config.overrides())
+
+
+def crop_size(config: RunConfig) -> tuple[int, int]:
+    """Returns the (height, width) of the images that a run trains on: the model's, or a segmenter's `data.crop_size`.
+
+    Errors as of `build_sizes`.
+    """
+    if config.data.crop_size is not None:
+        return height_width("config.data.crop_size", config.data.crop_size)
+    return build_sizes(config.model).img_size
 
 
 def build_model(config: ModelConfig, reduction: Reduction | None = None, *, rngs: nnx.Rngs | None = None) -> Model:
@@ -94,6 +107,3 @@ def as_classifier(model: Model, what: str, name: str = "the model") -> Backbone:
             "(docs/guides/segmentation.md)."
         )
     return model
-
-
-_NOT_SIZES = ("fill", "inference", "slide_stride")

@@ -66,15 +66,9 @@ def _check_unset(node: Any, section: str, names: tuple[str, ...], needed: str) -
             raise InputError(f"config.{section}.{name}={value!r} has no effect without {needed}; set it, or drop this.")
 
 
-OF_SEGMENTERS: Final = (
-    "variant",
-    "channels",
-    "aux_channels",
-    "stages",
-    "fill",
-    "inference",
-    "slide_stride",
-)  # settings of ModelConfig
+# Settings of ModelConfig that only a segmenter has, and of AugmentConfig that only a classifier has.
+OF_SEGMENTERS: Final = ("variant", "channels", "aux_channels", "stages", "fill", "inference", "slide_stride")
+OF_CLASSIFIERS: Final = ("rand_augment", "color_jitter", "erasing", "mixup", "cutmix")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -358,22 +352,14 @@ class RunConfig:
         """Raises InputError for settings of a classifier in a segmentation run, and the other way round."""
         if not self.model.is_segmenter:
             segmenting = "config.model.head=uper (segmentation)"
-            names = (
-                "scale",
-                "scale_range",
-                "crop_size",
-                "max_class_share",
-                "ignore_label",
-                "reduce_zero_label",
-                "size_divisor",
-            )
-            _check_unset(self.data, "data", names, segmenting)
+            images = ("scale", "scale_range", "crop_size", "max_class_share", "size_divisor")
+            labels = ("ignore_label", "reduce_zero_label")
+            _check_unset(self.data, "data", images + labels, segmenting)
             _check_unset(self.augment, "augment", ("photometric",), segmenting)
             _check_unset(self.optimizer, "optimizer", ("aux_weight",), segmenting)
             return
         classifying = "config.model.head=linear (classification)"
-        names = ("rand_augment", "color_jitter", "erasing", "mixup", "cutmix")
-        _check_unset(self.augment, "augment", names, classifying)
+        _check_unset(self.augment, "augment", OF_CLASSIFIERS, classifying)
         _check_unset(self.data, "data", ("train_transform",), classifying)
         _check_unset(self.distillation, "distillation", ("teacher",), classifying)
         _check(self.optimizer, "optimizer", ("label_smoothing",), lambda share: share == 0, "0 in a segmentation run")

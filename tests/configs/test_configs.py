@@ -10,13 +10,12 @@ from typing import NamedTuple
 import pytest
 
 from top_jax import recipes
-from top_jax.build import build_reduction, build_sizes
+from top_jax.build import build_reduction, build_sizes, crop_size
 from top_jax.config import AugmentConfig, PruningConfig, RunConfig
 from top_jax.data import rand_augment
 from top_jax.evaluation.flops import count_macs
 from top_jax.models.registry import BACKBONES
 from top_jax.pruning import METHODS, Pruning
-from top_jax.training.prepare import crop_size
 
 FOLDER = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))

@@ -46,7 +46,7 @@ def test_nothing_labelled():
     ],
 )
 def test_window_starts(size, crop, stride, starts):
-    """As mmseg: the last window is moved back into the image."""
+    """The last window is moved back into the image, as in mmseg."""
     assert list(window_starts(size, crop, stride)) == starts
 
 

@@ -236,7 +236,7 @@ def _problems(config: RunConfig, sources: dict[str, Any], splits: dict[str, Any]
 
 
 def _img_size(config: RunConfig) -> tuple[int, int]:
-    from top_jax.training.prepare import crop_size
+    from top_jax.build import crop_size
 
     return crop_size(config)
 

@@ -76,10 +76,10 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: str | Path) -> dict[str, 
 
 
 def _evaluate(model: Model, source: Source, config: RunConfig, advance: Callable[[int], None]) -> dict[str, Any]:
+    from top_jax.build import crop_size
     from top_jax.evaluation.accuracy import evaluate_model
     from top_jax.evaluation.segmentation import evaluate_segmenter
     from top_jax.models import Segmenter
-    from top_jax.training.prepare import crop_size
 
     batch_size = config.eval_batch_size or config.batch_size
     if isinstance(model, Segmenter):

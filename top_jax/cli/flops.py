@@ -18,7 +18,6 @@ from top_jax.cli import runner, shared_flags, terminal
 
 _CONFIG = shared_flags.define_config()
 flags.adopt_module_key_flags(shared_flags)  # so that --help shows it
-BACKBONE_KEYS = ("backbone_gmacs", "dense_backbone_gmacs")
 _JSON = flags.DEFINE_string("json", None, "File for the counts.")
 
 
@@ -69,7 +68,7 @@ def _show_check(counts: dict[str, Any]) -> None:
 
 def _parts_table(counts: dict[str, Any]) -> terminal.Table:
     """Returns multiply-accumulates by part and convention, next to the dense model's if tokens are reduced."""
-    from top_jax.evaluation.flops import PART_NAMES
+    from top_jax.evaluation.flops import BACKBONE_PARTS, PART_NAMES
 
     parts, dense = counts["parts"], counts["dense_parts"]
     totals, dense_totals = ({name: sum(of[name].values()) for name in of} for of in (parts, dense))
@@ -83,8 +82,9 @@ def _parts_table(counts: dict[str, Any]) -> terminal.Table:
         if any(part in macs for macs in (*parts.values(), *dense.values())):
             table.add_row(part, *(cell(parts[name].get(part, 0), dense[name].get(part, 0)) for name in parts))
     if "backbone_gmacs" in counts:
-        of_backbone = ({name: round(1e9 * counts[key][name]) for name in parts} for key in BACKBONE_KEYS)
-        alone, dense_alone = of_backbone
+        alone, dense_alone = (
+            {name: sum(of[name].get(part, 0) for part in BACKBONE_PARTS) for name in of} for of in (parts, dense)
+        )
         table.add_row("backbone", *(cell(alone[name], dense_alone[name]) for name in parts), bold=True)
         if reduced:
             table.add_row("share of dense", *(f"{alone[name] / dense_alone[name]:.1%}" for name in parts))

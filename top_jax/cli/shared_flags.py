@@ -123,18 +123,15 @@ def _keys_given() -> dict[str, Any]:
 
 def _check_same_use(config: RunConfig) -> None:
     """Raises InputError if a run would be used for another task, or a pruned one as dense without anybody asking."""
+    dense = not config.pruning.after_blocks and "pruning.after_blocks" not in _keys_given()
+    kinds = ("a classifier", "a segmenter")
     for path, trained in _runs():
         if trained.model.is_segmenter != config.model.is_segmenter:
-            kinds = ("a classifier", "a segmenter")
             raise InputError(
                 f"the run {path} is {kinds[trained.model.is_segmenter]}, and the config {config_file.config_name()} is "
                 f"{kinds[config.model.is_segmenter]}; leave out --config."
             )
-    explicit = "pruning.after_blocks" in _keys_given()
-    if config.pruning.after_blocks or explicit:
-        return
-    for path, trained in _runs():
-        if trained.pruning.after_blocks:
+        if dense and trained.pruning.after_blocks:
             raise InputError(
                 f"the run {path} was trained with pruning after blocks {trained.pruning.after_blocks}, but the config "
                 f"{config_file.config_name()} has none; leave out --config, or pass --config.pruning.after_blocks=() "
@@ -205,11 +202,8 @@ def default_workdir(config: RunConfig) -> str:
     from top_jax.training.run_directory import RunDirectory
 
     folder, data, given = f"runs/{config_file.config_name()}", config.data, _keys_given()
-    in_a_folder = data.source in (
-        "image_folder",
-        "packed",
-        "segmentation_folder",
-    )  # elsewhere data_dir says only where the named data is
+    # Elsewhere data_dir says only where the named data is.
+    in_a_folder = data.source in ("image_folder", "packed", "segmentation_folder")
     if not ({"data.source", "data.name"} & given.keys() or ("data.data_dir" in given and in_a_folder)):
         return folder
     run = RunDirectory(folder)

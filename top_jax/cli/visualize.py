@@ -22,6 +22,7 @@ from top_jax.errors import InputError
 from top_jax.optional import require
 
 if TYPE_CHECKING:
+    from top_jax.data import Source
     from top_jax.models import Backbone
 
 _CONFIG, _CHECKPOINT = shared_flags.define_config(), shared_flags.define_checkpoint()
@@ -50,7 +51,8 @@ def main(arguments: list[str]) -> None:
         return
     from top_jax.build import as_classifier
 
-    pictures, class_names = _pictures(arguments, config)  # before the model, which takes longer
+    pictures, source = _pictures(arguments, config)  # before the model, which takes longer
+    class_names = None if source is None else source.class_names
     model = as_classifier(shared_flags.load_model(checkpoint, config, class_names), "visualize")
     class_names = class_names or _names_of(checkpoint, config)
     from top_jax.figures.sheet import as_class
@@ -58,8 +60,7 @@ def main(arguments: list[str]) -> None:
     index = visualize(model, config, pictures, class_names, checkpoint=checkpoint, out=out)
     for image in index["images"]:
         print(f"{out / image['png']}: predicted {as_class(image['prediction'])} ({100 * image['probability']:.0f} %)")
-    files.save_json(out / "index.json", index)
-    print(f"{out / 'index.json'} says what the arrays in the .npz files are.")
+    _write_index(out, index)
 
 
 def _visualize_segmenter(config: RunConfig, images: list[str]) -> None:
@@ -73,13 +74,14 @@ def _visualize_segmenter(config: RunConfig, images: list[str]) -> None:
     from top_jax.models import Segmenter
 
     out, checkpoint = Path(_OUT.value), _CHECKPOINT.value
-    pictures, class_names = _pictures(images, config)
-    labels = _label_maps(config) if not images else [None] * len(pictures)
+    pictures, source = _pictures(images, config)
+    class_names = None if source is None else source.class_names
+    labels = [None] * len(pictures) if source is None else _label_maps(pictures, source, config)
     model = shared_flags.load_model(checkpoint, config, class_names)
     assert isinstance(model, Segmenter)
     class_names = class_names or _names_of(checkpoint, config)
     about = f"{config.model.name} with UPerNet, {model.inference} inference, from {checkpoint}"
-    out.mkdir(parents=True, exist_ok=True)
+    _make_folder(out)
     segment, sheets = make_segment(model), []
     with terminal.progress("running and drawing", len(pictures)) as advance:
         for stem, picture, label in zip(stems_of(pictures), pictures, labels, strict=True):
@@ -97,26 +99,23 @@ def _visualize_segmenter(config: RunConfig, images: list[str]) -> None:
         "images": sheets,
         "arrays": ARRAYS,
     }
-    files.save_json(out / "index.json", index)
     for sheet in sheets:
         largest = ", ".join(f"{name} {share:.0%}" for name, share in list(sheet["classes"].items())[:3])
         print(f"{out / sheet['png']}: {largest}")
-    print(f"{out / 'index.json'} says what the arrays in the .npz files are.")
+    _write_index(out, index)
 
 
-def _label_maps(config: RunConfig) -> list[Any]:
-    """Returns the labels of the images that `_pictures` takes from the config's data, uint8 `[H, W]`."""
-    from top_jax.data import open_source
+def _label_maps(pictures: list[Any], source: Source, config: RunConfig) -> list[Any]:
+    """Returns the labels of pictures of a source, uint8 `[H, W]` each."""
+    from top_jax.build import crop_size
     from top_jax.data.pipeline import reader_of
     from top_jax.data.segmentation import SegmentationReader
-    from top_jax.training.prepare import check_labels, crop_size
+    from top_jax.training.prepare import check_labels
 
-    source = open_source(config.data, train=False)
     check_labels(source, config)
     reader = reader_of(source, config.data, crop_size(config))
     assert isinstance(reader, SegmentationReader)
-    count = _EXAMPLES.value
-    return [reader.pixels(i * len(source) // count)[1] for i in range(count)]
+    return [reader.pixels(picture.place)[1] for picture in pictures]
 
 
 def visualize(
@@ -137,10 +136,7 @@ def visualize(
     data, blocks = config.data, _blocks(model)
     (height, width), patch = model.config.img_size, model.config.patch_size
     about = f"{config.model.name} at {height} x {width} pixels, patches of {patch}, from {checkpoint}"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out={out} cannot be created ({error.strerror}); choose another.") from error
+    _make_folder(out)
     compared = {"paths", "attention"} & set(_DRAW.value)
     variants = variants_of(model) if compared else {name_of(model.reduction): model.reduction}
     images = []
@@ -173,8 +169,20 @@ def visualize(
     }
 
 
-def _pictures(files: list[str], config: RunConfig) -> tuple[list[Any], tuple[str, ...] | None]:
-    """Returns the `Picture`s to draw, and the classes of the data that they come from; None for files."""
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out={out} cannot be created ({error.strerror}); choose another.") from error
+
+
+def _write_index(out: Path, index: dict[str, Any]) -> None:
+    files.save_json(out / "index.json", index)
+    print(f"{out / 'index.json'} says what the arrays in the .npz files are.")
+
+
+def _pictures(files: list[str], config: RunConfig) -> tuple[list[Any], Source | None]:
+    """Returns the `Picture`s to draw, and the source that they come from; None for files."""
     from top_jax.data import check_classes, open_source
     from top_jax.figures.photo import of_files, of_source
 
@@ -186,7 +194,7 @@ def _pictures(files: list[str], config: RunConfig) -> tuple[list[Any], tuple[str
     shared_flags.check_data_is_known()
     source = open_source(config.data, train=False)
     check_classes(source, config.model.num_classes, "draw images of the data it was trained for")
-    return of_source(source, _EXAMPLES.value, **config.data.decoding()), source.class_names
+    return of_source(source, _EXAMPLES.value, **config.data.decoding()), source
 
 
 def _names_of(checkpoint: str, config: RunConfig) -> tuple[str, ...]:

@@ -285,16 +285,6 @@ def official_keys(config: BackboneConfig) -> list[Key]:
     return family_of(config).keys(config)
 
 
-def is_of_head(key: Key) -> bool:
-    """Returns whether a key belongs to the classifier."""
-    return key.ours[0] == "head"
-
-
-def is_of_classes(key: Key) -> bool:
-    """Returns whether a key of a segmenter belongs to the last layer of a head, whose width is the classes."""
-    return "conv_seg" in key.ours
-
-
 def models_of(kind: type) -> list[str]:
     """Lists the named models of a family, given the type of its configs."""
     return [name for name, config in MODELS.items() if isinstance(config, kind)]

@@ -15,7 +15,7 @@ from flax import nnx
 from top_jax.convert.checkpoint_files import read_state_dict, write_state_dict
 from top_jax.convert.hub import local_file
 from top_jax.convert.inferred_sizes import core, infer_model
-from top_jax.convert.key_maps import DECODE_HEAD, is_of_classes, segmenter_keys
+from top_jax.convert.key_maps import DECODE_HEAD, segmenter_keys
 from top_jax.convert.position_embedding import fit_position_embedding, resize_position_embedding
 from top_jax.convert.strict import (
     arrays_of,
@@ -39,7 +39,7 @@ from top_jax.models import (
 from top_jax.models.backbone import checked_rngs
 from top_jax.models.segmenter import NUM_MAPS, default_stages
 from top_jax.models.vim import rotary_tables
-from top_jax.models.weights import Weights, shapes_only, variables_by_path
+from top_jax.models.weights import Weights, is_of_classes, shapes_only, variables_by_path
 from top_jax.pruning import Reduction
 from top_jax.values import flag, one_of, refused
 from top_jax.values import path as path_of
@@ -142,9 +142,9 @@ def load_segmenter_state_dict(
     _take_rotary_tables(sizes, state_dict)
     wanted = keys
     if head == "new":
-        wanted = [key for key in keys if not is_of_classes(key)]
+        wanted = [key for key in keys if not is_of_classes(key.ours)]
         for key in keys:
-            if is_of_classes(key):
+            if is_of_classes(key.ours):
                 state_dict.pop(key.torch, None)
         changes.append(f"a new last layer for {config.num_classes} classes in each head, with random weights")
     if state_dict.keys() == {key.torch for key in wanted}:  # other keys mean another model, perhaps of another grid

@@ -13,7 +13,7 @@ from flax import nnx
 from top_jax.convert.checkpoint_files import read_state_dict, write_state_dict
 from top_jax.convert.hub import is_name, local_file, official_model
 from top_jax.convert.inferred_sizes import core, family_of_keys, infer_model
-from top_jax.convert.key_maps import DECODE_HEAD, FAMILIES, Key, family_of, is_of_head, models_of, official_keys
+from top_jax.convert.key_maps import DECODE_HEAD, FAMILIES, Key, family_of, models_of, official_keys
 from top_jax.convert.key_summary import KeySummary, key_summary
 from top_jax.convert.official_files import OFFICIAL_FILES, model_of, official_name
 from top_jax.convert.position_embedding import check_official_stride, fit_position_embedding
@@ -29,7 +29,7 @@ from top_jax.convert.strict import (
 from top_jax.errors import InputError
 from top_jax.models import Backbone, BackboneConfig, abstract_model, model_config
 from top_jax.models.backbone import checked_rngs
-from top_jax.models.weights import variables_by_path
+from top_jax.models.weights import is_of_classes, variables_by_path
 from top_jax.pruning import Reduction
 from top_jax.values import flag, height_width, one_of, refused
 from top_jax.values import path as path_of
@@ -185,7 +185,7 @@ def load_state_dict(
     changes += drop_mmcv_averages(state_dict)
     if head == "new" or not model.config.num_classes:
         changes += _drop_head(model.config, state_dict)
-        keys = [key for key in keys if not is_of_head(key)]
+        keys = [key for key in keys if not is_of_classes(key.ours)]
         weights = {path: weight for path, weight in weights.items() if path[0] != "head"}
     if state_dict.keys() == {key.torch for key in keys}:  # other keys mean another model, perhaps with another grid
         changes += fit_position_embedding(model.config, state_dict, checkpoint_img_size, source)
@@ -234,7 +234,9 @@ def state_dict_of(model: Backbone) -> dict[str, np.ndarray]:
 
 def _drop_head(config: BackboneConfig, state_dict: dict[str, np.ndarray]) -> list[str]:
     """Removes the classifier, and says of how many classes it was."""
-    of_head = [key.torch for key in official_keys(dataclasses.replace(config, num_classes=1)) if is_of_head(key)]
+    of_head = [
+        key.torch for key in official_keys(dataclasses.replace(config, num_classes=1)) if is_of_classes(key.ours)
+    ]
     dropped = [state_dict.pop(name) for name in of_head if name in state_dict]
     return [f"the head of {len(dropped[0])} classes left out"] if dropped else []
 
@@ -248,7 +250,7 @@ def _check_keys(
     """Raises InputError, with every problem at once, unless the keys, shapes and dtypes are the model's."""
     missing, unexpected, misshapen, problems = key_problems(keys, shapes, state_dict)
     if problems:
-        its_head = [key.torch for key in keys if is_of_head(key)]
+        its_head = [key.torch for key in keys if is_of_classes(key.ours)]
         found = _other_classes(config, state_dict) if not missing and not unexpected and len(misshapen) <= 2 else None
         if found:
             advice = other_classes(found, config.num_classes)
@@ -261,7 +263,7 @@ def _check_keys(
 
 def _other_classes(config: BackboneConfig, state_dict: Mapping[str, np.ndarray]) -> int | None:
     """Returns the number of classes of a state_dict's head if that is another than the model's, else None."""
-    shapes = [state_dict[key.torch].shape for key in official_keys(config) if is_of_head(key)]
+    shapes = [state_dict[key.torch].shape for key in official_keys(config) if is_of_classes(key.ours)]
     found = {shape[0] for shape in shapes if shape}
     return found.pop() if len(found) == 1 and found != {config.num_classes} else None
 

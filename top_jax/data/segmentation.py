@@ -13,7 +13,7 @@ from typing import Final, TypedDict
 import numpy as np
 from PIL import Image
 
-from top_jax.config import AugmentConfig, DataConfig
+from top_jax.config import OF_CLASSIFIERS, AugmentConfig, DataConfig
 from top_jax.data import segmentation_transforms as dense
 from top_jax.data import transforms
 from top_jax.data.examples import DEFAULT_AUGMENT, PADDING_INDEX
@@ -25,7 +25,6 @@ from top_jax.errors import InputError
 __all__ = ["IGNORED", "EvalPlan", "PixelExample", "SegmentationReader", "prepare_image"]
 
 MOST_AREA: Final = 2.0  # times batch_size crops: the pixels that an evaluation batch may have
-OF_CLASSIFIERS: Final = ("rand_augment", "color_jitter", "erasing", "mixup", "cutmix")  # settings of config.augment
 
 
 class PixelExample(TypedDict):
@@ -54,7 +53,6 @@ class SegmentationReader:
         config: sizes, what the values of label maps mean, and what to do with unreadable images.
         size: (height, width) of the training crop, in pixels.
         augment: flip, photometric distortion and repeats.
-        scale: (long side, short side) that evaluated images are fitted into, in pixels.
     """
 
     source: DenseSource

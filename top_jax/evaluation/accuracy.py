@@ -67,7 +67,7 @@ def evaluate(
     *,
     prefetch: int,
     on_batch: Callable[[int], None] = lambda images: None,
-    summarize: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    summarize: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> dict[str, Any]:
     """Evaluates a model on one pass over a split.
 
@@ -78,7 +78,7 @@ def evaluate(
         sharding: sharding of the batch axis.
         prefetch: number of batches that are kept ready on the devices.
         on_batch: called after each batch with its number of images, for a progress bar.
-        summarize: makes the result of the step's sums, float64 scalars or arrays; `accuracies` by default.
+        summarize: makes the result of the step's sums, float64 scalars or arrays, such as `accuracies`.
 
     Returns:
         What `summarize` gives; images: how many were counted; unreadable: how many could not be read; images_per_second
@@ -106,7 +106,7 @@ def evaluate(
     seconds = time.perf_counter() - start if start is not None else 0.0
     timed = sums["count"] - images_before
     return {
-        **(accuracies if summarize is None else summarize)(sums),
+        **summarize(sums),
         "images": int(count),
         "unreadable": int(sums["unreadable"]),  # in all processes
         "images_per_second": float(timed / seconds) if timed else None,
@@ -131,28 +131,60 @@ def evaluate_model(
     batch_size: int,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> dict[str, float | int | None]:
-    """Evaluates a model on a whole source, on all devices; returns what `evaluate` returns.
+    """Evaluates a classifier on a whole source, on all devices; returns what `evaluate` and `accuracies` return.
 
     Raises:
         InputError: the source has a different number of classes, or the batch size is not divisible by the devices.
     """
-    check_classes(source, model.config.num_classes, "evaluate it on the data it was trained for")
+    return evaluate_source(
+        weights_of(model),
+        make_eval_step(nnx.graphdef(model), data),
+        source,
+        data,
+        num_classes=model.config.num_classes,
+        img_size=model.config.img_size,
+        batch_size=batch_size,
+        on_batch=on_batch,
+        summarize=accuracies,
+    )
+
+
+def evaluate_source(
+    weights: Weights,
+    eval_step: Callable[[Weights, DeviceBatch], dict[str, jax.Array]],
+    source: Source,
+    data: DataConfig,
+    *,
+    num_classes: int,
+    img_size: tuple[int, int],
+    batch_size: int,
+    on_batch: Callable[[int], None],
+    summarize: Callable[[dict[str, Any]], dict[str, Any]],
+    rows_multiple: int = 1,
+) -> dict[str, Any]:
+    """Evaluates weights on a whole source, on all devices; arguments and result as of `evaluate` and `eval_batches`.
+
+    Raises:
+        InputError: the source has a different number of classes, or the batch size is not divisible by the devices.
+    """
+    check_classes(source, num_classes, "evaluate it on the data it was trained for")
     check_divisible("batch_size", batch_size)
     mesh = make_mesh()
     batches = eval_batches(
         source,
         data,
-        img_size=model.config.img_size,
+        img_size=img_size,
         batch_size=batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        rows_multiple=rows_multiple,
     )
-    weights = weights_of(model)
     return evaluate(
-        make_eval_step(nnx.graphdef(model), data),
+        eval_step,
         distributed.to_global(weights, jax.tree.map(lambda _: replicated(mesh), weights)),
         batches,
         by_image(mesh),
         prefetch=data.prefetch,
         on_batch=on_batch,
+        summarize=summarize,
     )

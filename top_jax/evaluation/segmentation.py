@@ -17,30 +17,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from top_jax import distributed
 from top_jax.config import DataConfig
-from top_jax.data import PADDING_INDEX, Source, check_classes, eval_batches
-from top_jax.evaluation.accuracy import evaluate
+from top_jax.data import PADDING_INDEX, Source
+from top_jax.evaluation.accuracy import evaluate_source
 from top_jax.models import Segmenter, sliding
 from top_jax.models.weights import Weights, weights_of
-from top_jax.sharding import by_image, check_divisible, make_mesh, replicated
 from top_jax.typing import Array, Float, Images, Int, PixelLabels
 
 DeviceBatch = dict[str, jax.Array]
 
 
-def make_eval_step(model: Segmenter, data: DataConfig) -> Callable[[Weights, DeviceBatch], dict[str, jax.Array]]:
-    """Builds `eval_step(weights, batch)`, which counts pixels of the images with mask 1.
+def make_eval_step(model: Segmenter) -> Callable[[Weights, DeviceBatch], dict[str, jax.Array]]:
+    """Builds `eval_step(weights, batch)`, which counts pixels of the images with mask 1, which are normalised.
 
     Args:
         model: its shapes are enough.
-        data: the config's data section; the batches are normalised already.
 
     Returns:
         A function that returns float32 scalars count and unreadable (images), and int32 `[classes]`: `intersection`,
         `predicted` and `labelled`, in pixels.
     """
-    del data
     predict = make_predict(model)
     count = jax.jit(functools.partial(areas, num_classes=model.num_classes))
 
@@ -107,27 +103,17 @@ def evaluate_segmenter(
     Raises:
         InputError: the source has a different number of classes, or the batch size is not divisible by the devices.
     """
-    check_classes(source, model.num_classes, "evaluate it on the data it was trained for")
-    check_divisible("batch_size", batch_size)
-    mesh = make_mesh()
-    batches = eval_batches(
+    return evaluate_source(
+        weights_of(model),
+        make_eval_step(model),
         source,
         data,
+        num_classes=model.num_classes,
         img_size=crop_size,
         batch_size=batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        rows_multiple=len(jax.devices()),
-    )
-    weights = weights_of(model)
-    return evaluate(
-        make_eval_step(model, data),
-        distributed.to_global(weights, jax.tree.map(lambda _: replicated(mesh), weights)),
-        batches,
-        by_image(mesh),
-        prefetch=data.prefetch,
         on_batch=on_batch,
         summarize=lambda sums: {**numbers(sums), "classes": per_class(sums, source.class_names)},
+        rows_multiple=len(jax.devices()),
     )
 
 
@@ -135,7 +121,10 @@ def per_class(sums: dict[str, Any], names: Sequence[str]) -> list[dict[str, Any]
     """Returns name, iou, accuracy and share of the labelled pixels of each class; None for what is not defined."""
     columns = (iou(sums), class_accuracy(sums), sums["labelled"] / max(1, np.sum(sums["labelled"])))
     rows = zip(names, *columns, strict=True)
-    known = lambda value: None if np.isnan(value) else float(value)  # noqa: E731
+
+    def known(value: float) -> float | None:
+        return None if np.isnan(value) else float(value)
+
     return [{"name": name, "iou": known(a), "accuracy": known(b), "share": float(c)} for name, a, b, c in rows]
 
 

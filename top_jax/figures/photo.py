@@ -96,12 +96,14 @@ class Picture(NamedTuple):
         stem: the name of its files, without a suffix.
         image: RGB.
         label: index of its class; None if it is not known.
+        place: its index in the source; None for a file.
     """
 
     name: str
     stem: str
     image: Image.Image
     label: int | None = None
+    place: int | None = None
 
 
 def of_files(files: Sequence[str], **decoding: Any) -> list[Picture]:
@@ -132,7 +134,7 @@ def of_source(source: Source, count: int, **decoding: Any) -> list[Picture]:
                 f"cannot read image {source.describe(index)} ({error}); pass another --examples."
             ) from error
         label = record.label if isinstance(record.label, int) else None  # a label map is drawn, not named
-        pictures.append(Picture(f"{source.name}, image {index}", f"image_{index}", image, label))
+        pictures.append(Picture(f"{source.name}, image {index}", f"image_{index}", image, label, index))
     return pictures
 
 

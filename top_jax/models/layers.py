@@ -141,9 +141,7 @@ class DropPath(nnx.Module):
             raise InputError(
                 "a model in train mode with drop_path > 0 needs keys=..., one per image; pass them, or call .eval()."
             )
-        draw = lambda key: jax.random.bernoulli(jax.random.fold_in(key, self.index), 1 - self.rate)  # noqa: E731
-        keep = jax.vmap(draw)(keys)[:, None, None]
-        return jnp.where(keep, x / jnp.asarray(1 - self.rate, x.dtype), jnp.zeros_like(x))
+        return _dropped(x, keys, self.rate, self.index, shape=(1, 1))
 
 
 class Dropout2d(nnx.Module):
@@ -173,10 +171,24 @@ class Dropout2d(nnx.Module):
             return x
         if keys is None:
             raise InputError("a segmenter in train mode needs keys=..., one per image; pass them, or call .eval().")
-        shape = (x.shape[3],)
-        draw = lambda key: jax.random.bernoulli(jax.random.fold_in(key, self.index), 1 - self.rate, shape)  # noqa: E731
-        keep = jax.vmap(draw)(keys)[:, None, None, :]
-        return jnp.where(keep, x / jnp.asarray(1 - self.rate, x.dtype), jnp.zeros_like(x))
+        return _dropped(x, keys, self.rate, self.index, shape=(1, 1, x.shape[3]))
+
+
+def _dropped(x: jax.Array, keys: jax.Array, rate: float, index: int, shape: tuple[int, ...]) -> jax.Array:
+    """Zeroes parts of each image with probability `rate` and divides the others by `1 - rate`.
+
+    Args:
+        x: `[B, ...]`.
+        keys: `[B]` PRNG keys.
+        rate: in [0, 1).
+        index: folded into the keys.
+        shape: of one image's draws; they are broadcast over the rest of the image.
+    """
+
+    def draw(key: jax.Array) -> jax.Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, index), 1 - rate, shape)
+
+    return jnp.where(jax.vmap(draw)(keys), x / jnp.asarray(1 - rate, x.dtype), jnp.zeros_like(x))
 
 
 def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -7,6 +7,7 @@ form on a CPU: its `jax.image.resize` computes the same products, but with other
 from __future__ import annotations
 
 import functools
+from typing import Final
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +106,8 @@ def pooling_matrix(size: int, bins: int) -> np.ndarray:
     return weights
 
 
-MATRICES = {"bilinear": bilinear_matrix, "bicubic": cubic_matrix}
+ROWS: Final = 16  # of a resized map that are made at a time, where it would be too large as a whole
+MATRICES: Final = {"bilinear": bilinear_matrix, "bicubic": cubic_matrix}
 
 Index = np.ndarray | jax.Array
 Share = np.ndarray | jax.Array
@@ -134,3 +136,14 @@ def taps_of(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     taps = max(1, int((matrix != 0).sum(axis=1).max()))
     index = np.argsort(matrix == 0, axis=1, kind="stable")[:, :taps]
     return index.astype(np.int32), np.take_along_axis(matrix, index, axis=1).astype(np.float32)
+
+
+def taps_by_rows(matrix: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Returns `taps_of` a matrix for `ROWS` of its rows at a time; rows of zeros fill up the last step.
+
+    Both are `[steps, ROWS, taps]`, with fewer rows in the only step of a smaller matrix.
+    """
+    rows = min(ROWS, len(matrix))
+    places, shares = (np.pad(a, ((0, -len(a) % rows), (0, 0))) for a in taps_of(matrix))
+    steps = (-1, rows, places.shape[1])
+    return jnp.asarray(places.reshape(steps)), jnp.asarray(shares.reshape(steps))

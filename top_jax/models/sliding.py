@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from top_jax.models.resizing import bilinear_matrix, combined, taps_of
+from top_jax.models.resizing import bilinear_matrix, combined, taps_by_rows, taps_of
 from top_jax.typing import Array, Float, Images, PixelLabels
-
-ROWS: Final = 16  # of the labels that are made at a time
 
 Size = tuple[int, int]
 
@@ -64,12 +61,7 @@ def labels_of_windows(
         _matrices(old, image, side, stride, new)
         for old, image, side, new in zip(logits[0].shape[1:3], image_size, crop, size, strict=True)
     )
-    step = min(ROWS, size[0])
-    missing = -size[0] % step
-    row_taps = []
-    for matrix in rows:
-        index, share = (np.pad(a, ((0, missing), (0, 0))) for a in taps_of(matrix))
-        row_taps.append(tuple(jnp.asarray(a.reshape(-1, step, a.shape[1])) for a in (index, share)))
+    row_taps = [taps_by_rows(matrix) for matrix in rows]
     column_taps = [taps_of(matrix) for matrix in columns]
     count = len(columns)
 

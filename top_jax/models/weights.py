@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +46,11 @@ def parameter_count(model: nnx.Module) -> int:
 def variables_by_path(model: nnx.Module) -> dict[tuple[Any, ...], Any]:
     """Returns the variables that hold the weights, by path such as ("blocks", 0, "norm", "scale")."""
     return dict(nnx.to_flat_state(nnx.state(model, KINDS)))
+
+
+def is_of_classes(path: Sequence[Any]) -> bool:
+    """Returns whether the weight at a path belongs to the last layer, so that its last axis is the classes."""
+    return path[0] == "head" or "conv_seg" in path
 
 
 def statistics_of(model: nnx.Module) -> Weights:

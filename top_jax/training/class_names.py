@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from top_jax.convert.checkpoint_files import read_class_names, weights_in_folder
 from top_jax.convert.hub import is_pretrained, local_file
 from top_jax.errors import InputError
-from top_jax.models.weights import Weights
+from top_jax.models.weights import Weights, is_of_classes
 from top_jax.training.run_directory import RunDirectory, first_difference
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def in_order_of(names: Sequence[str], weights: Weights, *, kept: Sequence[str] |
         *(origin, first_difference(kept, names), np.sum(order != np.arange(len(order))), len(names)),
     )
     flat = {
-        path: jax.numpy.asarray(array)[..., order] if path[0] == "head" or "conv_seg" in path else array
+        path: jax.numpy.asarray(array)[..., order] if is_of_classes(path) else array
         for path, array in flatten_dict(weights).items()
     }
     return unflatten_dict(flat)

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from top_jax import distributed
-from top_jax.build import Model, backbone_of, build_abstract_model, build_reduction, build_sizes
+from top_jax.build import Model, backbone_of, build_abstract_model, build_reduction, crop_size
 from top_jax.config import RunConfig
 from top_jax.data import Batches, Source, check_classes, eval_batches, is_dense, open_source, train_batches
 from top_jax.errors import InputError
@@ -25,7 +25,6 @@ from top_jax.training.run_directory import DataFacts, RunDirectory, flatten
 from top_jax.training.steps import TrainState, create_state
 from top_jax.training.tasks import Task, task_of
 from top_jax.training.weights import abstract_weights, initial_weights, keep_teacher, teacher_weights
-from top_jax.values import height_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,14 +234,6 @@ def prepare(config: RunConfig, run: RunDirectory) -> Prepared:
     prepared.train_batches()  # reads nothing yet, but checks the settings
     prepared.eval_batches()
     return prepared
-
-
-def crop_size(config: RunConfig) -> tuple[int, int]:
-    """Returns the size of the images that a run trains on: the model's, or a segmenter's `data.crop_size`."""
-    size = build_sizes(config.model).img_size
-    if config.data.crop_size is not None:
-        size = height_width("config.data.crop_size", config.data.crop_size)
-    return size
 
 
 def check_labels(source: Source, config: RunConfig) -> None:

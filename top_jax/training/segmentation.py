@@ -10,23 +10,20 @@ pixels, ignored ones counting as zero.
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from top_jax.data import IGNORED
-from top_jax.models.resizing import bilinear_matrix, combined, taps_of
+from top_jax.models.resizing import bilinear_matrix, combined, taps_by_rows, taps_of
 from top_jax.typing import Array, Float, Images, PixelLabels
-
-ROWS: Final = 16  # of the resized logits of each image that exist at a time
 
 Maps = Float[Array, "B h w classes"]
 
 
 class PixelLoss(NamedTuple):
-    """Of each image, float32 `[B]`.
+    """The loss of each image and what it was made of, float32 `[B]` each.
 
     Attributes:
         loss: mean over all its pixels of the cross entropy, in nats; ignored pixels count as zero.
@@ -133,15 +130,13 @@ class _Chunk(NamedTuple):
 
 
 def _chunks(logits: Maps, label: PixelLabels) -> _Chunk:
-    """Returns the label in chunks of `ROWS` rows, on a new first axis; what the last one lacks is ignored."""
-    height = label.shape[1]
-    rows = min(ROWS, height)
-    missing = -height % rows
-    index, share = (np.pad(a, ((0, missing), (0, 0))) for a in taps_of(bilinear_matrix(logits.shape[1], height)))
-    label = jnp.pad(label.astype(jnp.int32), ((0, 0), (0, missing), (0, 0)), constant_values=IGNORED)
-    parts = label.reshape(len(label), -1, rows, label.shape[2])
-    index, share = (jnp.asarray(a.reshape(-1, rows, a.shape[1])) for a in (index, share))
-    return _Chunk(index, share, jnp.moveaxis(parts, 1, 0))
+    """Returns the label in chunks of some rows, on a new first axis; what the last one lacks is ignored."""
+    batch, height, width = label.shape
+    places, shares = taps_by_rows(bilinear_matrix(logits.shape[1], height))
+    chunks, rows = places.shape[:2]
+    missing = ((0, 0), (0, chunks * rows - height), (0, 0))
+    label = jnp.pad(label.astype(jnp.int32), missing, constant_values=IGNORED)
+    return _Chunk(places, shares, jnp.moveaxis(label.reshape(batch, chunks, rows, width), 1, 0))
 
 
 def _resized(logits: Maps, chunk: _Chunk) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from top_jax.build import crop_size
 from top_jax.config import RunConfig
 from top_jax.errors import RunError
 from top_jax.sharding import check_divisible
-from top_jax.training.prepare import Plan, crop_size, make_plan
+from top_jax.training.prepare import Plan, make_plan
 from top_jax.training.programs import TrainPrograms
 from top_jax.training.steps import DeviceBatch
 from top_jax.training.weights import initial_weights

@@ -28,7 +28,7 @@ from top_jax.convert.segmenter_checkpoint import backbone_of_classifier
 from top_jax.convert.torch_checkpoint import HEADS, other_classes
 from top_jax.errors import InputError, RunError
 from top_jax.models.backbone import checked_rngs
-from top_jax.models.weights import Weights, weights_of
+from top_jax.models.weights import Weights, is_of_classes, weights_of
 from top_jax.training.class_names import class_names_of, in_order_of
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.seals import Damaged, reading, restore_sealed, sealed
@@ -136,8 +136,7 @@ def checkpoint_weights(
         RunError: the checkpoint is damaged.
     """
     head, rngs = one_of("head", head, HEADS), checked_rngs(rngs)
-    path = local_file(checkpoint, config.name)
-    path = weights_in_folder(path) or path
+    path = _found(checkpoint, config.name)
     if path.is_dir():
         run = RunDirectory(path)
         _check_same_model(run, config, head)
@@ -147,10 +146,6 @@ def checkpoint_weights(
             model = fill(build_abstract_model(trained), weights)
             model.reset_classifier(config.num_classes, rngs)
             weights = weights_of(model)
-    elif not path.exists():
-        raise InputError(
-            f"checkpoint {path} does not exist; pass a run directory or an official .pth or .safetensors file."
-        )
     else:
         weights = weights_of(_load_file(checkpoint, config, head=head, ema=bool(ema), rngs=rngs))
     if class_names is None or head == "new":
@@ -159,17 +154,34 @@ def checkpoint_weights(
 
 
 def holds_segmenter(checkpoint: str | Path, name: str | None) -> bool:
-    """Returns whether a checkpoint, as for `checkpoint_weights`, is a segmenter's; a missing one is none.
+    """Returns whether a checkpoint, as for `checkpoint_weights`, is a segmenter's.
 
     Args:
         checkpoint: what to look into.
         name: of the model, which `pretrained` alone stands for.
+
+    Raises:
+        InputError: there is no such checkpoint, or it cannot be read.
+    """
+    path = _found(checkpoint, name)
+    if path.is_dir():
+        return RunDirectory(path).read_config().model.is_segmenter
+    return any(core(key).startswith(DECODE_HEAD) for key in read_state_dict(path))
+
+
+def _found(checkpoint: str | Path, name: str | None) -> Path:
+    """Returns the run directory or the file of a checkpoint, as for `checkpoint_weights`.
+
+    Raises:
+        InputError: there is none, or it cannot be downloaded.
     """
     path = local_file(checkpoint, name)
     path = weights_in_folder(path) or path
-    if path.is_dir():
-        return RunDirectory(path).read_config().model.is_segmenter
-    return path.exists() and any(core(key).startswith(DECODE_HEAD) for key in read_state_dict(path))
+    if not path.exists():
+        raise InputError(
+            f"checkpoint {path} does not exist; pass a run directory or an official .pth or .safetensors file."
+        )
+    return path
 
 
 def _load_file(checkpoint: str | Path, config: ModelConfig, *, head: str, ema: bool, rngs: nnx.Rngs) -> Model:
@@ -188,15 +200,10 @@ def _load_file(checkpoint: str | Path, config: ModelConfig, *, head: str, ema: b
 
 def _from_classifier(checkpoint: str | Path, config: ModelConfig, *, rngs: nnx.Rngs) -> Weights:
     """Returns a segmenter's weights, with a classifier's as those of its backbone and the others random."""
-    path = local_file(checkpoint, config.name)
-    path = weights_in_folder(path) or path
+    path = _found(checkpoint, config.name)
     if path.is_dir():
         run = RunDirectory(path)
         there, classifier = build_sizes(run.read_config().model), read_weights(run)
-    elif not path.exists():
-        raise InputError(
-            f"checkpoint {path} does not exist; pass a run directory or an official .pth or .safetensors file."
-        )
     else:
         model = load_torch_checkpoint(checkpoint, config.name)
         there, classifier = model.config, weights_of(model)
@@ -275,10 +282,9 @@ def _other_kind(path: Path, config: ModelConfig) -> str:
 def _fixed_part(weights: Weights) -> Weights:
     """Returns the weights whose shapes depend neither on the image size nor on the number of classes."""
 
-    def fixed(path: tuple[Any, ...]) -> bool:
-        return path[-1] != "pos_embed" and path[0] != "head" and "conv_seg" not in path
-
-    return unflatten_dict({path: leaf for path, leaf in flatten_dict(weights).items() if fixed(path)})
+    flat = flatten_dict(weights)
+    fixed = [path for path in flat if path[-1] != "pos_embed" and not is_of_classes(path)]
+    return unflatten_dict({path: flat[path] for path in fixed})
 
 
 def _fitted(run: RunDirectory, weights: Weights, config: ModelConfig) -> Weights:

@@ -59,13 +59,12 @@ def full_disk_of_commands(bench: Bench, tally: Tally) -> None:
     disk, names = bench.workdir("small"), {"run": bench.finished(), "config": bench.config_file}
     names |= {"disk": disk, "weights": bench.workdir("weights.safetensors")}
     tally.done = f"a disk without room for what {', '.join(CONVERTED)} writes"
-    filled = lambda what: [text.format(**names) for text in CONVERTED[what]]  # noqa: E731
     make = ["convert", str(names["run"]), str(names["weights"])]
     bench.start(disk, program=COMMAND.format(arguments=make)).end()
     for what in CONVERTED:
         with _small_disk(disk, 8192):
             (disk / "full").write_bytes(bytes(8192))
-            arguments = [what.split()[0], *filled(what)]
+            arguments = [what.split()[0], *(text.format(**names) for text in CONVERTED[what])]
             started = bench.start(disk, program=COMMAND.format(arguments=arguments))
             tally.tried += 1
             line = started.one_line_error(started.process.wait() or 1)

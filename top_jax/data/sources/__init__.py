@@ -60,7 +60,7 @@ def open_source(config: DataConfig, *, train: bool) -> Source:
         "packed": _open_packed,
         "digit_scenes": _open_digit_scenes,
         "ade20k": segmentation_folder.open_ade20k,
-        "segmentation_folder": _open_segmentation_folder,
+        "segmentation_folder": segmentation_folder.open_folder,
     }
     if config.source not in openers:
         raise InputError(f"unknown config.data.source={config.source!r}; use one of {', '.join(openers)}.")
@@ -118,12 +118,6 @@ def _open_digits(config: DataConfig, split: str) -> Source:
 def _open_digit_scenes(config: DataConfig, split: str) -> Source:
     del config  # the data is bundled
     return DigitScenesSource(split)
-
-
-def _open_segmentation_folder(config: DataConfig, split: str) -> Source:
-    if config.data_dir is None:
-        raise InputError(f"where are the images? Pass --config.data.data_dir=DIR. {segmentation_folder.LAYOUT}")
-    return segmentation_folder.open_folder(config, split)
 
 
 def _open_tfds(config: DataConfig, split: str) -> Source:

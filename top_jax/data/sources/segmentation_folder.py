@@ -167,13 +167,19 @@ def _listed(folder: Path) -> str:
 
 def open_folder(config: DataConfig, split: str) -> SegmentationFolderSource:
     """Opens a split of the folder that `config` names."""
-    root = Path(str(config.data_dir))
+    root = _root_of(config)
     share = config.eval_share
     _split_folder(root, IMAGES, "")
     names = class_names_of(root, config.num_classes)
     return SegmentationFolderSource(
         root, split, class_names=names, eval_share=share, train=share is None or split == config.train_split
     )
+
+
+def _root_of(config: DataConfig) -> Path:
+    if config.data_dir is None:
+        raise InputError(f"where are the images? Pass --config.data.data_dir=DIR. {LAYOUT}")
+    return Path(config.data_dir)
 
 
 def class_names_of(root: Path, num_classes: int | None) -> tuple[str, ...]:
@@ -208,9 +214,7 @@ def infer(config: RunConfig) -> RunConfig:
     Raises:
         InputError: no such folder, or one of another layout.
     """
-    data, root = config.data, Path(str(config.data.data_dir))
-    if data.data_dir is None:
-        raise InputError(f"where are the images? Pass --config.data.data_dir=DIR. {LAYOUT}")
+    data, root = config.data, _root_of(config.data)
     folders = folders_in(_split_folder(root, IMAGES, ""))
     train = next((name for name in TRAIN_FOLDERS if name in folders), None)
     evaluation = next((name for name in EVAL_FOLDERS if name in folders), None)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from top_jax.build import build_reduction, build_sizes, segmenter_sizes
+from top_jax.build import build_reduction, build_sizes, crop_size, segmenter_sizes
 from top_jax.config import RunConfig
 from top_jax.evaluation.flops.count import Cost, count_macs
 from top_jax.evaluation.flops.parts import SCAN_MULTIPLICATIONS, SCAN_OPERATIONS
@@ -20,7 +20,6 @@ from top_jax.models.registry import BACKBONES
 from top_jax.models.sizes import MambaConfig
 from top_jax.models.weights import parameter_count, shapes_only
 from top_jax.pruning import Reduction
-from top_jax.values import height_width
 
 CHECK_STEPS: Final = 2  # how often `check_config` calls `on_step`
 
@@ -45,10 +44,13 @@ def count_config(config: RunConfig) -> dict[str, Any]:
     Raises:
         InputError: impossible sizes, or a reduction that the model cannot have.
     """
-    sizes, image, reduction = _sizes_of(config), image_size(config), build_reduction(config.pruning)
+    sizes, image, reduction = _sizes_of(config), crop_size(config), build_reduction(config.pruning)
     cost, dense = count_macs(sizes, reduction, img_size=image), count_macs(sizes, img_size=image)
     backbone = sizes.backbone if isinstance(sizes, SegmenterConfig) else sizes
-    of_backbone = {} if cost.heads is None else {"backbone_gmacs": in_g(cost), "dense_backbone_gmacs": in_g(dense)}
+    of_backbone = {}
+    if cost.heads is not None:
+        for name, counted in (("backbone_gmacs", cost), ("dense_backbone_gmacs", dense)):
+            of_backbone[name] = {convention: macs / 1e9 for convention, macs in counted.backbone_macs.items()}
     return {
         "model": config.model.name,
         "img_size": list(image),
@@ -81,7 +83,7 @@ def check_config(config: RunConfig, *, on_step: Callable[[int], object] = lambda
     Raises:
         InputError: impossible sizes, or a reduction that the model cannot have.
     """
-    sizes, image, reduction = _sizes_of(config), image_size(config), build_reduction(config.pruning)
+    sizes, image, reduction = _sizes_of(config), crop_size(config), build_reduction(config.pruning)
     model = trace_model(sizes, reduction, img_size=image)
     on_step(1)
     counted, without_scans, scans = check_executed(model, count_macs(sizes, reduction, img_size=image))
@@ -93,17 +95,6 @@ def check_config(config: RunConfig, *, on_step: Callable[[int], object] = lambda
         "jaxpr_above_executed": {"without_scans": without_scans, "scans": scans},
     }
     return {"parameters": model.parameters, "cross_check": check}
-
-
-def image_size(config: RunConfig) -> tuple[int, int]:
-    """Returns the (height, width) of the images that are counted: the model's, or a segmenter's training crop."""
-    crop = config.data.crop_size if config.model.is_segmenter else None
-    return build_sizes(config.model).img_size if crop is None else height_width("config.data.crop_size", crop)
-
-
-def in_g(cost: Cost) -> dict[str, float]:
-    """Returns billions of multiply-accumulates of the backbone alone, by convention."""
-    return {convention: macs / 1e9 for convention, macs in cost.backbone_macs.items()}
 
 
 def _sizes_of(config: RunConfig) -> BackboneConfig | SegmenterConfig:
