@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gzip
 import importlib.util
 import json
 import os
@@ -291,6 +292,22 @@ def test_a_git_lfs_pointer(tmp_path):
         path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 28\n")
         with pytest.raises(InputError, match=rf"model{suffix} .*git lfs pull"):
             read_state_dict(path)
+
+
+@needs_safetensors
+def test_another_format_than_the_suffix_says(state_dict, tmp_path):
+    file = tmp_path / "model.safetensors"
+    write_state_dict(file, state_dict, entry="unused")
+    for content, suffix, message in (
+        (gzip.compress(b"weights"), ".pth", "gunzip"),
+        (file.read_bytes(), ".pth", r"is a \.safetensors file by its content"),
+        (b"PK\x03\x04 a zip", ".safetensors", r"the suffix \.pth"),
+        (b"\x80\x02 a pickle", ".safetensors", r"the suffix \.pth"),
+    ):
+        wrong = tmp_path / f"wrong{suffix}"
+        wrong.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            read_state_dict(wrong)
 
 
 @needs_safetensors

@@ -102,7 +102,10 @@ def test_weights_fit_every_reduction(name):
 @pytest.mark.parametrize(
     ("name", "sizes", "message"),
     [
-        ("vim_tiny", dict(depth=0), "depth=0; needed: a whole number of at least 1"),
+        ("vim_tiny", dict(depth=0), "depth=0; needed: a whole number from 1"),
+        ("vim_tiny", dict(depth=10**8), "depth=100000000; needed: a whole number from 1"),
+        ("vim_tiny", dict(embed_dim=10**9), "embed_dim=1000000000; needed"),
+        ("deit_tiny", dict(num_classes=10**12), "num_classes=1000000000000; needed"),
         ("vim_tiny", dict(embed_dim="16"), "embed_dim='16'; needed: a whole number"),
         ("vim_tiny", dict(num_classes=True), "num_classes=True; needed"),
         ("plain_mamba_l1", dict(d_state=0), "d_state=0; needed"),

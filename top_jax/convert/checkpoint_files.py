@@ -118,7 +118,19 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndar
         raise InputError(f"{path} is a web page, not a checkpoint: the download went wrong; download it again.")
     if start.startswith(b"version https://git-lfs"):
         raise InputError(f"{path} is a Git LFS pointer, without the weights; fetch them with git lfs pull.")
-    return _read_safetensors(path, ema) if path.suffix.lower() == SAFETENSORS else _read_pth(path, ema)
+    named = path.suffix.lower() == SAFETENSORS
+    _check_suffix(path, start, named)
+    return _read_safetensors(path, ema) if named else _read_pth(path, ema)
+
+
+def _check_suffix(path: Path, start: bytes, is_safetensors: bool) -> None:
+    """Raises InputError if the first bytes of a file are those of another format than its suffix says."""
+    if start.startswith(b"\x1f\x8b"):
+        raise InputError(f"{path} is compressed by gzip; unpack it with gunzip.")
+    if not is_safetensors and start[8:10] == b'{"':
+        raise InputError(f"{path} is a .safetensors file by its content; give it that suffix.")
+    if is_safetensors and start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        raise InputError(f"{path} is a PyTorch file by its content; give it the suffix .pth.")
 
 
 def write_state_dict(

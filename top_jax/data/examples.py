@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TypedDict
+from typing import Final, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -14,8 +14,10 @@ from top_jax.config import AugmentConfig, DataConfig
 from top_jax.data import rand_augment, transforms
 from top_jax.data.sources.base import Source, check_label
 from top_jax.errors import InputError
+from top_jax.values import LARGEST_SIDE
 
 PADDING_INDEX = -1
+MOST_PROCESSES: Final = 1024  # of decoding processes, and of threads in each
 DEFAULT_AUGMENT = AugmentConfig()
 
 
@@ -50,9 +52,14 @@ class ExampleReader:
         for name in ("min_area", "eval_crop"):
             if not 0 < getattr(config, name) <= 1:
                 raise InputError(f"config.data.{name}={getattr(config, name)} must be in (0, 1].")
-        for name in ("shift", "num_workers", "num_threads"):
-            if (getattr(config, name) or 0) < 0:
-                raise InputError(f"config.data.{name}={getattr(config, name)} must not be negative.")
+        if max(self.size) / config.eval_crop > LARGEST_SIDE:
+            raise InputError(
+                f"config.data.eval_crop={config.eval_crop} resizes images to {max(self.size) / config.eval_crop:.3g} "
+                f"pixels before the crop; needed: at most {LARGEST_SIDE}. A usual value is 0.875."
+            )
+        for name, most in (("shift", LARGEST_SIDE), ("num_workers", MOST_PROCESSES), ("num_threads", MOST_PROCESSES)):
+            if not 0 <= (getattr(config, name) or 0) <= most:
+                raise InputError(f"config.data.{name}={getattr(config, name)} must be in 0 .. {most}.")
 
     def random(self, index: int, rng: np.random.Generator) -> Example:
         """Returns image `index`, cropped and augmented for training; flip, erasing and mixing follow on the device.

@@ -22,7 +22,7 @@ from top_jax.models.layers import layer_norm
 from top_jax.models.plain_mamba import DensePlainMamba, PlainMambaConfig
 from top_jax.models.registry import MODELS, model_config
 from top_jax.models.resizing import AnyMap, resize, size_of
-from top_jax.models.sizes import BackboneConfig
+from top_jax.models.sizes import LARGEST_SIZE, MOST_CLASSES, BackboneConfig
 from top_jax.models.vim import DenseVim, DenseVimConfig, VimConfig
 from top_jax.models.weights import shapes_only
 from top_jax.pruning import Reduction
@@ -60,8 +60,12 @@ class SegmenterConfig:
     stages: tuple[int, ...] = (6, 12, 18, 24)
 
     def __post_init__(self) -> None:
-        for name, least in (("num_classes", 1), ("channels", 1), ("aux_channels", 0)):
-            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        for name, least, most in (
+            ("num_classes", 1, MOST_CLASSES),
+            ("channels", 1, LARGEST_SIZE),
+            ("aux_channels", 0, LARGEST_SIZE),
+        ):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least, most))
         depth = self.backbone.depth
         needed = f"{NUM_MAPS} increasing numbers of blocks, from 1 to {depth}, such as {default_stages(depth)}"
         try:

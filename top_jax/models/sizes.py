@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -13,6 +13,11 @@ from top_jax.ops.checks import DTYPES
 from top_jax.ops.implementations import IMPLEMENTATIONS
 from top_jax.pruning import ClassHome
 from top_jax.values import check_fields, height_width, one_of, refused, whole
+
+# Far above any model, so that a wrong number is named before it fills the memory.
+MOST_CLASSES: Final = 2**20
+MOST_BLOCKS: Final = 2**10
+LARGEST_SIZE: Final = 2**16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,17 +52,18 @@ class BackboneConfig(abc.ABC):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        whole("num_classes", self.num_classes, 0)
-        self._check_at_least_1("patch_size", "embed_dim", "depth")
+        whole("num_classes", self.num_classes, 0, MOST_CLASSES)
+        whole("depth", self.depth, 1, MOST_BLOCKS)
+        self._check_positive("patch_size", "embed_dim")
         object.__setattr__(self, "img_size", height_width("img_size", self.img_size))
         if not 0 <= self.drop_path < 1:
             raise refused("drop_path", self.drop_path, "a rate in [0, 1)")
         if not _is_float(self.dtype):
             raise refused("dtype", self.dtype, f"one of {', '.join(DTYPES)}")
 
-    def _check_at_least_1(self, *names: str) -> None:
+    def _check_positive(self, *names: str) -> None:
         for name in names:
-            whole(name, getattr(self, name))
+            whole(name, getattr(self, name), 1, LARGEST_SIZE)
 
     @property
     @abc.abstractmethod
@@ -97,7 +103,7 @@ class MambaConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_at_least_1("stride", "d_state", "expand", "d_conv")
+        self._check_positive("stride", "d_state", "expand", "d_conv")
         one_of("implementation", self.implementation, IMPLEMENTATIONS)
 
     @property

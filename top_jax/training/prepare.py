@@ -25,6 +25,7 @@ from top_jax.training.run_directory import DataFacts, RunDirectory, flatten
 from top_jax.training.steps import TrainState, create_state
 from top_jax.training.tasks import Task, task_of
 from top_jax.training.weights import abstract_weights, initial_weights, keep_teacher, teacher_weights
+from top_jax.values import LARGEST_COUNT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,13 @@ def make_plan(config: RunConfig, num_images: int) -> Plan:
     check_divisible("batch_size", config.batch_size, config.optimizer.accumulate)
     mesh = make_mesh(config.fsdp)
     steps_per_epoch = num_images / config.batch_size
-    total_steps = config.total_steps or max(1, round(config.epochs * steps_per_epoch))
+    length = config.total_steps or config.epochs * steps_per_epoch
+    if length > LARGEST_COUNT:
+        raise InputError(
+            f"{'total_steps' if config.total_steps else 'epochs'} makes a run of {length:.3g} steps; needed: at most "
+            f"{LARGEST_COUNT:,}."
+        )
+    total_steps = max(1, round(length))
     schedule = learning_rate_schedule(
         config.optimizer, batch_size=config.batch_size, total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )

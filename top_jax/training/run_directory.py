@@ -175,11 +175,21 @@ class RunDirectory:
             raise InputError(f"{file} cannot be read ({error}); restore it, or choose another run.") from error
 
     def class_names(self) -> tuple[str, ...] | None:
-        """Returns the names of the run's classes, in the order of its logits; None if it did not keep them."""
+        """Returns the names of the run's classes, in the order of its logits; None if it did not keep them.
+
+        Names that are damaged are taken as missing, with a warning.
+        """
         names = (self.read_json("data.json") or {}).get("class_names")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        if names is None:
             return None
-        return tuple(names)
+        if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+            return tuple(names)
+        logger.warning(
+            "%s: its class_names are no list of names; they are taken as missing, so that the order of the classes "
+            "cannot be checked",
+            self.path / "data.json",
+        )
+        return None
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Reads a JSON file that can be written again; None, after a warning if it is damaged, if there is none."""
