@@ -74,6 +74,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def _check_kernels() -> None:
     """Reports a checkout whose link `top_jax/kernels -> ../kernels` is missing or was written out as a text file.
 

@@ -13,11 +13,12 @@ from top_jax import models
 from top_jax.convert.official_files import OFFICIAL_FILES, model_of
 from top_jax.convert.torch_checkpoint import load_torch_checkpoint
 from top_jax.errors import InputError
-from top_jax.models import MODELS, Backbone, model_config
+from top_jax.models import MODELS, Backbone, Segmenter, model_config
 from top_jax.pruning import Reduction
 from top_jax.values import flag, one_of, refused
 
 _IMAGENET_CLASSES = 1000  # of every official file
+_NO_FIXED_SIZE = "top_jax.segment(model, photo) prepares photographs of any size."
 
 
 def list_models(filter: str | Sequence[str] = "", pretrained: bool = False) -> list[str]:
@@ -91,7 +92,8 @@ def data_config(model: str | Path | Backbone) -> dict[str, Any]:
         `img_size` (height, width) in pixels, `eval_crop`, `interpolation`, `mean`, `std` and `exif_rotate`.
 
     Raises:
-        InputError: neither a known name nor a run directory.
+        InputError: neither a known name nor a run directory, or a segmenter, for which `top_jax.segment` prepares
+            photographs of any size.
     """
     from top_jax.config import DataConfig
 
@@ -99,6 +101,8 @@ def data_config(model: str | Path | Backbone) -> dict[str, Any]:
         return _prepared(model.config.img_size, DataConfig())
     if isinstance(model, str) and model in (*MODELS, *OFFICIAL_FILES):
         return _prepared(MODELS[model_of(model)].img_size, DataConfig())
+    if isinstance(model, Segmenter):
+        raise InputError(f"model is a segmenter; {_NO_FIXED_SIZE}")
     if not isinstance(model, str | Path) or not Path(model).is_dir():
         raise refused("model", model, f"a model, a run directory, or one of {', '.join(MODELS)}")
 
@@ -106,6 +110,8 @@ def data_config(model: str | Path | Backbone) -> dict[str, Any]:
     from top_jax.training.run_directory import RunDirectory
 
     config = RunDirectory(model).read_config()
+    if config.model.is_segmenter:
+        raise InputError(f"{model} is the run of a segmenter; {_NO_FIXED_SIZE}")
     return _prepared(build_sizes(config.model).img_size, config.data)
 
 

@@ -18,7 +18,7 @@ import top_jax
 from top_jax.convert import hub, official_files, state_dict_of
 from top_jax.convert.official_files import OFFICIAL_FILES, OfficialFile
 from top_jax.errors import InputError, RunError
-from top_jax.models import MODELS, VimConfig, create_model
+from top_jax.models import MODELS, VimConfig, abstract_segmenter, create_model
 
 constants = pytest.importorskip("huggingface_hub.constants")
 
@@ -246,3 +246,6 @@ def test_data_config_is_what_preprocess_takes(tiny_config, tmp_path, without_typ
     for wrong in ("vim_huge", 3, None):
         with pytest.raises(InputError, match="model"):
             top_jax.data_config(wrong)
+    segmenter = abstract_segmenter("vim_tiny", depth=4, img_size=32)
+    with pytest.raises(InputError, match="is a segmenter; top_jax.segment"):
+        top_jax.data_config(segmenter)

@@ -266,6 +266,10 @@ def segmenter_config(
         overrides = {"img_size": VIM_IMG_SIZE, **overrides}
     elif variant is not None:
         raise InputError(f"variant={variant!r} is a choice of ViM's; {name} has none, so leave it out.")
+    if unknown := sorted(overrides.keys() - {field.name for field in dataclasses.fields(base)}):
+        of_heads = ("num_classes", "fill", "variant", "channels", "aux_channels", "stages", "inference", "slide_stride")
+        own = [field.name for field in dataclasses.fields(base) if field.name not in of_heads]
+        raise InputError(f"the segmenter {name} has no setting {unknown[0]!r}; it has {', '.join((*of_heads, *own))}.")
     sizes = model_config(name, **overrides, num_classes=0)
     if isinstance(sizes, VimConfig):
         fields = {field.name: getattr(sizes, field.name) for field in dataclasses.fields(sizes)}

@@ -365,14 +365,15 @@ def conclusion(prepared: Prepared, summary: dict[str, Any]) -> list[str]:
     best = summary.get("best_step")  # summaries of older releases have none
     best = "" if best is None else f" at step {best}, which evaluate takes by default"
     skipped = [int(batch) for batch in summary["skipped_batches"]]
+    speed = summary["images_per_second"]  # None of one batch, which is compiled
+    evaluation = "" if speed is None else f", {_speed(speed)} img/s evaluation"
     return [
         f"{task.title} {summary[task.score]:.2%}{average} at step {int(summary['steps'])}, best "
         f"{summary[f'best_{task.score}']:.2%}{best}; {int(summary['images'])} images",
         f"tokens per stage {stages}{' (class token included)' * has_class_token}; {costs}",
         *([f"skipped, because they gave numbers that are not finite: batches {skipped}"] if skipped else []),
         f"{_speed(summary['train_images_per_second'])} img/s training ({_share(summary['data_wait'])} of the time "
-        f"waiting for data), {_speed(summary['images_per_second'])} img/s evaluation on {summary['device']}; "
-        f"everything is in {prepared.run.path}",
+        f"waiting for data){evaluation} on {summary['device']}; everything is in {prepared.run.path}",
     ]
 
 
