@@ -55,7 +55,7 @@ def test_batch_that_does_not_split(monkeypatch, size, parts, needed):
 def test_a_run_that_would_never_end(tiny_config):
     for key, value in (("epochs", 1e300), ("total_steps", 10**30)):
         with pytest.raises(InputError, match=f"{key} makes a run of .* steps; needed: at most 2,147,483,647"):
-            make_plan(dataclasses.replace(tiny_config, **{key: value}), 1437)
+            make_plan(dataclasses.replace(tiny_config, **{"total_steps": None, key: value}), 1437)
 
 
 def test_the_scan_is_named_where_there_is_one(tiny_config):
