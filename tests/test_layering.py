@@ -1,6 +1,6 @@
 """Imports point one way (CONTRIBUTING.md, "Where things live").
 
-cli -> ablation -> training, benchmark, figures -> evaluation -> models -> pruning, ops -> kernels -> jax
+cli -> ablation, benchmark -> training, figures -> evaluation -> models -> pruning, ops -> kernels -> jax
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ALLOWED = {
     },
     "ablation": {"build", "config", "data", "evaluation", "figures", "models", "pruning", "sharding", "training"},
     "inference": {"build", "config", "convert", "data", "evaluation", "models", "training"},
-    "benchmark": {"evaluation", "kernels", "models", "ops", "pruning"},
+    "benchmark": {"build", "config", "evaluation", "kernels", "models", "ops", "pruning", "training"},
     "cli": {
         "ablation",
         "benchmark",

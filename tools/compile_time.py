@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from top_jax.benchmark.programs import INFERENCE, TRAIN_STEP, lowering
+from top_jax.benchmark.programs import INFERENCE, TRAIN_STEP, lowering, make_batches
 from top_jax.environment import environment
 from top_jax.files import save_json
 from top_jax.models import abstract_model
@@ -30,10 +29,9 @@ Row = dict[str, Any]
 def time_compilation(name: str, batch: int) -> list[Row]:
     """Returns a row each for the forward and the train step (AdamW) of a model, in seconds."""
     model = abstract_model(name)
-    images = jax.ShapeDtypeStruct((batch, *model.config.img_size, 3), jnp.float32)
-    labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    sets = jax.eval_shape(lambda: make_batches(model, batch))
     return [
-        {"model": name, "program": program, **_seconds(lowering(model, which, weights_of(model), (images, labels)))}
+        {"model": name, "program": program, **_seconds(lowering(model, which, weights_of(model), sets[0]))}
         for program, which in (("forward", INFERENCE), ("train step", TRAIN_STEP))
     ]
 

@@ -8,16 +8,30 @@ from typing import Any
 import pytest
 
 from top_jax.benchmark.contestants import Contestant, field_of
+from top_jax.config import ModelConfig
 from top_jax.pruning import Pruning
 
 # A DeiT, because it compiles several times faster than a scan.
-SMALL = {"img_size": 32, "patch_size": 16, "embed_dim": 8, "num_heads": 1, "depth": 2, "num_classes": 3}
+SMALL = {"img_size": (32, 32), "patch_size": 16, "embed_dim": 8, "num_heads": 1, "depth": 2, "num_classes": 3}
 
 
 @pytest.fixture(scope="session")
 def small() -> dict[str, Any]:
     """Overrides of `deit_tiny`: two blocks, five tokens."""
     return SMALL
+
+
+@pytest.fixture(scope="session")
+def small_deit() -> ModelConfig:
+    """That model."""
+    return ModelConfig(name="deit_tiny", **SMALL)
+
+
+@pytest.fixture(scope="session")
+def micro_segmenter() -> ModelConfig:
+    """Four blocks of ViM, 16 patches, three classes; it has the neck with transposed convolutions."""
+    sizes = {"img_size": (32,), "patch_size": 8, "embed_dim": 8, "depth": 4, "d_state": 2}
+    return ModelConfig(name="vim_tiny", head="uper", num_classes=3, channels=8, aux_channels=8, **sizes)
 
 
 @pytest.fixture(scope="session")
@@ -29,8 +43,9 @@ def attentive() -> Pruning:
 @pytest.fixture(scope="session")
 def field(attentive: Pruning) -> list[Contestant]:
     """The dense model, the pruned one, and `large`, which has more weights than both."""
-    large = field_of("deit_tiny", Pruning(), {**SMALL, "embed_dim": 128})[0][0]
-    return [*field_of("deit_tiny", attentive, SMALL)[0], large._replace(name="large", weights="large")]
+    large = field_of(ModelConfig(name="deit_tiny", **{**SMALL, "embed_dim": 128}), Pruning())[0][0]
+    own, _ = field_of(ModelConfig(name="deit_tiny", **SMALL), attentive)
+    return [*own, large._replace(name="large", weights="large")]
 
 
 @pytest.fixture

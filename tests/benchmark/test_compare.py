@@ -15,11 +15,11 @@ PRUNED = "top hold (config)"
 
 
 @pytest.fixture(scope="module")
-def measured(small, attentive, tmp_path_factory):
+def measured(small_deit, attentive, tmp_path_factory):
     """A report, its file, and what was reported as progress."""
     file, seconds = tmp_path_factory.mktemp("compare") / "a.json", []
     report = compare(
-        "deit_tiny", attentive, small, file=file, about={"config": "x"}, sizes=(1, 32), seconds=600.0,
+        small_deit, attentive, file=file, about={"config": "x"}, sizes=(1, 32), seconds=600.0,
         memory=2**30, advance=seconds.append,
     )  # fmt: skip
     return report, file, seconds
@@ -56,11 +56,11 @@ def test_text(measured):
     assert all(line in shown for line in report["conclusions"])
 
 
-def test_the_largest_batch_that_fits(measured, small, attentive, tmp_path):
+def test_the_largest_batch_that_fits(measured, small_deit, attentive, tmp_path):
     needed = {(row["contestant"], row["batch"]): row["program_mib"] for row in measured[0]["rows"]}
     limit = (needed[DENSE, 1] + needed[PRUNED, 32]) / 2
     report = compare(
-        "deit_tiny", attentive, small, file=tmp_path / "a.json", sizes=(1, 32), seconds=600.0,
+        small_deit, attentive, file=tmp_path / "a.json", sizes=(1, 32), seconds=600.0,
         memory=int(limit * 2**20),
     )  # fmt: skip
     largest = {row["contestant"]: (row["batch"], row["out_of_memory_at"]) for row in report["largest_batch"]}
@@ -69,9 +69,9 @@ def test_the_largest_batch_that_fits(measured, small, attentive, tmp_path):
     assert "inference, dense: 1 fits, 32 does not." in shown and "out of memory" in shown
 
 
-def test_a_file_that_cannot_be_written_costs_no_time(small, attentive, tmp_path, capsys):
+def test_a_file_that_cannot_be_written_costs_no_time(small_deit, attentive, tmp_path, capsys):
     with pytest.raises(InputError, match=r"no/a\.json"):
-        compare("deit_tiny", attentive, small, file=tmp_path / "no" / "a.json", seconds=1.0)
+        compare(small_deit, attentive, file=tmp_path / "no" / "a.json", seconds=1.0)
     assert "compiled" not in capsys.readouterr().out
 
 

@@ -82,7 +82,7 @@ def test_up_to_the_largest_that_fits(field, unlimited):
 
 
 def test_images_that_do_not_fit(field, monkeypatch):
-    def refuse(config, batch):
+    def refuse(model, batch, img_size):
         raise RuntimeError("RESOURCE_EXHAUSTED")
 
     monkeypatch.setattr("top_jax.benchmark.race.make_batches", refuse)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from top_jax.benchmark.programs import BOTH_PASSES as PASSES
+
 TINY = f"--config={Path(__file__).parents[1] / 'tiny_run.py'}"
 
 
@@ -80,6 +82,25 @@ def test_config(command, tmp_path):
     assert names == ["dense", "evit none (config)", "deit"] and not [row for row in report["rows"] if "error" in row]
     assert all(row["program_mib"] > 0 and row["compile_s"] > 0 for row in report["rows"])
     assert f"{file} has every time." in result.out and "| train step" in result.out
+
+
+@pytest.mark.slow
+def test_segmenter(command, tmp_path):
+    file = tmp_path / "a.json"
+    evit = ("--config.pruning.method=evit", "--config.pruning.score=clip", "--config.pruning.fuse=False")
+    flags = (*evit, f"--out={file}", "--batch_sizes=1", "--budget=600")
+    result = command("benchmark", "--config=tests/tiny_segmenter.py", *flags)
+    assert result.status == 0, result.err
+    report = json.loads(file.read_text())
+    assert report["head"] == "uper" and report["img_size"] == [32, 32] and [*report["passes"]] == [*PASSES]
+    dense, pruned = report["contestants"]
+    assert dense["backbone_gmacs"]["published"] < dense["gmacs"]["published"] > pruned["gmacs"]["published"]
+    assert [row["contestant"] for row in report["rows"]] == ["dense", "evit none (config)"]
+    row = report["rows"][1]
+    assert row["backbone_macs_ratio"]["published"] > row["macs_ratio"]["published"] > 1 and row["program_mib"] > 0
+    (skipped,) = report["skipped"]
+    assert skipped["contestants"] == ["deit"] and skipped["reason"] in result.out
+    assert "GMACs, published / backbone" in result.out and "MACs, published / backbone" in result.out
 
 
 @pytest.mark.slow

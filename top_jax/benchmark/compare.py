@@ -14,7 +14,7 @@ from typing import Any, Final
 import jax.numpy as jnp
 
 from top_jax.benchmark.contestants import Contestant, field_of
-from top_jax.benchmark.programs import BOTH_PASSES, INFERENCE
+from top_jax.benchmark.programs import BOTH_PASSES, INFERENCE, TRAIN_STEP
 from top_jax.benchmark.race import (
     LEAST_ROUNDS,
     LEAST_SHARE,
@@ -28,6 +28,8 @@ from top_jax.benchmark.race import (
     judged_by,
     memory_limit,
 )
+from top_jax.build import backbone_of
+from top_jax.config import ModelConfig
 from top_jax.environment import environment
 from top_jax.errors import InputError
 from top_jax.files import save_json
@@ -47,6 +49,14 @@ METHOD: Final = {
     "weights": "random, an argument of the program; the speed depends neither on them nor on which tokens are kept",
     "inputs": "random images; no drop-path",
 }
+_PASSES: Final = {
+    INFERENCE: "images to logits",
+    TRAIN_STEP: "forward in train mode, cross entropy, backward, AdamW",
+}
+_SEGMENTER_PASSES: Final = {
+    INFERENCE: "a crop to the class of each pixel, as evaluation makes it of one window",
+    TRAIN_STEP: "forward of both heads in train mode (BatchNorm, dropout), their losses by rows, backward, AdamW",
+}
 _PHRASES: Final = {
     SLOWER: SLOWER,
     NO_GAIN: f"{NO_GAIN}, within the spread of the measurements",
@@ -61,11 +71,11 @@ def budget() -> float:
 
 
 def compare(
-    name: str,
+    config: ModelConfig,
     reduction: Reduction,
-    overrides: dict[str, Any],
     *,
     file: Path,
+    img_size: tuple[int, int] | None = None,
     about: dict[str, Any] | None = None,
     sizes: tuple[int, ...] | None = None,
     train: bool = False,
@@ -76,13 +86,13 @@ def compare(
     """Measures, and keeps the report in `file` up to date.
 
     Args:
-        name: of `top_jax.create_model`.
+        config: the model, a classifier or a segmenter.
         reduction: the config's.
-        overrides: the config's overrides for `create_model`.
         file: where the report is written, as JSON.
+        img_size: (height, width) of the images; None is the model's. Only a PlainMamba segmenter takes others.
         about: JSON values about the config, for the report.
         sizes: batch sizes, in this order; None: 1, 8, 32 and doubled up to the largest that fits.
-        train: time the train step too: forward in train mode, cross entropy, backward and AdamW.
+        train: time the train step too; the report says what it consists of.
         seconds: budget; what does not fit is skipped, and the report lists it. At the first batch size the dense model
             and the config's own are always measured, and the last measurement may exceed the budget.
         memory: bytes that one program may take; None: half of the free memory on a CPU, else no limit of ours.
@@ -95,9 +105,9 @@ def compare(
         InputError: sizes or a reduction that the model cannot have, or a file that cannot be written.
     """
     start, shown = time.perf_counter(), 0
-    field, no_yardstick = field_of(name, reduction, overrides)
+    field, no_yardstick = field_of(config, reduction, img_size)
     memory = memory_limit() if memory is None else memory
-    report = _report(name, field, about or {}, memory, seconds)
+    report = _report(config, field, about or {}, memory, seconds)
     save_json(file, report)  # fails before minutes are spent
     print(f"{len(field)} contestants: {'; '.join(contestant.name for contestant in field)}", flush=True)
 
@@ -162,18 +172,21 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def _report(
-    name: str, field: list[Contestant], about: dict[str, Any], memory: int | None, seconds: float
+    config: ModelConfig, field: list[Contestant], about: dict[str, Any], memory: int | None, seconds: float
 ) -> dict[str, Any]:
     model, dense = field[0].model, field[0].cost
     return {
         **about,
-        "model": name,
+        "model": config.name,
+        "head": config.head,
+        "num_classes": config.num_classes,
         **environment(),
         "load_average": {"start": _load(), "end": None},
-        "dtype": jnp.dtype(model.config.dtype).name,
-        "img_size": list(model.config.img_size),
+        "dtype": jnp.dtype(backbone_of(model).config.dtype).name,
+        "img_size": list(field[0].img_size),
         "implementation": model.scan_implementation,
         "method": METHOD,
+        "passes": _SEGMENTER_PASSES if config.is_segmenter else _PASSES,
         "judged_by": judged_by(dense.macs),
         "budget_s": seconds,
         "memory_limit_mib": None if memory is None else round(memory / 2**20),
@@ -201,10 +214,16 @@ def _largest(field: list[Contestant], rows: list[dict[str, Any]]) -> list[dict[s
 
 def _judged(row: dict[str, Any]) -> str:
     convention = judged_by(row["macs_ratio"])
+    alone = f", {row['backbone_macs_ratio'][convention]:.2f} of the backbone alone" if _has_heads(row) else ""
     return (
         f"{row['contestant']} at {_speedup(row)} times the dense speed ({convention} MACs predict "
-        f"{row['macs_ratio'][convention]:.2f})"
+        f"{row['macs_ratio'][convention]:.2f}{alone})"
     )
+
+
+def _has_heads(row: dict[str, Any]) -> bool:
+    """Returns whether a row of results or a contestant is a segmenter's, which counts its backbone apart."""
+    return "backbone_macs_ratio" in row or "backbone_gmacs" in row
 
 
 def _environment_text(report: dict[str, Any]) -> str:
@@ -212,27 +231,32 @@ def _environment_text(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report["packages"].items())
     height, width = report["img_size"]
     scans = f", scans by {report['implementation']}" if report["implementation"] else ""
-    method = report["method"]
+    method, has_heads = report["method"], _has_heads(report["contestants"][0])
+    name = f"{report['model']} with UPerNet's heads, {report['num_classes']} classes," if has_heads else report["model"]
+    both = ", of the whole model / of its backbone alone" if has_heads else ""
     return "\n".join(
         [
-            f"{report['model']} at {height} x {width}, {report['dtype']}{scans}; {report['device']} "
+            f"{name} at {height} x {width}, {report['dtype']}{scans}; {report['device']} "
             f"({report['platform']}, {report['cores']} cores){driver}; {report['date']}",
             versions,
             f"{method['timing']}; {method['warm_up']}.",
             f"Weights: {method['weights']}.",
-            "Medians (quartiles). Speed-up: dense time / own time of each round. MACs: dense / own, by convention.",
+            *(f"{which}: {report['passes'][which]}." for which in dict.fromkeys(row["pass"] for row in report["rows"])),
+            "Medians (quartiles). Speed-up: dense time / own time of each round. MACs: dense / own, by convention"
+            f"{both}.",
         ]
     )
 
 
 def _contestants_text(report: dict[str, Any]) -> str:
     conventions = list(report["contestants"][0]["gmacs"])
-    columns = ["", "parameters", *(f"GMACs, {name}" for name in conventions), "tokens, last block"]
+    alone = " / backbone" if _has_heads(report["contestants"][0]) else ""
+    columns = ["", "parameters", *(f"GMACs, {name}{alone}" for name in conventions), "tokens, last block"]
     rows = [
         [
             row["contestant"],
             f"{row['parameters']:,}",
-            *(f"{row['gmacs'][name]:.4g}" for name in conventions),
+            *(_both(row, "gmacs", name, ".4g") for name in conventions),
             str(row["tokens_per_block"][-1]),
         ]
         for row in report["contestants"]
@@ -243,7 +267,8 @@ def _contestants_text(report: dict[str, Any]) -> str:
 
 def _pass_text(report: dict[str, Any], which: str) -> str:
     conventions = list(report["contestants"][0]["gmacs"])
-    macs = [f"MACs, {name}" for name in conventions]
+    alone = " / backbone" if _has_heads(report["contestants"][0]) else ""
+    macs = [f"MACs, {name}{alone}" for name in conventions]
     columns = [which, "batch", "ms", "img/s", "speed-up", *macs, "MiB", "pruning"]
     rows = []
     for row in (row for row in report["rows"] if row["pass"] == which):
@@ -258,7 +283,7 @@ def _pass_text(report: dict[str, Any], which: str) -> str:
                 _spread(row["median_ms"], row["quartiles_ms"]),
                 _spread(row["images_per_s"], row["images_per_s_quartiles"]),
                 _speedup(row) if "speedup" in row else _NOTHING,
-                *(f"{row['macs_ratio'][name]:.2f}" for name in conventions),
+                *(_both(row, "macs_ratio", name, ".2f") for name in conventions),
                 f"{row['program_mib']:.0f}" if "program_mib" in row else _NOTHING,
                 row.get("verdict", _NOTHING),
             ]
@@ -295,6 +320,12 @@ def _skipped_text(row: dict[str, Any], report: dict[str, Any]) -> str:
         f"{row['pass']}, batch {row['batch']}{' and above' if row['and_larger'] else ''}, " if "batch" in row else ""
     )
     return f"Skipped: {where}{who}: {row['reason']}."
+
+
+def _both(row: dict[str, Any], key: str, convention: str, form: str) -> str:
+    """Returns a count of the whole model and, of a segmenter, that of its backbone beside it."""
+    shown = (row[name][convention] for name in (key, f"backbone_{key}") if name in row)
+    return " / ".join(format(value, form) for value in shown)
 
 
 def _spread(median: float, quartiles: list[float]) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Final, NamedTuple
 
+from top_jax.build import Model, backbone_of, build_abstract_model
+from top_jax.config import ModelConfig
 from top_jax.errors import InputError
 from top_jax.evaluation.flops import Cost, count_macs
-from top_jax.models import MODELS, Backbone, BackboneConfig, DeitConfig, abstract_model
+from top_jax.models import MODELS, BackboneConfig, DeitConfig, Segmenter, abstract_model
 from top_jax.models.sizes import MambaConfig
 from top_jax.models.weights import parameter_count
 from top_jax.pruning import METHODS, WAYS, Pruning, Reduction
@@ -33,6 +35,7 @@ class Contestant(NamedTuple):
         weights: contestants with the same value have weights of the same shapes, and share them.
         prunes: whether it is the config's model with a reduction.
         model: without weights, only their shapes.
+        img_size: (height, width) of the images.
         cost: multiply-accumulates of one image.
         parameters: number of parameters.
     """
@@ -41,32 +44,39 @@ class Contestant(NamedTuple):
     what: str
     weights: str
     prunes: bool
-    model: Backbone
+    model: Model
+    img_size: tuple[int, int]
     cost: Cost
     parameters: int
 
     def row(self) -> dict[str, Any]:
         """Returns the contestant as JSON values, for a report."""
-        return {
+        found: dict[str, Any] = {
             "contestant": self.name,
             "what": self.what,
             "parameters": self.parameters,
             "tokens_per_block": list(self.cost.tokens_per_block),
             "gmacs": {convention: self.cost.gmacs(convention) for convention in self.cost.macs},
         }
+        if self.cost.heads is not None:
+            found["backbone_gmacs"] = {convention: macs / 1e9 for convention, macs in self.cost.backbone_macs.items()}
+        return found
 
 
-def field_of(name: str, reduction: Reduction, overrides: dict[str, Any]) -> tuple[list[Contestant], str | None]:
+def field_of(
+    config: ModelConfig, reduction: Reduction, img_size: tuple[int, int] | None = None
+) -> tuple[list[Contestant], str | None]:
     """Returns the contestants of a config: the dense model, the config's own, the yardstick DeiT, other alignments.
 
     All are timed without drop-path, train steps too. The yardstick is the DeiT that the papers compare with, at the
     config's image size, patch size and classes. Where the config changes the model's width or depth, or the papers name
-    no DeiT, it is the DeiT of the same width whose depth brings it closest to the model's number of parameters.
+    no DeiT, it is the DeiT of the same width whose depth brings it closest to the model's number of parameters. A
+    segmenter has none.
 
     Args:
-        name: of `create_model`.
+        config: the model.
         reduction: the config's; if it is empty, only the dense model and the yardstick are timed.
-        overrides: the config's overrides for `create_model`.
+        img_size: (height, width) of the images; None is the model's. Only a PlainMamba segmenter takes others.
 
     Returns:
         The contestants, and the reason if there is no yardstick, else None.
@@ -74,17 +84,31 @@ def field_of(name: str, reduction: Reduction, overrides: dict[str, Any]) -> tupl
     Raises:
         InputError: sizes or a reduction that the model cannot have.
     """
-    overrides = {**overrides, "drop_path": 0.0}
-    dense = _contestant(DENSE, f"{name}, all tokens", name, None, overrides)
+    name, config = config.name, dataclasses.replace(config, drop_path=0.0)
+
+    def contestant(label: str, what: str, reduction: Reduction | None) -> Contestant:
+        model = build_abstract_model(config, reduction)
+        return _contestant(label, f"{name}, {what}", DENSE, model, reduction, _size_of(model, img_size))
+
+    dense = contestant(DENSE, "all tokens", None)
     field = [dense]
     if reduction.after_blocks:
-        what = f"{name}, the config's {reduction}"
-        field.append(_contestant(f"{_label(reduction)} (config)", what, name, reduction, overrides))
-    yardstick, problem = _yardstick(name, dense, overrides)
+        field.append(contestant(f"{_label(reduction)} (config)", f"the config's {reduction}", reduction))
+    yardstick, problem = _yardstick(name, dense)
     field += [] if yardstick is None else [yardstick]
-    for other in _alignments(reduction) if isinstance(dense.model.config, MambaConfig) else ():
-        field.append(_contestant(_label(other), f"{name}, {other}", name, other, overrides))
+    for other in _alignments(reduction) if isinstance(backbone_of(dense.model).config, MambaConfig) else ():
+        field.append(contestant(_label(other), str(other), other))
     return field, problem
+
+
+def _size_of(model: Model, img_size: tuple[int, int] | None) -> tuple[int, int]:
+    backbone = backbone_of(model)
+    own = backbone.config.img_size
+    if img_size not in (None, own) and not backbone.ANY_SIZE:
+        raise InputError(
+            f"crops of {img_size}; the model takes {own} only: drop data.crop_size, or set model.img_size."
+        )
+    return own if img_size is None else img_size
 
 
 def _alignments(reduction: Reduction) -> list[Reduction]:
@@ -102,15 +126,16 @@ def _label(reduction: Reduction) -> str:
 
 
 def _contestant(
-    label: str, what: str, name: str, reduction: Reduction | None, overrides: dict[str, Any], weights: str = DENSE
+    label: str, what: str, weights: str, model: Model, reduction: Reduction | None, img_size: tuple[int, int]
 ) -> Contestant:
-    model = abstract_model(name, pruning=reduction, **overrides)
-    return Contestant(
-        label, what, weights, reduction is not None, model, count_macs(model.config, reduction), parameter_count(model)
-    )
+    sized = img_size if isinstance(model, Segmenter) else None
+    cost = count_macs(model.config, reduction, img_size=sized)
+    return Contestant(label, what, weights, reduction is not None, model, img_size, cost, parameter_count(model))
 
 
-def _yardstick(name: str, dense: Contestant, overrides: dict[str, Any]) -> tuple[Contestant | None, str | None]:
+def _yardstick(name: str, dense: Contestant) -> tuple[Contestant | None, str | None]:
+    if isinstance(dense.model, Segmenter):
+        return None, "the model is a segmenter, and no DeiT segmenter exists"
     config = dense.model.config
     if isinstance(config, DeitConfig):
         return None, "the model is a DeiT itself"
@@ -123,7 +148,8 @@ def _yardstick(name: str, dense: Contestant, overrides: dict[str, Any]) -> tuple
     try:
         if named is None:
             sizes |= _same_size(dense, sizes)
-        found = _contestant(named or "deit", "", named or "deit_tiny", None, sizes, weights="deit")
+        model = abstract_model(named or "deit_tiny", **sizes)
+        found = _contestant(named or "deit", "", "deit", model, None, dense.img_size)
     except InputError as problem:
         return None, f"there is no DeiT of this size: {problem}"
     made = found.model.config

@@ -14,9 +14,12 @@ import optax
 from flax import nnx
 
 from top_jax.benchmark.timing import Rounds, Row, Run, Timing, compile_all, one_line, over_sets, time_in_turn
+from top_jax.build import Model, backbone_of
+from top_jax.config import OptimizerConfig
 from top_jax.evaluation.flops import count_macs
 from top_jax.memory import peak_memory, program_memory
-from top_jax.models import Backbone, BackboneConfig, abstract_model
+from top_jax.models import Segmenter, abstract_model
+from top_jax.models.sliding import labels_of_windows
 from top_jax.models.weights import Weights, join_weights, split_weights, statistics_of, weights_of
 from top_jax.pruning import Reduction
 
@@ -24,8 +27,11 @@ INFERENCE: Final = "inference"
 TRAIN_STEP: Final = "train step"
 BOTH_PASSES: Final = (INFERENCE, TRAIN_STEP)
 OPTIMIZER: Final = optax.adamw(1e-4)
+_MOST_LABELS: Final = 255  # of a label map, which holds bytes; 255 is not counted
 
-Batch = tuple[jax.Array, jax.Array]  # images float32 [B, H, W, 3] and labels int32 [B]
+Batch = tuple[jax.Array, jax.Array, jax.Array]
+"""Images float32 `[B, H, W, 3]`; labels, int32 `[B]`, of a segmenter uint8 `[B, H, W]`; and `[B]` keys for dropout."""
+
 Compiled = tuple[Any, float]  # a program and the seconds of tracing and compiling it
 
 
@@ -73,7 +79,7 @@ def time_model(
         for name, pruning in (("dense", None), ("pruned", case.pruning))
     }
     weights = random_weights(models["dense"])  # pruning adds no parameters
-    sets = make_batches(models["dense"].config, case.batch)
+    sets = make_batches(models["dense"], case.batch)
     lower = {
         (name, which): lowering(model, which, weights, sets[0]) for name, model in models.items() for which in passes
     }
@@ -104,7 +110,7 @@ class Entry(NamedTuple):
     """
 
     name: str
-    model: Backbone
+    model: Model
     weights: Weights
     compiled: Compiled | Exception
 
@@ -145,51 +151,76 @@ def speed_row(entry: Entry, result: Timing | Exception, batch: int) -> Row:
     return {**result.rates(batch), **result.row(), "compile_s": round(seconds, 1), **_memory_row(program)}
 
 
-def lowering(model: Backbone, which: str, weights: Weights, batch: tuple[Any, Any]) -> Callable[[], Any]:
+def lowering(model: Model, which: str, weights: Weights, batch: tuple[Any, Any, Any]) -> Callable[[], Any]:
     """Returns a function that traces inference or a train step, for `compile_all`.
 
     Args:
         model: without weights.
         which: `INFERENCE` or `TRAIN_STEP`.
         weights: arrays or their shapes, as `batch`.
-        batch: images and labels.
+        batch: as of `make_batches`.
     """
     if which == INFERENCE:
-        return functools.partial(jax.jit(make_inference(nnx.graphdef(model))).lower, weights, batch[0])
+        return functools.partial(jax.jit(make_inference(model)).lower, weights, batch[0])
     step = jax.jit(make_train_step(model, OPTIMIZER), donate_argnums=(0, 1))
     params, _ = split_weights(weights, statistics_of(model))
     return functools.partial(step.lower, weights, jax.eval_shape(OPTIMIZER.init, params), *batch)
 
 
-def make_inference(graphdef: Any) -> Callable[[Weights, jax.Array], jax.Array]:
-    """Returns a function of weights and images that returns logits."""
-    return lambda weights, images: nnx.merge(graphdef, weights)(images)
+def make_inference(model: Model) -> Callable[[Weights, jax.Array], jax.Array]:
+    """Returns a function of weights and images that returns logits, of a segmenter the class of each pixel.
 
-
-def make_train_step(model: Backbone, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
-    """Returns a train step: (weights, state, images, labels) -> (weights, state, loss).
-
-    The optimizer's state is that of the parameters, without BatchNorm's statistics.
+    A segmenter's images are single windows: it runs what evaluation runs, its decode head and `labels_of_windows`.
     """
-    graphdef, like = nnx.graphdef(model), statistics_of(model)
+    graphdef = nnx.graphdef(model)
 
-    def loss_of(params: Weights, stats: Weights, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Weights]:
+    def label(weights: Weights, images: jax.Array) -> jax.Array:
+        size = (images.shape[1], images.shape[2])
+        logits, _ = nnx.merge(graphdef, weights).logits(images)
+        return labels_of_windows([logits], size, size, max(size), size)
+
+    return label if isinstance(model, Segmenter) else lambda weights, images: nnx.merge(graphdef, weights)(images)
+
+
+def make_train_step(model: Model, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+    """Returns a train step: (weights, state, images, labels, keys) -> (weights, state, metrics).
+
+    The optimizer's state is that of the parameters, without BatchNorm's statistics. `metrics` has the `loss`, and a
+    segmenter's other sums, which training computes too.
+    """
+    graphdef, like, losses = nnx.graphdef(model), statistics_of(model), _losses_of(model)
+
+    def loss_of(params: Weights, stats: Weights, batch: Batch) -> tuple[jax.Array, tuple[Any, Weights]]:
         model = nnx.merge(graphdef, params, stats)
         model.train()
-        loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(model(images), labels))
-        return loss, statistics_of(model)
+        metrics = jax.tree.map(jnp.mean, losses(model, *batch))
+        return metrics["loss"], (metrics, statistics_of(model))
 
-    def step(weights: Weights, state: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, Any, jax.Array]:
+    def step(weights: Weights, state: Any, *batch: jax.Array) -> tuple[Weights, Any, dict[str, jax.Array]]:
         params, stats = split_weights(weights, like)
-        (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, stats, images, labels)
+        graded = jax.value_and_grad(loss_of, has_aux=True)
+        (_, (metrics, stats)), gradients = graded(params, stats, cast("Batch", batch))
         updates, state = optimizer.update(gradients, state, params)
         params = cast("Weights", optax.apply_updates(params, updates))
-        return join_weights(params, stats), state, loss
+        return join_weights(params, stats), state, metrics
 
     return step
 
 
-def random_weights(model: Backbone, seed: int = 0) -> Weights:
+def _losses_of(model: Model) -> Callable[..., dict[str, jax.Array]]:
+    """Returns a function of model, images, labels and keys that returns the parts of training's loss, `[B]` each."""
+    if isinstance(model, Segmenter):
+        from top_jax.training import segmentation  # loads Orbax and Pillow, which no classifier needs here
+
+        return functools.partial(segmentation.losses, aux_weight=OptimizerConfig.aux_weight)
+
+    def losses(model: Any, images: jax.Array, labels: jax.Array, keys: jax.Array) -> dict[str, jax.Array]:
+        return {"loss": optax.softmax_cross_entropy_with_integer_labels(model(images, keys), labels)}
+
+    return losses
+
+
+def random_weights(model: Model, seed: int = 0) -> Weights:
     """Draws weights for timing, with NumPy, because compiling a model's own initialisers takes longer than the model.
 
     Matrices are normal and keep a signal's variance, vectors (biases, scales, variances) are uniform in 0.5 .. 1,
@@ -212,16 +243,32 @@ def random_weights(model: Backbone, seed: int = 0) -> Weights:
     return jax.tree.map(draw, weights_of(model))
 
 
-def make_batches(config: BackboneConfig, batch: int) -> list[Batch]:
-    """Draws two batches of random images, float32 `[B, H, W, 3]`, and labels, int32 `[B]`."""
-    shape = (batch, *config.img_size, 3)
-    keys = [jax.random.key(seed) for seed in (1, 2)]
-    return [(jax.random.normal(key, shape), jax.random.randint(key, shape[:1], 0, config.num_classes)) for key in keys]
+def make_batches(model: Model, batch: int, img_size: tuple[int, int] | None = None) -> list[Batch]:
+    """Draws two batches of random images and labels.
+
+    Args:
+        model: shapes are enough.
+        batch: B.
+        img_size: (height, width); None is the model's.
+    """
+    size = backbone_of(model).config.img_size if img_size is None else img_size
+    classes, dense = model.config.num_classes, isinstance(model, Segmenter)
+
+    def draw(seed: int) -> Batch:
+        pixels, labels, keys = jax.random.split(jax.random.key(seed), 3)
+        images = jax.random.normal(pixels, (batch, *size, 3))
+        if dense:
+            drawn = jax.random.randint(labels, (batch, *size), 0, min(classes, _MOST_LABELS)).astype(jnp.uint8)
+        else:
+            drawn = jax.random.randint(labels, (batch,), 0, classes)
+        return images, drawn, jax.random.split(keys, batch)
+
+    return [draw(seed) for seed in (1, 2)]
 
 
 def _run_of(entry: Entry, program: Any, which: str, sets: list[Batch]) -> Run:
     if which == INFERENCE:
-        return over_sets(program, [(entry.weights, images) for images, _ in sets])
+        return over_sets(program, [(entry.weights, images) for images, *_ in sets])
     return _TrainSteps(program, entry, sets)
 
 
@@ -233,11 +280,11 @@ class _TrainSteps:
         self._weights = jax.tree.map(jnp.copy, entry.weights)  # they are donated, and others need them
         self._state = OPTIMIZER.init(split_weights(self._weights, statistics_of(entry.model))[0])
 
-    def __call__(self, number: int) -> jax.Array:
-        """Runs one step and returns its loss."""
+    def __call__(self, number: int) -> dict[str, jax.Array]:
+        """Runs one step and returns its metrics."""
         batch = self._sets[number % len(self._sets)]
-        self._weights, self._state, loss = self._program(self._weights, self._state, *batch)
-        return loss
+        self._weights, self._state, metrics = self._program(self._weights, self._state, *batch)
+        return metrics
 
 
 def _memory_row(program: Any) -> Row:

@@ -14,7 +14,8 @@ that holds:
              (1 - 1 / speed-up) is less than half of (1 - 1 / ratio), with ratio = dense / own multiply-accumulates
     PAYS     otherwise
 
-The ratio is that of the `executed` convention if it is counted, else of `published`.
+The ratio is that of the `executed` convention if it is counted, else of `published`. A segmenter's is that of the whole
+model: neck and heads, which no reduction shortens, included.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Race:
     def _batches(self, batch: int) -> Any:
         """Returns what `make_batches` does, or the exception if the images do not fit in memory."""
         try:
-            return jax.block_until_ready(make_batches(self._field[0].model.config, batch))
+            return jax.block_until_ready(make_batches(self._field[0].model, batch, self._field[0].img_size))
         except Exception as problem:
             if out_of_memory(problem):
                 return problem
@@ -180,8 +181,10 @@ class Race:
         if isinstance(result, Exception):
             return {**row, "out_of_memory": out_of_memory(result)}
         row["times_ms"] = [round(seconds * 1e3, 4) for seconds in result.each]
-        ratios = macs_ratios(self._field[0].cost.macs, contestant.cost.macs)
-        row["macs_ratio"] = {convention: round(ratio, 4) for convention, ratio in ratios.items()}
+        first, own = self._field[0].cost, contestant.cost
+        row["macs_ratio"] = macs_ratios(first.macs, own.macs)
+        if own.heads is not None:
+            row["backbone_macs_ratio"] = macs_ratios(first.backbone_macs, own.backbone_macs)
         if contestant.name != DENSE and not isinstance(dense, Exception):
             speedup = paired_speedup(dense.each, result.each)
             row["speedup"] = round(speedup.median, 4)
@@ -256,8 +259,8 @@ def paired_speedup(dense: Sequence[float], own: Sequence[float]) -> Spread:
 
 
 def macs_ratios(dense: Mapping[str, int], own: Mapping[str, int]) -> dict[str, float]:
-    """Returns dense / own multiply-accumulates by convention."""
-    return {convention: dense[convention] / own[convention] for convention in own}
+    """Returns dense / own multiply-accumulates by convention, to four digits after the point."""
+    return {convention: round(dense[convention] / own[convention], 4) for convention in own}
 
 
 def judged_by(conventions: Mapping[str, Any]) -> str:

@@ -1,13 +1,15 @@
 """Measures a config's model, or the scan and the models, on this machine, or tunes the kernels for its GPU.
 
 top-jax benchmark --config configs/vim_s_top.py    dense, pruned, every alignment and a DeiT, in turn
+top-jax benchmark --config seg_vim_t_top --train   a segmenter: crops to labels, and the train step; no DeiT
 top-jax benchmark --suite gpu --out FILE    contract, scans against their floor, models; under 8 minutes
 top-jax benchmark --suite cpu --out FILE    small versions of the same parts, for a CPU
 top-jax benchmark --tune [--out FILE]       searches block sizes, writes the table that the kernels read
 
 With --config it prints latency, images per second, memory, and the speed-up over the dense model next to the ratio of
-multiply-accumulates. Batch sizes are 1, 8, 32, 64, ... as far as memory and --budget allow, or --batch_sizes. Weights
-are random. --config.model.dtype=float32 measures in another dtype. --suite gpu takes up to 8 minutes.
+multiply-accumulates (of a segmenter also that of its backbone). Batch sizes are 1, 8, 32, 64, ... as far as memory and
+--budget allow, or --batch_sizes. Weights are random. --config.model.dtype=float32 measures in another dtype.
+--suite gpu takes up to 8 minutes.
 """
 
 from __future__ import annotations
@@ -65,10 +67,9 @@ def main(arguments: list[str]) -> None:
 
 def _measure_config() -> None:
     from top_jax.benchmark import compare
-    from top_jax.build import build_reduction
+    from top_jax.build import build_reduction, crop_size
 
     config = shared_flags.read_config(_CONFIG)
-    shared_flags.refuse_segmenter(config, "benchmark")
     sizes = None if _BATCH_SIZES.value is None else compare.batch_sizes(_BATCH_SIZES.value)
     reduction = build_reduction(config.pruning)
     seconds, file = (
@@ -77,10 +78,10 @@ def _measure_config() -> None:
     )
     with terminal.progress(f"measuring {config.model.name}", math.ceil(seconds)) as advance:
         report = compare.compare(
-            config.model.name,
+            config.model,
             reduction,
-            config.model.overrides(),
             file=file,
+            img_size=crop_size(config),
             about={"config": config_file.config_name(), "pruning": str(reduction)},
             sizes=sizes,
             train=_TRAIN.value,
