@@ -152,7 +152,7 @@ def _yardstick(name: str, dense: Contestant) -> tuple[Contestant | None, str | N
         found = _contestant(named or "deit", "", "deit", model, None, dense.img_size)
     except InputError as problem:
         return None, f"there is no DeiT of this size: {problem}"
-    made = found.model.config
+    made = model.config
     how = f"{named}, which the papers compare with" if named else "the DeiT of this width with about as many parameters"
     return found._replace(what=f"{how}: {made.embed_dim} wide, {made.depth} blocks, {made.num_heads} heads"), None
 
@@ -164,7 +164,7 @@ def _as_named(name: str, config: BackboneConfig) -> bool:
 
 def _same_size(dense: Contestant, sizes: dict[str, Any]) -> dict[str, int]:
     """Returns width, heads and depth of the DeiT with the model's width and about as many parameters."""
-    width = dense.model.config.embed_dim
+    width = backbone_of(dense.model).config.embed_dim
     head = max(size for size in range(1, _WIDEST_HEAD + 1) if width % size == 0)
     same = {"embed_dim": width, "num_heads": width // head}
     one, two = (parameter_count(abstract_model("deit_tiny", **sizes, **same, depth=depth)) for depth in (1, 2))
