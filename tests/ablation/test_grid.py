@@ -5,9 +5,17 @@ import itertools
 
 import pytest
 
-from top_jax.ablation import base_pruning, make_grid
-from top_jax.ablation.grid import DENSE, check_settings, default_alignments, default_scores, program_key
-from top_jax.config import ModelConfig, PruningConfig
+from tests.tiny_segmenter import get_config
+from top_jax.ablation import TABLES, base_pruning, make_grid
+from top_jax.ablation.grid import (
+    DENSE,
+    Filled,
+    check_settings,
+    default_alignments,
+    default_scores,
+    program_key,
+)
+from top_jax.config import ModelConfig, PruningConfig, RunConfig
 from top_jax.errors import InputError
 from top_jax.pruning import Pruning
 
@@ -61,6 +69,22 @@ def test_a_dense_config_needs_after_blocks(config):
     assert base_pruning(dense, after_blocks=[1]) == Pruning(after_blocks=(1,), keep_ratio=0.7)
 
 
+def test_a_segmenter_has_fills():
+    config = RunConfig.from_config_dict(get_config())
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, fill="carry"))
+    base = base_pruning(config)
+    assert base == Filled(after_blocks=(1,), keep_ratio=0.5, fill="carry")
+    grid = make_grid(base, tables=["fill"])
+    assert [setting.fill for setting in grid[1:]] == ["frozen", "nearest", "carry", "zero"]
+    assert len({program_key(setting) for setting in grid}) == 5
+    assert set(make_grid(base)) == set(grid) | set(make_grid(base, tables=TABLES))
+    full = make_grid(base, full=True, alignments=["hold"], scores=["clip"], keep_ratios=[0.7], fills=["zero", "carry"])
+    assert len(full) == 1 + 2 * 2
+    check_settings(config, make_grid(base, scores=default_scores(config), alignments=default_alignments(config)))
+    with pytest.raises(InputError, match="'moss'.*frozen, nearest, carry, zero"):
+        make_grid(base, fills=["moss"])
+
+
 def test_a_model_without_scan(config):
     deit = ModelConfig(name="deit_tiny", num_classes=10, img_size=(16,), patch_size=4, embed_dim=12, depth=2)
     config = dataclasses.replace(config, model=deit)
@@ -84,6 +108,8 @@ def test_a_model_without_scan(config):
         ({"scores": ["luck"]}, "score='luck'"),
         ({"keep_ratios": [1.5]}, "keep_ratio=1.5"),
         ({"random_seeds": 0}, "random_seeds=0"),
+        ({"tables": ["fill"]}, "'fill'.*classifier"),
+        ({"fills": ["zero"]}, "zero.*classifier"),
     ],
 )
 def test_refuses(settings, message):

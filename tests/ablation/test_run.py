@@ -87,7 +87,9 @@ def test_a_kill_costs_what_was_being_done(finished, tmp_path, monkeypatch):
     (out / "results.jsonl").write_text("".join([*others, first[:-40]]))
     finished.said.clear()
     finished.run(out=out)
-    assert finished.said[1:] == [f"dense: {json.loads(first)['accuracy']:.2%} of 360 images, {finished.checkpoints[0]}"]
+    assert finished.said[1:] == [
+        f"dense: accuracy {json.loads(first)['accuracy']:.2%} on 360 images, {finished.checkpoints[0]}"
+    ]
     assert (out / "results.jsonl").read_text() == "".join([*others, first])
 
     monkeypatch.setattr("top_jax.ablation.run.Program", None)  # now nothing is left to compile
@@ -129,6 +131,14 @@ def test_refuses_results_of_other_settings(finished, config, tmp_path):
                 opened(out)
     with pytest.raises(InputError, match=r"training.batch_size 16 there, 8 here"):
         opened(out, config=faster, trains=True)
+    stored = json.loads((out / "settings.json").read_text())
+    before = {key: value for key, value in stored.items() if key not in ("model.head", "data.scale", "data.shift")}
+    (out / "settings.json").write_text(json.dumps(before))  # of a release without them; shift is not its default here
+    with pytest.raises(InputError, match=r"\(data.shift 4 there, 1 here\)"):
+        opened(out)
+    (out / "settings.json").write_text(json.dumps({**before, "data.shift": 1}))
+    with opened(out) as held:
+        assert len(held.rows) == 14
     (out / "settings.json").unlink()
     with pytest.raises(InputError, match=r"settings\.json"):
         opened(out)
@@ -167,10 +177,10 @@ def test_images_are_read_once_where_they_fit(config, monkeypatch):
     first, second = ([np.asarray(batch["index"]).tolist() for batch in images] for _ in range(2))
     assert first == second == [list(range(16)), [*range(16, 20), *[-1] * 12]]
     assert sorted(reads) == list(range(20)) and images.held
-    monkeypatch.setattr("top_jax.ablation.evaluate.HELD_BYTES", 20 * 8 * 8 * 3 - 1)
+    monkeypatch.setattr("top_jax.ablation.evaluate.HELD_BYTES", 32 * 8 * 8 * 3)  # the pixels of both batches alone
     reads.clear()
     images = make()
-    assert not images.held and [len(list(images)) for _ in range(2)] == [2, 2]
+    assert [len(list(images)) for _ in range(2)] == [2, 2] and not images.held
     assert sorted(reads) == sorted([*range(20)] * 2)
 
 

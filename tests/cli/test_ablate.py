@@ -28,14 +28,14 @@ def test_ablate(command, finished_run, tmp_path):
     first, second, *_ = result.out.splitlines()
     assert first.startswith("2 settings x 1 checkpoint") and "40 images" in first and "0 results" in first
     assert second.startswith("dense: ")
-    assert "hold, clip, keep 0.5: " in result.out and f" of 40 images, {finished_run}\n" in result.out
+    assert "hold, clip, keep 0.5: " in result.out and f" on 40 images, {finished_run}\n" in result.out
     assert f"{finished_run} (trained with pruning)" in result.out
     assert (out / "tables.md").read_text() in result.out
     content = json.loads((out / "results.json").read_text())
     assert [row["tokens_per_block"] for row in content["rows"]] == [[5, 5], [5, 3]]
     assert content["settings"]["limit_images"] == 40 and content["rows"][0]["images"] == 40
     again = command("ablate", *flags, "--limit_images=40")
-    assert again.status == 0 and " of 40 images, /" not in again.out
+    assert again.status == 0 and " on 40 images, /" not in again.out
     assert json.loads((out / "results.json").read_text())["rows"] == content["rows"]
 
 
@@ -50,6 +50,9 @@ def test_refuses(refused, finished_run, tmp_path):
     assert "after_blocks=(5,)" in refused("ablate", TINY, checkpoint, out, "--after_blocks=5")
     message = refused("ablate", TINY, checkpoint, out, "--after_blocks=one")
     assert message.startswith("--after_blocks") and "'one'" in message
+    message = refused("ablate", TINY, checkpoint, out, "--tables=fill")
+    assert "'fill'" in message and "alignment, score, keep_ratio" in message
+    assert "zero" in refused("ablate", TINY, checkpoint, out, "--fills=zero")
     assert "order='score' with alignment='hold'" in refused("ablate", TINY, checkpoint, out, "--alignments=hold:score")
     assert "--finetune_steps" in refused("ablate", TINY, checkpoint, out, "--finetune_seeds=1,2")
     assert not (tmp_path / "out").exists()

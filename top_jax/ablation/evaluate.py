@@ -6,28 +6,28 @@ Most of the time that an ablation of a small model takes is spent on compiling.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from absl import logging
 from flax import nnx
 
-from top_jax.ablation.results import to_bits
+from top_jax.ablation.outcomes import Merge, Outcome
+from top_jax.build import Model, backbone_of
 from top_jax.config import DataConfig
-from top_jax.data import PADDING_INDEX, Source, eval_batches, normalize, prefetch_to_device
+from top_jax.data import PADDING_INDEX, Source, eval_batches, is_dense, prefetch_to_device
 from top_jax.data.sources import Record
 from top_jax.errors import InputError
 from top_jax.models.weights import Weights
 from top_jax.pruning import Cut, Evidence, Pruning, Tokens
 from top_jax.pruning.score import token_scores
 from top_jax.sharding import by_image, check_divisible, make_mesh, replicated
-from top_jax.typing import Array, Float, Int, Slots, SlotScores
+from top_jax.typing import Slots, SlotScores
 
-HELD_BYTES: Final = 2_000_000_000  # of pixels (uint8) kept on the devices; above, each setting reads the images again
+HELD_BYTES: Final = 2_000_000_000  # of batches kept on the devices; above, each setting reads the images again
 
 DeviceBatch = dict[str, jax.Array]
 
@@ -38,14 +38,14 @@ class EvaluationImages:
     Args:
         source: the evaluation split.
         data: how images are read and cropped.
-        img_size: (height, width) of the model's input.
+        img_size: (height, width) of the model's input, of a segmenter of a training crop (`evaluate_segmenter`).
         batch_size: images per batch, over all devices.
         limit: use only the first `limit` images; None for all.
 
     Attributes:
         class_names: names of the classes, in the order of the labels.
         count: number of images, unreadable ones included.
-        held: whether the images are read once and kept on the devices.
+        held: whether the images are read once and kept on the devices; the first pass finds out whether they fit.
 
     Raises:
         InputError: a limit out of range, or a batch size that cannot be divided over the devices.
@@ -60,20 +60,30 @@ class EvaluationImages:
         self.count = limit or len(source)
         batch_size = min(batch_size, self.count) if len(jax.devices()) == 1 else batch_size
         check_divisible("batch_size", batch_size)
-        self._source = _First(source, self.count)
+        self._source = _FirstDense(source, self.count) if is_dense(source) else _First(source, self.count)
         self._data, self._img_size, self._batch_size = data, img_size, batch_size
-        self.held = self.count * img_size[0] * img_size[1] * 3 <= HELD_BYTES
+        self.held = True
         self._batches: list[DeviceBatch] | None = None
 
     def __iter__(self) -> Iterator[DeviceBatch]:
-        if not self.held:
-            return self._read()
-        if self._batches is None:
-            self._batches = list(self._read())
-        return iter(self._batches)
+        if self._batches is not None:
+            yield from self._batches
+            return
+        kept, size = [], 0
+        for batch in self._read():
+            size += sum(array.nbytes for array in batch.values())
+            if self.held and size > HELD_BYTES:
+                logging.warning("the images are too many to keep in memory: each result reads them again")
+                self.held = False
+                kept.clear()
+            if self.held:
+                kept.append(batch)
+            yield batch
+        self._batches = kept if self.held else None
 
     def _read(self) -> Iterator[DeviceBatch]:
-        with eval_batches(self._source, self._data, img_size=self._img_size, batch_size=self._batch_size) as batches:
+        sizes = {"img_size": self._img_size, "batch_size": self._batch_size, "rows_multiple": len(jax.devices())}
+        with eval_batches(self._source, self._data, **sizes) as batches:
             for batch, _ in prefetch_to_device(batches, by_image(make_mesh()), self._data.prefetch):
                 yield batch
 
@@ -81,7 +91,7 @@ class EvaluationImages:
 class _First:
     """The first `count` images of a source, as a source."""
 
-    def __init__(self, source: Source, count: int):
+    def __init__(self, source: Any, count: int):
         self._source, self._count = source, count
         self.name, self.num_classes, self.class_names = source.name, source.num_classes, source.class_names
 
@@ -95,6 +105,16 @@ class _First:
         return self._source.describe(index)
 
 
+class _FirstDense(_First):
+    """The same of a `DenseSource`."""
+
+    def describe_labels(self, index: int, /) -> str:
+        return self._source.describe_labels(index)
+
+    def label_size(self, index: int, /) -> tuple[int, int]:
+        return self._source.label_size(index)
+
+
 class Ranking(NamedTuple):
     """How tokens are ranked and ordered: the arguments of a program that stand for a setting.
 
@@ -105,18 +125,6 @@ class Ranking(NamedTuple):
 
     index: Any
     best_first: Any
-
-
-class Outcome(NamedTuple):
-    """The outcome of each image of a batch.
-
-    Attributes:
-        correct: whether the class of the largest logit (the first one of equal logits) is the label, 1 or 0.
-        loss: cross-entropy, in nats.
-    """
-
-    correct: Int[Array, " B"]
-    loss: Float[Array, " B"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,78 +154,64 @@ class Selectable(Pruning):
 
 
 class Program:
-    """A compiled program that classifies batches under settings that differ only in score, order and seed.
+    """A compiled program that evaluates batches under settings that differ only in score, order and seed.
 
     Args:
-        graphdef: structure of the model, pruned by any of the settings.
+        model: with shapes only, pruned by any of the settings.
+        outcome: what is found out about each image.
         settings: the settings to choose from, at least one.
         data: how pixels are normalised.
     """
 
-    def __init__(self, graphdef: nnx.GraphDef[Any], settings: Sequence[Pruning], data: DataConfig):
+    def __init__(self, model: Model, outcome: Outcome, settings: Sequence[Pruning], data: DataConfig):
         self._rankings = tuple(dict.fromkeys((setting.score, setting.seed) for setting in settings))
-        self._step = _make_step(graphdef, settings[0], self._rankings, data)
+        self._step = outcome.make_step(model, _merge(nnx.graphdef(model), settings[0], self._rankings), data)
+        self._fields = outcome.fields
 
-    def __call__(self, setting: Pruning, weights: Weights, batch: dict[str, jax.Array]) -> Outcome:
-        """Classifies one batch; the first call compiles."""
-        ranking = self._rankings.index((setting.score, setting.seed))
-        return self._step(weights, batch, Ranking(jnp.int32(ranking), jnp.bool_(setting.order == "score")))
+    def evaluate(self, setting: Pruning, weights: Weights, images: EvaluationImages) -> dict[str, Any]:
+        """Evaluates one of the settings on all images; the first call compiles.
+
+        Args:
+            setting: how tokens are pruned.
+            weights: weights of the model.
+            images: the evaluation split.
+
+        Returns:
+            The fields of a row that hold its outcome: images, left_out, and those of the model's task (`Row`).
+
+        Raises:
+            InputError: no image could be read.
+        """
+        place = self._rankings.index((setting.score, setting.seed))
+        chosen = Ranking(jnp.int32(place), jnp.bool_(setting.order == "score"))
+        state = (jax.device_put(weights, replicated(make_mesh())), chosen)
+        found = [({"index": batch["index"], "mask": batch["mask"]}, self._step(state, batch)) for batch in images]
+        rows = {name: _joined([known[name] for known, _ in found]) for name in ("index", "mask")}
+        counted = rows["mask"] > 0
+        if not counted.any():
+            raise InputError(f"none of the {images.count} images can be read; correct config.data.")
+        left_out = rows["index"][~counted & (rows["index"] != PADDING_INDEX)]
+        order = np.argsort(rows["index"][counted], kind="stable")  # images with label maps come by size
+        outcomes = {name: _joined([step[name] for _, step in found])[counted][order] for name in found[0][1]}
+        return {"images": len(order), "left_out": sorted(left_out.tolist()), **self._fields(outcomes)}
 
 
-def _make_step(
-    graphdef: nnx.GraphDef[Any], like: Pruning, rankings: tuple[tuple[str, int], ...], data: DataConfig
-) -> Callable[[Weights, dict[str, jax.Array], Ranking], Outcome]:
-    @jax.jit
-    def step(weights: Weights, batch: dict[str, jax.Array], chosen: Ranking) -> Outcome:
+def _joined(arrays: list[jax.Array]) -> np.ndarray:
+    return np.concatenate([np.asarray(array) for array in arrays])
+
+
+def _merge(graphdef: nnx.GraphDef[Any], like: Pruning, rankings: tuple[tuple[str, int], ...]) -> Merge:
+    def merge(state: tuple[Weights, Ranking]) -> Model:
+        weights, chosen = state
         model = nnx.merge(graphdef, weights)
         model.eval()
-        model.reduction = Selectable(
+        backbone_of(model).reduction = Selectable(
             after_blocks=like.after_blocks,
             keep_ratio=like.keep_ratio,
             alignment=like.alignment,
             rankings=rankings,
             chosen=chosen,
         )
-        logits = model(normalize(batch["image"], data.mean, data.std))
-        best = jnp.argmax(logits, axis=-1)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return Outcome((best == batch["label"]).astype(jnp.int32), loss)
+        return model
 
-    return step
-
-
-def evaluate(run: Program, setting: Pruning, weights: Weights, images: EvaluationImages) -> dict[str, Any]:
-    """Evaluates a setting on all images.
-
-    Args:
-        run: a program that has the setting.
-        setting: how tokens are pruned.
-        weights: weights of the model.
-        images: the evaluation split.
-
-    Returns:
-        The fields of a row that hold its outcome: accuracy, correct, images, loss, left_out, correct_bits.
-    """
-    weights = jax.device_put(weights, replicated(make_mesh()))
-    outcomes = [(_counted(batch), _left_out(batch), run(setting, weights, batch)) for batch in images]
-    correct = np.concatenate([np.asarray(outcome.correct)[mask] for mask, _, outcome in outcomes]).astype(bool)
-    loss = np.concatenate([np.asarray(outcome.loss)[mask] for mask, _, outcome in outcomes])
-    return {
-        "accuracy": float(np.mean(correct)),
-        "correct": int(np.sum(correct)),
-        "images": len(correct),
-        "loss": float(np.mean(loss, dtype=np.float64)),
-        "left_out": list(itertools.chain.from_iterable(indices for _, indices, _ in outcomes)),
-        "correct_bits": to_bits(correct),
-    }
-
-
-def _counted(batch: DeviceBatch) -> np.ndarray:
-    """Returns which rows of a batch are images, not padding and not unreadable: bool `[B]`."""
-    return np.asarray(batch["mask"]) > 0
-
-
-def _left_out(batch: DeviceBatch) -> list[int]:
-    """Returns the indices of images that cannot be read."""
-    index = np.asarray(batch["index"])
-    return index[~_counted(batch) & (index != PADDING_INDEX)].tolist()
+    return merge

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Final
 
+from top_jax.ablation.grid import model_of
 from top_jax.config import PruningConfig, RunConfig
 from top_jax.errors import InputError
 from top_jax.models.weights import Weights
@@ -63,6 +64,7 @@ def config_of(config: RunConfig, checkpoint: str, setting: Pruning, finetune: Fi
         init_from=checkpoint,
         total_steps=finetune.steps,
         eval_every_epochs=NEVER,
+        model=model_of(config.model, setting),
         pruning=_pruning_config(setting),
         optimizer=dataclasses.replace(
             optimizer,
@@ -89,7 +91,7 @@ def run_name(weights: int, row: dict[str, Any], seed: int) -> str:
     """Returns the name of a run directory: fingerprint of the initial weights, setting, fine-tuning and seed."""
     ratio = row["keep_ratio"]
     ratios = "-".join(f"{r:g}" for r in ratio) if isinstance(ratio, list) else f"{ratio or 1:g}"
-    named = [row["alignment"], row["order"], row["score"], row["random_seed"]]
+    named = [row["alignment"], row["order"], row["score"], row["random_seed"], row.get("fill")]
     parts = [str(part) for part in named if part is not None] or ["dense"]
     tuned = row["finetuned"]
     return "_".join([f"{weights:08x}", *parts, ratios, f"{tuned['steps']}x{tuned['learning_rate']:g}", f"seed{seed}"])

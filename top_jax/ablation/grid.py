@@ -8,18 +8,39 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from top_jax.build import build_abstract_model, build_sizes
-from top_jax.config import RunConfig
+from top_jax.config import ModelConfig, RunConfig
 from top_jax.errors import InputError
+from top_jax.models.features import FILLS
 from top_jax.models.registry import BACKBONES
 from top_jax.pruning import SCAN_EVIDENCE, WAYS, Pruning
 from top_jax.pruning.score import CONTROLS
+from top_jax.values import one_of
 
 TABLES: Final = ("alignment", "score", "keep_ratio")
+OF_SEGMENTERS: Final = (*TABLES, "fill")
 ALIGNMENTS: Final = tuple(way if order == "position" else f"{way}:{order}" for way, order in WAYS)
 """`none:score` (the naive ViT way: kept tokens in the order of their scores), then the alignments in scan order."""
 KEEP_RATIOS: Final = (0.9, 0.7, 0.5)  # each compiles one program per alignment
 KEEP_RATIO: Final = 0.7  # for a dense config that gets only after_blocks
 DENSE: Final = Pruning()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Filled(Pruning):
+    """A `Pruning` of a segmenter, and what stands in its maps for the dropped tokens.
+
+    Attributes:
+        fill: one of `top_jax.models.features.FILLS`.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    fill: str = FILLS[0]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("fill", self.fill, FILLS)
 
 
 def base_pruning(
@@ -28,7 +49,7 @@ def base_pruning(
     """Returns the setting that all tables share: each table varies one part of it.
 
     It is the config's own pruning if its method is `top`. From another method, which a `Pruning` cannot describe, only
-    the schedule is taken.
+    the schedule is taken. That of a segmenter is a `Filled`, with the config's fill.
 
     Args:
         config: the run config; its pruning may be empty.
@@ -50,7 +71,8 @@ def base_pruning(
     evidence = _evidence(config)
     if "score" not in settings and "clip" not in evidence:
         settings["score"] = evidence[0]  # DeiT ranks tokens by attention; it has no scan
-    return Pruning(**{**settings, "seed": 0})
+    settings["seed"] = 0
+    return Filled(**settings, fill=config.model.fill) if config.model.is_segmenter else Pruning(**settings)
 
 
 def default_scores(config: RunConfig) -> tuple[str, ...]:
@@ -66,44 +88,54 @@ def default_alignments(config: RunConfig) -> tuple[str, ...]:
 def make_grid(
     base: Pruning,
     *,
-    tables: Sequence[str] = TABLES,
+    tables: Sequence[str] | None = None,
     full: bool = False,
     alignments: Sequence[str] = ALIGNMENTS,
     scores: Sequence[str] = (*SCAN_EVIDENCE, *CONTROLS),
     keep_ratios: Sequence[float] = KEEP_RATIOS,
+    fills: Sequence[str] | None = None,
     random_seeds: int = 3,
 ) -> tuple[Pruning, ...]:
     """Returns the settings that the tables need, each once: the dense model, then the others grouped by program.
 
     Args:
         base: the setting that all tables share, from `base_pruning`.
-        tables: a subset of `TABLES`. `alignment` varies the alignment, `score` the score, and `keep_ratio` the keep
-            ratio for each alignment.
-        full: every combination of the three lists instead of the tables; the base's keep ratio is included.
+        tables: a subset of `TABLES`, of a segmenter also `fill`; by default all. `alignment` varies the alignment,
+            `score` the score, `fill` the fill, and `keep_ratio` the keep ratio for each alignment.
+        full: every combination of the lists instead of the tables; the base's keep ratio is included.
         alignments: `none`, `hold` or `decay`. A suffix `:score` leaves the kept tokens in the order of their scores.
         scores: scores to rank tokens by; `random` stands for `random_seeds` settings.
         keep_ratios: keep ratios in addition to the base's, each applied to every prune.
+        fills: what stands in a segmenter's maps for dropped tokens, by default each of
+            `top_jax.models.features.FILLS`.
         random_seeds: number of seeds of the control `random`.
 
     Raises:
-        InputError: no table, an unknown one, or an impossible setting such as `hold:score`.
+        InputError: no table, an unknown one, or an impossible setting such as `hold:score`, or a fill of a classifier.
     """
+    possible = OF_SEGMENTERS if isinstance(base, Filled) else TABLES
+    tables = possible if tables is None else tables
     if not (tables or full):
-        raise InputError(f"no table is given; choose from {', '.join(TABLES)}.")
-    if unknown := [table for table in tables if table not in TABLES]:
-        raise InputError(f"table {unknown[0]!r} is unknown; choose from {', '.join(TABLES)}.")
+        raise InputError(f"no table is given; choose from {', '.join(possible)}.")
+    if unknown := [table for table in tables if table not in possible]:
+        reason = "is for segmenters, and the config's model is a classifier" if unknown[0] == "fill" else "is unknown"
+        raise InputError(f"table {unknown[0]!r} {reason}; choose from {', '.join(possible)}.")
+    if fills and not isinstance(base, Filled):
+        raise InputError(f"fills={list(fills)} are for segmenters, and the config's model is a classifier; drop them.")
     if random_seeds < 1:
         raise InputError(f"random_seeds={random_seeds}; needed: at least 1.")
     variants = [_variant(name) for name in alignments]
     ratios = [{"keep_ratio": ratio} for ratio in (base.keep_ratio, *keep_ratios)]
     ranked = [{"score": score} for score in scores]
+    filled = [{"fill": fill} for fill in fills or FILLS] if isinstance(base, Filled) else [{}]
     combinations: list[dict[str, Any]] = []
     if full:
-        combinations += [{**v, **r, **s} for v, r, s in itertools.product(variants, ratios, ranked)]
+        combinations += [v | r | s | f for v, r, s, f in itertools.product(variants, ratios, ranked, filled)]
     else:
         combinations += variants if "alignment" in tables else []
         combinations += ranked if "score" in tables else []
-        combinations += [{**v, **r} for v, r in itertools.product(variants, ratios)] if "keep_ratio" in tables else []
+        combinations += [v | r for v, r in itertools.product(variants, ratios)] if "keep_ratio" in tables else []
+        combinations += filled if "fill" in tables else []
     settings = [seeded for c in combinations for seeded in _seeded(dataclasses.replace(base, **c), random_seeds)]
     alike: dict[Any, list[Pruning]] = {}
     for setting in dict.fromkeys(settings):
@@ -127,7 +159,18 @@ def check_settings(config: RunConfig, settings: Sequence[Pruning]) -> None:
 
 def program_key(setting: Pruning) -> tuple[Any, ...]:
     """Returns what settings of one compiled program share; score, order and seed are arguments (`evaluate.py`)."""
-    return setting.after_blocks, setting.keep_ratio, setting.alignment
+    return setting.after_blocks, setting.keep_ratio, setting.alignment, fill_of(setting)
+
+
+def fill_of(setting: Pruning) -> str | None:
+    """Returns the fill of a segmenter's setting, None of the dense model and of a classifier."""
+    return setting.fill if isinstance(setting, Filled) else None
+
+
+def model_of(config: ModelConfig, setting: Pruning) -> ModelConfig:
+    """Returns the model of a setting: the config's, with the setting's fill."""
+    fill = fill_of(setting)
+    return config if fill is None else dataclasses.replace(config, fill=fill)
 
 
 def _variant(name: str) -> dict[str, Any]:
@@ -144,5 +187,5 @@ def _seeded(setting: Pruning, seeds: int) -> Iterator[Pruning]:
 
 def _evidence(config: RunConfig) -> tuple[str, ...]:
     """Returns the names of the evidence that the blocks of the config's model give."""
-    sizes = build_sizes(config.model)
-    return BACKBONES[type(sizes)].EVIDENCE
+    families = type(build_sizes(config.model)).__mro__  # a segmenter's ViM has sizes of its own, a subclass
+    return next(BACKBONES[family].EVIDENCE for family in families if family in BACKBONES)

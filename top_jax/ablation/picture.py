@@ -1,4 +1,4 @@
-"""The picture of an ablation: accuracy against cost for each alignment, and accuracy for each score."""
+"""The picture of an ablation: accuracy (or mIoU) against cost for each alignment, and for each score."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ class Unit(NamedTuple):
 def draw(cells: Sequence[Cell], base: dict[str, Any], file: Path) -> None:
     """Draws one row of two panels per fine-tuning, without fine-tuning first.
 
-    On the left: accuracy against multiply-accumulates for each alignment at the base score, with the dense model. On
-    the right: the scores at the base keep ratio and alignment. Bars are the standard deviation over runs if there are
+    On the left: accuracy, or a segmenter's mIoU, against multiply-accumulates (of its backbone) for each alignment at
+    the base score, with the dense model. On the right: the scores at the base keep ratio and alignment. A segmenter's
+    fill is the base's. Bars are the standard deviation over runs if there are
     several, else the standard error over images; each panel says which.
 
     Args:
@@ -55,8 +56,9 @@ def draw(cells: Sequence[Cell], base: dict[str, Any], file: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    cells = [cell for cell in cells if cell.is_dense or cell.fill == base.get("fill")]
     trainings = list(dict.fromkeys(cell.finetuned for cell in cells))
-    small = max(cell.gmacs[CONVENTION] for cell in cells) < 0.1
+    small = max(cell.pruned_gmacs[CONVENTION] for cell in cells) < 0.1
     unit = Unit("MMACs", 1e3) if small else Unit("GMACs", 1.0)
     figure = Figure(figsize=(11, 0.5 + 4.6 * len(trainings)), layout="constrained")
     panels = figure.subplots(len(trainings), 2, squeeze=False, width_ratios=(3, 2))
@@ -78,19 +80,20 @@ def _curves(axes: Axes, cells: Sequence[Cell], score: str, unit: Unit) -> None:
     for way, style in STYLES.items():
         some = [cell for cell in cells if (cell.alignment, cell.order) == way and cell.score == score]
         if some:
-            some.sort(key=lambda cell: cell.gmacs[CONVENTION])
+            some.sort(key=lambda cell: cell.pruned_gmacs[CONVENTION])
             _curve(axes, some, unit, **style)
             shown += some
     dense = [cell for cell in cells if cell.is_dense]
     _curve(axes, dense, unit, label="dense", color=BLACK, marker="*", linestyle="none", markersize=14)
-    axes.set_xlabel(f"{unit.name} per image ({CONVENTION} convention)\n{_meaning(shown + dense)}")
-    axes.set_ylabel("accuracy, %")
+    of = " of the backbone" if any(cell.backbone_gmacs for cell in cells) else ""
+    axes.set_xlabel(f"{unit.name}{of} per image ({CONVENTION} convention)\n{_meaning(shown + dense)}")
+    axes.set_ylabel(f"{_title(cells)}, %")
     axes.grid(alpha=0.3)
 
 
 def _curve(axes: Axes, cells: list[Cell], unit: Unit, **style: Any) -> None:
-    x = [cell.gmacs[CONVENTION] * unit.per_giga for cell in cells]
-    y = [100 * cell.accuracy.mean for cell in cells]
+    x = [cell.pruned_gmacs[CONVENTION] * unit.per_giga for cell in cells]
+    y = [100 * cell.result.mean for cell in cells]
     usual = {"capsize": 3, "linewidth": 1.6, "elinewidth": 1.1, "markersize": 7}
     axes.errorbar(x, y, yerr=[100 * _error(cell) for cell in cells], **{**usual, **style})
 
@@ -99,31 +102,35 @@ def _scores(axes: Axes, cells: Sequence[Cell], base: dict[str, Any]) -> None:
     """Draws one line per score, the best on top, controls with hollow markers."""
     point = (base["alignment"], base["order"], ratio_of(base))
     some = [cell for cell in cells if (cell.alignment, cell.order, cell.keep_ratio) == point]
-    some.sort(key=lambda cell: cell.accuracy.mean)
+    some.sort(key=lambda cell: cell.result.mean)
     for place, cell in enumerate(some):
         control = cell.score in CONTROLS
         colour, fill = (GREY, "white") if control else (BLUE, BLUE)
         style = {"color": colour, "marker": "o", "markerfacecolor": fill, "markersize": 7, "capsize": 3}
-        axes.errorbar(100 * cell.accuracy.mean, place, xerr=100 * _error(cell), **style)
+        axes.errorbar(100 * cell.result.mean, place, xerr=100 * _error(cell), **style)
     for dense in (cell for cell in cells if cell.is_dense):
-        x = 100 * dense.accuracy.mean
+        x = 100 * dense.result.mean
         axes.axvline(x, color=BLACK, linestyle=":", linewidth=1.2)
         side = "right" if x > sum(axes.get_xlim()) / 2 else "left"  # where there is room
         axes.annotate(" dense ", (x, -0.55), ha=side, fontsize=9)
     labels = [f"{cell.score}\n(control)" if cell.score in CONTROLS else f"{cell.score}" for cell in some]
     axes.set_yticks(range(len(some)), labels)
     axes.set_ylim(-0.7, max(len(some), 1) - 0.3)
-    axes.set_xlabel(f"accuracy, %\n{_meaning(some)}")
+    axes.set_xlabel(f"{_title(cells)}, %\n{_meaning(some)}")
     axes.grid(alpha=0.3, axis="x")
 
 
+def _title(cells: Sequence[Cell]) -> str:
+    return "mIoU" if any(cell.miou for cell in cells) else "accuracy"
+
+
 def _error(cell: Cell) -> float:
-    return cell.accuracy.sampling_error if cell.accuracy.spread is None else cell.accuracy.spread
+    return cell.result.sampling_error if cell.result.spread is None else cell.result.spread
 
 
 def _meaning(cells: Sequence[Cell]) -> str:
     """Returns what the bars mean, for the axis label."""
-    kinds = {cell.accuracy.spread is None for cell in cells}
+    kinds = {cell.result.spread is None for cell in cells}
     over_images, over_runs = "s.e. over images", "s.d. over runs"
     if kinds == {True, False}:
         return f"bars: {over_runs} ({over_images} for a single run)"

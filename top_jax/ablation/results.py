@@ -3,7 +3,8 @@
 settings.json      what all results have in common
 results.jsonl      one row per line, appended after each evaluation
 runs/              run directories of the fine-tuning
-results.json, correctness.npz, tables.md, tables.csv, accuracy_vs_gflops.png    the report, made from these (`run.py`)
+results.json, correctness.npz, tables.md, tables.csv, accuracy_vs_gflops.png (of segmenters miou_vs_gflops.png)
+                   the report, made from these (`run.py`)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from top_jax import files
+from top_jax.ablation.grid import fill_of
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
 from top_jax.files import write_json, write_text
@@ -111,7 +113,9 @@ class Results:
         stored = json.loads(file.read_text())
         if stored["training"] is None or self.settings["training"] is None:  # one of the two commands did not train
             stored["training"] = self.settings["training"] = stored["training"] or self.settings["training"]
-        there, here = flatten(stored), flatten(json.loads(json.dumps(self.settings)))
+        here, unset = (flatten(json.loads(json.dumps(of))) for of in (self.settings, RunConfig().to_dict()))
+        # What an earlier release had no setting for was as the default is.
+        there = {key: unset.get(key.removeprefix("training.")) for key in here} | flatten(stored)
         changed = [key for key in dict.fromkeys((*here, *there)) if there.get(key) != here.get(key)]
         if changed:
             raise InputError(
@@ -157,13 +161,15 @@ Row = dict[str, Any]
 """One result, as JSON values.
 
 checkpoint, weights (their fingerprint), seed (of the training; null for a file), trained_pruned
-after_blocks, keep_ratio, alignment, order, score (the last four null for the dense model)
+after_blocks, keep_ratio, alignment, order, score (the last four null for the dense model), fill (segmenters, pruned)
 random_seed (null except for the score `random`)
 finetuned (null, or steps, learning_rate, seed and run)
-tokens_per_block, gmacs (by convention)
-accuracy (from 0 to 1), correct and images (counts), loss (nats)
-left_out (indices of unreadable images)
-correct_bits (base64: one bit per evaluated image, in order)
+tokens_per_block, gmacs (of the whole model, by convention), backbone_gmacs (segmenters)
+images (a count), left_out (indices of unreadable images)
+of a classifier: accuracy (from 0 to 1), correct (a count), loss (nats), correct_bits (base64: one bit per evaluated
+    image, in order)
+of a segmenter: miou, mean_accuracy, pixel_accuracy (from 0 to 1), areas (pixels of each class, by kind), miou_of_images
+    (base64: `outcomes.miou_of_images`, one float64 per evaluated image, in order)
 """
 
 UNCHOSEN = {"keep_ratio": None, "alignment": None, "order": None, "score": None, "random_seed": None}
@@ -180,15 +186,17 @@ def setting_fields(setting: Pruning) -> Row:
         "order": setting.order,
         "score": setting.score,
         "random_seed": setting.seed if setting.score == "random" else None,
+        **({} if (fill := fill_of(setting)) is None else {"fill": fill}),
     }
 
 
 def label(row: Row) -> str:
-    """Returns a row's setting in words, such as `hold, clip, keep 0.7`."""
+    """Returns a row's setting in words, such as `hold, clip, keep 0.7`, of a segmenter also the fill."""
     if not row["after_blocks"]:
         return "dense"
     order = ", score order" if row["order"] == "score" else ""
-    return f"{row['alignment']}{order}, {row['score']}, keep {ratio_text(row['keep_ratio'])}"
+    fill = f", fill {row['fill']}" if row.get("fill") else ""
+    return f"{row['alignment']}{order}, {row['score']}, keep {ratio_text(row['keep_ratio'])}{fill}"
 
 
 def ratio_of(setting: Row) -> Any:
@@ -206,7 +214,8 @@ def ratio_text(keep_ratio: float | Sequence[float] | None) -> str:
 def cell_key(row: Row) -> tuple[Any, ...]:
     """Returns what the rows of one average share: the setting without the seed of `random`, and the fine-tuning."""
     finetuned = row["finetuned"] and (row["finetuned"]["steps"], row["finetuned"]["learning_rate"])
-    return tuple(row["after_blocks"]), ratio_of(row), row["alignment"], row["order"], row["score"], finetuned
+    way = row["alignment"], row["order"], row["score"], row.get("fill")
+    return tuple(row["after_blocks"]), ratio_of(row), *way, finetuned
 
 
 def start_key(row: Row) -> tuple[Any, ...]:
@@ -223,6 +232,18 @@ def row_key(row: Row) -> tuple[Any, ...]:
 def to_bits(correct: np.ndarray) -> str:
     """Returns bool `[images]` as base64 text, one bit per image."""
     return base64.b64encode(np.packbits(correct).tobytes()).decode()
+
+
+def to_text(values: np.ndarray) -> str:
+    """Returns float64 `[images]` as base64 text."""
+    return base64.b64encode(values.astype("<f8").tobytes()).decode()
+
+
+def result_of_images(row: Row) -> np.ndarray:
+    """Returns the row's result image by image, bool or float64 `[images]`: accuracy or mIoU is its mean."""
+    if "correct_bits" in row:
+        return from_bits(row)
+    return np.frombuffer(base64.b64decode(row["miou_of_images"]), "<f8")
 
 
 def from_bits(row: Row) -> np.ndarray:

@@ -13,28 +13,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import nnx
 
 from top_jax.ablation import finetune as tuning
-from top_jax.ablation.evaluate import EvaluationImages, Program, evaluate
+from top_jax.ablation.evaluate import EvaluationImages, Program
 from top_jax.ablation.finetune import Finetune
-from top_jax.ablation.grid import DENSE, check_settings, program_key
+from top_jax.ablation.grid import DENSE, check_settings, model_of, program_key
+from top_jax.ablation.outcomes import outcome_of
 from top_jax.ablation.picture import draw
-from top_jax.ablation.results import Results, Row, common_settings, from_bits, label, setting_fields
+from top_jax.ablation.results import Results, Row, common_settings, label, result_of_images, setting_fields
 from top_jax.ablation.statistics import summarise
 from top_jax.ablation.tables import arrange, as_csv, markdown
-from top_jax.build import build_abstract_model, build_sizes
+from top_jax.build import build_abstract_model, crop_size
 from top_jax.config import RunConfig
 from top_jax.data import check_classes, open_source
 from top_jax.environment import environment
 from top_jax.errors import InputError
-from top_jax.evaluation.flops import count_macs
+from top_jax.evaluation.flops.of_config import cost_of
 from top_jax.files import write_arrays, write_json, write_text
 from top_jax.models.weights import Weights
 from top_jax.pruning import Pruning
+from top_jax.training.prepare import check_labels
 from top_jax.training.programs import enable_compilation_cache
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.seals import fingerprint
+from top_jax.training.tasks import task_of
 from top_jax.training.weights import checkpoint_weights
 from top_jax.values import counted
 
@@ -91,7 +93,7 @@ def run_ablation(
         checkpoints: run directories or official files; several are different seeds of one model.
         settings: from `make_grid`.
         out: the directory of the results (`results.py`); created if it does not exist.
-        base: the setting that all tables share.
+        base: the setting that all tables share, from `base_pruning`.
         limit_images: use only the first `limit_images` images; None for all.
         finetune: the fine-tuning; None for no training.
         which: which weights of a run directory to use, `best` or `latest`.
@@ -117,10 +119,9 @@ def run_ablation(
         for checkpoint in loaded:
             results.check_weights(checkpoint.path, checkpoint.fingerprint)
         enable_compilation_cache()
-        how = "read once" if images.held else "too many to keep in memory: read again for every result"
         say(
             f"{len(settings)} settings x {counted(len(loaded), 'checkpoint')}, pruned after blocks "
-            f"{', '.join(map(str, base.after_blocks))}; {images.count} images, {how}; {len(results.rows)} results found"
+            f"{', '.join(map(str, base.after_blocks))}; {images.count} images; {len(results.rows)} results found"
         )
         ablation = _Ablation(config, images, results, say)
         ablation.evaluate_all(loaded, settings, progress)
@@ -136,7 +137,7 @@ class _Ablation:
 
     def __init__(self, config: RunConfig, images: EvaluationImages, results: Results, say: Callable[[str], None]):
         self._config, self._images, self._results, self._say = config, images, results, say
-        self._sizes = build_sizes(config.model)
+        self._outcome, self._task = outcome_of(config.model), task_of(config.model)
 
     def evaluate_all(self, checkpoints: list[Checkpoint], settings: tuple[Pruning, ...], progress: ProgressBar) -> None:
         """Evaluates every setting on every checkpoint, without training."""
@@ -169,13 +170,14 @@ class _Ablation:
         for _, alike in itertools.groupby(todo, key=lambda work: program_key(work[0])):
             work = list(alike)
             first = work[0][0]
-            model = build_abstract_model(self._config.model, first)
-            shared = Program(nnx.graphdef(model), [setting for setting, _ in work], self._config.data)
+            model = build_abstract_model(model_of(self._config.model, first), first)
+            shared = Program(model, self._outcome, [setting for setting, _ in work], self._config.data)
             yield from ((shared, setting, other) for setting, other in work)
 
     def _blank(self, setting: Pruning, checkpoint: Checkpoint, finetuned: Row | None = None) -> Row:
         """Returns a row without its outcome."""
-        cost = count_macs(self._sizes, setting)
+        cost = cost_of(self._config, setting)
+        of_backbone = {name: macs / 1e9 for name, macs in cost.backbone_macs.items()}
         return {
             "checkpoint": checkpoint.path,
             "weights": checkpoint.fingerprint,
@@ -185,21 +187,23 @@ class _Ablation:
             "finetuned": finetuned,
             "tokens_per_block": list(cost.tokens_per_block),
             "gmacs": {name: cost.gmacs(name) for name in cost.macs},
+            **({} if cost.heads is None else {"backbone_gmacs": of_backbone}),
         }
 
     def _add(self, run: Program, setting: Pruning, weights: Weights, row: Row) -> None:
-        row = {**row, **evaluate(run, setting, weights, self._images)}
+        row = {**row, **run.evaluate(setting, weights, self._images)}
         self._results.add(row)
         seed = "" if row["random_seed"] is None else f", seed {row['random_seed']}"
-        self._say(f"{label(row)}{seed}: {row['accuracy']:.2%} of {row['images']} images, {row['checkpoint']}")
+        result = f"{self._task.title} {row[self._task.score]:.2%} on {row['images']} images"
+        self._say(f"{label(row)}{seed}: {result}, {row['checkpoint']}")
 
 
 def _open_images(config: RunConfig, limit: int | None) -> EvaluationImages:
     source = open_source(config.data, train=False)
+    check_labels(source, config)
     check_classes(source, config.model.num_classes, "ablate it on the data it was trained for")
-    size = build_sizes(config.model).img_size
     batch_size = config.eval_batch_size or config.batch_size
-    return EvaluationImages(source, config.data, img_size=size, batch_size=batch_size, limit=limit)
+    return EvaluationImages(source, config.data, img_size=crop_size(config), batch_size=batch_size, limit=limit)
 
 
 def _load(
@@ -228,10 +232,11 @@ def _check_different(checkpoints: list[Checkpoint]) -> None:
 
 
 def write_report(results: Results, config: RunConfig) -> None:
-    """Writes results.json, correctness.npz, tables.md, tables.csv and accuracy_vs_gflops.png.
+    """Writes results.json, correctness.npz, tables.md, tables.csv and the picture (`picture_name`).
 
-    correctness.npz holds `correct`, uint8 `[rows, bytes]`, with one bit per image for each row of results.json
-    (`np.unpackbits(correct, axis=1, count=images)`), and `index`, int64 `[images]`, the images' indices in the source.
+    correctness.npz holds for each row of results.json `correct`, uint8 `[rows, bytes]`, with one bit per image
+    (`np.unpackbits(correct, axis=1, count=images)`), or of a segmenter `miou_of_images`, float64 `[rows, images]`; and
+    `index`, int64 `[images]`, the images' indices in the source.
 
     Args:
         results: the rows, and the directory to write to.
@@ -246,20 +251,28 @@ def write_report(results: Results, config: RunConfig) -> None:
     about = {"environment": environment(), "date": datetime.date.today().isoformat(), "settings": results.settings}
     content = {
         **about,
-        "rows": [_without_bits(row) for row in rows],
+        "rows": [_without_images(row) for row in rows],
         "cells": [dataclasses.asdict(cell) for cell in cells],
     }
     write_json(path / "results.json", content)
     write_text(path / "tables.md", markdown(tables, rows, _in_words(about, rows, config)))
     write_text(path / "tables.csv", as_csv(tables))
     write_arrays(path / "correctness.npz", _correctness(rows))
-    draw(cells, base, path / "accuracy_vs_gflops.png")
+    draw(cells, base, path / picture_name(config))
+
+
+def picture_name(config: RunConfig) -> str:
+    """Returns the file name of the picture: accuracy_vs_gflops.png, or miou_vs_gflops.png."""
+    return f"{task_of(config.model).score}_vs_gflops.png"
 
 
 def _correctness(rows: list[Row]) -> dict[str, np.ndarray]:
     images, missing = rows[0]["images"], rows[0]["left_out"]
     index = np.setdiff1d(np.arange(images + len(missing)), missing)
-    return {"correct": np.stack([np.packbits(from_bits(row)) for row in rows]), "index": index}
+    results = np.stack([result_of_images(row) for row in rows])
+    if results.dtype == bool:
+        return {"correct": np.packbits(results, axis=1), "index": index}
+    return {"miou_of_images": results, "index": index}
 
 
 def _in_words(about: dict[str, Any], rows: list[Row], config: RunConfig) -> str:
@@ -273,5 +286,5 @@ def _in_words(about: dict[str, Any], rows: list[Row], config: RunConfig) -> str:
     )
 
 
-def _without_bits(row: Row) -> Row:
-    return {name: value for name, value in row.items() if name != "correct_bits"}
+def _without_images(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name not in ("correct_bits", "miou_of_images")}

@@ -6,7 +6,8 @@ There are two errors, which answer two questions and are never mixed:
                     the denominator: would another training give the same?
     sampling error  standard error over images: would other images of the same kind give the same? For one run it is the
                     binomial sqrt(p (1 - p) / images). Several runs see the same images, so it is the standard error of
-                    the per-image mean over runs.
+                    the per-image mean over runs. mIoU is no mean over images; `outcomes.miou_of_images` makes it one,
+                    to first order.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from top_jax.ablation.results import Row, cell_key, from_bits, start_key
+from top_jax.ablation.results import Row, cell_key, result_of_images, start_key
 from top_jax.optional import needs_extras
 
 with needs_extras("ablate"):
@@ -27,7 +28,7 @@ with needs_extras("ablate"):
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean with its two errors, as fractions (0.01 is one point of accuracy).
+    """A mean with its two errors, as fractions (0.01 is one point of accuracy or of mIoU).
 
     Attributes:
         mean: mean over runs.
@@ -50,10 +51,15 @@ class Cell:
         tokens_per_block: tokens that enter each block, class token included.
         gmacs: multiply-accumulates per image in units of 1e9, by convention.
         runs, checkpoints, images: how many of each.
-        accuracy: fraction of the images that are classified correctly.
-        drop: accuracy of the dense model minus this accuracy. Each run is compared with the dense model of its own
+        accuracy: fraction of the images that are classified correctly; None for a segmenter.
+        drop: accuracy or mIoU of the dense model minus this one's. Each run is compared with the dense model of its own
             checkpoint (after the same fine-tuning) on the same images. None for the dense model and without it.
         lost, gained: number of images that only the dense model, or only this one, classifies correctly, over all runs.
+            0 for a segmenter, which is not right or wrong about an image.
+        miou, pixel_accuracy: of a segmenter: mean IoU of the classes, and the mean over runs of the share of the
+            labelled pixels that are right.
+        fill: what stands in a segmenter's maps for dropped tokens; None for the dense model.
+        backbone_gmacs: as gmacs, without the neck and the heads, which are not pruned; None for a classifier.
     """
 
     after_blocks: tuple[int, ...]
@@ -67,15 +73,31 @@ class Cell:
     runs: int
     checkpoints: int
     images: int
-    accuracy: Estimate
+    accuracy: Estimate | None
     drop: Estimate | None
     lost: int
     gained: int
+    miou: Estimate | None = None
+    pixel_accuracy: float | None = None
+    fill: str | None = None
+    backbone_gmacs: dict[str, float] | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
         """`cell_key` of each of its rows."""
-        return self.after_blocks, self.keep_ratio, self.alignment, self.order, self.score, self.finetuned
+        return self.after_blocks, self.keep_ratio, self.alignment, self.order, self.score, self.fill, self.finetuned
+
+    @property
+    def result(self) -> Estimate:
+        """The accuracy, or a segmenter's mIoU."""
+        result = self.accuracy if self.miou is None else self.miou
+        assert result is not None
+        return result
+
+    @property
+    def pruned_gmacs(self) -> dict[str, float]:
+        """The multiply-accumulates of what is pruned: of a segmenter the backbone's, else all."""
+        return self.gmacs if self.backbone_gmacs is None else self.backbone_gmacs
 
     @property
     def is_dense(self) -> bool:
@@ -94,7 +116,7 @@ def summarise(rows: Iterable[Row]) -> list[Cell]:
     for row in rows:
         groups.setdefault(cell_key(row), []).append(row)
         if not row["after_blocks"]:
-            dense[start_key(row)] = from_bits(row)
+            dense[start_key(row)] = result_of_images(row)
     return [_cell(key, group, dense) for key, group in groups.items()]
 
 
@@ -115,10 +137,12 @@ def estimate(per_image: Sequence[np.ndarray]) -> Estimate:
 
 
 def _cell(key: tuple[Any, ...], group: list[Row], dense: dict[Any, np.ndarray]) -> Cell:
-    after_blocks, keep_ratio, alignment, order, score, finetuned = key
-    right = [from_bits(row) for row in group]
-    pairs = [(dense[start_key(row)], bits) for row, bits in zip(group, right, strict=True) if start_key(row) in dense]
-    drops = [reference.astype(np.int64) - bits for reference, bits in pairs] if after_blocks else []
+    after_blocks, keep_ratio, alignment, order, score, fill, finetuned = key
+    first, results = group[0], [result_of_images(row) for row in group]
+    pairs = [(dense[start_key(row)], own) for row, own in zip(group, results, strict=True) if start_key(row) in dense]
+    drops = [_difference(reference, own) for reference, own in pairs] if after_blocks else []
+    segments = "miou" in first
+    right = () if segments else drops
     return Cell(
         after_blocks=after_blocks,
         keep_ratio=keep_ratio,
@@ -126,16 +150,24 @@ def _cell(key: tuple[Any, ...], group: list[Row], dense: dict[Any, np.ndarray]) 
         order=order,
         score=score,
         finetuned=finetuned,
-        tokens_per_block=tuple(group[0]["tokens_per_block"]),
-        gmacs=group[0]["gmacs"],
+        tokens_per_block=tuple(first["tokens_per_block"]),
+        gmacs=first["gmacs"],
         runs=len(group),
         checkpoints=len({row["weights"] for row in group}),
-        images=group[0]["images"],
-        accuracy=estimate(right),
+        images=first["images"],
+        accuracy=None if segments else estimate(results),
         drop=estimate(drops) if drops else None,
-        lost=sum(int(np.sum(drop > 0)) for drop in drops),
-        gained=sum(int(np.sum(drop < 0)) for drop in drops),
+        lost=sum(int(np.sum(drop > 0)) for drop in right),
+        gained=sum(int(np.sum(drop < 0)) for drop in right),
+        miou=estimate(results) if segments else None,
+        pixel_accuracy=statistics.fmean(row["pixel_accuracy"] for row in group) if segments else None,
+        fill=fill,
+        backbone_gmacs=first.get("backbone_gmacs"),
     )
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return a.astype(np.float64) - b
 
 
 class Comparison(NamedTuple):
@@ -144,12 +176,13 @@ class Comparison(NamedTuple):
     Attributes:
         cell: the setting.
         reference: the setting that it is compared with.
-        difference: accuracy minus the reference's accuracy, over pairs of runs that start from the same weights.
-        only_this: number of images that only `cell` classifies correctly, over all pairs of runs.
-        only_reference: number of images that only the reference classifies correctly.
+        difference: accuracy or mIoU minus the reference's, over pairs of runs that start from the same weights.
+        only_this: number of images that only `cell` classifies correctly, over all pairs of runs; 0 for a segmenter.
+        only_reference: number of images that only the reference classifies correctly; 0 for a segmenter.
         pairs: number of pairs of runs.
         p_value: two-sided p-value of McNemar's exact test of a single pair of runs. None for several pairs: they share
-            their images, so adding up their counts is no test. Look at the spread of the difference instead.
+            their images, so adding up their counts is no test. Look at the spread of the difference instead. None for
+            a segmenter too, which is not right or wrong about an image.
     """
 
     cell: Cell
@@ -178,19 +211,21 @@ def compare(rows: Iterable[Row], cell: Cell, reference: Cell) -> Comparison | No
             these.append(row)
         elif cell_key(row) == reference.key:
             others.append(row)
-    pairs = [(from_bits(a), from_bits(b)) for a in these for b in others if start_key(a) == start_key(b)]
-    if not pairs:
+    same_start = [(a, b) for a in these for b in others if start_key(a) == start_key(b)]
+    if not same_start:
         return None
-    only_this = sum(int((a & ~b).sum()) for a, b in pairs)
-    only_reference = sum(int((b & ~a).sum()) for a, b in pairs)
+    differences = [_difference(result_of_images(a), result_of_images(b)) for a, b in same_start]
+    right = differences if cell.miou is None else ()
+    only_this = sum(int(np.sum(one > 0)) for one in right)
+    only_reference = sum(int(np.sum(one < 0)) for one in right)
     return Comparison(
         cell=cell,
         reference=reference,
-        difference=estimate([a.astype(int) - b for a, b in pairs]),
+        difference=estimate(differences),
         only_this=only_this,
         only_reference=only_reference,
-        pairs=len(pairs),
-        p_value=mcnemar(only_this, only_reference) if len(pairs) == 1 else None,
+        pairs=len(differences),
+        p_value=mcnemar(only_this, only_reference) if len(right) == 1 else None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
@@ -15,12 +16,12 @@ from top_jax.tables import markdown as markdown_table
 
 CONVENTION: Final = "published"
 
-HOW_TO_READ: Final = """\
-Accuracy and drop are in per cent, averaged over runs. `sd` is the standard deviation over runs (checkpoints, seeds of
-`random`, seeds of fine-tuning), `se` the standard error over images. The drop is measured from the dense model of the
-same checkpoint on the same images; `lost / gained` counts the images that only the dense or only the pruned model
-classifies correctly, over all runs. GMACs are per image ({convention} convention). Order `score` leaves the kept tokens
-in the order of their scores: with alignment `none`, this is the naive ViT way. `random` and `uniform` are controls."""
+HOW_TO_READ: Final = (
+    "{title} and drop are in per cent, averaged over runs. `sd` is the standard deviation over runs (checkpoints, "
+    "seeds of `random`, seeds of fine-tuning), `se` the standard error over images. The drop is measured from the "
+    "dense model of the same checkpoint on the same images{task} Order `score` leaves the kept tokens in the order of "
+    "their scores: with alignment `none`, this is the naive ViT way. `random` and `uniform` are controls."
+)
 
 
 class Table(NamedTuple):
@@ -44,7 +45,7 @@ def arrange(cells: Iterable[Cell], base: dict[str, Any]) -> list[Table]:
 
     Args:
         cells: from `summarise`.
-        base: after_blocks, keep_ratio, alignment, order and score of the setting that all tables share.
+        base: after_blocks, keep_ratio, alignment, order, score and fill of the setting that all tables share.
     """
     by_training: dict[Any, list[Cell]] = {}
     for cell in cells:
@@ -60,57 +61,62 @@ def markdown(tables: Iterable[Table], rows: list[Row], about: str) -> str:
         rows: the rows that their cells were made from.
         about: a paragraph on models, data and machine.
     """
-    parts = [f"# Ablation of token pruning\n\n{about}\n\n{HOW_TO_READ.format(convention=CONVENTION)}\n"]
+    tables = list(tables)
+    form = _form(tables)
+    how = HOW_TO_READ.format(title=form.title, task=form.how_to_read)
+    parts = [f"# Ablation of token pruning\n\n{about}\n\n{textwrap.fill(how, 120)}\n"]
     for table in tables:
-        parts.append(f"## {table.title}\n\n{_grid(_COLUMNS, table.cells)}\n")
+        parts.append(f"## {table.title}\n\n{_grid(form.columns, table.cells)}\n")
         if table.reference is not None and (pairs := _pairs(table, rows)):
             parts.append(
-                f"Compared with {name_of(table.reference)} on the same images (p: McNemar's exact test, for a single "
-                f"pair of runs):\n\n{_grid(_PAIR_COLUMNS, pairs)}\n"
+                f"Compared with {name_of(table.reference)} on the same images{form.test}:\n\n"
+                f"{_grid(form.pair_columns, pairs)}\n"
             )
     return "\n".join(parts)
 
 
 def as_csv(tables: Iterable[Table]) -> str:
-    """Returns all lines of all tables as one CSV; accuracies and their errors are fractions."""
+    """Returns all lines of all tables as one CSV; accuracies, mIoU and their errors are fractions."""
+    tables = list(tables)
+    columns = _form(tables).csv
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["table", "finetune_steps", "learning_rate", *_SETTING, "after_blocks", "tokens_per_block"] + _NUMBERS
-    )
+    writer.writerow(["table", "finetune_steps", "learning_rate", *columns])
     for table in tables:
         for cell in table.cells:
-            writer.writerow([table.name, *(cell.finetuned or ("", "")), *_csv_cells(cell)])
+            values = [value(cell) for value in columns.values()]
+            writer.writerow([table.name, *(cell.finetuned or ("", "")), *values])
     return text.getvalue()
 
 
 def name_of(cell: Cell) -> str:
-    """Returns a cell's setting in words, such as `hold, clip, keep 0.7`."""
+    """Returns a cell's setting in words, such as `hold, clip, keep 0.7`, of a segmenter also the fill."""
     return label(dataclasses.asdict(cell))
 
 
 def _of_one_training(training: tuple[int, float] | None, cells: list[Cell], base: dict[str, Any]) -> list[Table]:
     dense = [cell for cell in cells if cell.is_dense]
     pruned = [cell for cell in cells if not cell.is_dense]
-    ratio = ratio_of(base)
+    ratio, fill = ratio_of(base), {"fill": base.get("fill")}
 
     def at(**fixed: Any) -> list[Cell]:
         return [cell for cell in pruned if all(getattr(cell, name) == value for name, value in fixed.items())]
 
     way = {"alignment": base["alignment"], "order": base["order"]}
-    crossing = at(keep_ratio=ratio, score=base["score"], **way)
+    crossing = at(keep_ratio=ratio, score=base["score"], **way, **fill)
     reference = crossing[0] if crossing else None
     found = {
-        "alignment": ("Alignment", at(keep_ratio=ratio, score=base["score"])),
-        "score": ("Score", at(keep_ratio=ratio, **way)),
-        "keep_ratio": ("Keep ratio", sorted(at(score=base["score"]), key=_by_way_and_cost)),
+        "alignment": ("Alignment", at(keep_ratio=ratio, score=base["score"], **fill)),
+        "score": ("Score", at(keep_ratio=ratio, **way, **fill)),
+        "keep_ratio": ("Keep ratio", sorted(at(score=base["score"], **fill), key=_by_way_and_cost)),
+        "fill": ("Fill", at(keep_ratio=ratio, score=base["score"], **way)),
     }
     covered = [cell for _, some in found.values() for cell in some]
     if len(pruned) > len({id(cell) for cell in covered}):
         found["all"] = ("All settings", sorted(pruned, key=_by_way_and_cost))
     suffix = "without training" if training is None else f"after {training[0]} steps at {training[1]:g}"
     return [
-        Table(name, f"{title}, {suffix}", dense + some, reference if name in ("alignment", "score") else None)
+        Table(name, f"{title}, {suffix}", dense + some, None if name in ("keep_ratio", "all") else reference)
         for name, (title, some) in found.items()
         if len({_varied(name, cell) for cell in some}) > 1
     ] or [Table("all", f"All settings, {suffix}", cells, None)]
@@ -118,12 +124,13 @@ def _of_one_training(training: tuple[int, float] | None, cells: list[Cell], base
 
 def _varied(name: str, cell: Cell) -> Any:
     """Returns what a table varies; one in which nothing varies is left out."""
-    varied = {"alignment": (cell.alignment, cell.order), "score": cell.score, "keep_ratio": cell.keep_ratio}
-    return varied.get(name, cell.key)
+    if name == "alignment":
+        return cell.alignment, cell.order
+    return cell.key if name == "all" else getattr(cell, name)
 
 
 def _by_way_and_cost(cell: Cell) -> Any:
-    return WAYS.index((cell.alignment or "", cell.order or "")), cell.score, -cell.gmacs[CONVENTION]
+    return WAYS.index((cell.alignment or "", cell.order or "")), cell.score, -cell.gmacs[CONVENTION], cell.fill
 
 
 def _pairs(table: Table, rows: list[Row]) -> list[Comparison]:
@@ -154,54 +161,121 @@ def _p_value(pair: Comparison) -> str:
     return "< 0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
 
 
-_COLUMNS: Final[dict[str, Callable[[Cell], str]]] = {
+class _Form(NamedTuple):
+    """How tables show the results of a task: what they are called and explained by, and their columns."""
+
+    title: str
+    how_to_read: str
+    test: str
+    columns: dict[str, Callable[[Cell], str]]
+    pair_columns: dict[str, Callable[[Comparison], str]]
+    csv: dict[str, Callable[[Cell], Any]]
+
+
+def _form(tables: list[Table]) -> _Form:
+    return _SEGMENTS if any(cell.miou for table in tables for cell in table.cells) else _CLASSIFIES
+
+
+def _gmacs(of: Callable[[Cell], dict[str, float]]) -> Callable[[Cell], str]:
+    return lambda cell: f"{of(cell)[CONVENTION]:.3g}"
+
+
+def _in_csv(name: str, of: Callable[[Cell], Estimate | None]) -> dict[str, Callable[[Cell], Any]]:
+    """Returns the columns of an estimate; empty where there is none."""
+    parts = {name: "mean", f"{name}_sd": "spread", f"{name}_se": "sampling_error"}
+    return {column: lambda cell, part=part: _known(getattr(of(cell), part, None)) for column, part in parts.items()}
+
+
+def _known(value: Any) -> Any:
+    return "" if value is None else value
+
+
+_SETTING: Final[dict[str, Callable[[Cell], str]]] = {
     "alignment": lambda cell: cell.alignment or "dense",
     "order": lambda cell: cell.order or "-",
     "score": lambda cell: cell.score or "-",
     "keep": lambda cell: ratio_text(cell.keep_ratio),
-    "tokens": _tokens,
-    "GMACs": lambda cell: f"{cell.gmacs[CONVENTION]:.3g}",
-    "accuracy": lambda cell: _percent(cell.accuracy),
-    "drop": lambda cell: _percent(cell.drop),
-    "lost / gained": lambda cell: "-" if cell.drop is None else f"{cell.lost} / {cell.gained}",
+}
+_DROP: Final[dict[str, Callable[[Cell], str]]] = {"drop": lambda cell: _percent(cell.drop)}
+_COUNTS: Final[dict[str, Callable[[Cell], str]]] = {
     "runs (checkpoints)": lambda cell: f"{cell.runs} ({cell.checkpoints})",
     "images": lambda cell: f"{cell.images}",
 }
-_PAIR_COLUMNS: Final[dict[str, Callable[[Comparison], str]]] = {
+_PAIR: Final[dict[str, Callable[[Comparison], str]]] = {
     "setting": lambda pair: name_of(pair.cell),
     "difference": lambda pair: _percent(pair.difference, signed=True),
-    "only this right": lambda pair: f"{pair.only_this}",
-    "only the other right": lambda pair: f"{pair.only_reference}",
-    "pairs of runs": lambda pair: f"{pair.pairs}",
-    "p": _p_value,
 }
-_SETTING: Final = ["alignment", "order", "score", "keep_ratio"]
-_NUMBERS: Final = [
-    "gmacs_published",
-    "accuracy",
-    "accuracy_sd",
-    "accuracy_se",
-    "drop",
-    "drop_sd",
-    "drop_se",
-    "lost",
-    "gained",
-    "runs",
-    "checkpoints",
-    "images",
-]
-
-
-def _csv_cells(cell: Cell) -> list[Any]:
-    setting = [cell.alignment or "dense", cell.order or "", cell.score or "", ratio_text(cell.keep_ratio)]
-    schedule = [" ".join(map(str, cell.after_blocks)), " ".join(map(str, cell.tokens_per_block))]
-    accuracy, drop = (_csv_number(value) for value in (cell.accuracy, cell.drop))
-    differing = ["", ""] if cell.drop is None else [cell.lost, cell.gained]
-    counts = [*differing, cell.runs, cell.checkpoints, cell.images]
-    return [*setting, *schedule, cell.gmacs[CONVENTION], *accuracy, *drop, *counts]
-
-
-def _csv_number(value: Estimate | None) -> list[Any]:
-    if value is None:
-        return ["", "", ""]
-    return [value.mean, "" if value.spread is None else value.spread, value.sampling_error]
+_CSV_SETTING: Final[dict[str, Callable[[Cell], Any]]] = {
+    "alignment": lambda cell: cell.alignment or "dense",
+    "order": lambda cell: cell.order or "",
+    "score": lambda cell: cell.score or "",
+    "keep_ratio": lambda cell: ratio_text(cell.keep_ratio),
+    "after_blocks": lambda cell: " ".join(map(str, cell.after_blocks)),
+    "tokens_per_block": lambda cell: " ".join(map(str, cell.tokens_per_block)),
+    "gmacs_published": lambda cell: cell.gmacs[CONVENTION],
+}
+_CSV_DROP: Final = _in_csv("drop", lambda cell: cell.drop)
+_CSV_COUNTS: Final[dict[str, Callable[[Cell], Any]]] = {
+    "runs": lambda cell: cell.runs,
+    "checkpoints": lambda cell: cell.checkpoints,
+    "images": lambda cell: cell.images,
+}
+_CLASSIFIES: Final = _Form(
+    title="Accuracy",
+    how_to_read="; `lost / gained` counts the images that only the dense or only the pruned model classifies "
+    f"correctly, over all runs. GMACs are per image ({CONVENTION} convention).",
+    test=" (p: McNemar's exact test, for a single pair of runs)",
+    columns={
+        **_SETTING,
+        "tokens": _tokens,
+        "GMACs": _gmacs(lambda cell: cell.gmacs),
+        "accuracy": lambda cell: _percent(cell.accuracy),
+        **_DROP,
+        "lost / gained": lambda cell: "-" if cell.drop is None else f"{cell.lost} / {cell.gained}",
+        **_COUNTS,
+    },
+    pair_columns={
+        **_PAIR,
+        "only this right": lambda pair: f"{pair.only_this}",
+        "only the other right": lambda pair: f"{pair.only_reference}",
+        "pairs of runs": lambda pair: f"{pair.pairs}",
+        "p": _p_value,
+    },
+    csv={
+        **_CSV_SETTING,
+        **_in_csv("accuracy", lambda cell: cell.accuracy),
+        **_CSV_DROP,
+        "lost": lambda cell: "" if cell.drop is None else cell.lost,
+        "gained": lambda cell: "" if cell.drop is None else cell.gained,
+        **_CSV_COUNTS,
+    },
+)
+_SEGMENTS: Final = _Form(
+    title="mIoU",
+    how_to_read=". The mIoU is no mean over images: its `se` is that of its linear approximation, and no image is lost "
+    f"or gained. Pixels are the labelled ones that are right, in per cent. GMACs are per image ({CONVENTION} "
+    "convention): of the backbone, which is pruned, and with neck and heads, which are not. Fill is what stands in a "
+    "map for a dropped token.",
+    test="",
+    columns={
+        **_SETTING,
+        "fill": lambda cell: cell.fill or "-",
+        "tokens": _tokens,
+        "backbone GMACs": _gmacs(lambda cell: cell.pruned_gmacs),
+        "total GMACs": _gmacs(lambda cell: cell.gmacs),
+        "mIoU": lambda cell: _percent(cell.miou),
+        **_DROP,
+        "pixels": lambda cell: f"{100 * (cell.pixel_accuracy or 0):.2f}",
+        **_COUNTS,
+    },
+    pair_columns={**_PAIR, "pairs of runs": lambda pair: f"{pair.pairs}"},
+    csv={
+        **_CSV_SETTING,
+        "fill": lambda cell: cell.fill or "",
+        "backbone_gmacs_published": lambda cell: cell.pruned_gmacs[CONVENTION],
+        **_in_csv("miou", lambda cell: cell.miou),
+        **_CSV_DROP,
+        "pixel_accuracy": lambda cell: cell.pixel_accuracy,
+        **_CSV_COUNTS,
+    },
+)

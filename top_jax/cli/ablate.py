@@ -1,8 +1,11 @@
 """The paper's ablation tables on your checkpoint: alignment, score and keep ratio, as markdown, CSV and a picture.
 
+A segmenter's result is its mIoU, and a fourth table compares the fills of its maps.
+
 top-jax ablate --config configs/vim_s_top.py --checkpoint runs/a [--checkpoint runs/b ...] --out DIR
 top-jax ablate --config configs/vim_s.py --after_blocks=5,10,15 --checkpoint vim_s.pth --out DIR
 top-jax ablate --config ... --checkpoint ... --out DIR --tables=alignment --finetune_steps=200
+top-jax ablate --checkpoint runs/seg_digits_top --out DIR --tables=fill
 
 Several checkpoints count as seeds of one model. All tables share the config's pruning setting. Start the same command
 again to resume where it stopped.
@@ -26,10 +29,10 @@ _CHECKPOINTS = shared_flags.define_checkpoints(
 flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
 _OUT = flags.DEFINE_string("out", None, "Directory for the results.", required=True)
 _TABLES = flags.DEFINE_list(
-    "tables", ["alignment", "score", "keep_ratio"], "Tables to make: alignment, score, keep_ratio."
+    "tables", None, "Tables to make: alignment, score, keep_ratio, and fill for segmenters; by default all."
 )
 _FULL = flags.DEFINE_boolean(
-    "full", False, "Run every alignment with every score at every keep ratio instead of the tables."
+    "full", False, "Run every alignment with every score at every keep ratio (and fill) instead of the tables."
 )
 _AFTER_BLOCKS = flags.DEFINE_list(
     "after_blocks", [], "Blocks to prune after, from 1, such as 5,10,15; by default the config's."
@@ -48,6 +51,9 @@ _ALIGNMENTS = flags.DEFINE_list(
 _SCORES = flags.DEFINE_list(
     "scores", None, "Scores to compare; by default all of the model's, and the controls random and uniform."
 )
+_FILLS = flags.DEFINE_list(
+    "fills", None, "What stands for dropped tokens in a segmenter's maps; by default frozen, nearest, carry and zero."
+)
 _RANDOM_SEEDS = flags.DEFINE_integer("random_seeds", 3, "Number of seeds of the control random.", lower_bound=1)
 _LIMIT = flags.DEFINE_integer("limit_images", None, "Use only the first N test images.", lower_bound=1)
 _STEPS = flags.DEFINE_integer(
@@ -65,10 +71,10 @@ def main(arguments: list[str]) -> None:
     require("grain", "matplotlib", purpose="ablate")
     runner.check_folder(_OUT.value, f"--out={_OUT.value}")
     config = shared_flags.read_config(_CONFIG, own_pruning=not _AFTER_BLOCKS.value)
-    shared_flags.refuse_segmenter(config, "ablate")
     shared_flags.check_data_is_known()
     from top_jax import ablation
     from top_jax.ablation.grid import default_alignments, default_scores
+    from top_jax.ablation.run import picture_name
 
     after_blocks = [_number("after_blocks", block, int) for block in _AFTER_BLOCKS.value]
     base = ablation.base_pruning(config, after_blocks=after_blocks, keep_ratio=_KEEP_RATIO.value)
@@ -79,6 +85,7 @@ def main(arguments: list[str]) -> None:
         alignments=_ALIGNMENTS.value or default_alignments(config),
         scores=_SCORES.value or default_scores(config),
         keep_ratios=[_number("keep_ratios", ratio, float) for ratio in _KEEP_RATIOS.value],
+        fills=_FILLS.value,
         random_seeds=_RANDOM_SEEDS.value,
     )
     shared_flags.warn_of_changes(config, pruning=not _AFTER_BLOCKS.value)
@@ -95,7 +102,7 @@ def main(arguments: list[str]) -> None:
         progress=terminal.progress,
     )
     out = Path(_OUT.value)
-    print(f"\n{(out / 'tables.md').read_text()}\n{out}: tables.md, tables.csv, accuracy_vs_gflops.png, results.json")
+    print(f"\n{(out / 'tables.md').read_text()}\n{out}: tables.md, tables.csv, {picture_name(config)}, results.json")
 
 
 def _finetune() -> Any:

@@ -49,32 +49,42 @@ def make_eval_step(model: Segmenter) -> Callable[[Weights, DeviceBatch], dict[st
     return eval_step
 
 
-def make_predict(model: Segmenter) -> Callable[[Weights, Images, tuple[int, int]], PixelLabels]:
+def make_predict(
+    model: Segmenter, merge: Callable[[Any], Segmenter] | None = None
+) -> Callable[[Any, Images, tuple[int, int]], PixelLabels]:
     """Builds `predict(weights, images, size)`, which returns int32 labels `[B, *size]` of normalised images.
 
     Slide inference compiles the model once, for its windows, however many sizes the images have; only what makes labels
     of the windows' logits is compiled for each. Whole inference compiles the model for each size of the images.
+
+    Args:
+        model: its shapes are enough.
+        merge: makes the model, in eval mode, of what `predict` gets as `weights`; None if those are its weights.
     """
-    graphdef = nnx.graphdef(model)
     stride, own_size = model.slide_stride, model.config.backbone.img_size
     slides = model.inference == "slide"
+    merge = merge or functools.partial(_merged, nnx.graphdef(model))
 
     @jax.jit
-    def logits_of(weights: Weights, images: Images) -> jax.Array:
-        merged = nnx.merge(graphdef, weights)
-        merged.eval()
-        return merged.logits(images)[0]
+    def logits_of(weights: Any, images: Images) -> jax.Array:
+        return merge(weights).logits(images)[0]
 
     cut = jax.jit(sliding.cut_windows, static_argnums=(1, 2))
     label = jax.jit(sliding.labels_of_windows, static_argnums=(1, 2, 3, 4))
 
-    def predict(weights: Weights, images: Images, size: tuple[int, int]) -> Int[Array, "B h w"]:
+    def predict(weights: Any, images: Images, size: tuple[int, int]) -> Int[Array, "B h w"]:
         image_size = (images.shape[1], images.shape[2])
         crop = own_size if slides else image_size
         logits = [logits_of(weights, window) for window in cut(images, crop, stride)]
         return label(logits, image_size, crop, stride, (size[0], size[1]))
 
     return predict
+
+
+def _merged(graphdef: nnx.GraphDef[Any], weights: Weights) -> Segmenter:
+    model = nnx.merge(graphdef, weights)
+    model.eval()
+    return model
 
 
 def evaluate_segmenter(
@@ -137,19 +147,29 @@ def areas(
     num_classes: int,
 ) -> dict[str, jax.Array]:
     """Returns what `make_eval_step`'s function does, for predicted classes."""
+    of_images = image_areas(prediction, label, mask, num_classes=num_classes)
+    return {
+        **{name: jnp.sum(area, axis=0) for name, area in of_images.items()},
+        "count": jnp.sum(mask),
+        "unreadable": jnp.sum((mask == 0) & (index != PADDING_INDEX)).astype(jnp.float32),
+    }
+
+
+def image_areas(
+    prediction: PixelLabels, label: PixelLabels, mask: Float[Array, " B"], *, num_classes: int
+) -> dict[str, Int[Array, "B classes"]]:
+    """Returns `intersection`, `predicted` and `labelled` of each image in pixels: 0 of those with mask 0."""
     label = label.astype(jnp.int32)
     counted = (label < num_classes) & (mask[:, None, None] > 0)
 
     def area(classes: jax.Array, where: jax.Array) -> jax.Array:
         found = jnp.where(where, classes, num_classes).reshape(len(classes), -1)
-        return jnp.sum(jax.vmap(lambda row: jnp.bincount(row, length=num_classes + 1))(found), axis=0)[:num_classes]
+        return jax.vmap(lambda row: jnp.bincount(row, length=num_classes + 1))(found)[:, :num_classes]
 
     return {
         "intersection": area(label, counted & (prediction == label)),
         "predicted": area(prediction, counted),
         "labelled": area(label, counted),
-        "count": jnp.sum(mask),
-        "unreadable": jnp.sum((mask == 0) & (index != PADDING_INDEX)).astype(jnp.float32),
     }
 
 

@@ -73,6 +73,11 @@ def costs(config: RunConfig) -> dict[str, Any]:
     return {name: counts[name] for name in names if name in counts}
 
 
+def cost_of(config: RunConfig, reduction: Reduction) -> Cost:
+    """Counts what one image costs with another reduction than the config's; arguments and errors as of `count_macs`."""
+    return count_macs(_sizes_of(config), reduction, img_size=crop_size(config))
+
+
 def check_config(config: RunConfig, *, on_step: Callable[[int], object] = lambda _: None) -> dict[str, Any]:
     """Counts parameters, and compares the `executed` count with the traced model's; returns what JSON can hold.
 
