@@ -75,15 +75,6 @@ def read_config(holder: flags.FlagHolder[Any], *, own_pruning: bool = True) -> R
     return _inferred(checked)
 
 
-def refuse_segmenter(config: RunConfig, what: str) -> None:
-    """Raises InputError if the config is a segmenter's, for which the command has no form."""
-    if config.model.is_segmenter:
-        raise InputError(
-            f"{what} works for classifiers only, and the config {config_file.config_name()} is a segmenter's "
-            "(config.model.head=uper); docs/guides/segmentation.md says what works for segmenters."
-        )
-
-
 def _inferred(config: RunConfig) -> RunConfig:
     """Returns the config with what its image folder says, if it leaves that to the folder (`data.infer`)."""
     if not config.data.infer:
