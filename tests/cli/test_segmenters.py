@@ -47,6 +47,16 @@ def test_every_command(command, finished, tmp_path):
     ious = [one["iou"] for one in report["classes"] if one["iou"] is not None]
     assert report["miou"] == pytest.approx(np.mean(ious))
 
+    out, zero = tmp_path / "ablation", tmp_path / "zero.json"
+    assert command("evaluate", run, "--config.model.fill=zero", f"--json={zero}").status == 0
+    result = command("ablate", run, f"--out={out}", "--tables=fill", "--fills=zero", "--finetune_steps=2")
+    assert result.status == 0 and "miou_vs_gflops.png" in result.out
+    _, untrained, *tuned = json.loads((out / "results.json").read_text())["rows"]
+    assert untrained["miou"] == pytest.approx(json.loads(zero.read_text())["miou"], abs=1e-9) != report["miou"]
+    assert [row["fill"] for row in (untrained, tuned[1])] == ["zero"] * 2 and tuned[1]["miou"] != untrained["miou"]
+    settings = json.loads((out / tuned[1]["finetuned"]["run"] / "config.json").read_text())
+    assert settings["model"]["fill"] == "zero" and settings["total_steps"] == 2
+
     result = command("visualize", run, "--examples=1", f"--out={tmp_path / 'pictures'}")
     assert result.status == 0
     arrays = np.load(tmp_path / "pictures" / "image_0.npz")

@@ -185,19 +185,19 @@ class Program:
         place = self._rankings.index((setting.score, setting.seed))
         chosen = Ranking(jnp.int32(place), jnp.bool_(setting.order == "score"))
         state = (jax.device_put(weights, replicated(make_mesh())), chosen)
-        found = [({"index": batch["index"], "mask": batch["mask"]}, self._step(state, batch)) for batch in images]
-        rows = {name: _joined([known[name] for known, _ in found]) for name in ("index", "mask")}
-        counted = rows["mask"] > 0
+        parts: dict[str, list[np.ndarray]] = {}
+        for batch in images:
+            found = {"index": batch["index"], "mask": batch["mask"], **self._step(state, batch)}
+            for name, array in found.items():  # waits for the step, so that no steps pile up
+                parts.setdefault(name, []).append(np.asarray(array))
+        outcomes = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+        index, counted = outcomes.pop("index"), outcomes.pop("mask") > 0
         if not counted.any():
-            raise InputError(f"none of the {images.count} images can be read; correct config.data.")
-        left_out = rows["index"][~counted & (rows["index"] != PADDING_INDEX)]
-        order = np.argsort(rows["index"][counted], kind="stable")  # images with label maps come by size
-        outcomes = {name: _joined([step[name] for _, step in found])[counted][order] for name in found[0][1]}
-        return {"images": len(order), "left_out": sorted(left_out.tolist()), **self._fields(outcomes)}
-
-
-def _joined(arrays: list[jax.Array]) -> np.ndarray:
-    return np.concatenate([np.asarray(array) for array in arrays])
+            raise InputError(f"none of the {images.count} images can be read; correct config.data, or the images.")
+        left_out = sorted(index[~counted & (index != PADDING_INDEX)].tolist())
+        order = np.argsort(index[counted])  # images with label maps come by size
+        in_order = {name: array[counted][order] for name, array in outcomes.items()}
+        return {"images": len(order), "left_out": left_out, **self._fields(in_order)}
 
 
 def _merge(graphdef: nnx.GraphDef[Any], like: Pruning, rankings: tuple[tuple[str, int], ...]) -> Merge:

@@ -85,8 +85,8 @@ def _curves(axes: Axes, cells: Sequence[Cell], score: str, unit: Unit) -> None:
             shown += some
     dense = [cell for cell in cells if cell.is_dense]
     _curve(axes, dense, unit, label="dense", color=BLACK, marker="*", linestyle="none", markersize=14)
-    of = " of the backbone" if any(cell.backbone_gmacs for cell in cells) else ""
-    axes.set_xlabel(f"{unit.name}{of} per image ({CONVENTION} convention)\n{_meaning(shown + dense)}")
+    of = "of the backbone per crop" if any(cell.backbone_gmacs for cell in cells) else "per image"
+    axes.set_xlabel(f"{unit.name} {of} ({CONVENTION} convention)\n{_meaning(shown + dense)}")
     axes.set_ylabel(f"{_title(cells)}, %")
     axes.grid(alpha=0.3)
 

@@ -253,7 +253,7 @@ _CLASSIFIES: Final = _Form(
 _SEGMENTS: Final = _Form(
     title="mIoU",
     how_to_read=". The mIoU is no mean over images: its `se` is that of its linear approximation, and no image is lost "
-    f"or gained. Pixels are the labelled ones that are right, in per cent. GMACs are per image ({CONVENTION} "
+    f"or gained. Pixels are the labelled ones that are right, in per cent. GMACs are per crop ({CONVENTION} "
     "convention): of the backbone, which is pruned, and with neck and heads, which are not. Fill is what stands in a "
     "map for a dropped token.",
     test="",
