@@ -304,10 +304,11 @@ def plain_mamba_ade20k(size: str, pruning: Mapping[str, Any] | None = None) -> c
 
 
 def seg_digits(pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDict:
-    """Trains a small ViM with UPerNet on digits pasted on photographs, which need no download. Ours.
+    """Trains a small PlainMamba with UPerNet on digits pasted on photographs, which need no download. Ours.
 
     The photographs are the two of scikit-learn, and so are the digits: real pixels, labels by construction. 11 classes:
-    background, and the strokes of ten digits.
+    background, and the strokes of ten digits. A ViM of this size learns more slowly: with patches of 8, its neck leaves
+    2 x 2 places of the last map.
 
     Args:
         pruning: the section of `RunConfig`; None is the dense model.
@@ -315,12 +316,12 @@ def seg_digits(pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDi
     return make_config(
         batch_size=16,
         eval_batch_size=60,
-        epochs=10.0,
+        epochs=7.0,
         log_every=20,
-        eval_every_epochs=5.0,
+        eval_every_epochs=3.5,
         checkpoint_every=100,
         model=dict(
-            name="vim_tiny",
+            name="plain_mamba_l1",
             head="uper",
             num_classes=11,
             img_size=(64,),
@@ -328,11 +329,13 @@ def seg_digits(pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDi
             embed_dim=64,
             depth=6,
             d_state=8,
-            channels=24,
-            aux_channels=0,
+            d_conv=3,
+            num_convs_patch_embed=0,
+            channels=64,
+            aux_channels=64,
         ),
         pruning=dict(pruning or {}),
-        data=dict(source="digit_scenes", scale=(64, 64), scale_range=(0.9, 1.2), max_class_share=1.0),
+        data=dict(source="digit_scenes", scale=(64, 64), scale_range=(1.0, 1.0), max_class_share=1.0),
         augment=dict(flip=False),
         optimizer=_segmentation(learning_rate=3e-3, warmup_learning_rate=3e-6, weight_decay=0.05, clip_norm=1.0)
         | dict(warmup_steps=60),

@@ -15,20 +15,21 @@ SIDE: Final = 64  # of a scene, in pixels
 PHOTOGRAPHS: Final = ("china.jpg", "flower.jpg")
 TRAIN_WIDTH: Final = 0.75  # training scenes lie in the left part of the photographs, test scenes in the rest
 BACKGROUND_SIDES: Final = (64, 160)  # of the part of a photograph that becomes a scene, in its pixels
-DIGITS: Final = (2, 4)  # in a scene; fewer where no place is free
+BRIGHTNESS: Final = 0.6  # of the photographs, so that digits are lighter than what is behind them
+DIGITS: Final = (1, 2)  # in a scene; one where no place is free
 PLACE_TRIES: Final = 10
-DIGIT_SIDES: Final = (24, 40)  # in pixels of the scene
-STROKE, EMPTY = 0.55, 0.35  # ink from which a pixel is the digit, and up to which it is background
-LEAST_CONTRAST: Final = 96  # between a digit's colour and the mean behind it, in one channel at least
+DIGIT_SIDES: Final = (32, 48)  # in pixels of the scene
+STROKE, EMPTY = 0.45, 0.15  # ink from which a pixel is the digit, and up to which it is background
+LEAST_COLOUR: Final = 180  # of each channel of a digit
 SEED: Final = 0  # constant, not the run's: every run sees the same scenes
 
 
 class DigitScenesSource:
     """Photographs with handwritten digits on them: real pixels, labels by construction.
 
-    Scene i of a split shows digit i of that split of `DigitsSource`, and up to three others of the same split. The
-    digits have random sizes, places and colours. A pixel of a stroke has the digit's class, and one at its edge, where
-    the colours mix, is not counted.
+    Scene i of a split shows digit i of that split of `DigitsSource`, and often another one of the same split. The
+    digits have random sizes, places and light colours. A pixel of a stroke has the digit's class, and one at its edge,
+    where the colours mix, is not counted.
     """
 
     num_classes = 11
@@ -83,7 +84,7 @@ class DigitScenesSource:
         side = int(rng.integers(BACKGROUND_SIDES[0], BACKGROUND_SIDES[1] + 1))
         top, left = (int(rng.integers(length - side + 1)) for length in photograph.shape[:2])
         part = Image.fromarray(photograph[top : top + side, left : left + side])
-        return np.asarray(part.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32)
+        return np.asarray(part.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32) * BRIGHTNESS
 
     def _draw(
         self, digit: int, scene: np.ndarray, labels: np.ndarray, taken: np.ndarray, rng: np.random.Generator
@@ -108,10 +109,7 @@ class DigitScenesSource:
         taken[place] = True
         ink = Image.fromarray(self._ink[digit]).resize((side, side), Image.Resampling.BICUBIC)
         cover = np.clip((np.asarray(ink, np.float32) / 255 - EMPTY) / (STROKE - EMPTY), 0, 1)
-        behind = scene[place].mean((0, 1))
-        colour = rng.integers(256, size=3)
-        while np.abs(colour - behind).max() < LEAST_CONTRAST:
-            colour = rng.integers(256, size=3)
+        colour = rng.integers(LEAST_COLOUR, 256, size=3)
         scene[place] += cover[..., None] * (colour.astype(np.float32) - scene[place])
         labels[place] = np.where(cover < 1, np.where(cover > 0, 255, 0), self._of_digits[digit] + 1)
 
