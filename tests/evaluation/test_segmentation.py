@@ -4,9 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from top_jax.config import DataConfig
+from top_jax.data import prepare_image
+from top_jax.errors import InputError
 from top_jax.evaluation.segmentation import areas, iou, make_predict, numbers, per_class
-from top_jax.models import create_segmenter
+from top_jax.inference import segment
+from top_jax.models import abstract_model, abstract_segmenter, create_segmenter
 from top_jax.models.resizing import resize
 from top_jax.models.sliding import cut_windows, labels_of_windows, window_starts
 from top_jax.models.weights import weights_of
@@ -78,3 +83,31 @@ def test_predict(name, patch):
     assert np.mean(found == np.argmax(model(images), axis=-1)) > 0.999
     wide = make_predict(model)(weights_of(model), jnp.concatenate([images, images], axis=2), (40, 70))
     assert wide.shape == (2, 40, 70)
+
+
+@pytest.mark.slow
+def test_segment(tmp_path):
+    """A path, a file's bytes and pixels give the same labels, at the photograph's own size."""
+    model = create_segmenter("vim_tiny", num_classes=3, img_size=32, patch_size=8, embed_dim=16, depth=4, channels=8)
+    pixels = np.random.default_rng(0).integers(256, size=(48, 80, 3), dtype=np.uint8)
+    file = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(file)
+    data = DataConfig(scale=(128, 32))  # what the official protocol is for images of 32 pixels
+    prepared = jnp.asarray(prepare_image(pixels, data))[None]
+    bias = model.decode_head.classifier.conv_seg.bias
+    bias[...] -= jnp.mean(model.logits(prepared[:, :, :32])[0], axis=(0, 1, 2))  # so that more than one class wins
+    want = make_predict(model)(weights_of(model), prepared, (48, 80))[0]
+    assert prepared.shape[1] == 32 and len(np.unique(want)) > 1
+    for photo in (pixels, file, str(file), file.read_bytes()):
+        found = segment(model, photo)
+        assert found.dtype == np.int32
+        np.testing.assert_array_equal(found, want)
+
+
+def test_segment_refuses(without_type_checks):
+    for model, photo, message in (
+        (abstract_model("vim_tiny", depth=1), "photo.jpg", "a segmenter, as"),
+        (abstract_segmenter("vim_tiny", depth=4, img_size=32), "photo.jpg", "fill it first"),
+    ):
+        with pytest.raises(InputError, match=message):
+            segment(model, photo)
