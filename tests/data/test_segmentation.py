@@ -419,3 +419,10 @@ class TestAde20k:
     def test_tfds_is_refused(self):
         with pytest.raises(InputError, match="scene_parse150.*source=ade20k"):
             open_source(DataConfig(source="tfds", name="scene_parse150:1.0.0", data_dir="x"), train=True)
+
+
+@pytest.mark.parametrize("source", ["digits", "digit_scenes"])
+def test_a_folder_for_bundled_data(source, tmp_path):
+    """The folder would be ignored, and its numbers taken for those of the bundled data."""
+    with pytest.raises(InputError, match=f"data_dir=.*no effect.*{source}"):
+        open_source(DataConfig(source=source, data_dir=str(tmp_path)), train=False)

@@ -188,7 +188,7 @@ def _pictures(files: list[str], config: RunConfig) -> tuple[list[Any], Source | 
 
     if bool(files) == bool(_EXAMPLES.value):
         came = f"{len(files)} images and --examples={_EXAMPLES.value}"
-        raise InputError(f"got {came}; needed: either image files, or --examples=N.")
+        raise InputError(f"got {came}; needed: either image files, or --examples=N with N from 1.")
     if files:
         return of_files(files, **config.data.decoding()), None
     shared_flags.check_data_is_known()

@@ -305,7 +305,8 @@ def _advice(
     last = state_dict.get(f"{DECODE_HEAD}conv_seg.weight")
     if last is not None and last.shape[:1] != (config.num_classes,) and not missing and not unexpected:
         return (
-            f"They have {len(last)} classes, and this model has {config.num_classes}: pass num_classes={len(last)}, or "
+            f"The weights have {len(last)} classes, and this model has {config.num_classes}: pass "
+            f"num_classes={len(last)}, or "
             'head="new" to start a new last layer (for training --config.init_head=new).'
         )
     if only(missing, AUXILIARY_HEAD) and not unexpected:

@@ -111,13 +111,21 @@ def _note_same_split(config: DataConfig) -> None:
 
 
 def _open_digits(config: DataConfig, split: str) -> Source:
-    del config  # the data is bundled
+    _check_bundled(config)
     return DigitsSource(split)
 
 
 def _open_digit_scenes(config: DataConfig, split: str) -> Source:
-    del config  # the data is bundled
+    _check_bundled(config)
     return DigitScenesSource(split)
+
+
+def _check_bundled(config: DataConfig) -> None:
+    if config.data_dir is not None:
+        raise InputError(
+            f"config.data.data_dir={config.data_dir!r} has no effect with config.data.source={config.source!r}, which "
+            "is bundled; set data.source to image_folder, segmentation_folder or another, or drop data_dir."
+        )
 
 
 def _open_tfds(config: DataConfig, split: str) -> Source:

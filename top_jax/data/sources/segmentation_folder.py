@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 IMAGES, LABELS, CLASSES = "images", "annotations", "classes.txt"
 TRAIN_FOLDERS: Final = ("train", "training")  # usual names, the first that is there is taken
 LAYOUT: Final = (
-    f"Needed: DIR/{IMAGES}/<split>/NAME.jpg with DIR/{LABELS}/<split>/NAME.png, an 8-bit grey PNG of class numbers, "
-    f"and DIR/{CLASSES} with one class name a line."
+    f"Needed: DIR/{IMAGES}/NAME.jpg with DIR/{LABELS}/NAME.png, an 8-bit grey PNG of class numbers (or both in folders "
+    f"of splits); DIR/{CLASSES} names the classes, one a line."
 )
 HEADER: Final = 33  # bytes of a PNG up to its size and kind of pixels
 MOST_SCANNED: Final = 5_000  # label maps that `infer` reads to find the number of classes
@@ -136,7 +136,7 @@ class SegmentationFolderSource:
             for files, what in ((self.unlabelled, "without label map"), (self.unpaired, "label maps without image"))
             if files
         ]
-        logger.warning("%s: left out, of %s: %s", self.name, f"{len(self):,} that stay", "; ".join(parts))
+        logger.warning("%s: %s are used; left out: %s", self.name, f"{len(self):,}", "; ".join(parts))
 
     def _check_first(self) -> None:
         try:
@@ -151,7 +151,7 @@ def _split_folder(root: Path, kind: str, split: str) -> Path:
     if not root.is_dir():
         raise InputError(f"data_dir {root} does not exist. {LAYOUT}")
     if not (root / kind).is_dir():
-        raise InputError(f"no folder {kind} in {root}; there is {_listed(root)}. {LAYOUT}")
+        raise InputError(f"no folder {kind} in {root}, which holds {_listed(root)}. {LAYOUT}")
     if not (root / kind / split).is_dir():
         raise InputError(
             f"no split {split!r} in {root / kind}; there is {_listed(root / kind)}. {LAYOUT} The splits' names are "
@@ -195,7 +195,7 @@ def class_names_of(root: Path, num_classes: int | None) -> tuple[str, ...]:
         raise InputError(f"cannot read {file} ({error}); it needs one class name a line.") from error
     if not names and num_classes is None:
         raise InputError(
-            f"how many classes have the labels in {root}? Write {file}, one name a line, or pass "
+            f"the number of classes in {root} is not known: {file} is missing or empty. Write one name a line, or pass "
             "--config.data.num_classes=N."
         )
     if names and num_classes not in (None, len(names)):
