@@ -314,7 +314,7 @@ def test_a_label_map_that_cannot_serve(tmp_path, case):
 
 BAD_FOLDERS = {
     "no folder": (lambda root: shutil.rmtree(root), {}, "does not exist"),
-    "no annotations": (lambda root: shutil.rmtree(root / "annotations"), {}, "annotations.*there is images"),
+    "no annotations": (lambda root: shutil.rmtree(root / "annotations"), {}, "annotations.*which holds images"),
     "no pairs": (lambda root: [file.unlink() for file in (root / "annotations").iterdir()], {}, "image0.png has none"),
     "no split": (lambda root: None, {"eval_share": None}, "'train'.*eval_share"),
     "no classes": (lambda root: (root / "classes.txt").unlink(), {}, "num_classes=N"),
