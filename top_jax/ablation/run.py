@@ -177,7 +177,6 @@ class _Ablation:
     def _blank(self, setting: Pruning, checkpoint: Checkpoint, finetuned: Row | None = None) -> Row:
         """Returns a row without its outcome."""
         cost = cost_of(self._config, setting)
-        of_backbone = {name: macs / 1e9 for name, macs in cost.backbone_macs.items()}
         return {
             "checkpoint": checkpoint.path,
             "weights": checkpoint.fingerprint,
@@ -186,8 +185,7 @@ class _Ablation:
             **setting_fields(setting),
             "finetuned": finetuned,
             "tokens_per_block": list(cost.tokens_per_block),
-            "gmacs": {name: cost.gmacs(name) for name in cost.macs},
-            **({} if cost.heads is None else {"backbone_gmacs": of_backbone}),
+            **cost.in_gmacs(),
         }
 
     def _add(self, run: Program, setting: Pruning, weights: Weights, row: Row) -> None:

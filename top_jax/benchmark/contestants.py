@@ -51,16 +51,13 @@ class Contestant(NamedTuple):
 
     def row(self) -> dict[str, Any]:
         """Returns the contestant as JSON values, for a report."""
-        found: dict[str, Any] = {
+        return {
             "contestant": self.name,
             "what": self.what,
             "parameters": self.parameters,
             "tokens_per_block": list(self.cost.tokens_per_block),
-            "gmacs": {convention: self.cost.gmacs(convention) for convention in self.cost.macs},
+            **self.cost.in_gmacs(),
         }
-        if self.cost.heads is not None:
-            found["backbone_gmacs"] = {convention: macs / 1e9 for convention, macs in self.cost.backbone_macs.items()}
-        return found
 
 
 def field_of(

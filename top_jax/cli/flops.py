@@ -68,7 +68,7 @@ def _show_check(counts: dict[str, Any]) -> None:
 
 def _parts_table(counts: dict[str, Any]) -> terminal.Table:
     """Returns multiply-accumulates by part and convention, next to the dense model's if tokens are reduced."""
-    from top_jax.evaluation.flops import BACKBONE_PARTS, PART_NAMES
+    from top_jax.evaluation.flops import PART_NAMES
 
     parts, dense = counts["parts"], counts["dense_parts"]
     totals, dense_totals = ({name: sum(of[name].values()) for name in of} for of in (parts, dense))
@@ -83,7 +83,8 @@ def _parts_table(counts: dict[str, Any]) -> terminal.Table:
             table.add_row(part, *(cell(parts[name].get(part, 0), dense[name].get(part, 0)) for name in parts))
     if "backbone_gmacs" in counts:
         alone, dense_alone = (
-            {name: sum(of[name].get(part, 0) for part in BACKBONE_PARTS) for name in of} for of in (parts, dense)
+            {name: round(1e9 * gmacs) for name, gmacs in counts[key].items()}
+            for key in ("backbone_gmacs", "dense_backbone_gmacs")
         )
         table.add_row("backbone", *(cell(alone[name], dense_alone[name]) for name in parts), bold=True)
         if reduced:

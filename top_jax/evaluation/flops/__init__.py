@@ -21,6 +21,6 @@ and checks `executed` against the model that JAX traces; `traced.py` counts that
 """
 
 from top_jax.evaluation.flops.count import Cost, count_macs
-from top_jax.evaluation.flops.parts import BACKBONE_PARTS, CONVENTIONS, PART_NAMES
+from top_jax.evaluation.flops.parts import CONVENTIONS, PART_NAMES
 
-__all__ = ["BACKBONE_PARTS", "CONVENTIONS", "PART_NAMES", "Cost", "count_macs"]
+__all__ = ["CONVENTIONS", "PART_NAMES", "Cost", "count_macs"]

@@ -56,6 +56,11 @@ class Cost:
             total.update(macs)
         return {part: total[part] for part in PART_NAMES if total[part]}
 
+    def in_gmacs(self) -> dict[str, dict[str, float]]:
+        """Returns billions of multiply-accumulates by convention: `gmacs`, and `backbone_gmacs` of a segmenter."""
+        counts = {"gmacs": self.macs} | ({} if self.heads is None else {"backbone_gmacs": self.backbone_macs})
+        return {name: {convention: n / 1e9 for convention, n in of.items()} for name, of in counts.items()}
+
     def gmacs(self, convention: str) -> float:
         """Returns billions of multiply-accumulates."""
         return self.macs[convention] / 1e9

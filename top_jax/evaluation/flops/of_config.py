@@ -47,19 +47,14 @@ def count_config(config: RunConfig) -> dict[str, Any]:
     sizes, image, reduction = _sizes_of(config), crop_size(config), build_reduction(config.pruning)
     cost, dense = count_macs(sizes, reduction, img_size=image), count_macs(sizes, img_size=image)
     backbone = sizes.backbone if isinstance(sizes, SegmenterConfig) else sizes
-    of_backbone = {}
-    if cost.heads is not None:
-        for name, counted in (("backbone_gmacs", cost), ("dense_backbone_gmacs", dense)):
-            of_backbone[name] = {convention: macs / 1e9 for convention, macs in counted.backbone_macs.items()}
     return {
         "model": config.model.name,
         "img_size": list(image),
         "pruning": config.pruning.settings(),
         "class_token": backbone.CLASS_TOKEN is not None,
         "tokens_per_block": list(cost.tokens_per_block),
-        "gmacs": {name: cost.gmacs(name) for name in cost.macs},
-        "dense_gmacs": {name: dense.gmacs(name) for name in dense.macs},
-        **of_backbone,
+        **cost.in_gmacs(),
+        **{f"dense_{name}": gmacs for name, gmacs in dense.in_gmacs().items()},
         "parts": {name: cost.parts(name) for name in cost.macs},
         "dense_parts": {name: dense.parts(name) for name in dense.macs},
         "blocks": {name: list(blocks) for name, blocks in cost.blocks.items()},
