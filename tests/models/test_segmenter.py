@@ -181,6 +181,7 @@ def test_resizing_of_more_and_fewer_places():
         ("vim_tiny", {"img_size": 16}, "img_size="),
         ("vim_tiny", {"num_classes": 0}, "num_classes=0"),
         ("vim_tiny", {"embed_dim": 18, "variant": "official_small"}, "embed_dim=18"),
+        ("vim_tiny", {"pretrained": True}, "only for top_jax.create_model"),
         ("vim_tiny", {"width": 3}, "no setting 'width'; it has num_classes, fill, .*stages, .*embed_dim"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from flax import nnx
@@ -43,17 +44,21 @@ def model_config(name: str, **overrides: Any) -> BackboneConfig:
         InputError: an unknown name or override, or sizes that do not fit together.
     """
     base = MODELS[one_of("model", name, MODELS)]
-    known = [field.name for field in dataclasses.fields(base)]
-    if unknown := sorted(set(overrides) - set(known)):
-        if "pretrained" in unknown:
-            raise InputError("pretrained= is only for top_jax.create_model; this one gives random weights.")
-        raise InputError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}.")
+    check_settings(name, overrides, [field.name for field in dataclasses.fields(base)])
     overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
     if "img_size" in overrides:
         overrides["img_size"] = height_width("img_size", overrides["img_size"])
     if isinstance(base, MambaConfig) and overrides.get("stride") is None:  # patches do not overlap by default
         overrides["stride"] = overrides.get("patch_size", base.patch_size)
     return dataclasses.replace(base, **overrides)
+
+
+def check_settings(what: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Raises InputError, naming what is known, for a setting that is not."""
+    if unknown := sorted(set(given) - set(known)):
+        if "pretrained" in unknown:
+            raise InputError("pretrained= is only for top_jax.create_model; this one gives random weights.")
+        raise InputError(f"{what} has no setting {unknown[0]!r}; it has {', '.join(known)}.")
 
 
 def create_model(

@@ -20,7 +20,7 @@ from top_jax.models.features import FILLS, Features, to_grid
 from top_jax.models.heads import FCNHead, UPerHead, VimNeck
 from top_jax.models.layers import layer_norm
 from top_jax.models.plain_mamba import DensePlainMamba, PlainMambaConfig
-from top_jax.models.registry import MODELS, model_config
+from top_jax.models.registry import MODELS, check_settings, model_config
 from top_jax.models.resizing import AnyMap, resize, size_of
 from top_jax.models.sizes import LARGEST_SIZE, MOST_CLASSES, BackboneConfig
 from top_jax.models.vim import DenseVim, DenseVimConfig, VimConfig
@@ -33,6 +33,8 @@ INFERENCES: Final = ("slide", "whole")
 VIM_IMG_SIZE: Final = (512, 512)
 PLAIN_MAMBA_CHANNELS: Final = 512
 NUM_MAPS: Final = 4
+# Of `create_segmenter`, beside the sizes of the backbone.
+SETTINGS: Final = ("num_classes", "fill", "variant", "channels", "aux_channels", "stages", "inference", "slide_stride")
 
 ClassMap = AnyMap
 """float32 logits `[B, h, w, classes]`."""
@@ -266,10 +268,8 @@ def segmenter_config(
         overrides = {"img_size": VIM_IMG_SIZE, **overrides}
     elif variant is not None:
         raise InputError(f"variant={variant!r} is a choice of ViM's; {name} has none, so leave it out.")
-    if unknown := sorted(overrides.keys() - {field.name for field in dataclasses.fields(base)}):
-        of_heads = ("num_classes", "fill", "variant", "channels", "aux_channels", "stages", "inference", "slide_stride")
-        own = [field.name for field in dataclasses.fields(base) if field.name not in of_heads]
-        raise InputError(f"the segmenter {name} has no setting {unknown[0]!r}; it has {', '.join((*of_heads, *own))}.")
+    own = [field.name for field in dataclasses.fields(base) if field.name != "num_classes"]
+    check_settings(f"the segmenter {name}", overrides, (*SETTINGS, *own))
     sizes = model_config(name, **overrides, num_classes=0)
     if isinstance(sizes, VimConfig):
         fields = {field.name: getattr(sizes, field.name) for field in dataclasses.fields(sizes)}
