@@ -160,7 +160,6 @@ def evaluate_source(
     batch_size: int,
     on_batch: Callable[[int], None],
     summarize: Callable[[dict[str, Any]], dict[str, Any]],
-    rows_multiple: int = 1,
 ) -> dict[str, Any]:
     """Evaluates weights on a whole source, on all devices; arguments and result as of `evaluate` and `eval_batches`.
 
@@ -177,7 +176,7 @@ def evaluate_source(
         batch_size=batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        rows_multiple=rows_multiple,
+        rows_multiple=len(jax.devices()),
     )
     return evaluate(
         eval_step,

@@ -123,7 +123,6 @@ def evaluate_segmenter(
         batch_size=batch_size,
         on_batch=on_batch,
         summarize=lambda sums: {**numbers(sums), "classes": per_class(sums, source.class_names)},
-        rows_multiple=len(jax.devices()),
     )
 
 

@@ -64,6 +64,11 @@ def open_source(config: DataConfig, *, train: bool) -> Source:
     }
     if config.source not in openers:
         raise InputError(f"unknown config.data.source={config.source!r}; use one of {', '.join(openers)}.")
+    if config.is_bundled and config.data_dir is not None:  # here and not in DataConfig, so that old runs can be read
+        raise InputError(
+            f"config.data.data_dir={config.data_dir!r} has no effect with config.data.source={config.source!r}, which "
+            "is bundled; set data.source to image_folder, segmentation_folder or another, or drop data_dir."
+        )
     _note_same_split(config)
     source = openers[config.source](config, config.train_split if train else config.eval_split)
     check_split(source)
@@ -111,21 +116,13 @@ def _note_same_split(config: DataConfig) -> None:
 
 
 def _open_digits(config: DataConfig, split: str) -> Source:
-    _check_bundled(config)
+    del config  # the data is bundled
     return DigitsSource(split)
 
 
 def _open_digit_scenes(config: DataConfig, split: str) -> Source:
-    _check_bundled(config)
+    del config  # the data is bundled
     return DigitScenesSource(split)
-
-
-def _check_bundled(config: DataConfig) -> None:
-    if config.data_dir is not None:
-        raise InputError(
-            f"config.data.data_dir={config.data_dir!r} has no effect with config.data.source={config.source!r}, which "
-            "is bundled; set data.source to image_folder, segmentation_folder or another, or drop data_dir."
-        )
 
 
 def _open_tfds(config: DataConfig, split: str) -> Source:
