@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from top_jax.errors import InputError
 from top_jax.optional import optional_package
+from top_jax.values import LARGEST_SIDE
 
 if TYPE_CHECKING:
     from ml_collections import config_dict
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS: Final = 178_956_970  # of one image; Pillow's own limit
+MOST_PROCESSES: Final = 1024  # of decoding processes, and of threads in each
 TRACKERS: Final = ("wandb",)
 DTYPES: Final = ("float32", "bfloat16")
 HEADS: Final = ("linear", "uper")
@@ -208,6 +210,11 @@ class DataConfig:
         if self.source != "segmentation_folder":
             _check_unset(self, "data", ("num_classes",), "config.data.source=segmentation_folder")
         _check(self, "data", ("num_classes",), lambda classes: 1 <= classes <= 255, "in 1 .. 255")
+        _check(self, "data", ("min_area", "eval_crop"), lambda share: 0 < share <= 1, "in (0, 1]")
+        _check(self, "data", ("shift",), lambda pixels: 0 <= pixels <= LARGEST_SIDE, f"in 0 .. {LARGEST_SIDE}")
+        _check(self, "data", ("on_corrupt",), lambda choice: choice in ("skip", "raise"), "skip or raise")
+        lanes = ("num_workers", "num_threads")
+        _check(self, "data", lanes, lambda count: 0 <= count <= MOST_PROCESSES, f"in 0 .. {MOST_PROCESSES}")
         _check(self, "data", ("prefetch",), lambda batches: batches >= 0, "at least 0")
         _check(self, "data", ("max_pixels",), lambda pixels: pixels >= 1, "at least 1")
         _check(self, "data", ("scale", "scale_range"), lambda values: len(values) == 2, "two numbers")
@@ -360,7 +367,7 @@ class RunConfig:
             return
         classifying = "config.model.head=linear (classification)"
         _check_unset(self.augment, "augment", OF_CLASSIFIERS, classifying)
-        _check_unset(self.data, "data", ("train_transform",), classifying)
+        _check_unset(self.data, "data", ("train_transform", "min_area", "shift", "eval_crop"), classifying)
         _check_unset(self.distillation, "distillation", ("teacher",), classifying)
         _check(self.optimizer, "optimizer", ("label_smoothing",), lambda share: share == 0, "0 in a segmentation run")
 

@@ -333,13 +333,7 @@ def test_corrupt_image_can_stop_the_run(broken_folder, num_workers):
         ({}, 2000, 1, "train .* 47 .* batch_size=2000"),
         ({}, 9, 2, "batch_size=9 .* 2 host"),
         ({"train_transform": "cutmix"}, 9, 1, "config.data.train_transform='cutmix'.* random_resized_crop, shift_crop"),
-        ({"on_corrupt": "ignore"}, 9, 1, "config.data.on_corrupt='ignore' .*'skip' .*'raise'"),
-        ({"min_area": 0.0}, 9, 1, "config.data.min_area=0.0"),
-        ({"eval_crop": 1.5}, 9, 1, "config.data.eval_crop=1.5"),
         ({"eval_crop": 1e-9}, 9, 1, "config.data.eval_crop=1e-09 .* at most 32768"),
-        ({"shift": -1}, 9, 1, "config.data.shift=-1"),
-        ({"num_workers": 10**6}, 9, 1, r"config.data.num_workers=1000000 must be in 0 \.\. 1024"),
-        ({"num_workers": -1}, 9, 1, "config.data.num_workers=-1"),
     ],
 )
 def test_impossible_settings_are_refused(digits, changes, batch_size, hosts, message):

@@ -318,6 +318,8 @@ BAD_FOLDERS = {
     "no pairs": (lambda root: [file.unlink() for file in (root / "annotations").iterdir()], {}, "image0.png has none"),
     "no split": (lambda root: None, {"eval_share": None}, "'train'.*eval_share"),
     "no classes": (lambda root: (root / "classes.txt").unlink(), {}, "num_classes=N"),
+    "a class twice": (lambda root: (root / "classes.txt").write_text("sky\nsea\nsky\n"), {}, "line 3.*of line 1"),
+    "a class without name": (lambda root: (root / "classes.txt").write_text("sky\n\nsea\n"), {}, "line 2.*is empty"),
     "other classes": (lambda root: None, {"num_classes": 3}, "2 classes.*num_classes=3"),
 }
 

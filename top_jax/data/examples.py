@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Final, TypedDict
+from typing import TypedDict
 
 import numpy as np
 from PIL import Image
@@ -17,7 +17,6 @@ from top_jax.errors import InputError
 from top_jax.values import LARGEST_SIDE
 
 PADDING_INDEX = -1
-MOST_PROCESSES: Final = 1024  # of decoding processes, and of threads in each
 DEFAULT_AUGMENT = AugmentConfig()
 
 
@@ -47,19 +46,11 @@ class ExampleReader:
         if config.train_transform not in TRAIN_TRANSFORMS:
             known = ", ".join(TRAIN_TRANSFORMS)
             raise InputError(f"unknown config.data.train_transform={config.train_transform!r}; use one of {known}.")
-        if config.on_corrupt not in ("skip", "raise"):
-            raise InputError(f"config.data.on_corrupt={config.on_corrupt!r} must be 'skip' or 'raise'.")
-        for name in ("min_area", "eval_crop"):
-            if not 0 < getattr(config, name) <= 1:
-                raise InputError(f"config.data.{name}={getattr(config, name)} must be in (0, 1].")
         if max(self.size) / config.eval_crop > LARGEST_SIDE:
             raise InputError(
                 f"config.data.eval_crop={config.eval_crop} resizes images to {max(self.size) / config.eval_crop:.3g} "
                 f"pixels before the crop; needed: at most {LARGEST_SIDE}. A usual value is 0.875."
             )
-        for name, most in (("shift", LARGEST_SIDE), ("num_workers", MOST_PROCESSES), ("num_threads", MOST_PROCESSES)):
-            if not 0 <= (getattr(config, name) or 0) <= most:
-                raise InputError(f"config.data.{name}={getattr(config, name)} must be in 0 .. {most}.")
 
     def random(self, index: int, rng: np.random.Generator) -> Example:
         """Returns image `index`, cropped and augmented for training; flip, erasing and mixing follow on the device.

@@ -186,13 +186,17 @@ def class_names_of(root: Path, num_classes: int | None) -> tuple[str, ...]:
     """Returns the class names of a folder: the lines of its classes.txt, else "class 0" to the last.
 
     Raises:
-        InputError: there is neither file nor number, or they contradict each other.
+        InputError: there is neither file nor number, they contradict each other, or a line is empty or there twice.
     """
     file = root / CLASSES
     try:
-        names = tuple(line.strip() for line in file.read_text().strip().splitlines()) if file.is_file() else ()
+        names = tuple(line.strip() for line in file.read_text().rstrip().splitlines()) if file.is_file() else ()
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {file} ({error}); it needs one class name a line.") from error
+    for line, name in enumerate(names):
+        if not name or name in names[:line]:
+            fault = f"is {name!r} again, the name of line {names.index(name) + 1}" if name else "is empty"
+            raise InputError(f"line {line + 1} of {file} {fault}; it needs one class name a line, each of its own.")
     if not names and num_classes is None:
         raise InputError(
             f"the number of classes in {root} is not known: {file} is missing or empty. Write one name a line, or pass "
