@@ -314,12 +314,12 @@ def seg_digits(pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDi
         pruning: the section of `RunConfig`; None is the dense model.
     """
     return make_config(
-        batch_size=16,
+        batch_size=8,
         eval_batch_size=60,
-        epochs=7.0,
-        log_every=20,
-        eval_every_epochs=4.0,
-        checkpoint_every=100,
+        epochs=5.5,
+        log_every=40,
+        eval_every_epochs=3.0,
+        checkpoint_every=200,
         model=dict(
             name="plain_mamba_l1",
             head="uper",
