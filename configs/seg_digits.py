@@ -3,7 +3,7 @@
 python train.py --config configs/seg_digits.py
 
 Backbone 39.1 MMACs (published convention).
-Expected mIoU: none is published. Measured: 65.2 % (seed 0; 8f4bc9d with this recipe, 2026-11-28, a CPU).
+Expected mIoU: none is published. Measured: 86.8, 87.8, 83.6 % (seeds 0, 1, 2; d1038fa, 2026-11-28, a CPU).
 
 Recipe: top_jax.recipes.seg_digits.
 """

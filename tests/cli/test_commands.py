@@ -176,3 +176,5 @@ def test_the_reader_of_the_output_has_ended(command, monkeypatch):
     monkeypatch.setattr("top_jax.cli.shared_flags.read_config", work)
     result = command("evaluate", TINY, "--checkpoint=run")
     assert result.status == 1 and result.err.startswith("error: ") and result.err.count("\n") == 1
+    monkeypatch.setattr("top_jax.cli.usage.help_text", work)
+    assert command("evaluate", "--help")[:] == (0, "", "")

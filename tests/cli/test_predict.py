@@ -6,11 +6,11 @@ import re
 
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
+from small_models import filled
 
 import top_jax
-from top_jax.build import build_model
+from top_jax.build import build_abstract_model
 from top_jax.config import DataConfig, ModelConfig, PruningConfig, RunConfig
 from top_jax.errors import InputError
 from top_jax.models.weights import weights_of
@@ -30,7 +30,7 @@ CONFIG = RunConfig(
 def place(tmp_path_factory):
     """A run, an official file of the same weights, and images of three classes in folders."""
     root = tmp_path_factory.mktemp("predict")
-    model = build_model(CONFIG.model, rngs=nnx.Rngs(3))
+    model = filled(build_abstract_model(CONFIG.model), scale=0.3)
     run = RunDirectory(root / "run")
     run.claim(CONFIG, {"class_names": list(NAMES)})
     save_weights(run, weights_of(model))
@@ -137,6 +137,6 @@ def test_from_python(place, caplog):
 def test_names_where_none_are_kept(place, tmp_path):
     run = RunDirectory(tmp_path / "run")
     run.claim(dataclasses.replace(CONFIG))
-    save_weights(run, weights_of(build_model(CONFIG.model)))
+    save_weights(run, weights_of(filled(build_abstract_model(CONFIG.model), scale=0.3)))
     [result] = top_jax.predict(run.path, place / "photos" / "blue" / "day" / "0.png")
     assert set(result.classes) == {"class 0", "class 1", "class 2"}

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hub_server import COMMIT, HubServer, serving
+from small_models import filled
 
 import top_jax
 from top_jax.convert import hub, official_files, state_dict_of
 from top_jax.convert.official_files import OFFICIAL_FILES, OfficialFile
 from top_jax.errors import InputError, RunError
-from top_jax.models import MODELS, VimConfig, abstract_segmenter, create_model
+from top_jax.models import MODELS, VimConfig, abstract_model, abstract_segmenter, create_model
 
 constants = pytest.importorskip("huggingface_hub.constants")
 
@@ -41,7 +42,7 @@ def official(server, tmp_path, monkeypatch) -> dict[str, Any]:
     monkeypatch.setitem(MODELS, "vim_tiny", SMALL)
     state_dicts = {}
     for name, sizes in (("vim_tiny", {}), ("vim_tiny.stride8", {"stride": 8})):
-        model = create_model("vim_tiny", **sizes)
+        model = filled(abstract_model("vim_tiny", **sizes), scale=0.3)
         top_jax.save_torch_checkpoint(model, tmp_path / f"{name}.safetensors")
         content = (tmp_path / f"{name}.safetensors").read_bytes()
         file = f"{Path(OFFICIAL_FILES[name].file).stem}.safetensors"  # an official ViM is known by its file name

@@ -1,5 +1,7 @@
 """Areas and mIoU by hand, and labels of windows against logits of the whole image."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,15 +76,17 @@ def test_labels_of_windows(image_size, size):
     assert [window.shape for window in cut_windows(images, crop, stride)] == [(2, 8, 8, 3)] * len(starts)
 
 
-@pytest.mark.parametrize("name, patch", [("vim_tiny", 8), pytest.param("plain_mamba_l1", 16, marks=pytest.mark.slow)])
-def test_predict(name, patch):
-    """An image of the model's size: the arguments of the maxima of the model's own logits."""
-    model = create_segmenter(name, num_classes=3, img_size=32, patch_size=patch, embed_dim=16, depth=4, channels=8)
-    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
-    found = make_predict(model)(weights_of(model), images, (32, 32))
-    assert np.mean(found == np.argmax(model(images), axis=-1)) > 0.999
-    wide = make_predict(model)(weights_of(model), jnp.concatenate([images, images], axis=2), (40, 70))
-    assert wide.shape == (2, 40, 70)
+@pytest.mark.parametrize("width, starts", [(32, [0]), (64, [0, 21, 32])])
+def test_predict(width, starts):
+    """Windows of the model's size, by whatever model there is; slide inference of a real one: `test_segment`."""
+    model = abstract_segmenter("vim_tiny", num_classes=3, img_size=32, embed_dim=16, depth=4)
+    logits_of = lambda images: images[:, ::4, ::4] ** 2  # noqa: E731
+    images = jax.random.normal(jax.random.key(0), (2, 32, width, 3))
+    predict = make_predict(model, merge=lambda scale: SimpleNamespace(logits=lambda x: (scale * logits_of(x), None)))
+    found = predict(jnp.float32(2), images, (40, 70))
+    windows = [logits_of(images[:, :, left : left + 32]) for left in starts]
+    want = labels_of_windows(windows, (32, width), (32, 32), model.slide_stride, (40, 70))
+    np.testing.assert_array_equal(found, want)
 
 
 @pytest.mark.slow
@@ -98,6 +102,9 @@ def test_segment(tmp_path):
     bias[...] -= jnp.mean(model.logits(prepared[:, :, :32])[0], axis=(0, 1, 2))  # so that more than one class wins
     want = make_predict(model)(weights_of(model), prepared, (48, 80))[0]
     assert prepared.shape[1] == 32 and len(np.unique(want)) > 1
+    window = prepared[:, :, :32]
+    labels = make_predict(model)(weights_of(model), window, (32, 32))
+    assert np.mean(labels == np.argmax(model(window), axis=-1)) > 0.999
     for photo in (pixels, file, str(file), file.read_bytes()):
         found = segment(model, photo)
         assert found.dtype == np.int32

@@ -16,6 +16,7 @@ from flax import nnx
 
 from top_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from top_jax.convert.key_maps import segmenter_keys
+from top_jax.convert.position_embedding import resize_position_embedding
 from top_jax.convert.segmenter_checkpoint import ROTARY, load_segmenter_state_dict, segmenter_state_dict
 from top_jax.models import Segmenter, abstract_segmenter
 from top_jax.models.heads import FCNHead, UPerHead
@@ -108,16 +109,14 @@ def computed(case):
     """What our model computes of it: token maps, maps, logits of both heads, of the image, and all gradients."""
 
     def run(model, image):
-        def outputs(model, image):
-            token_maps = model.token_maps(model.backbone.features(image, stages=model.config.stages))
-            maps = model.maps(image)
+        def scalar(model, image):
             decode, auxiliary = model.logits(image)
             loss = jnp.sum(decode * ours(case["cotangent_decode"]))
-            loss += jnp.sum(auxiliary * ours(case["cotangent_auxiliary"]))
-            return loss, (token_maps, maps, decode, auxiliary, model(image))
+            return loss + jnp.sum(auxiliary * ours(case["cotangent_auxiliary"])), (decode, auxiliary)
 
-        (_, results), gradients = jax.value_and_grad(outputs, argnums=(0, 1), has_aux=True)(model, image)
-        return results, gradients
+        (_, logits), gradients = jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True)(model, image)
+        token_maps = model.token_maps(model.backbone.features(image, stages=model.config.stages))
+        return (token_maps, model.maps(image), *logits, model(image)), gradients
 
     options = {} if case.name == HERE else {"compiler_options": OPTIMISED}  # official_tiny is close to the tolerance
     return jax.jit(run, **options)(case.build(), case.image)
@@ -156,6 +155,13 @@ def test_gradients(case, computed):
         for name, want in case.under("grad/").items()
     }
     assert len(errors) > 30 and max(errors.values()) < GRADIENT, errors
+
+
+def test_a_position_embedding_of_another_size(shared):
+    with np.load(shared / "fixtures/segmentation/vim_seg_tiny_micro.npz") as arrays:
+        before, after = arrays["pos_embed_4x4"], arrays["pos_embed_6x6"]
+    found = resize_position_embedding(before, (4, 4), (6, 6), class_token=None)
+    assert relative_error(found, after) < FORWARD
 
 
 @pytest.mark.slow

@@ -53,6 +53,16 @@ def stages_of(photos, quick_jit):
     return functools.cache(lambda name, reduction, **changes: run(model_of(name, reduction, **changes), photos))
 
 
+@pytest.fixture(scope="module")
+def shown(quick_jit):
+    """What maps of 4 x 4 places show: `[B, 16, D]`."""
+
+    def rows(stages, fill="frozen"):
+        return [to_grid(stage, fill).reshape(len(stage.x), 16, -1) for stage in stages]
+
+    return quick_jit(rows, static_argnames="fill")
+
+
 VARIANTS = [
     *(pytest.param("vim_tiny", v, marks=pytest.mark.slow) for v in ("residual", "official_tiny", "official_small")),
     ("plain_mamba_l1", None),
@@ -60,44 +70,44 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
-def test_frozen_shows_what_left_each_block(name, variant, stages_of):
+def test_frozen_shows_what_left_each_block(name, variant, stages_of, shown):
     """The dense value at the first prune, and the value before the second; survivors are as they are."""
     changes = {} if variant is None else {"variant": variant}
     dense, pruned = stages_of(name, "dense", **changes), stages_of(name, "hold", **changes)
-    maps = [np.asarray(to_grid(stage)).reshape(2, 16, -1) for stage in pruned]
+    maps = [np.asarray(rows) for rows in shown(pruned)]
     first, second = np.asarray(pruned[0].source), np.asarray(pruned[2].source)
     assert (first < 0).sum() == 16 and (second < 0).sum() == 24
-    np.testing.assert_allclose(maps[0], np.asarray(to_grid(dense[0])).reshape(2, 16, -1), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(maps[0], shown(dense[:1])[0], rtol=1e-5, atol=1e-5)
     for later in maps[1:]:
         np.testing.assert_array_equal(later[first < 0], maps[0][first < 0])
     gone = (first >= 0) & (second < 0)  # by the second prune, whose map still shows them as block 3 left them
     assert gone.any()
     np.testing.assert_array_equal(maps[3][gone], maps[2][gone])
     assert not np.array_equal(maps[2][gone], maps[1][gone])
-    for stage, shown in zip(pruned, maps, strict=True):
+    for stage, rows in zip(pruned, maps, strict=True):
         kept = np.asarray(stage.source) >= 0
         alive = np.take_along_axis(np.asarray(stage.x), np.maximum(np.asarray(stage.source), 0)[:, :, None], axis=1)
-        np.testing.assert_array_equal(shown[kept], alive[kept])
+        np.testing.assert_array_equal(rows[kept], alive[kept])
 
 
 @pytest.mark.parametrize("reduction", ["evit", "merge", "none"])
-def test_frozen_with_every_method(reduction, stages_of):
+def test_frozen_with_every_method(reduction, stages_of, shown):
     """A merged patch shows its token, and so nothing is frozen; EViT's dropped patches are, its fused token is not."""
     last = stages_of("plain_mamba_l1", reduction)[3]
-    shown = np.asarray(to_grid(last)).reshape(2, 16, -1)
+    rows = np.asarray(shown((last,))[0])
     source = np.asarray(last.source)
     assert (source < 0).any() == (reduction != "merge")
     alive = np.take_along_axis(np.asarray(last.x), np.maximum(source, 0)[:, :, None], axis=1)
-    np.testing.assert_array_equal(shown[source >= 0], alive[source >= 0])
-    np.testing.assert_array_equal(shown[source < 0], np.asarray(last.canvas)[source < 0])
+    np.testing.assert_array_equal(rows[source >= 0], alive[source >= 0])
+    np.testing.assert_array_equal(rows[source < 0], np.asarray(last.canvas)[source < 0])
 
 
 @pytest.mark.parametrize("name", [pytest.param("vim_tiny", marks=pytest.mark.slow), "plain_mamba_l1"])
 @pytest.mark.parametrize("fill", FILLS)
-def test_keeping_everything_is_the_dense_model(name, fill, photos, stages_of):
-    dense, whole = stages_of(name, "dense"), stages_of(name, "whole")
+def test_keeping_everything_is_the_dense_model(name, fill, stages_of, shown):
+    dense, whole = (shown(stages_of(name, reduction), fill=fill) for reduction in ("dense", "whole"))
     for one, other in zip(dense, whole, strict=True):
-        np.testing.assert_allclose(to_grid(one, fill), to_grid(other, fill), rtol=1e-5, atol=1e-5)  # two programs
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)  # two programs
 
 
 def test_zero_is_zero_after_the_norm_and_frozen_before_it(stages_of):

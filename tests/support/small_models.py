@@ -34,8 +34,12 @@ def random_model(name: str, *, scale: float, **settings: Any) -> Any:
         scale: standard deviation of the parameters; BatchNorm's statistics are uniform in 0.5 .. 1.5.
         **settings: as for `create_model`.
     """
-    model = model_of_shapes(name, **settings)
-    rng = np.random.default_rng(0)
+    return filled(model_of_shapes(name, **settings), scale=scale)
+
+
+def filled(model: Any, *, scale: float, seed: int = 0) -> Any:
+    """Gives a model of shapes the random weights of `random_model`, in place: JAX would compile each initial value."""
+    rng = np.random.default_rng(seed)
     draw = lambda weight: jnp.asarray(rng.normal(size=weight.shape) * scale, weight.dtype)  # noqa: E731
     positive = lambda weight: jnp.asarray(rng.uniform(0.5, 1.5, size=weight.shape), weight.dtype)  # noqa: E731
     params, statistics = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)

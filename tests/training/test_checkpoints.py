@@ -12,9 +12,10 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from jax.tree_util import keystr, tree_leaves_with_path
+from small_models import filled
 
 import top_jax
-from top_jax.build import build_model
+from top_jax.build import build_abstract_model
 from top_jax.config import ModelConfig, OptimizerConfig, PruningConfig, RunConfig
 from top_jax.errors import InputError, RunError
 from top_jax.models.layers import BatchNorm, DropPath
@@ -220,7 +221,7 @@ def make_run(path, *, which=("latest", "best"), ema_decay=None, model=MODEL, **s
     config = RunConfig(model=model, optimizer=OptimizerConfig(ema_decay=ema_decay), **settings)
     run = RunDirectory(path)
     run.claim(config)
-    built = build_model(model)
+    built = filled(build_abstract_model(model), scale=0.3)
     best = weights_of(built)
     with Checkpoints(run.checkpoints) as checkpoints:
         for name in which:
@@ -303,7 +304,7 @@ def test_load_checkpoint_of_another_layout(tmp_path):
 
 @pytest.mark.parametrize("model", [MODEL, WITH_STATISTICS])
 def test_converted_weights_are_best_and_latest(model, tmp_path):
-    weights = weights_of(build_model(model))
+    weights = weights_of(filled(build_abstract_model(model), scale=0.3))
     run = RunDirectory(tmp_path)
     run.claim(RunConfig(model=model))
     save_weights(run, weights)
@@ -323,7 +324,7 @@ def test_init_from_a_dense_run(model, tmp_path):
 def test_without_statistics_the_files_are_as_ever(tmp_path):
     """Releases before BatchNorm wrote and read the parameters and nothing else."""
     make_run(tmp_path)
-    params = nnx.to_pure_dict(nnx.state(build_model(MODEL), nnx.Param))
+    params = nnx.to_pure_dict(nnx.state(build_abstract_model(MODEL), nnx.Param))
     for which, step in (("best", 3), ("latest", 4)):
         with ocp.StandardCheckpointer() as reader:
             found = reader.restore(tmp_path / "checkpoints" / which / str(step) / "weights")
@@ -364,7 +365,7 @@ def test_init_from_another_grid_of_as_many_patches(tmp_path, monkeypatch, change
     run, texts = RunDirectory(tmp_path), []
     model = dataclasses.replace(MODEL, img_size=(8,), patch_size=4)
     run.claim(RunConfig(model=model))
-    save_weights(run, weights_of(build_model(model)))
+    save_weights(run, weights_of(filled(build_abstract_model(model), scale=0.3)))
 
     def warning(text, *values):
         if "positions" in text:  # Orbax warns too

@@ -1,13 +1,15 @@
 """Class names of weights, and data facts of a run: kept, compared, and put into the data's order."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
+from small_models import filled
 
 import top_jax
-from top_jax.build import build_model
+from top_jax.build import build_abstract_model
 from top_jax.config import ModelConfig, RunConfig
 from top_jax.convert.checkpoint_files import read_class_names
 from top_jax.errors import InputError
@@ -23,7 +25,7 @@ MOVED = ("red", "blue", "green")
 
 @pytest.fixture(scope="module")
 def model():
-    return build_model(MODEL)
+    return filled(build_abstract_model(MODEL), scale=0.3)
 
 
 @pytest.fixture(scope="module", params=["run", "file.safetensors", pytest.param("file.pth", marks=pytest.mark.torch)])
@@ -94,7 +96,8 @@ def test_official_weights_have_imagenets_classes(tmp_path):
     assert len(synsets) == len(set(synsets)) == 1000 and list(synsets) == sorted(synsets)
     assert (synsets[0], synsets[281], synsets[-1]) == ("n01440764", "n02123045", "n15075141")
     file = tmp_path / "official.safetensors"
-    top_jax.save_torch_checkpoint(build_model(ModelConfig(**{**vars(MODEL), "num_classes": 1000})), file)
+    imagenet = filled(build_abstract_model(dataclasses.replace(MODEL, num_classes=1000)), scale=0.3)
+    top_jax.save_torch_checkpoint(imagenet, file)
     assert read_class_names(file) is None
     assert class_names_of(file, 1000) == synsets and class_names_of(file, 3) is None
     with pytest.raises(InputError, match="only there: 'n01440764'; only here: 'n00000001'"):

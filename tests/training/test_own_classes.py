@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from small_models import filled
 
 import top_jax
-from top_jax.build import build_model
+from top_jax.build import build_abstract_model
 from top_jax.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from top_jax.convert.position_embedding import resize_position_embedding
 from top_jax.errors import InputError
@@ -25,7 +26,7 @@ THREE = dataclasses.replace(MODEL, num_classes=3)
 
 @pytest.fixture(scope="module")
 def model():
-    return build_model(MODEL, rngs=nnx.Rngs(9))
+    return filled(build_abstract_model(MODEL), scale=0.3)
 
 
 @pytest.fixture(scope="module", params=["run", "file.safetensors"])
@@ -116,7 +117,7 @@ def test_a_frozen_backbone():
         optimizer=OptimizerConfig(freeze_backbone=True, layer_decay=0.5, weight_decay=0.5, clip_norm=1.0),
         data=DataConfig(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
     )
-    model = build_model(config.model)
+    model = filled(build_abstract_model(config.model), scale=0.3)
     params, stats = split_weights(weights_of(model), like=statistics_of(model))
     optimizer = make_optimizer(config.optimizer, lambda step: 0.1)
     state = create_state(params, stats, optimizer, seed=0, with_ema=False)

@@ -1,15 +1,17 @@
 """The loss of a segmenter against mmseg's, its memory, and what the optimizer does to its parameters."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_models import filled
 
 from top_jax import create_segmenter, save_torch_checkpoint
-from top_jax.build import build_model
+from top_jax.build import build_abstract_model
 from top_jax.config import ModelConfig, OptimizerConfig, RunConfig
 from top_jax.errors import InputError
 from top_jax.memory import program_memory
@@ -36,17 +38,21 @@ def test_loss_and_gradient(size, label_size):
     label = jax.random.randint(keys[1], (2, *label_size), 0, 6)
     label = jnp.where(label == 5, IGNORED, label).astype(jnp.uint8)
     share = jnp.array([0.25, 0.75])
-    ours, slope = jax.value_and_grad(lambda x: jnp.sum(pixel_loss(x, label).loss * share))(logits)
-    want, wanted = jax.value_and_grad(lambda x: jnp.sum(plain_loss(x, label) * share))(logits)
+    ours, slope = jax.jit(jax.value_and_grad(lambda x: jnp.sum(pixel_loss(x, label).loss * share)))(logits)
+    want, wanted = jax.jit(jax.value_and_grad(lambda x: jnp.sum(plain_loss(x, label) * share)))(logits)
     np.testing.assert_allclose(ours, want, rtol=1e-6)
     np.testing.assert_allclose(slope, wanted, atol=1e-6 * float(jnp.max(jnp.abs(wanted))))
 
 
 def test_all_ignored_is_zero():
     logits, label = jnp.ones((1, 4, 4, 3)), jnp.full((1, 16, 16), IGNORED, jnp.uint8)
-    found, slope = jax.value_and_grad(lambda x: jnp.sum(pixel_loss(x, label).loss))(logits)
-    assert found == 0 and not np.any(slope)
-    assert float(pixel_loss(logits, label).labelled[0]) == 0
+
+    def loss(logits):
+        found = pixel_loss(logits, label)
+        return jnp.sum(found.loss), found.labelled
+
+    (found, labelled), slope = jax.jit(jax.value_and_grad(loss, has_aux=True))(logits)
+    assert found == 0 and not np.any(slope) and labelled[0] == 0
 
 
 def test_memory_of_the_loss():
@@ -108,10 +114,16 @@ def test_weight_decay():
 def test_losses_of_a_model():
     """The auxiliary loss is weighted, and counts nothing without its head."""
     images, label = jnp.ones((2, 32, 32, 3)), jnp.zeros((2, 32, 32), jnp.uint8)
-    found = losses(micro(), images, label, None, aux_weight=0.4)
-    alone = losses(micro(), images, label, None, aux_weight=0.0)["loss"]
-    np.testing.assert_allclose(found["loss"], alone + 0.4 * found["auxiliary_loss"], rtol=1e-6)
-    assert "auxiliary_loss" not in losses(micro(aux_channels=0), images, label, None, aux_weight=0.4)
+
+    def losses_of(aux_weight, *, has_auxiliary=True):
+        def logits(images, keys):
+            return images[:, ::4, ::4] * 2, images[:, ::8, ::8] if has_auxiliary else None
+
+        return jax.jit(lambda: losses(SimpleNamespace(logits=logits), images, label, None, aux_weight))()
+
+    found = losses_of(0.4)
+    np.testing.assert_allclose(found["loss"], losses_of(0.0)["loss"] + 0.4 * found["auxiliary_loss"], rtol=1e-6)
+    assert "auxiliary_loss" not in losses_of(0.4, has_auxiliary=False)
 
 
 SIZES = dict(name="vim_tiny", patch_size=8, embed_dim=16, depth=4, d_state=4)
@@ -121,7 +133,7 @@ SEGMENTER = ModelConfig(head="uper", num_classes=3, img_size=(32,), channels=8, 
 
 def run_of(config, path):
     """A run directory with random weights of a config's model."""
-    weights = weights_of(build_model(config))
+    weights = weights_of(filled(build_abstract_model(config), scale=0.3))
     optimizer = OptimizerConfig(label_smoothing=0.0)
     RunDirectory(path).describe(RunConfig(model=config, optimizer=optimizer))
     save_weights(RunDirectory(path), weights)
@@ -145,7 +157,7 @@ def test_starts_from_a_classifier(tmp_path):
     with pytest.raises(InputError, match="init_from"):
         checkpoint_weights(tmp_path / "classifier", SEGMENTER)
     file = tmp_path / "classifier.safetensors"
-    save_torch_checkpoint(build_model(CLASSIFIER), file)
+    save_torch_checkpoint(filled(build_abstract_model(CLASSIFIER), scale=0.3), file)
     from_file = start(file)
     jax.tree.map(np.testing.assert_array_equal, from_file["backbone"], first["backbone"])
 

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from small_models import filled
 
-from top_jax.build import build_model
+from top_jax.build import build_abstract_model
 from top_jax.config import DistillationConfig, ModelConfig, PruningConfig, RunConfig
 from top_jax.errors import InputError
 from top_jax.models.weights import weights_of
@@ -24,7 +25,7 @@ MODEL = ModelConfig(
 @pytest.fixture(scope="module")
 def weights():
     """The dense model's weights, changed so that no seed gives them."""
-    weights = weights_of(build_model(MODEL, rngs=nnx.Rngs(7)))
+    weights = weights_of(filled(build_abstract_model(MODEL), scale=0.3))
     weights["head"]["bias"] = weights["head"]["bias"] + 2
     weights["patch_embed"]["stem"]["norm"]["mean"] = weights["patch_embed"]["stem"]["norm"]["mean"] + 3
     return weights

@@ -118,8 +118,7 @@ def _problem(error: Exception) -> Exception | None:
     if isinstance(error, ImportError):
         return missing_extra(error, Path(sys.argv[0]).stem)
     if isinstance(error, BrokenPipeError):  # `| head`
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would flush the rest at its end
+        _drop_output()
         return RunError("the program that read this output has ended, so that nothing more can be printed.")
     if files.is_full(error):
         name = getattr(error, "filename", None)
@@ -133,6 +132,12 @@ def _problem(error: Exception) -> Exception | None:
         if (lost := distributed.lost_process(error)) is not None:
             return lost
     return _no_device()  # without a device, JAX, Flax and Orbax raise different errors at different places
+
+
+def _drop_output() -> None:
+    """Sends stdout nowhere, because Python would flush the rest at its end to a reader that has ended."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def no_more(arguments: list[str]) -> None:
@@ -187,7 +192,10 @@ def _parse(arguments: list[str]) -> list[str]:
     if {"-h", "--help"} & set(arguments):
         from top_jax.cli import usage
 
-        print(usage.help_text(with_settings=Path(sys.argv[0]).stem == "train"))
+        try:
+            print(usage.help_text(with_settings=Path(sys.argv[0]).stem == "train"), flush=True)
+        except BrokenPipeError:
+            _drop_output()  # `--help | head` has read what it wanted
         sys.exit(0)
     try:
         arguments = _with_flag_files(arguments)
