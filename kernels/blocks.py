@@ -16,7 +16,7 @@ from top_jax.errors import InputError
 from top_jax.files import write_json
 
 TUNING: Final = Path(__file__).parent / "tuning"
-KERNELS: Final = 2  # generation of the kernels: blocks that were tuned for another say nothing about these
+KERNELS: Final = 3  # generation of the kernels: blocks that were tuned for another say nothing about these
 _MOST_WARPS: Final = 32  # per CUDA block
 _MOST_OF_A_BLOCK: Final = 1024
 
@@ -78,7 +78,7 @@ def by_rule(implementation: str, width: int, states: int) -> Blocks:
     of_512 = min(max(512 // padded, 8), 128, most)  # 16 elements of the state for each thread of a warp
     if implementation == "pallas":
         return Blocks(3, 3, of_512, 1, 3, of_512, 1)
-    return Blocks(24, 4, min(64 if padded <= 16 else 32, most), 1, 3, min(of_512, 32), 1)
+    return Blocks(24, 4, min(64 if padded <= 16 else 32, most), 1, 4, max(min(of_512, 32), 8), 1)
 
 
 def power_of_two(number: int) -> int:

@@ -43,27 +43,17 @@ def pallas_forward(
 
 
 def pallas_backward(
-    arguments: ScanArguments,
-    starts: jax.Array,
-    dout: jax.Array,
-    plan: ScanPlan,
-    blocks: Blocks,
-    *,
-    interpret: bool = False,
+    arguments: ScanArguments, starts: Any, dout: Any, plan: ScanPlan, blocks: Blocks, *, interpret: bool = False
 ) -> ScanGradients:
     """Runs the backward kernel on the forward's arguments and states, and the cotangent of the sum of its y."""
     sizes = _padded_sizes(arguments, plan, blocks, blocks.backward_channels)
     inputs = _inputs(arguments, sizes)
     inputs |= {"starts": _operand(starts, "G B c E N", sizes), "dout": _operand(dout, "B L E", sizes)}
     outputs = {
-        "du": (arguments.u.dtype, "G B L E"),
-        "ddelta": (arguments.delta.dtype, "G B L E"),
-        "dA": (jnp.float32, "G B E N"),
-        "dB": (jnp.float32, "b G B L N"),
-        "dC": (jnp.float32, "b G B L N"),
-        "dD": (jnp.float32, "G B E"),
-        "dbias": (jnp.float32, "G B E"),
-    }
+        "du": (arguments.u.dtype, "G B L E"), "ddelta": (arguments.delta.dtype, "G B L E"),
+        "dA": (jnp.float32, "G B E N"), "dB": (jnp.float32, "b G B L N"), "dC": (jnp.float32, "b G B L N"),
+        "dD": (jnp.float32, "G B E"), "dbias": (jnp.float32, "G B E"),
+    }  # fmt: skip
     kernel = functools.partial(_backward_kernel, plan, blocks.segment)
     grads = _call(kernel, inputs, outputs, sizes, blocks.backward_channels, blocks.backward_warps, interpret)
     real = dict(zip("BLEN", arguments.sizes, strict=True))
@@ -143,13 +133,8 @@ def _pull_back(refs: Refs, row: Row, adjoint: _Adjoint, a: jax.Array, bias: jax.
     draw = (ddrive * x + dtau + adjoint.from_gap) * _sigmoid(row["delta"] + bias)
     refs["du"][row["token"]] = (ddrive * dt + refs["D"][...] * dy).astype(refs["du"].dtype)
     refs["ddelta"][row["row"]] = draw.astype(refs["ddelta"].dtype)
-    return _Adjoint(
-        h=dh,
-        A=adjoint.A + dexponent * tau[:, None],
-        D=adjoint.D + dy * x,
-        delta_bias=adjoint.delta_bias + draw,
-        from_gap=row["gap"] * dtau if "gap" in refs else adjoint.from_gap,
-    )
+    from_gap = row["gap"] * dtau if "gap" in refs else adjoint.from_gap
+    return _Adjoint(dh, adjoint.A + dexponent * tau[:, None], adjoint.D + dy * x, adjoint.delta_bias + draw, from_gap)
 
 
 def _load(refs: Refs, plan: ScanPlan, route: tuple[Any, Any], i: Any, names: tuple[str, ...]) -> Row:

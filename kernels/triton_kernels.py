@@ -1,6 +1,4 @@
-"""The aligned selective scan as raw Triton kernels; `triton_scan.py` launches them.
-
-docs/concepts/kernels.md derives them.
+"""The aligned selective scan as raw Triton kernels; `triton_scan.py` launches, docs/concepts/kernels.md derives them.
 
 One program per (image, direction, block of channels), sequential in L, with the state in registers. A program shares
 nothing with another: it writes its own rows of y, and XLA sums the directions.
@@ -19,42 +17,31 @@ import triton.language as tl
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 PART = tl.constexpr(4)  # states that a thread loads and stores at once
+CHUNK = tl.constexpr(4)  # steps that the backward keeps the states of
+LANES_E = tl.constexpr(32 // 4)  # lanes of the backward that share its states
 
 
 @triton.jit
 def forward_kernel(
     # inputs
-    u,  # [G or 1, B, L, E]
-    delta,  # [G or 1, B, L, E]
+    u, delta,  # [G or 1, B, L, E]
     A,  # [G, E, N] float32, times log2(e)
-    B,  # [G, B, L, N] float32
-    C,  # [G, B, L, N] float32
-    D,  # [G, E] float32
-    delta_bias,  # [G, E] float32
+    B, C,  # [G, B, L, N] float32
+    D, delta_bias,  # [G, E] float32
     gap,  # [G, B, L] float32, read if has_gap
     order,  # [G, B, L] int32, read if has_order
     # outputs
     y,  # [G, B, L, E]
     starts,  # [G, B, ceil(L / segment), block_n / 4, E, 4] float32, written if save
-    batch: tl.constexpr,
-    length: tl.constexpr,
-    width: tl.constexpr,
-    states: tl.constexpr,
-    directions: tl.constexpr,
+    batch: tl.constexpr, length: tl.constexpr, width: tl.constexpr, states: tl.constexpr, directions: tl.constexpr,
     reverse: tl.constexpr,  # bit g: direction g scans backwards
-    u_shared: tl.constexpr,
-    delta_shared: tl.constexpr,
-    has_gap: tl.constexpr,
-    has_order: tl.constexpr,
-    reorder_parameters: tl.constexpr,
-    save: tl.constexpr,
+    u_shared: tl.constexpr, delta_shared: tl.constexpr, has_gap: tl.constexpr, has_order: tl.constexpr,
+    reorder_parameters: tl.constexpr, save: tl.constexpr, block_e: tl.constexpr, block_n: tl.constexpr,
     segment: tl.constexpr,  # steps between two saved states, a multiple of chunk
     chunk: tl.constexpr,  # at most length
-    block_e: tl.constexpr,
-    block_n: tl.constexpr,
     pair: tl.constexpr,  # neighbouring channels of a thread, which owns all their states: 1 or 2
     ahead: tl.constexpr,  # B and C are fetched one step ahead; off where a thread has too many states
-):
+):  # fmt: skip
     """Scans; `save` keeps the state at the start of each segment. u and delta are fetched one chunk ahead."""
     parts: tl.constexpr = block_n // PART
     lanes: tl.constexpr = block_e // pair
@@ -188,157 +175,211 @@ def backward_kernel(
     # inputs: those of the forward, the states it saved, and the cotangent [B, L, E] of every direction's y
     u, delta, A, B, C, D, delta_bias, gap, order, starts, dout,
     # outputs
-    du,  # [G, B, L, E]
-    ddelta,  # [G, B, L, E]
+    du, ddelta,  # [G, B, L, E]
     dA,  # [G, B, E, N] float32
-    dB,  # [blocks, G, B, L, N] float32
-    dC,  # [blocks, G, B, L, N] float32
-    dD,  # [G, B, E] float32
-    ddelta_bias,  # [G, B, E] float32
-    scratch,  # [G, B, segment / chunk, block_n / 4, E, 4] float32, used if segment > chunk
+    dB, dC,  # [blocks, G, B, L, N] float32
+    dD, ddelta_bias,  # [G, B, E] float32
+    scratch,  # [G, B, blocks, segment / CHUNK, block_e block_n] float32, used if segment > CHUNK
     batch: tl.constexpr, length: tl.constexpr, width: tl.constexpr, states: tl.constexpr, directions: tl.constexpr,
     reverse: tl.constexpr, u_shared: tl.constexpr, delta_shared: tl.constexpr, has_gap: tl.constexpr,
     has_order: tl.constexpr, reorder_parameters: tl.constexpr,
-    segment: tl.constexpr,  # steps between two saved states, a multiple of chunk
-    chunk: tl.constexpr, block_e: tl.constexpr, block_n: tl.constexpr,
-    alone: tl.constexpr,  # no two threads hold the same element, so that each reads from `scratch` what it wrote
+    segment: tl.constexpr,  # steps between two saved states, a multiple of CHUNK
+    block_e: tl.constexpr, block_n: tl.constexpr,  # multiples of LANES_E and of CHUNK
 ):  # fmt: skip
-    """Runs back through the chunks; everything of a chunk is loaded once, at its top.
+    """Runs back through the chunks, each first forward again; what a chunk reads is fetched one chunk ahead.
 
-    The states at the chunks of a segment are rebuilt from its saved state and wait in `scratch`.
+    One warp. Lane 8 q + r holds J channels and M states of each: tiles of the state are [32, J, M]. Of a chunk it holds
+    u, delta and dout at step q, [32, J, 1], and B at step r or C at step r - 4, [32, 1, M]. So no two lanes compute the
+    same for a channel and step; a row reaches other lanes by a shuffle when its step comes. The states at the chunks of
+    a segment are rebuilt from its saved one; each lane reads from `scratch` the tiles that it wrote.
     """
-    g, image, lane, first, sign = my_scan(batch, length, directions, reverse)
-    n = tl.arange(0, block_n)
-    e = tl.program_id(1) * block_e + tl.arange(0, block_e)
-    real_n, real_e = n < states, e < width
-    real = real_e[:, None] & real_n[None, :]
-    matrix = e[:, None] * states + n[None, :]
-    in_parts = (n // PART * (width * PART) + n % PART)[None, :] + (e * PART)[:, None]
-    chunks: tl.constexpr = (length + chunk - 1) // chunk
+    size_e: tl.constexpr = block_e // LANES_E
+    size_n: tl.constexpr = block_n // CHUNK
+    tile_size: tl.constexpr = block_e * block_n
+    chunks: tl.constexpr = (length + CHUNK - 1) // CHUNK
     segments: tl.constexpr = (length + segment - 1) // segment
-    each: tl.constexpr = segment // chunk
-    state_size: tl.constexpr = block_n * width
-    rows = lane * (length * width)
-    u += (image if u_shared else lane) * (length * width) + e
-    delta += (image if delta_shared else lane) * (length * width) + e
-    dout += image * (length * width) + e
-    du += rows + e
-    ddelta += rows + e
-    B += lane * (length * states) + n
-    C += lane * (length * states) + n
-    dB += (tl.program_id(1) * (directions * batch) + lane) * (length * states) + n
-    dC += (tl.program_id(1) * (directions * batch) + lane) * (length * states) + n
-    gap += lane * length
-    order += lane * length
-    starts += lane * (segments * state_size)
-    scratch += lane * (each * state_size)
-    a = tl.load(A + g * (states * width) + matrix, mask=real, other=0.0)
-    skip = tl.load(D + g * width + e, mask=real_e, other=0.0)
-    bias = tl.load(delta_bias + g * width + e, mask=real_e, other=0.0)
-    dh = tl.zeros([block_e, block_n], tl.float32)
-    da = tl.zeros([block_e, block_n], tl.float32)
-    dskip = tl.zeros([block_e], tl.float32)
-    dbias = tl.zeros([block_e], tl.float32)
-    from_gap = tl.zeros([block_e], tl.float32)  # gradient of dt through the gap after its token
-    for number in range(chunks):
-        c = chunks - 1 - number
-        if each == 1:
-            h = tl.load(starts + c * state_size + in_parts, mask=real, other=0.0)
-        else:
-            if (c + 1) % each == 0 or c == chunks - 1:  # a new segment: its states at all chunks up to this one
-                i = c // each * segment
-                h = tl.load(starts + c // each * state_size + in_parts, mask=real, other=0.0)
-                dt_before = tl.zeros([block_e], tl.float32)
-                if has_gap:
-                    dt_before = dt_at(
-                        delta, bias, order, i - 1, first, sign, width, real_e, has_order, reorder_parameters
-                    )
-                while i < c * chunk:
-                    tl.store(scratch + i // chunk % each * state_size + in_parts, h, mask=real)
-                    us, deltas, bs, gaps = (), (), (), ()
-                    for s in tl.static_range(chunk):
-                        step, token, row = place(order, i + s, first, sign, has_order, reorder_parameters)
-                        us += (tl.load(u + token * width, mask=real_e, other=0.0),)
-                        deltas += (tl.load(delta + row * width, mask=real_e, other=0.0),)
-                        bs += (tl.load(B + row * states, mask=real_n, other=0.0),)
-                        if has_gap:
-                            gaps += (tl.load(gap + step),)
-                    for s in tl.static_range(chunk):
-                        dt = softplus(deltas[s].to(tl.float32) + bias)
-                        tau = dt
-                        if has_gap:
-                            tau += gaps[s] * dt_before
-                            dt_before = dt
-                        h = tl.exp2(tau[:, None] * a) * h + (dt * us[s].to(tl.float32))[:, None] * bs[s][None, :]
-                    i += chunk
-                tl.store(scratch + c % each * state_size + in_parts, h, mask=real)
-                if not alone:
-                    tl.debug_barrier()
-            h = tl.load(scratch + c % each * state_size + in_parts, mask=real, other=0.0)
-        us, deltas, douts, bs, cs, gaps, tokens = (), (), (), (), (), (), ()
-        for s in tl.static_range(chunk):
-            i = tl.minimum(c * chunk + s, length - 1)
-            step, token, row = place(order, i, first, sign, has_order, reorder_parameters)
-            us += (tl.load(u + token * width, mask=real_e, other=0.0),)
-            deltas += (tl.load(delta + row * width, mask=real_e, other=0.0),)
-            douts += (tl.load(dout + token * width, mask=real_e, other=0.0),)
-            bs += (tl.load(B + row * states, mask=real_n, other=0.0),)
-            cs += (tl.load(C + row * states, mask=real_n, other=0.0),)
-            if has_gap:
-                gaps += (tl.load(gap + step),)
-            if has_order:
-                tokens += (token,)
-        dt_before = tl.zeros([block_e], tl.float32)
-        if has_gap:
-            dt_before = dt_at(
-                delta, bias, order, c * chunk - 1, first, sign, width, real_e, has_order, reorder_parameters
+    each: tl.constexpr = segment // CHUNK
+    last: tl.constexpr = length - 1
+    g, image, scan, first, sign = my_scan(batch, length, directions, reverse)
+    block = tl.program_id(1)
+    lane = tl.arange(0, 32)[:, None, None]
+    held = held_by(lane, block, block_e, block_n, width)
+    q, r, e, n, real_e = held
+    j = tl.arange(0, size_e)[None, :, None]
+    u += (image if u_shared else scan) * (length * width)
+    delta += (image if delta_shared else scan) * (length * width)
+    dout += image * (length * width)
+    columns = scan * (length * states) + tl.minimum(n, states - 1)
+    columns = tl.where(r < CHUNK, B + columns, C + columns)
+    order += scan * length
+    arrays = (u, delta, dout, columns, gap + scan * length, order, first, sign)
+    du, ddelta = du + scan * (length * width), ddelta + scan * (length * width)
+    part = (block * (directions * batch) + scan) * (length * states)
+    dB, dC = dB + part, dC + part
+    starts += scan * (segments * block_n * width)
+    scratch += (scan * tl.num_programs(1) + block) * (each * tile_size)
+    a = tl.load(A + (g * (width * states) + e * states + n), mask=n < states, other=0.0)
+    skip, bias = tl.load(D + (g * width + e)), tl.load(delta_bias + (g * width + e))
+    none, none_e = tl.zeros([32, size_e, size_n], tl.float32), tl.zeros([32, size_e, 1], tl.float32)
+    dh, da, dskip, dbias, by_gap = none, none, none_e, none_e, none_e
+    ahead = load_chunk(arrays, chunks - 1, held, length, width, states, has_gap, has_order, reorder_parameters)
+    for number in range(segments):
+        k = segments - 1 - number
+        count = tl.minimum(chunks - k * each, each)  # chunks of segment k
+        # The same lanes, but the compiler does not see it; else it keeps what follows from them and spills it.
+        lane_k = of_lane(lane, (lane + 32 * k) % 32)
+        held_k = held_by(lane_k, block, block_e, block_n, width)
+        q_k, r_k, e_k, n_k, real_k = held_k
+        h = tl.load(starts + (k * (block_n * width) + n_k // PART * (width * PART) + n_k % PART + e_k * PART))
+        tiles = scratch + ((j * 32 + lane_k) * size_n + n_k % size_n)
+        if each > 1:
+            for i in range(count - 1):
+                tl.store(tiles + i * tile_size, h)
+                loaded = load_chunk(
+                    arrays, k * each + i, held_k, length, width, states, has_gap, has_order, reorder_parameters
+                )
+                x, dt, tau, slope = time_steps(loaded, bias, q_k >= 0, has_gap)
+                kept, decays = through_chunk(h, a, tau, dt * x, loaded[3], q_k, r_k)
+                h = kept[CHUNK]
+            tl.store(tiles + (count - 1) * tile_size, h)
+            if size_n != PART:  # where no test of compilation sees that a lane reads what it wrote itself
+                tl.debug_barrier()
+        for done in range(count):
+            i = count - 1 - done
+            c = k * each + i
+            if each > 1:
+                h = tl.load(tiles + i * tile_size)
+            loaded = ahead
+            ahead = load_chunk(
+                arrays, tl.maximum(c - 1, 0), held, length, width, states, has_gap, has_order, reorder_parameters
             )
-        before, dts, taus, slopes = (), (), (), ()
-        for s in tl.static_range(chunk):
-            raw = deltas[s].to(tl.float32) + bias
-            tail = log1p_series(tl.exp2(-tl.abs(raw) * LOG2_E))
-            dt = tl.where(c * chunk + s < length, tl.maximum(raw, 0.0) + tail, 0.0)
-            slopes += (tl.exp2((tl.minimum(raw, 0.0) - tail) * LOG2_E),)  # sigmoid(raw)
-            dts += (dt,)
-            if has_gap:
-                taus += (dt + gaps[s] * dt_before,)
-                dt_before = dt
-            else:
-                taus += (dt,)
-            before += (h,)
-            h = tl.exp2(taus[s][:, None] * a) * h + (dt * us[s].to(tl.float32))[:, None] * bs[s][None, :]
-        before += (h,)
-        for s in tl.static_range(chunk - 1, -1, -1):
-            i = c * chunk + s
-            inside = i < length
-            step = first + sign * i
-            token = tokens[s] if has_order else step
-            row = token if reorder_parameters else step
-            x = us[s].to(tl.float32)
-            dy = tl.where(inside, douts[s].to(tl.float32), 0.0)
-            dh += dy[:, None] * cs[s][None, :]
-            dC_s = tl.sum(before[s + 1] * dy[:, None], axis=0)
-            dB_s = tl.sum(dh * (dts[s] * x)[:, None], axis=0)
-            tl.store(dC + row * states, dC_s, mask=real_n & inside)
-            tl.store(dB + row * states, dB_s, mask=real_n & inside)
-            ddrive = tl.sum(dh * bs[s][None, :], axis=1)
-            dh *= tl.exp2(taus[s][:, None] * a)
-            dexponent = dh * before[s]
-            dtau = tl.sum(dexponent * a, axis=1) * LN_2  # a is log2(e) A
-            da += dexponent * taus[s][:, None]
+            inside, inside_r = c * CHUNK + q < length, c * CHUNK + r % CHUNK < length
+            x, dt, tau, slope = time_steps(loaded, bias, inside, has_gap)
+            dy = tl.where(inside & real_e, loaded[2].to(tl.float32), 0.0)  # with it all gradients of the rest are 0
+            drive = dt * x
+            kept, decays = through_chunk(h, a, tau, drive, loaded[3], q, r)
+            dh, da, dcolumns, ddrive, dtau = back_through_chunk(
+                dh, da, kept, decays, a, dy, -tau, -drive, -loaded[3], lane, q, r, 2 if has_gap else 1
+            )
             ddt = ddrive * x + dtau
-            if has_gap:
-                ddt += from_gap
-                from_gap = tl.where(inside, gaps[s] * dtau, 0.0)
-            draw = tl.where(inside, ddt * slopes[s], 0.0)
+            if has_gap:  # dt also counts in the tau of the step after it, whose lane may be of the chunk after
+                after = by_gap
+                by_gap = loaded[4] * dtau
+                ddt += of_lane(tl.where(q == 0, after, by_gap), (lane + LANES_E) % 32)
+            draw = ddt * slope
             dskip += dy * x
             dbias += draw
-            du_s = ddrive * dts[s] + skip * dy
-            tl.store(du + token * width, du_s.to(du.dtype.element_ty), mask=real_e & inside)
-            tl.store(ddelta + row * width, draw.to(ddelta.dtype.element_ty), mask=real_e & inside)
-    tl.store(dA + lane * (states * width) + matrix, da, mask=real)
-    tl.store(dD + lane * width + e, dskip, mask=real_e)
-    tl.store(ddelta_bias + lane * width + e, dbias, mask=real_e)
+            _, token, row = place(order, tl.minimum(c * CHUNK + q, last), first, sign, has_order, reorder_parameters)
+            i_r = tl.minimum(c * CHUNK + r % CHUNK, last)
+            _, _, row_r = place(order, i_r, first, sign, has_order, reorder_parameters)
+            tl.store(du + (token * width + e), (ddrive * dt + skip * dy).to(du.dtype.element_ty), mask=inside & real_e)
+            tl.store(ddelta + (row * width + e), draw.to(ddelta.dtype.element_ty), mask=inside & real_e)
+            tl.store(dB + (row_r * states + n), dcolumns, mask=inside_r & (n < states) & (r < CHUNK))
+            tl.store(dC + (row_r * states + n), dcolumns, mask=inside_r & (n < states) & (r >= CHUNK))
+    q, r, e, n, real_e = held_by(of_lane(lane, lane), block, block_e, block_n, width)  # as lane_k
+    for step_bit in tl.static_range(2):
+        dskip += of_lane(dskip, lane ^ (LANES_E << step_bit))
+        dbias += of_lane(dbias, lane ^ (LANES_E << step_bit))
+    tl.store(dA + (scan * (width * states) + (e * states + n)), da, mask=real_e & (n < states))
+    tl.store(dD + (scan * width + e), dskip, mask=real_e & (q == 0))
+    tl.store(ddelta_bias + (scan * width + e), dbias, mask=real_e & (q == 0))
+
+
+@triton.jit
+def held_by(lane, block, block_e: tl.constexpr, block_n: tl.constexpr, width: tl.constexpr):
+    """A lane's q, r, channels `[32, J, 1]` (none past the last), states `[32, 1, M]`, and which channels are real."""
+    q, r = lane // LANES_E, lane % LANES_E
+    e = block * block_e + r * (block_e // LANES_E) + tl.arange(0, block_e // LANES_E)[None, :, None]
+    n = q * (block_n // CHUNK) + tl.arange(0, block_n // CHUNK)[None, None, :]
+    whole: tl.constexpr = width % block_e == 0
+    return q, r, e if whole else tl.minimum(e, width - 1), n, r >= 0 if whole else e < width
+
+
+@triton.jit
+def load_chunk(
+    arrays, c, held, length: tl.constexpr, width: tl.constexpr, states: tl.constexpr, has_gap: tl.constexpr,
+    has_order: tl.constexpr, reorder_parameters: tl.constexpr,
+):  # fmt: skip
+    """A lane's u, delta, dout, B or C of chunk c and, if has_gap, gap and the delta scanned before, all as stored."""
+    u, delta, dout, columns, gap, order, first, sign = arrays
+    q, r, e, n, real_e = held
+    i, last = c * CHUNK + q, length - 1
+    step, token, row = place(order, tl.minimum(i, last), first, sign, has_order, reorder_parameters)
+    _, _, row_r = place(order, tl.minimum(c * CHUNK + r % CHUNK, last), first, sign, has_order, reorder_parameters)
+    small = tl.load(columns + row_r * states)
+    if states < CHUNK * n.shape[2]:
+        small = tl.where(n < states, small, 0.0)
+    at = token * width + e
+    loaded = (tl.load(u + at), tl.load(delta + (row * width + e)), tl.load(dout + at), small)
+    if has_gap:
+        i_before = tl.minimum(tl.maximum(i, 1), length) - 1
+        _, _, row = place(order, i_before, first, sign, has_order, reorder_parameters)
+        loaded += (tl.where((i > 0) & (i < length), tl.load(gap + step), 0.0), tl.load(delta + (row * width + e)))
+    return loaded
+
+
+@triton.jit
+def time_steps(loaded, bias, inside, has_gap: tl.constexpr):
+    """u, dt, tau and softplus's derivative of what `load_chunk` returned; only u is not 0 where not `inside`."""
+    raw = tl.where(inside, loaded[1].to(tl.float32) + bias, -1e30)
+    dt = softplus(raw)
+    tau = dt
+    if has_gap:
+        tau += loaded[4] * softplus(loaded[5].to(tl.float32) + bias)
+    return loaded[0].to(tl.float32), dt, tau, tl.exp2((raw - dt) * LOG2_E)  # sigmoid(raw)
+
+
+@triton.jit
+def through_chunk(h, a, tau, drive, columns, q, r):
+    """The states before each step of a chunk and after the last one, and the steps' decays."""
+    kept, decays = (h,), ()
+    for s in tl.static_range(CHUNK):
+        decay = tl.exp2(of_lane(tau, r + s * LANES_E) * a)
+        h = decay * h + of_lane(drive, r + s * LANES_E) * of_lane(columns, q * LANES_E + s)
+        kept += (h,)
+        decays += (decay,)
+    return kept, decays
+
+
+@triton.jit
+def back_through_chunk(
+    dh, da, kept, decays, a, dy, less_tau, less_drive, less_columns, lane, q, r, again: tl.constexpr
+):  # fmt: skip
+    """New dh (-g of docs/concepts/kernels.md), da; a lane's row of dB or dC; the gradients of its drive and tau.
+
+    Rows come with the other sign so that they are spread over the lanes once more: the compiler would keep those that
+    `through_chunk` spread, and registers are too few. So are they for the decays of the first `again` steps.
+    """
+    dBs, dCs, ddrives, dtaus = (), (), (), ()
+    for s in tl.static_range(CHUNK - 1, -1, -1):
+        dy_s, tau_s = of_lane(dy, r + s * LANES_E), of_lane(less_tau, r + s * LANES_E)
+        dh += dy_s * of_lane(less_columns, q * LANES_E + (CHUNK + s))
+        dCs = (tl.sum(kept[s + 1] * dy_s, axis=1, keep_dims=True),) + dCs
+        dBs = (tl.sum(dh * of_lane(less_drive, r + s * LANES_E), axis=1, keep_dims=True),) + dBs
+        ddrives = (tl.sum(dh * of_lane(less_columns, q * LANES_E + s), axis=2, keep_dims=True),) + ddrives
+        dh *= decays[s] if s >= again else tl.exp2(-tau_s * a)
+        dexponent = dh * kept[s]
+        dtaus = (tl.sum(dexponent * a, axis=2, keep_dims=True),) + dtaus
+        da += dexponent * tau_s
+    dcolumns = halve(halve(halve(dBs + dCs, lane, 1), lane, 2), lane, 4)
+    ddrive, dtau = halve(halve(ddrives, lane, 8), lane, 16), halve(halve(dtaus, lane, 8), lane, 16)
+    return dh, da, dcolumns[0], ddrive[0], dtau[0] * -LN_2  # a is log2(e) A
+
+
+@triton.jit
+def halve(tiles, lane, bit: tl.constexpr):
+    """Sums over pairs of lanes: those with the bit get the sum of the second of two tiles, the others of the first."""
+    second, sums = (lane & bit) != 0, ()
+    for i in tl.static_range(len(tiles) // 2):
+        given = tl.where(second, tiles[2 * i], tiles[2 * i + 1])
+        sums += (tl.where(second, tiles[2 * i + 1], tiles[2 * i]) + of_lane(given, lane ^ bit),)
+    return sums
+
+
+@triton.jit
+def of_lane(tile, lane):
+    """What the given lanes hold. A shuffle where Triton lays the first axis out over the warp, as it does by itself."""
+    return tl.gather(tile, tl.broadcast_to(lane, tile.shape), 0)
 
 
 @triton.jit
@@ -368,17 +409,6 @@ def place(order, i, first, sign, has_order: tl.constexpr, reorder_parameters: tl
         token = tl.load(order + step)
     row = token if reorder_parameters else step
     return step, token, row
-
-
-@triton.jit
-def dt_at(
-    delta, bias, order, i, first, sign, width: tl.constexpr, real_e, has_order: tl.constexpr,
-    reorder_parameters: tl.constexpr,
-):  # fmt: skip
-    """The time step `[E block]` after softplus of the token at place i; 0 at place -1."""
-    _, _, row = place(order, tl.maximum(i, 0), first, sign, has_order, reorder_parameters)
-    raw = tl.load(delta + row * width, mask=real_e, other=0.0).to(tl.float32) + bias
-    return tl.where(i >= 0, softplus(raw), 0.0)
 
 
 @triton.jit

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from top_jax.errors import InputError
 from top_jax.optional import optional_package
 
 from .blocks import Blocks, power_of_two
@@ -16,6 +17,7 @@ from .operands import ScanArguments, ScanGradients, ScanOutputs, ScanPlan
 
 _THREADS: Final = 32  # of a warp
 _PART: Final = 4  # PART in triton_kernels.py
+_BACKWARD: Final = (4, 1)  # CHUNK in triton_kernels.py, and the warps of its backward
 _MOST_CHANNELS_OF_A_THREAD: Final = 2  # in the forward
 _MOST_STATES_AHEAD: Final = 32  # of a thread for which the next B and C still fit into its registers
 
@@ -82,12 +84,17 @@ def forward_call(arguments: ScanArguments, plan: ScanPlan, blocks: Blocks, *, sa
 
 
 def backward_call(arguments: ScanArguments, starts: Array, dout: Array, plan: ScanPlan, blocks: Blocks) -> KernelCall:
-    """Describes the launch of the backward, on the result of `ScanArguments.for_kernels`."""
+    """Describes the launch of the backward, on the result of `ScanArguments.for_kernels`.
+
+    Raises:
+        InputError: the blocks are not for this kernel.
+    """
     batch, length, width, states = arguments.sizes
-    directions, channels, warps = len(plan.reverse), blocks.backward_channels, blocks.backward_warps
-    programs = math.ceil(width / channels)
+    directions, channels = len(plan.reverse), blocks.backward_channels
+    if (blocks.backward_chunk, blocks.backward_warps) != _BACKWARD or channels < _THREADS // _BACKWARD[0]:
+        raise InputError(f"{blocks}: the Triton backward needs backward_chunk=4, backward_warps=1, 8 channels or more.")
+    programs, chunks = math.ceil(width / channels), blocks.segment // blocks.backward_chunk
     constants = _constants(arguments, plan, blocks.segment, channels)
-    chunks = blocks.segment // blocks.backward_chunk
     return KernelCall(
         kernel="backward_kernel",
         inputs=(*_inputs(arguments), starts, dout),
@@ -95,19 +102,13 @@ def backward_call(arguments: ScanArguments, starts: Array, dout: Array, plan: Sc
             jax.ShapeDtypeStruct((directions, batch, length, width), arguments.u.dtype),
             jax.ShapeDtypeStruct((directions, batch, length, width), arguments.delta.dtype),
             _float32(True, directions, batch, width, states),
-            _float32(True, programs, directions, batch, length, states),
-            _float32(True, programs, directions, batch, length, states),
-            _float32(True, directions, batch, width),
-            _float32(True, directions, batch, width),
-            _float32(chunks > 1, *_saved_states(constants, chunks)),
+            *2 * (_float32(True, programs, directions, batch, length, states),),
+            *2 * (_float32(True, directions, batch, width),),
+            _float32(chunks > 1, directions, batch, programs, chunks, channels * constants["block_n"]),
         ),
-        constants={
-            **constants,
-            "chunk": blocks.backward_chunk,
-            "alone": channels * constants["block_n"] >= _PART * _THREADS * warps,
-        },
+        constants=constants,
         grid=(directions * batch, programs),
-        warps=warps,
+        warps=blocks.backward_warps,
     )
 
 
@@ -147,21 +148,13 @@ def _constants(arguments: ScanArguments, plan: ScanPlan, segment: int, channels:
     batch, length, width, states = arguments.sizes
     directions = len(plan.reverse)
     return {
-        "batch": batch,
-        "length": length,
-        "width": width,
-        "states": states,
-        "directions": directions,
+        "batch": batch, "length": length, "width": width, "states": states, "directions": directions,
         "reverse": sum(backwards << g for g, backwards in enumerate(plan.reverse)),
-        "u_shared": len(arguments.u) < directions,
-        "delta_shared": len(arguments.delta) < directions,
-        "has_gap": arguments.gap is not None,
-        "has_order": arguments.order is not None,
-        "reorder_parameters": plan.reorder_parameters,
-        "segment": segment,
-        "block_e": channels,
+        "u_shared": len(arguments.u) < directions, "delta_shared": len(arguments.delta) < directions,
+        "has_gap": arguments.gap is not None, "has_order": arguments.order is not None,
+        "reorder_parameters": plan.reorder_parameters, "segment": segment, "block_e": channels,
         "block_n": max(power_of_two(states), _PART),
-    }
+    }  # fmt: skip
 
 
 def _saved_states(constants: dict[str, Any], count: int) -> tuple[int, ...]:

@@ -74,7 +74,8 @@ def compile_report(arch: int, shape: Shape, dtype: str = "bfloat16", batch: int 
     dout = jax.ShapeDtypeStruct(arguments.u.shape[1:], arguments.u.dtype)
     rows = []
     for call in (forward, backward_call(arguments, forward.outputs[-1], dout, plan, blocks)):
-        built, whole_state = _compile(call, arch), f"{call.constants['block_e']}x{call.constants['block_n']}x"
+        built = _compile(call, arch)
+        tile = f"32x{call.constants['block_e'] // 8}x{call.constants['block_n'] // 4}x"  # states of the backward
         usage = resources(built["cubin"])
         per_step = ("instructions", "exponentials", "shuffles", "barriers")
         rows.append(
@@ -85,10 +86,8 @@ def compile_report(arch: int, shape: Shape, dtype: str = "bfloat16", batch: int 
                 "dtype": dtype,
                 "channels": call.constants["block_e"],
                 **{key: usage[key] for key in ("registers", "stack", "local", "shared")},
-                "layouts": len(
-                    set(re.findall(rf"tt\.(?:load|store).*<{whole_state}!tt\.ptr<f32>, (\S+)>", built["ttgir"]))
-                ),
-                **{key: round(usage[key] / call.constants["chunk"], 1) for key in per_step},
+                "layouts": len(set(re.findall(rf"tt\.(?:load|store).*<{tile}!tt\.ptr<f32>, (\S+)>", built["ttgir"]))),
+                **{key: round(usage[key] / call.constants.get("chunk", blocks.backward_chunk), 1) for key in per_step},
             }
         )
     return rows

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
+import jax
 import pytest
 
+from tools.triton_resources import SHAPES, Shape, operands_of, plan_of
+from top_jax.benchmark.tuning import SPACE, _other_steps
 from top_jax.errors import InputError
 from top_jax.kernels import blocks
 from top_jax.kernels.blocks import Blocks, by_rule, choose_blocks
+from top_jax.kernels.triton_scan import KernelCall, backward_call, forward_call
 
 
 @pytest.fixture
@@ -45,7 +50,7 @@ def test_the_rule_gives_blocks_for_any_size(width, states):
     "field, value",
     [
         ("segment", 0),
-        ("segment", 20),
+        ("segment", 22),
         ("forward_chunk", 2.5),
         ("backward_chunk", True),
         ("forward_channels", 48),
@@ -56,3 +61,24 @@ def test_the_rule_gives_blocks_for_any_size(width, states):
 def test_blocks_that_cannot_be(field, value):
     with pytest.raises(InputError, match=re.escape(f"{field}={value}")):
         Blocks(**{**vars(by_rule("triton", 768, 16)), field: value})
+
+
+def backward_with(blocks: Blocks, shape: Shape = SHAPES[1]) -> KernelCall:
+    arguments, plan = operands_of(shape, "bfloat16", 2), plan_of(shape)
+    starts = forward_call(arguments, plan, blocks, save=True).outputs[-1]
+    return backward_call(arguments, starts, jax.ShapeDtypeStruct(arguments.u.shape[1:], "bfloat16"), plan, blocks)
+
+
+@pytest.mark.parametrize("change", [{"backward_chunk": 3}, {"backward_warps": 2}, {"backward_channels": 4}])
+def test_the_triton_backward_refuses_other_blocks(change):
+    with pytest.raises(InputError, match=re.escape("{}={}".format(*next(iter(change.items()))))):
+        backward_with(dataclasses.replace(by_rule("triton", 768, 16), **change))
+
+
+@pytest.mark.parametrize("width, states", [(1, 1), (5, 3), (768, 16), (384, 64), (31, 500)])
+def test_the_triton_backward_takes_what_the_rule_and_the_search_give(width, states):
+    rule = by_rule("triton", width, states)
+    for blocks_ in (rule, *_other_steps("triton", rule, SPACE)):
+        call = backward_with(blocks_, SHAPES[1]._replace(width=width, states=states))
+        assert call.warps == 1 and call.constants["segment"] % 4 == 0
+        assert call.constants["block_e"] * call.grid[1] >= width and call.constants["block_n"] >= states

@@ -11,8 +11,8 @@ import pytest
 
 # Four warps of a multiprocessor's quarter have 65,536 / 4 / 32 registers: with more than 168 only two would fit.
 REGISTERS = 168
-# A step of the backward: sums over 4 lanes of states and 8 of channels; layouts of rows, of one warp.
-SHUFFLES, BARRIERS = 45, 12
+# A step of the backward, of which 12 rebuild: rows to all lanes, 32; sums over 4 and 8 lanes, 13; the rest is prologue.
+SHUFFLES = 64
 
 
 @pytest.mark.slow
@@ -38,8 +38,9 @@ def test_compiles_without_spills(arch, shapes, root, tmp_path, capsys):
         assert 0 < row["registers"] <= (REGISTERS if forward else 255), row
         # A thread computes 32 (16) of the states of a step: the loop is in there.
         assert row["exponentials"] >= (32 if forward else 16), row
+        assert row["barriers"] == row["shared"] == 0, row
         if forward:  # a thread owns whole channels and all their states
-            assert row["shuffles"] == row["barriers"] == row["shared"] == 0, row
+            assert row["shuffles"] == 0, row
         else:
             assert row["layouts"] == 1, row  # so each thread reads from `scratch` what it wrote itself
-            assert row["shuffles"] <= SHUFFLES and row["barriers"] <= BARRIERS, row
+            assert 50 < row["shuffles"] <= SHUFFLES, row  # Triton makes them of `tl.gather`

@@ -52,9 +52,23 @@ def _interpreted_kernels() -> Any:
         "interpreted_kernels", triton_scan.__file__.replace("scan", "kernels")
     )
     assert spec is not None and spec.loader is not None
+    _let_scalars_be_indices()
     kernels = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(kernels)
     return kernels
+
+
+def _let_scalars_be_indices() -> None:
+    """Triton 3.6's interpreter makes the bounds of a range by int(array of one element), which NumPy 2.4 refuses."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_again(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_again
 
 
 def _as_torch(array: np.ndarray) -> Any:

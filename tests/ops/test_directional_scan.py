@@ -145,7 +145,7 @@ PATHS = {
     "two channels, ragged, gaps": dict(width=70, states=8, decay=True, length=14, reverse=(True,)),
     "both ways, float16": dict(width=64, dtype="float16", order=True, reverse=(False, True), decay=True),
     "64 states": dict(width=12, states=64, length=5),
-    "three segments, rebuilt": dict(length=19, decay=True, reverse=(True,), blocks=Blocks(8, 4, 8, 1, 2, 8, 1)),
+    "three segments, rebuilt": dict(length=19, decay=True, reverse=(True,), blocks=Blocks(8, 4, 8, 1, 4, 8, 1)),
     "all saved": dict(length=9, order=True, decay=True, blocks=Blocks(4, 4, 8, 1, 4, 8, 1)),
     "short image": dict(length=2, decay=True),
 }

@@ -178,6 +178,8 @@ def _search(name: str, case: ScanCase, space: Space, rounds: Rounds, measured: l
     start = best_of(forward, FORWARD)
     if start is None:
         return None
+    if not name.startswith("pallas"):  # the Triton backward is one warp
+        sizes = [(channels, warps) for channels, warps in sizes if warps == start.backward_warps]
     both = [start, *(change(start, backward_channels=c, backward_warps=w) for c, w in sizes)]
     start = best_of(both, WITH_GRADIENTS)
     if start is None:
@@ -186,15 +188,14 @@ def _search(name: str, case: ScanCase, space: Space, rounds: Rounds, measured: l
 
 
 def _other_steps(name: str, start: Blocks, space: Space) -> list[Blocks]:
-    """The candidates with other chunks: Pallas saves every chunk, Triton also tries to do without rebuilding."""
+    """The candidates with other chunks. Pallas saves every chunk; Triton also tries to rebuild less, or nothing."""
     change = dataclasses.replace
     if name.startswith("pallas"):
         return [change(start, segment=c, forward_chunk=c, backward_chunk=c) for c in space.chunks]
     chunks = [c for c in space.chunks if start.segment % c == 0]
     return [
         *(change(start, forward_chunk=c) for c in chunks),
-        *(change(start, backward_chunk=c) for c in chunks),
-        *(change(start, segment=c, forward_chunk=c, backward_chunk=c) for c in chunks),
+        *(change(start, segment=c, forward_chunk=c) for c in chunks if c % start.backward_chunk == 0),
     ]
 
 
