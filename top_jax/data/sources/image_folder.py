@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from top_jax.config import DataConfig, RunConfig
-from top_jax.data.sources.base import Record
+from top_jax.data.sources.base import Record, Source
 from top_jax.data.transforms import EXTENSIONS
 from top_jax.errors import InputError
 
@@ -155,20 +155,16 @@ def infer(config: RunConfig) -> RunConfig:
         inside = root / "train" if folders == ["train"] and folders_in(root / "train") else root
         share = DEFAULT_EVAL_SHARE if data.eval_share is None else data.eval_share
         data = dataclasses.replace(data, infer=False, data_dir=str(inside), eval_share=share)
-    train = open_part(data, train=True)
-    return dataclasses.replace(
-        config,
-        data=data,
-        batch_size=fitting_batch_size(config.batch_size, len(train)),
-        model=dataclasses.replace(config.model, num_classes=train.num_classes),
-    )
+    return fitted(config, data, open_part(data, train=True))
 
 
-def fitting_batch_size(batch_size: int, images: int) -> int:
-    """Returns `batch_size`, halved until an epoch of `images` has `STEPS_AN_EPOCH` steps, or 1."""
-    while batch_size > max(1, images // STEPS_AN_EPOCH):
+def fitted(config: RunConfig, data: DataConfig, train: Source) -> RunConfig:
+    """Returns a run on `data`: the classes of `train`, batches halved until an epoch has `STEPS_AN_EPOCH`."""
+    batch_size = config.batch_size
+    while batch_size > max(1, len(train) // STEPS_AN_EPOCH):
         batch_size //= 2
-    return batch_size
+    model = dataclasses.replace(config.model, num_classes=train.num_classes)
+    return dataclasses.replace(config, data=data, batch_size=batch_size, model=model)
 
 
 def open_part(config: DataConfig, *, train: bool) -> ImageFolderSource:

@@ -17,7 +17,7 @@ from top_jax.data.sources.image_folder import (
     DEFAULT_EVAL_SHARE,
     EVAL_FOLDERS,
     files_in,
-    fitting_batch_size,
+    fitted,
     folders_in,
     part_of,
 )
@@ -229,13 +229,7 @@ def infer(config: RunConfig) -> RunConfig:
         data = dataclasses.replace(data, eval_share=DEFAULT_EVAL_SHARE)
     if not (root / CLASSES).is_file() and data.num_classes is None:
         data = dataclasses.replace(data, num_classes=_largest_label(root, data) + 1)
-    source = open_folder(data, data.train_split)
-    return dataclasses.replace(
-        config,
-        data=data,
-        batch_size=fitting_batch_size(config.batch_size, len(source)),
-        model=dataclasses.replace(config.model, num_classes=source.num_classes),
-    )
+    return fitted(config, data, open_folder(data, data.train_split))
 
 
 def _largest_label(root: Path, config: DataConfig) -> int:
