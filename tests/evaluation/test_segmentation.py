@@ -70,7 +70,7 @@ def test_labels_of_windows(image_size, size):
         count[top : top + 8, left : left + 8] += 1
     mean = (canvas / np.maximum(count, 1))[:, : image_size[0], : image_size[1]]
     want = np.argmax(resize(jnp.asarray(mean, jnp.float32), size), axis=-1)
-    found = labels_of_windows(logits, image_size, crop, stride, size)
+    found = jax.jit(labels_of_windows, static_argnums=(1, 2, 3, 4))(logits, image_size, crop, stride, size)
     assert found.shape == want.shape and np.mean(found != want) < 1e-3
     images = jnp.ones((2, *image_size, 3))
     assert [window.shape for window in cut_windows(images, crop, stride)] == [(2, 8, 8, 3)] * len(starts)

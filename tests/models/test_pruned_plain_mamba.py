@@ -104,15 +104,18 @@ def mixer_by_hand(mixer, x, cells, grid, alignment, reorder):
 
 @pytest.mark.parametrize("reorder", [False, True])
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
-def test_a_pruned_layer_by_hand(alignment, reorder):
+def test_a_pruned_layer_by_hand(alignment, reorder, quick_jit):
     rng = np.random.default_rng(2)
     model = make(reorder_parameters=reorder, depth=1, layers_with_dwconv=(), pruning=Pruning(alignment=alignment))
     mixer = model.blocks[0].mixer
     positions = np.stack([np.sort(rng.choice(15, 7, replace=False)) for _ in range(2)]).astype(np.int32)
     x = rng.normal(size=(2, 7, 8)).astype(np.float32)
-    tokens = model.embed(jnp.zeros((2, 12, 20, 3)))
-    tokens = tokens.keep(jnp.asarray(positions), condensed=alignment == "none")
-    out, evidence = mixer(jnp.asarray(x), model.paths(tokens))
+
+    def mix(model, x, positions):
+        tokens = model.embed(jnp.zeros((2, 12, 20, 3))).keep(positions, condensed=alignment == "none")
+        return model.blocks[0].mixer(x, model.paths(tokens))
+
+    out, evidence = quick_jit(mix)(model, jnp.asarray(x), jnp.asarray(positions))
     for image in range(2):
         cells, grid = (np.arange(7), (3, 3)) if alignment == "none" else (positions[image], GRID)
         want, y = mixer_by_hand(mixer, x[image].astype(np.float64), cells, grid, alignment, reorder)

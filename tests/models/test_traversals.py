@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from top_jax.models.traversals import condensed_grid, from_cells, to_cells, traverse, walks
+from top_jax.models import traversals as module
+from top_jax.models.traversals import condensed_grid, from_cells, to_cells, walks
 
+traverse = jax.jit(module.traverse, static_argnums=(1, 2), static_argnames="by_token")
 MOVES = {(0, 1): 1, (0, -1): 2, (-1, 0): 3, (1, 0): 4}  # (down, right) -> right, left, up, down
 
 
