@@ -231,24 +231,24 @@ def backward_kernel(
         held_k = held_by(lane_k, block, block_e, block_n, width)
         q_k, r_k, e_k, n_k, real_k = held_k
         h = tl.load(starts + (k * (block_n * width) + n_k // PART * (width * PART) + n_k % PART + e_k * PART))
-        tiles = scratch + ((j * 32 + lane_k) * size_n + n_k % size_n)
+        tiles = scratch + (lane_k * size_n + n_k % size_n)
         if each > 1:
             for i in range(count - 1):
-                tl.store(tiles + i * tile_size, h)
+                store_tile(tiles + i * tile_size, h, j)
                 loaded = load_chunk(
                     arrays, k * each + i, held_k, length, width, states, has_gap, has_order, reorder_parameters
                 )
                 x, dt, tau, slope = time_steps(loaded, bias, q_k >= 0, has_gap)
                 kept, decays = through_chunk(h, a, tau, dt * x, loaded[3], q_k, r_k)
                 h = kept[CHUNK]
-            tl.store(tiles + (count - 1) * tile_size, h)
+            store_tile(tiles + (count - 1) * tile_size, h, j)
             if size_n != PART:  # where no test of compilation sees that a lane reads what it wrote itself
                 tl.debug_barrier()
         for done in range(count):
             i = count - 1 - done
             c = k * each + i
             if each > 1:
-                h = tl.load(tiles + i * tile_size)
+                h = load_tile(tiles + i * tile_size, j)
             loaded = ahead
             ahead = load_chunk(
                 arrays, tl.maximum(c - 1, 0), held, length, width, states, has_gap, has_order, reorder_parameters
@@ -283,6 +283,24 @@ def backward_kernel(
     tl.store(dA + (scan * (width * states) + (e * states + n)), da, mask=real_e & (n < states))
     tl.store(dD + (scan * width + e), dskip, mask=real_e & (q == 0))
     tl.store(ddelta_bias + (scan * width + e), dbias, mask=real_e & (q == 0))
+
+
+@triton.jit
+def load_tile(at, j):
+    """`[32, J, M]` from `[32, 1, M]`, j by j: so that every release of Triton gives a lane its own states."""
+    tile = tl.broadcast_to(tl.load(at), [at.shape[0], j.shape[1], at.shape[2]])
+    for i in tl.static_range(1, j.shape[1]):
+        tile = tl.where(j == i, tl.load(at + i * (at.shape[0] * at.shape[2])), tile)
+    return tile
+
+
+@triton.jit
+def store_tile(at, tile, j):
+    """The reverse of `load_tile`. A sum of integers, of which all but one are 0, costs nothing."""
+    bits = tile.to(tl.int32, bitcast=True)
+    for i in tl.static_range(j.shape[1]):
+        part = tl.sum(tl.where(j == i, bits, 0), axis=1, keep_dims=True)
+        tl.store(at + i * (at.shape[0] * at.shape[2]), part.to(tl.float32, bitcast=True))
 
 
 @triton.jit
