@@ -11,6 +11,7 @@ from top_jax.errors import InputError
 from top_jax.models import (
     Segmenter,
     SegmenterConfig,
+    VimConfig,
     abstract_model,
     abstract_segmenter,
     create_model,
@@ -57,11 +58,19 @@ def segmenter_sizes(config: ModelConfig) -> SegmenterConfig:
 def crop_size(config: RunConfig) -> tuple[int, int]:
     """Returns the (height, width) of the images that a run trains on: the model's, or a segmenter's `data.crop_size`.
 
-    Errors as of `build_sizes`.
+    Raises:
+        InputError: as `build_sizes`, or a crop of another size than a ViM's.
     """
-    if config.data.crop_size is not None:
-        return height_width("config.data.crop_size", config.data.crop_size)
-    return build_sizes(config.model).img_size
+    sizes = build_sizes(config.model)
+    if config.data.crop_size is None:
+        return sizes.img_size
+    crop = height_width("config.data.crop_size", config.data.crop_size)
+    if crop != sizes.img_size and isinstance(sizes, VimConfig):
+        raise InputError(
+            f"config.data.crop_size={crop}, but a ViM takes images of its img_size={sizes.img_size} only; set "
+            "config.model.img_size, and leave crop_size out."
+        )
+    return crop
 
 
 def build_model(config: ModelConfig, reduction: Reduction | None = None, *, rngs: nnx.Rngs | None = None) -> Model:

@@ -219,9 +219,12 @@ class DataConfig:
         _check(self, "data", ("max_pixels",), lambda pixels: pixels >= 1, "at least 1")
         _check(self, "data", ("scale", "scale_range"), lambda values: len(values) == 2, "two numbers")
         _check(self, "data", ("scale", "scale_range"), lambda values: min(values) > 0, "above 0")
+        _check(self, "data", ("scale",), lambda sides: max(sides) <= LARGEST_SIDE, f"at most {LARGEST_SIDE}")
+        _check(self, "data", ("scale_range",), lambda factors: factors[0] <= factors[1], "the smaller factor first")
+        in_sides = f"in 1 .. {LARGEST_SIDE}"
         _check(self, "data", ("max_class_share",), lambda share: 0 < share <= 1, "in (0, 1]")
         _check(self, "data", ("ignore_label",), lambda value: 0 <= value <= 255, "in 0 .. 255")
-        _check(self, "data", ("size_divisor",), lambda pixels: pixels >= 1, "at least 1")
+        _check(self, "data", ("size_divisor",), lambda pixels: 1 <= pixels <= LARGEST_SIDE, in_sides)
         _check(self, "data", ("mean", "std"), lambda values: len(values) == 3, "three numbers, one per channel")
         _check(self, "data", ("std",), lambda values: min(values) > 0, "above 0")
 

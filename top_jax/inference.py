@@ -250,8 +250,9 @@ def segment(model: Segmenter, image: str | Path | bytes | np.ndarray, *, data: D
     Args:
         model: a segmenter with weights.
         image: a path, the bytes of an image file, or pixels, uint8 [H, W, 3].
-        data: the data section of the run's config; None is the official protocol: (2048, 512) for images of 512, and in
-            proportion for a ViM of another `img_size`; whole inference stretches to multiples of 32.
+        data: how it is prepared; None is as in the run that `load_checkpoint` read the model from (`Segmenter.data`). A
+            model of another origin follows the official protocol: (2048, 512) for images of 512, and in proportion
+            for a ViM of another `img_size`; whole inference stretches to multiples of 32.
 
     Returns:
         int32 [H, W], the classes, at the photograph's own size.
@@ -267,6 +268,7 @@ def segment(model: Segmenter, image: str | Path | bytes | np.ndarray, *, data: D
         raise InputError("this model has only the shapes of its weights (abstract_segmenter); fill it first.")
     if not isinstance(data, DataConfig | None):
         raise refused("data", data, "a top_jax.config.DataConfig, or None")
+    data = model.data if data is None else data
     if data is None:
         slides = model.inference == "slide"
         side = min(model.config.backbone.img_size) if slides else 512

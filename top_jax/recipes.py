@@ -307,9 +307,9 @@ def seg_digits(pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDi
     """Trains a small PlainMamba with UPerNet on digits pasted on photographs, which need no download. Ours.
 
     The photographs are the two of scikit-learn, and so are the digits: real pixels, labels by construction. 11 classes:
-    background, and the strokes of ten digits. Batches are small, because digits are told apart only after some 350
-    steps, with batches of 8 as of 16. A ViM of this size still confused all digits after 300 steps of 16 images, with
-    patches of 8 and of 12; why is not known.
+    background, and the strokes of ten digits. Batches are small, because digits are told apart only after 350 to
+    500 steps, with batches of 8 as of 16. A ViM of this size still confused all digits after 300 steps of 16 images,
+    with patches of 8 and of 12; why is not known.
 
     Args:
         pruning: the section of `RunConfig`; None is the dense model.

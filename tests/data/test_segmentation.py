@@ -226,14 +226,16 @@ class TestFolder:
         config = run(batch_size=16, data=dataclasses.replace(config, infer=True, num_classes=None))
         found = infer(config)
         assert (found.data.train_split, found.data.eval_split, found.data.eval_share) == ("train", "val", None)
-        assert (found.model.num_classes, found.data.num_classes, found.batch_size, found.data.infer) == (2, 2, 1, False)
+        assert (found.model.num_classes, found.data.num_classes, found.batch_size, found.data.infer) == (2, 2, 2, False)
         assert infer(found) is found
 
     def test_infer_without_splits(self, tmp_path):
         data = dataclasses.replace(folder(tmp_path), infer=True, eval_share=None)
         found = infer(run(batch_size=4, data=data))
-        assert (found.data.eval_share, found.model.num_classes, found.batch_size) == (0.2, 2, 1)
+        assert (found.data.eval_share, found.model.num_classes, found.batch_size) == (0.2, 2, 2)
         assert len(open_source(found.data, train=True)) == 5
+        with pytest.raises(InputError, match="num_classes=7.* 2 classes"):
+            infer(dataclasses.replace(run(data=data), model=dataclasses.replace(SEGMENTER, num_classes=7)))
 
     def test_images_without_labels_are_named_and_counted(self, tmp_path, caplog):
         config = folder(tmp_path)
@@ -320,6 +322,7 @@ BAD_FOLDERS = {
     "no classes": (lambda root: (root / "classes.txt").unlink(), {}, "num_classes=N"),
     "a class twice": (lambda root: (root / "classes.txt").write_text("sky\nsea\nsky\n"), {}, "line 3.*of line 1"),
     "a class without name": (lambda root: (root / "classes.txt").write_text("sky\n\nsea\n"), {}, "line 2.*is empty"),
+    "UTF-16": (lambda root: (root / "classes.txt").write_text("sky\nsea\n", "utf-16"), {}, "saved as UTF-8"),
     "other classes": (lambda root: None, {"num_classes": 3}, "2 classes.*num_classes=3"),
 }
 

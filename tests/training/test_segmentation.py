@@ -12,15 +12,18 @@ from small_models import filled
 
 from top_jax import create_segmenter, save_torch_checkpoint
 from top_jax.build import build_abstract_model
-from top_jax.config import ModelConfig, OptimizerConfig, RunConfig
+from top_jax.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
+from top_jax.data import prepare_image
 from top_jax.errors import InputError
+from top_jax.evaluation.segmentation import make_predict
+from top_jax.inference import segment
 from top_jax.memory import program_memory
 from top_jax.models.resizing import resize
 from top_jax.models.weights import weights_of
 from top_jax.training.optimizer import decay_mask, depth_scales, learning_rate_schedule
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.segmentation import IGNORED, losses, pixel_loss
-from top_jax.training.weights import checkpoint_weights, initial_weights, save_weights
+from top_jax.training.weights import checkpoint_weights, initial_weights, load_checkpoint, save_weights
 
 
 def plain_loss(logits, label):
@@ -131,11 +134,11 @@ CLASSIFIER = ModelConfig(num_classes=5, img_size=(16,), **SIZES)
 SEGMENTER = ModelConfig(head="uper", num_classes=3, img_size=(32,), channels=8, aux_channels=0, **SIZES)
 
 
-def run_of(config, path):
+def run_of(config, path, **settings):
     """A run directory with random weights of a config's model."""
     weights = weights_of(filled(build_abstract_model(config), scale=0.3))
     optimizer = OptimizerConfig(label_smoothing=0.0)
-    RunDirectory(path).describe(RunConfig(model=config, optimizer=optimizer))
+    RunDirectory(path).describe(RunConfig(model=config, optimizer=optimizer, **settings))
     save_weights(RunDirectory(path), weights)
     return weights
 
@@ -160,6 +163,18 @@ def test_starts_from_a_classifier(tmp_path):
     save_torch_checkpoint(filled(build_abstract_model(CLASSIFIER), scale=0.3), file)
     from_file = start(file)
     jax.tree.map(np.testing.assert_array_equal, from_file["backbone"], first["backbone"])
+
+
+def test_a_loaded_run_keeps_how_photographs_are_prepared(tmp_path):
+    """`top_jax.segment` then labels a photograph as `top-jax evaluate` does."""
+    data = DataConfig(source="digit_scenes", scale=(48, 24))
+    run_of(SEGMENTER, tmp_path, data=data)
+    model = load_checkpoint(tmp_path)
+    assert model.data == data
+    photo = np.random.default_rng(0).integers(256, size=(30, 60, 3), dtype=np.uint8)
+    want = make_predict(model)(weights_of(model), jnp.asarray(prepare_image(photo, data))[None], (30, 60))[0]
+    np.testing.assert_array_equal(segment(model, photo), want)
+    assert np.any(segment(model, photo, data=DataConfig(scale=(128, 32))) != want)
 
 
 def test_starts_from_a_segmenter(tmp_path):

@@ -312,8 +312,11 @@ def png_size(header: bytes) -> Size:
         raise OSError("the PNG's header is damaged")
     bits, kind = header[24], header[25]
     if kind != _GREY:
-        instances = "; colours are how ADE20K stores its instance annotations" if kind == 2 else ""
-        raise LabelError(f"has {_COLOURS.get(kind, 'unknown')} pixels{instances}")
+        hint = {
+            2: "; colours are how ADE20K stores its instance annotations",
+            3: "; if they are class numbers: Image.fromarray(np.asarray(Image.open(FILE))).save(FILE)",
+        }
+        raise LabelError(f"has {_COLOURS.get(kind, 'unknown')} pixels{hint.get(kind, '')}")
     if bits != 8:
         raise LabelError(f"has {bits}-bit pixels")
     return int.from_bytes(header[20:24]), int.from_bytes(header[16:20])

@@ -9,6 +9,7 @@ Source: mmseg 0.29.1, core/evaluation/metrics.py (`total_intersect_and_union`, `
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from top_jax.evaluation.accuracy import evaluate_source
 from top_jax.models import Segmenter, sliding
 from top_jax.models.weights import Weights, weights_of
 from top_jax.typing import Array, Float, Images, Int, PixelLabels
+
+logger = logging.getLogger(__name__)
 
 DeviceBatch = dict[str, jax.Array]
 
@@ -173,9 +176,11 @@ def image_areas(
 
 
 def numbers(sums: dict[str, Any]) -> dict[str, float]:
-    """Returns miou, mean_accuracy and pixel_accuracy (shares) of summed areas; 0 where no pixel has a label."""
+    """Returns miou, mean_accuracy and pixel_accuracy (shares) of summed areas; 0, and a warning, without labels."""
     ious, accuracies = iou(sums), class_accuracy(sums)
     labelled = np.sum(sums["labelled"])
+    if not labelled:
+        logger.warning("no pixel of the images to evaluate is labelled: an mIoU of 0 says nothing about the model")
     return {
         "miou": _mean(ious),
         "mean_accuracy": _mean(accuracies),

@@ -122,6 +122,8 @@ class Segmenter(nnx.Module):
         fill: what stands in a map for dropped tokens, one of `top_jax.models.features.FILLS` (`to_grid`).
         inference: `slide` or `whole`: how images of any size are segmented.
         slide_stride: pixels from one window to the next of slide inference.
+        data: how photographs are prepared, for `top_jax.segment`: `load_checkpoint` keeps its run's `DataConfig` here.
+            None is the official protocol.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class Segmenter(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
+        self.data: Any = None
         self.fill = one_of("fill", fill, FILLS)
         self.inference = ("slide" if config.is_vim else "whole") if inference is None else inference
         one_of("inference", self.inference, INFERENCES)

@@ -27,6 +27,7 @@ from top_jax.convert.position_embedding import resize_position_embedding
 from top_jax.convert.segmenter_checkpoint import backbone_of_classifier
 from top_jax.convert.torch_checkpoint import HEADS, other_classes
 from top_jax.errors import InputError, RunError
+from top_jax.models import Segmenter
 from top_jax.models.backbone import checked_rngs
 from top_jax.models.weights import Weights, is_of_classes, weights_of
 from top_jax.training.class_names import class_names_of, in_order_of
@@ -79,6 +80,8 @@ def load_checkpoint(
         raise InputError(f"the weights of {run.path} do not fit. {other_classes(trained, wanted)}")
     model = build_abstract_model(config.model, build_reduction(config.pruning))
     model = fill(model, read_weights(run, which, ema))
+    if isinstance(model, Segmenter):
+        model.data = config.data
     if head == "new" or not wanted:
         model.reset_classifier(wanted, rngs)
     return model

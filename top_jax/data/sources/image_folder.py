@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from top_jax.config import DataConfig, RunConfig
+from top_jax.config import DataConfig, ModelConfig, RunConfig
 from top_jax.data.sources.base import Record, Source
 from top_jax.data.transforms import EXTENSIONS
 from top_jax.errors import InputError
@@ -159,9 +159,20 @@ def infer(config: RunConfig) -> RunConfig:
 
 
 def fitted(config: RunConfig, data: DataConfig, train: Source) -> RunConfig:
-    """Returns a run on `data`: the classes of `train`, batches halved until an epoch has `STEPS_AN_EPOCH`."""
-    batch_size = config.batch_size
-    while batch_size > max(1, len(train) // STEPS_AN_EPOCH):
+    """Returns a run on `data`: the classes of `train`, batches halved until an epoch has `STEPS_AN_EPOCH`.
+
+    A segmenter's have two images or more: a BatchNorm of its heads sees one value of each image.
+
+    Raises:
+        InputError: `model.num_classes` is set to another number than the data's.
+    """
+    if config.model.num_classes not in (ModelConfig.num_classes, train.num_classes):
+        raise InputError(
+            f"config.model.num_classes={config.model.num_classes}, but {train.name} has {train.num_classes} classes; "
+            "leave it out, because it comes from the data."
+        )
+    batch_size, least = config.batch_size, min(2, len(train)) if config.model.is_segmenter else 1
+    while batch_size > max(least, len(train) // STEPS_AN_EPOCH):
         batch_size //= 2
     model = dataclasses.replace(config.model, num_classes=train.num_classes)
     return dataclasses.replace(config, data=data, batch_size=batch_size, model=model)

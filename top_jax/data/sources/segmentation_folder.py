@@ -190,9 +190,10 @@ def class_names_of(root: Path, num_classes: int | None) -> tuple[str, ...]:
     """
     file = root / CLASSES
     try:
-        names = tuple(line.strip() for line in file.read_text().rstrip().splitlines()) if file.is_file() else ()
+        text = file.read_text("utf-8-sig") if file.is_file() else ""
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {file} ({error}); it needs one class name a line.") from error
+        raise InputError(f"cannot read {file} ({error}); it needs one class name a line, saved as UTF-8.") from error
+    names = tuple(line.strip() for line in text.rstrip().splitlines())
     for line, name in enumerate(names):
         if not name or name in names[:line]:
             fault = f"is {name!r} again, the name of line {names.index(name) + 1}" if name else "is empty"
