@@ -165,14 +165,20 @@ def test_starts_from_a_classifier(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, from_file["backbone"], first["backbone"])
 
 
+PHOTO_DATA = DataConfig(source="digit_scenes", scale=(48, 24))
+
+
 def test_a_loaded_run_keeps_how_photographs_are_prepared(tmp_path):
-    """`top_jax.segment` then labels a photograph as `top-jax evaluate` does."""
-    data = DataConfig(source="digit_scenes", scale=(48, 24))
-    run_of(SEGMENTER, tmp_path, data=data)
+    run_of(SEGMENTER, tmp_path, data=PHOTO_DATA)
+    assert load_checkpoint(tmp_path).data == PHOTO_DATA
+
+
+@pytest.mark.slow
+def test_a_loaded_run_segments_as_it_evaluates(tmp_path):
+    run_of(SEGMENTER, tmp_path, data=PHOTO_DATA)
     model = load_checkpoint(tmp_path)
-    assert model.data == data
     photo = np.random.default_rng(0).integers(256, size=(30, 60, 3), dtype=np.uint8)
-    want = make_predict(model)(weights_of(model), jnp.asarray(prepare_image(photo, data))[None], (30, 60))[0]
+    want = make_predict(model)(weights_of(model), jnp.asarray(prepare_image(photo, PHOTO_DATA))[None], (30, 60))[0]
     np.testing.assert_array_equal(segment(model, photo), want)
     assert np.any(segment(model, photo, data=DataConfig(scale=(128, 32))) != want)
 
