@@ -75,7 +75,8 @@ def compile_report(arch: int, shape: Shape, dtype: str = "bfloat16", batch: int 
     rows = []
     for call in (forward, backward_call(arguments, forward.outputs[-1], dout, plan, blocks)):
         built = _compile(call, arch)
-        tile = f"32x{call.constants['block_e'] // 8}x{call.constants['block_n'] // 4}x"  # states of the backward
+        chunk = blocks.backward_chunk  # a tile of states: 32 lanes, 32 / chunk of them for each step
+        tile = f"32x{call.constants['block_e'] * chunk // 32}x{call.constants['block_n'] // chunk}x"
         usage = resources(built["cubin"])
         per_step = ("instructions", "exponentials", "shuffles", "barriers")
         rows.append(
@@ -87,7 +88,7 @@ def compile_report(arch: int, shape: Shape, dtype: str = "bfloat16", batch: int 
                 "channels": call.constants["block_e"],
                 **{key: usage[key] for key in ("registers", "stack", "local", "shared")},
                 "layouts": len(set(re.findall(rf"tt\.(?:load|store).*<{tile}!tt\.ptr<f32>, (\S+)>", built["ttgir"]))),
-                **{key: round(usage[key] / call.constants.get("chunk", blocks.backward_chunk), 1) for key in per_step},
+                **{key: round(usage[key] / call.constants.get("chunk", chunk), 1) for key in per_step},
             }
         )
     return rows

@@ -80,7 +80,10 @@ def test_labels_of_windows(image_size, size):
 def test_predict(width, starts):
     """Windows of the model's size, by whatever model there is; slide inference of a real one: `test_segment`."""
     model = abstract_segmenter("vim_tiny", num_classes=3, img_size=32, embed_dim=16, depth=4)
-    logits_of = lambda images: images[:, ::4, ::4] ** 2  # noqa: E731
+
+    def logits_of(images):
+        return images[:, ::4, ::4] ** 2
+
     images = jax.random.normal(jax.random.key(0), (2, 32, width, 3))
     predict = make_predict(model, merge=lambda scale: SimpleNamespace(logits=lambda x: (scale * logits_of(x), None)))
     found = predict(jnp.float32(2), images, (40, 70))
