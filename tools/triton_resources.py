@@ -64,8 +64,8 @@ def compile_report(arch: int, shape: Shape, dtype: str = "bfloat16", batch: int 
 
     Args:
         arch: compute capability times 10, such as 90.
-        shape: of the scan.
-        dtype: of u and delta.
+        shape: sizes of the scan.
+        dtype: dtype of u and delta.
         batch: images; it does not change the rows.
     """
     plan, blocks = plan_of(shape), by_rule("triton", shape.width, shape.states)

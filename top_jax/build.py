@@ -39,7 +39,7 @@ def build_reduction(config: PruningConfig) -> Reduction:
 
 
 def build_sizes(config: ModelConfig) -> BackboneConfig:
-    """Returns the sizes of the config's model, of a segmenter those of its backbone, every one set and checked.
+    """Returns the sizes of the config's model (for a segmenter, of its backbone), all of them set and checked.
 
     Raises:
         InputError: an unknown model, a size that it does not have, or sizes that do not fit together.
@@ -50,7 +50,7 @@ def build_sizes(config: ModelConfig) -> BackboneConfig:
 
 
 def segmenter_sizes(config: ModelConfig) -> SegmenterConfig:
-    """Returns the sizes of the config's segmenter; errors as of `build_sizes`."""
+    """Returns the sizes of the config's segmenter; errors as for `build_sizes`."""
     heads = {name: value for name, value in config.segmenter().items() if name not in _NOT_SIZES}
     return segmenter_config(config.name, **heads, **config.overrides())
 
@@ -92,7 +92,7 @@ def build_model(config: ModelConfig, reduction: Reduction | None = None, *, rngs
 def build_abstract_model(config: ModelConfig, reduction: Reduction | None = None) -> Model:
     """Returns the config's model with the shapes of its weights only, to be filled from a checkpoint.
 
-    Arguments and errors as of `build_model`.
+    Arguments and errors as for `build_model`.
     """
     if config.is_segmenter:
         return abstract_segmenter(config.name, pruning=reduction, **config.segmenter(), **config.overrides())

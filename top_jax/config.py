@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MAX_PIXELS: Final = 178_956_970  # of one image; Pillow's own limit
-MOST_PROCESSES: Final = 1024  # of decoding processes, and of threads in each
+MAX_PIXELS: Final = 178_956_970  # per image; Pillow's own limit
+MOST_PROCESSES: Final = 1024  # decoding processes, and threads in each
 TRACKERS: Final = ("wandb",)
 DTYPES: Final = ("float32", "bfloat16")
 HEADS: Final = ("linear", "uper")
@@ -97,8 +97,8 @@ class ModelConfig:
     layers_with_dwconv: tuple[int, ...] | None = None  # blocks, from 0, that end in a 3x3 convolution; PlainMamba
     reorder_parameters: bool | None = None  # True: delta, B and C follow each traversal as u does; PlainMamba
     drop_path: float | None = None  # drop-path rate of the last block, in [0, 1); it grows linearly over the blocks
-    dtype: str = "float32"  # of the matrix products, float32 or bfloat16; parameters and states stay float32
-    implementation: str | None = None  # of the scan: auto, reference, xla, pallas, pallas_interpret or triton
+    dtype: str = "float32"  # dtype of matrix products, float32 or bfloat16; parameters and states stay float32
+    implementation: str | None = None  # auto, reference, xla, pallas, pallas_interpret or triton, for the scan
     remat: bool = False  # recompute each block in the backward pass: less memory, more time
     head: str = "linear"  # linear: a classifier; uper: a segmenter, with UPerNet's heads on the backbone
     variant: str | None = None  # segmenter, ViM: residual (default), official_tiny or official_small
@@ -173,8 +173,8 @@ class PruningConfig:
 class DataConfig:
     """The images, and how they become model input."""
 
-    # Of labelled images: digits (bundled), tfds, hf, image_folder. Of labelled pixels: digit_scenes (bundled), ade20k,
-    # segmentation_folder. Of both: packed.
+    # Labelled images: digits (bundled), tfds, hf, image_folder. Labelled pixels: digit_scenes (bundled), ade20k,
+    # segmentation_folder. Either: packed.
     source: str = "digits"  # all but the bundled ones need data_dir; tfds and hf also need name
     name: str | None = None  # TFDS dataset, such as imagenet2012:5.1.0, or Hugging Face dataset, such as cifar10
     data_dir: str | None = None  # directory of the dataset; packed: the .npz file; hf: its cache or its files
@@ -247,7 +247,7 @@ class AugmentConfig:
     """
 
     repeats: int = 1  # consecutive copies of each image, from 1; an epoch then sees 1 / repeats of the images
-    rand_augment: str | None = None  # in timm's notation, such as rand-m9-mstd0.5-inc1; None: off
+    rand_augment: str | None = None  # RandAugment in timm's notation, such as rand-m9-mstd0.5-inc1; None: off
     color_jitter: float = 0.0  # brightness, contrast and saturation change by up to this share, in [0, 1]; 0: off
     flip: bool = True  # flip left to right with probability 0.5
     photometric: bool = False  # segmentation: mmseg's changes of brightness, contrast, saturation and hue
@@ -270,9 +270,9 @@ class DistillationConfig:
     """Learning from the dense model while tokens are dropped: loss = (1 - weight) CE + weight KL + token_weight MSE."""
 
     teacher: str | None = None  # run directory, official file or name of the dense model; None: no distillation
-    weight: float = 0.5  # of the KL divergence from the teacher's prediction, in [0, 1]
+    weight: float = 0.5  # weight of the KL divergence from the teacher's prediction, in [0, 1]
     temperature: float = 1.0  # softens both predictions, above 0; the divergence is multiplied by its square
-    token_weight: float = 0.0  # of the squared difference between the features of the kept tokens, from 0
+    token_weight: float = 0.0  # weight of the squared difference of the kept tokens' features, from 0
 
     def __post_init__(self) -> None:
         _check(self, "distillation", ("weight",), lambda share: 0 <= share <= 1, "in [0, 1]")
@@ -287,18 +287,18 @@ class DistillationConfig:
 class OptimizerConfig:
     """AdamW with linear warm-up and decay, as `top_jax.training.optimizer` builds it."""
 
-    learning_rate: float = 1e-3  # at the peak, for a batch of reference_batch_size images
+    learning_rate: float = 1e-3  # peak of the learning rate, for a batch of reference_batch_size images
     reference_batch_size: int | None = None  # set: learning_rate is scaled by batch_size / reference_batch_size
     schedule: str = "cosine"  # after the warm-up: cosine, or poly, mmseg's straight line (power 1)
-    min_learning_rate: float = 1e-5  # at the end; not scaled
-    warmup_learning_rate: float = 1e-6  # at step 0; not scaled
+    min_learning_rate: float = 1e-5  # learning rate at the end; not scaled
+    warmup_learning_rate: float = 1e-6  # learning rate at step 0; not scaled
     warmup_epochs: float = 5.0  # epochs of linear warm-up, from 0
     warmup_steps: int | None = None  # length of the warm-up in steps, instead of warmup_epochs
-    weight_decay: float = 0.05  # from 0
+    weight_decay: float = 0.05  # AdamW's weight decay, from 0
     b1: float = 0.9  # AdamW's decay of the mean of the gradient, in [0, 1)
     b2: float = 0.999  # AdamW's decay of the mean of its square, in [0, 1)
     clip_norm: float | None = None  # largest global norm of the gradient, above 0; None: no clipping
-    label_smoothing: float = 0.1  # in [0, 1)
+    label_smoothing: float = 0.1  # share of each target spread over all classes, in [0, 1)
     ema_decay: float | None = None  # set: keeps a moving average of the weights, with this decay per step, in [0, 1)
     freeze_backbone: bool = False  # train only the classifier; the rest stays as it is, in eval mode; no layer_decay
     layer_decay: float | None = None  # set: rates fall by this factor per block from head to stem, in (0, 1]
@@ -325,7 +325,7 @@ class OptimizerConfig:
 class RunConfig:
     """One training run: everything that its numbers depend on, and how it reports."""
 
-    seed: int = 0  # of the initial weights, the order of the data and the augmentation; 0 .. 2**32 - 1
+    seed: int = 0  # seed of the initial weights, the order of the data and the augmentation; 0 .. 2**32 - 1
     batch_size: int = 128  # images per step, over all devices and micro-batches
     eval_batch_size: int | None = None  # images per evaluation step; None: batch_size
     epochs: float = 30.0  # length of the run, above 0

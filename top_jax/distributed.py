@@ -121,9 +121,9 @@ _leaving: list[int] = []  # the exit status, once `leave` is called
 def _end_aborts_with_a_line() -> None:
     """Makes the last line of a process that JAX aborts ours, and its exit status 1.
 
-    When another process is silent for too long, JAX's client aborts this one from C++, in a thread of its own, whatever
-    the main thread waits for. JAX lets nobody replace that (the callback it offers cannot be a Python function, as of
-    0.10), and Python handles SIGABRT only after the process is gone. So the handler is installed through libc.
+    When another process is silent for too long, JAX's client aborts this one from a C++ thread, whatever the main
+    thread waits for. JAX offers no way to replace that (in 0.10 its callback cannot be a Python function), and Python
+    handles SIGABRT only after the process is gone. So the handler is installed through libc.
     """
     if os.name != "posix":
         return
@@ -166,7 +166,7 @@ def leave(status: int, *, wait: bool = True) -> NoReturn:
     Without this, JAX waits up to 300 s at the exit for the others, which wait for this process.
 
     Args:
-        status: of the exit.
+        status: exit status.
         wait: whether the others may be about to end too: process 0 must not take their coordinator away from them.
     """
     _leaving.append(status)

@@ -10,7 +10,7 @@ class InputError(ValueError):
     """
 
     def add_note(self, note: str, /) -> None:
-        """Adds a note, unless it is JAX's about its own frames, which is no part of the message."""
+        """Adds a note, unless it is JAX's about its own frames, which is not part of the message."""
         if "JAX_TRACEBACK_FILTERING" not in note:
             super().add_note(note)
 
@@ -23,7 +23,7 @@ class MissingPackageError(ImportError, InputError):
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on, through no mistake in its input: the message says what is kept and what to do.
+    """A run that cannot continue although its input is right: the message says what is kept and what to do.
 
     Commands exit with status 1. Anything else that escapes is a defect of ours and keeps its traceback.
 

@@ -49,7 +49,7 @@ class Prediction:
         image: the file.
         classes: names, most probable first.
         indices: their places among the logits.
-        probabilities: theirs, from the softmax over all classes.
+        probabilities: their probabilities, from the softmax over all classes.
     """
 
     image: str
@@ -65,7 +65,7 @@ class Classifier:
         model: in eval mode, with the pruning of the run.
         class_names: in the order of the logits; `class 0` and so on where the checkpoint keeps none.
         data: how images are decoded, resized and normalised.
-        unreadable: for each file so far that is no readable image, the reason.
+        unreadable: for each file so far that is not a readable image, the reason.
     """
 
     def __init__(self, model: Backbone, class_names: Sequence[str], data: DataConfig):
@@ -165,7 +165,7 @@ def open_classifier(
 
 
 def image_files(places: Sequence[str | Path]) -> list[str]:
-    """Lists image files: of a folder, all in it and below it; of a pattern such as `photos/*.jpg`, all that match.
+    """Lists image files: for a folder, all in it and below it; for a pattern such as `photos/*.jpg`, all matches.
 
     Raises:
         InputError: a place holds no image.

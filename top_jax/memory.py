@@ -14,7 +14,8 @@ def program_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
         compiled: such as `jax.jit(step, donate_argnums=0).lower(state, batch).compile()`.
 
     Returns:
-        Bytes: `arguments` (of a training step the state and the batch), `outputs`, `temporaries` (activations kept for
+        Bytes: `arguments` (for a training step, the state and the batch), `outputs`, `temporaries` (activations kept
+            for
         the gradient, and work space), `donated` (outputs that lie where a donated argument lay), and their `total`,
         arguments + outputs + temporaries - donated. Empty where the backend reports nothing.
     """

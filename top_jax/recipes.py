@@ -42,9 +42,9 @@ def vim_imagenet(
     Args:
         size: `tiny`, `small` or `base`.
         batch_size: images per step, over all devices.
-        learning_rate: at the peak.
+        learning_rate: peak learning rate.
         drop_path: rate of the last block.
-        weight_decay: of AdamW.
+        weight_decay: AdamW's weight decay.
     """
     return _dense(
         f"vim_{size}",
@@ -129,7 +129,7 @@ def finetune(
     ToP's for ViM, with PlainMamba's own gradient clipping, drop-path and augmentation.
 
     Args:
-        name: of a ViM or PlainMamba, such as `vim_small`.
+        name: a ViM or PlainMamba, such as `vim_small`.
         pruning: the section of `RunConfig`: `top(...)` or `naive(...)`.
         drop_path: rate of the last block, the dense model's.
         clip_norm: largest global norm of the gradient; None does not clip.
@@ -196,8 +196,8 @@ def vim_cifar10(
     """Trains a small ViM on CIFAR-10, whose images keep their 32 pixels. Ours.
 
     Args:
-        epochs: of training.
-        learning_rate: at the peak.
+        epochs: length of the training in epochs.
+        learning_rate: peak learning rate.
         warmup_epochs: epochs of linear warm-up.
         drop_path: rate of the last block.
         pruning: the section of `RunConfig`; None is the dense model.
@@ -307,9 +307,9 @@ def seg_digits(pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDi
     """Trains a small PlainMamba with UPerNet on digits pasted on photographs, which need no download. Ours.
 
     The photographs are the two of scikit-learn, and so are the digits: real pixels, labels by construction. 11 classes:
-    background, and the strokes of ten digits. Batches are small, because digits are told apart only after 350 to
-    500 steps, with batches of 8 as of 16. A ViM of this size still confused all digits after 300 steps of 16 images,
-    with patches of 8 and of 12; why is not known.
+    background, and the strokes of ten digits. Batches are small, because the model distinguishes digits only after 350
+    to 500 steps, with batches of 8 and of 16. A ViM of this size still confused all digits after 300 steps of 16
+    images, with patches of 8 and of 12; why is not known.
 
     Args:
         pruning: the section of `RunConfig`; None is the dense model.
@@ -356,8 +356,8 @@ def my_labels(
 
     Args:
         pruning: the section of `RunConfig`; None is the dense model.
-        epochs: of training.
-        learning_rate: at the peak; that of the stem falls by `layer_decay` per block.
+        epochs: length of the training in epochs.
+        learning_rate: peak learning rate; the stem's is lower, by `layer_decay`.
     """
     return make_config(
         batch_size=8,
@@ -394,8 +394,8 @@ def my_images(
     Args:
         pruning: the section of `RunConfig`; None is the dense model.
         init_head: `new` for weights of other classes, `load` for those of a run on the same folder.
-        epochs: of training.
-        learning_rate: of the head, at the peak.
+        epochs: length of the training in epochs.
+        learning_rate: peak learning rate of the head.
     """
     return make_config(
         batch_size=32,
@@ -425,7 +425,7 @@ def study(name: str, **model: Any) -> config_dict.ConfigDict:
     Only crops and flips, because the runs are short.
 
     Args:
-        name: of the model, such as `vim_tiny`.
+        name: model name, such as `vim_tiny`.
         **model: its other settings.
     """
     return make_config(
@@ -447,7 +447,7 @@ def study_gpu(name: str, **model: Any) -> config_dict.ConfigDict:
     Every augmentation is on, each milder than ImageNet's.
 
     Args:
-        name: of the model, such as `vim_tiny`.
+        name: model name, such as `vim_tiny`.
         **model: its other settings.
     """
     return make_config(

@@ -23,7 +23,7 @@ SEEDS: Final = (0, 2**32 - 1)
 
 
 def refused(name: str, value: Any, needed: str) -> InputError:
-    """Returns the error for a value that is not what is needed; one that fills no line is described by its type."""
+    """Returns the error for a value that is not what is needed; one too long for a line is named by its type."""
     return InputError(f"{name}{shown(value)}; needed: {needed}.")
 
 
@@ -44,7 +44,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def whole(name: str, value: Any, least: int | float = 1, most: int | float = LARGEST_COUNT) -> int:
-    """Returns an int, Python's or NumPy's, in [least, most]; a bool is none."""
+    """Returns an int, Python's or NumPy's, in [least, most]; a bool is refused."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= most:
         range_ = f" of at least {least}" if most == LARGEST_COUNT else f" from {least} to {most}"
         raise refused(name, value, "a whole number" + ("" if least == -math.inf else range_))
@@ -75,7 +75,7 @@ def numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
 
 
 def several(name: str, values: Any, needed: str) -> tuple[Any, ...]:
-    """Returns the items of an ordered collection or a one-dimensional NumPy array; text and dicts are none."""
+    """Returns the items of an ordered collection or a one-dimensional NumPy array; text and dicts are refused."""
     if isinstance(values, np.ndarray) and values.ndim == 1:
         return tuple(values.tolist())
     if hasattr(values, "dtype") or not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping | set):

@@ -51,7 +51,7 @@ CONFIGS = [
     ("--config={tiny} --config.model.=3", "--config.model."),
     ("--config={tiny} --config.model=5", "--config.model=5; needed: "),
     ("--config={tiny} --config.data.mean='(1,2'", "--config.data.mean=(1,2; needed: "),
-    ("--config={tiny} --unknown_flag=3", "--unknown_flag is no flag of this command"),
+    ("--config={tiny} --unknown_flag=3", "--unknown_flag is not a flag of this command"),
 ]
 LONG = "x" * 300
 ROWS: dict[str, list[tuple[str, str]]] = {

@@ -27,7 +27,7 @@ from top_jax.pruning.score import token_scores
 from top_jax.sharding import by_image, check_divisible, make_mesh, replicated
 from top_jax.typing import Slots, SlotScores
 
-HELD_BYTES: Final = 2_000_000_000  # of batches kept on the devices; above, each setting reads the images again
+HELD_BYTES: Final = 2_000_000_000  # of batches on the devices; if there are more, each setting reads the images again
 
 DeviceBatch = dict[str, jax.Array]
 
@@ -38,7 +38,7 @@ class EvaluationImages:
     Args:
         source: the evaluation split.
         data: how images are read and cropped.
-        img_size: (height, width) of the model's input, of a segmenter of a training crop (`evaluate_segmenter`).
+        img_size: (height, width) of the model's input; for a segmenter, of a training crop (`evaluate_segmenter`).
         batch_size: images per batch, over all devices.
         limit: use only the first `limit` images; None for all.
 
@@ -106,7 +106,7 @@ class _First:
 
 
 class _FirstDense(_First):
-    """The same of a `DenseSource`."""
+    """The first `count` images of a `DenseSource`, as a source."""
 
     def describe_labels(self, index: int, /) -> str:
         return self._source.describe_labels(index)
@@ -116,7 +116,7 @@ class _FirstDense(_First):
 
 
 class Ranking(NamedTuple):
-    """How tokens are ranked and ordered: the arguments of a program that stand for a setting.
+    """Ranking and order of tokens: the arguments that select a setting in a shared program.
 
     Attributes:
         index: int32, index into the program's list of rankings.
@@ -157,8 +157,8 @@ class Program:
     """A compiled program that evaluates batches under settings that differ only in score, order and seed.
 
     Args:
-        model: with shapes only, pruned by any of the settings.
-        outcome: what is found out about each image.
+        model: its shapes are enough; pruned by any of the settings.
+        outcome: the result to compute for each image.
         settings: the settings to choose from, at least one.
         data: how pixels are normalised.
     """

@@ -27,7 +27,7 @@ DENSE: Final = Pruning()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Filled(Pruning):
-    """A `Pruning` of a segmenter, and what stands in its maps for the dropped tokens.
+    """A `Pruning` for a segmenter, and the fill of its maps where tokens were dropped.
 
     Attributes:
         fill: one of `top_jax.models.features.FILLS`.
@@ -49,7 +49,7 @@ def base_pruning(
     """Returns the setting that all tables share: each table varies one part of it.
 
     It is the config's own pruning if its method is `top`. From another method, which a `Pruning` cannot describe, only
-    the schedule is taken. That of a segmenter is a `Filled`, with the config's fill.
+    the schedule is taken. For a segmenter the result is a `Filled`, with the config's fill.
 
     Args:
         config: the run config; its pruning may be empty.
@@ -100,7 +100,7 @@ def make_grid(
 
     Args:
         base: the setting that all tables share, from `base_pruning`.
-        tables: a subset of `TABLES`, of a segmenter also `fill`; by default all. `alignment` varies the alignment,
+        tables: a subset of `TABLES`, and for a segmenter also `fill`; by default all. `alignment` varies the alignment,
             `score` the score, `fill` the fill, and `keep_ratio` the keep ratio for each alignment.
         full: every combination of the lists instead of the tables; the base's keep ratio is included.
         alignments: `none`, `hold` or `decay`. A suffix `:score` leaves the kept tokens in the order of their scores.
@@ -111,7 +111,7 @@ def make_grid(
         random_seeds: number of seeds of the control `random`.
 
     Raises:
-        InputError: no table, an unknown one, or an impossible setting such as `hold:score`, or a fill of a classifier.
+        InputError: no table, an unknown one, an impossible setting such as `hold:score`, or a fill for a classifier.
     """
     possible = OF_SEGMENTERS if isinstance(base, Filled) else TABLES
     tables = possible if tables is None else tables
@@ -163,7 +163,7 @@ def program_key(setting: Pruning) -> tuple[Any, ...]:
 
 
 def fill_of(setting: Pruning) -> str | None:
-    """Returns the fill of a segmenter's setting, None of the dense model and of a classifier."""
+    """Returns the fill of a segmenter's setting; None for the dense model and for a classifier."""
     return setting.fill if isinstance(setting, Filled) else None
 
 

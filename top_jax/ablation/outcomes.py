@@ -1,4 +1,4 @@
-"""What an evaluation finds out about each image, and the numbers that follow: the part that differs between tasks."""
+"""Results of an evaluation for each image, and the numbers computed from them: what differs between the tasks."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from top_jax.data import normalize
 from top_jax.evaluation.segmentation import image_areas, make_predict, numbers
 
 Merge = Callable[[Any], Any]
-"""Makes the model, in eval mode, of its weights and the chosen ranking."""
+"""Makes the model, in eval mode, from its weights and the chosen ranking."""
 Step = Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]
 """Takes what `Merge` takes, and a batch; returns arrays with a leading axis of images."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What is found out about images.
+    """Functions that compute the results of a task.
 
     Attributes:
-        make_step: builds the step of an evaluation, of a model (shapes are enough), `Merge` and the data settings.
-        fields: makes the numbers of a row of the step's arrays over all images.
+        make_step: builds the evaluation step from a model (shapes are enough), `Merge` and the data settings.
+        fields: computes the numbers of a row from the step's arrays over all images.
     """
 
     make_step: Callable[[Model, Merge, DataConfig], Step]
@@ -38,7 +38,7 @@ class Outcome:
 
 
 def outcome_of(config: ModelConfig) -> Outcome:
-    """Returns what is found out with a model of these settings."""
+    """Returns the outcome of the task that a model of these settings is for."""
     return SEGMENTATION if config.is_segmenter else CLASSIFICATION
 
 
@@ -66,7 +66,7 @@ def _of_classes(found: dict[str, np.ndarray]) -> Row:
 
 
 def _segments(model: Any, merge: Merge, _: DataConfig) -> Step:
-    """Returns the areas of the classes in each image, which is normalised already, as `evaluate` counts them."""
+    """Returns the areas of the classes in each normalised image, as `evaluate` counts them."""
     predict = make_predict(model, merge)
     count = jax.jit(functools.partial(image_areas, num_classes=model.num_classes))
 
@@ -86,8 +86,8 @@ def _of_areas(found: dict[str, np.ndarray]) -> Row:
 def miou_of_images(areas: dict[str, np.ndarray]) -> np.ndarray:
     """Returns float64 `[images]` whose mean is the mIoU, and whose standard error is that of the mIoU.
 
-    The mIoU is no mean over images: a class's areas are summed over all images before they are divided. Its linear
-    approximation is one. An image with intersection I and union U in class c has the value
+    The mIoU is not a mean over images, because a class's areas are summed over all images before they are divided. Its
+    linear approximation is. An image with intersection I and union U in class c has the value
     IoU_c + images (I - IoU_c U) / U_c, where U_c is the sum of all unions; averaged over the classes that occur.
 
     Source: linearised variance of a ratio, Woodruff, JASA 66 (1971).

@@ -29,7 +29,7 @@ from top_jax.training.run_directory import FREE_TO_CHANGE, describe_changes, fla
 
 
 class Results:
-    """The rows of a results directory, which no other process writes to until `close`; a context manager.
+    """Rows of a results directory, locked against other processes until `close`; a context manager.
 
     Args:
         path: the directory; created if it does not exist.
@@ -43,7 +43,7 @@ class Results:
         self.path, self.settings = path, settings
         self._file = path / "results.jsonl"
         self._held = contextlib.ExitStack()
-        with contextlib.ExitStack() as held:  # given up again if anything is wrong
+        with contextlib.ExitStack() as held:  # released again after an error
             try:
                 path.mkdir(parents=True, exist_ok=True)
                 held.enter_context(files.lock(path))
@@ -114,7 +114,7 @@ class Results:
         if stored["training"] is None or self.settings["training"] is None:  # one of the two commands did not train
             stored["training"] = self.settings["training"] = stored["training"] or self.settings["training"]
         here, unset = (flatten(json.loads(json.dumps(of))) for of in (self.settings, RunConfig().to_dict()))
-        # What an earlier release had no setting for was as the default is.
+        # A setting that an earlier release lacked had its present default.
         there = {key: unset.get(key.removeprefix("training.")) for key in here} | flatten(stored)
         changed = [key for key in dict.fromkeys((*here, *there)) if there.get(key) != here.get(key)]
         if changed:
@@ -191,7 +191,7 @@ def setting_fields(setting: Pruning) -> Row:
 
 
 def label(row: Row) -> str:
-    """Returns a row's setting in words, such as `hold, clip, keep 0.7`, of a segmenter also the fill."""
+    """Returns a row's setting in words, such as `hold, clip, keep 0.7`; for a segmenter also the fill."""
     if not row["after_blocks"]:
         return "dense"
     order = ", score order" if row["order"] == "score" else ""

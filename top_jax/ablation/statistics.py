@@ -6,8 +6,8 @@ There are two errors, which answer two questions and are never mixed:
                     the denominator: would another training give the same?
     sampling error  standard error over images: would other images of the same kind give the same? For one run it is the
                     binomial sqrt(p (1 - p) / images). Several runs see the same images, so it is the standard error of
-                    the per-image mean over runs. mIoU is no mean over images; `outcomes.miou_of_images` makes it one,
-                    to first order.
+                    the per-image mean over runs. mIoU is not a mean over images; `outcomes.miou_of_images` makes it
+                    one, to first order.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Cell:
 
     @property
     def pruned_gmacs(self) -> dict[str, float]:
-        """The multiply-accumulates of what is pruned: of a segmenter the backbone's, else all."""
+        """The multiply-accumulates of the part that is pruned: a segmenter's backbone, else the whole model."""
         return self.gmacs if self.backbone_gmacs is None else self.backbone_gmacs
 
     @property
@@ -181,8 +181,8 @@ class Comparison(NamedTuple):
         only_reference: number of images that only the reference classifies correctly; 0 for a segmenter.
         pairs: number of pairs of runs.
         p_value: two-sided p-value of McNemar's exact test of a single pair of runs. None for several pairs: they share
-            their images, so adding up their counts is no test. Look at the spread of the difference instead. None for
-            a segmenter too, which is not right or wrong about an image.
+            their images, so adding up their counts is not a test. Look at the spread of the difference instead. None
+            for a segmenter too, which is not right or wrong about an image.
     """
 
     cell: Cell

@@ -90,7 +90,7 @@ def as_csv(tables: Iterable[Table]) -> str:
 
 
 def name_of(cell: Cell) -> str:
-    """Returns a cell's setting in words, such as `hold, clip, keep 0.7`, of a segmenter also the fill."""
+    """Returns a cell's setting in words, such as `hold, clip, keep 0.7`; for a segmenter also the fill."""
     return label(dataclasses.asdict(cell))
 
 
@@ -162,7 +162,7 @@ def _p_value(pair: Comparison) -> str:
 
 
 class _Form(NamedTuple):
-    """How tables show the results of a task: what they are called and explained by, and their columns."""
+    """Presentation of a task's results in tables: names, explanations and columns."""
 
     title: str
     how_to_read: str

@@ -33,7 +33,7 @@ class ScanCase:
         width: E.
         states: N.
         directions: 1, 2 as in ViM, or 4 as in PlainMamba, which visits the tokens of a square grid by an order.
-        dtype: of u, delta, B, C and z.
+        dtype: dtype of u, delta, B, C and z.
         batch: B.
         decay: whether the tokens have gaps through which the state decays, as after pruning.
         gated: whether z gates the sum over directions.
@@ -83,7 +83,7 @@ class ScannedModel:
     Attributes:
         name: as in the tables.
         width: E.
-        directions: of one call, as in `ScanCase`.
+        directions: directions of one call, as in `ScanCase`.
         tokens: L of the dense model.
         pruning: the schedule that the configs use.
         depth: number of blocks.

@@ -54,7 +54,7 @@ _PASSES: Final = {
     TRAIN_STEP: "forward in train mode, cross entropy, backward, AdamW",
 }
 _SEGMENTER_PASSES: Final = {
-    INFERENCE: "a crop to the class of each pixel, as evaluation makes it of one window",
+    INFERENCE: "from a crop to the class of each pixel, as evaluation computes it for one window",
     TRAIN_STEP: "forward of both heads in train mode (BatchNorm, dropout), their losses by rows, backward, AdamW",
 }
 _PHRASES: Final = {
@@ -222,7 +222,7 @@ def _judged(row: dict[str, Any]) -> str:
 
 
 def _has_heads(row: dict[str, Any]) -> bool:
-    """Returns whether a row of results or a contestant is a segmenter's, which counts its backbone apart."""
+    """Returns whether a row of results or a contestant is a segmenter's, which also counts its backbone alone."""
     return "backbone_macs_ratio" in row or "backbone_gmacs" in row
 
 
@@ -323,7 +323,7 @@ def _skipped_text(row: dict[str, Any], report: dict[str, Any]) -> str:
 
 
 def _both(row: dict[str, Any], key: str, convention: str, form: str) -> str:
-    """Returns a count of the whole model and, of a segmenter, that of its backbone beside it."""
+    """Returns the count of the whole model and, for a segmenter, also of its backbone."""
     shown = (row[name][convention] for name in (key, f"backbone_{key}") if name in row)
     return " / ".join(format(value, form) for value in shown)
 

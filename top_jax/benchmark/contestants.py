@@ -67,8 +67,8 @@ def field_of(
 
     All are timed without drop-path, train steps too. The yardstick is the DeiT that the papers compare with, at the
     config's image size, patch size and classes. Where the config changes the model's width or depth, or the papers name
-    no DeiT, it is the DeiT of the same width whose depth brings it closest to the model's number of parameters. A
-    segmenter has none.
+    no DeiT, a DeiT of the same width is taken. Its depth brings it closest to the model's number of parameters. A
+    segmenter has no yardstick.
 
     Args:
         config: the model.

@@ -56,7 +56,7 @@ def check_contract(implementation: str, cases: tuple[ScanCase, ...], workers: in
         workers: programs compiled at a time.
 
     Returns:
-        A row for each case, with the largest relative error of values and of gradients, and `error` where one is too
+        A row for each case, with the largest relative error of values and of gradients. It has `error` where one is too
         large, where two runs differ, or where the implementation does not run.
     """
     inputs = [(make_arrays(case, 0), make_cotangent(case, 0)) for case in cases]
@@ -85,10 +85,10 @@ def compare(dtype: str, got: Any, again: Any, want: Any) -> Row:
     """Compares two runs with a reference; each is what a function of `with_gradients` returns.
 
     Args:
-        dtype: whose tolerance holds.
-        got: of the first run.
-        again: of the second run, which must be bit-equal.
-        want: of the reference.
+        dtype: dtype whose tolerance applies.
+        got: result of the first run.
+        again: result of the second run, which must be bit-equal.
+        want: result of the reference.
     """
     (y, score), gradients = got
     (wanted_y, wanted_score), wanted_gradients = want

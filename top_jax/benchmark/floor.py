@@ -23,8 +23,8 @@ import jax.numpy as jnp
 
 from top_jax.benchmark.timing import Rounds, Timing, one_line, over_sets, time_in_turn
 
-EXPONENTIALS_PER_CLOCK: Final = 16  # of one multiprocessor
-COPY_BYTES: Final = 2**30  # of one array: far beyond any cache
+EXPONENTIALS_PER_CLOCK: Final = 16  # per multiprocessor
+COPY_BYTES: Final = 2**30  # per array: far beyond any cache
 
 
 class Ceilings(NamedTuple):
@@ -32,8 +32,8 @@ class Ceilings(NamedTuple):
 
     Attributes:
         bandwidth: bytes per second, read plus written, of the fastest large copy.
-        multiprocessors: their number.
-        clock: of the multiprocessors, Hz.
+        multiprocessors: number of multiprocessors.
+        clock: clock of the multiprocessors in Hz.
         clock_source: where the clock was read, or why it is unknown.
     """
 
@@ -105,8 +105,8 @@ def measure_ceilings(device: Any, card: dict[str, str], rounds: Rounds, copy_byt
 
     Args:
         device: a `jax.Device`.
-        card: of `top_jax.environment.nvidia_smi`.
-        rounds: of the copies.
+        card: what `top_jax.environment.nvidia_smi` returned.
+        rounds: how long to time the copies.
         copy_bytes: size of the array that is copied.
     """
     if device.platform != "gpu":

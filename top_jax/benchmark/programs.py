@@ -1,4 +1,4 @@
-"""The programs that are timed of a model, inference and a train step: their inputs, their memory, and their speed."""
+"""Compiled programs of a model, inference and a train step: their inputs, memory and speed."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ INFERENCE: Final = "inference"
 TRAIN_STEP: Final = "train step"
 BOTH_PASSES: Final = (INFERENCE, TRAIN_STEP)
 OPTIMIZER: Final = optax.adamw(1e-4)
-_MOST_LABELS: Final = 255  # of a label map, which holds bytes; 255 is not counted
+_MOST_LABELS: Final = 255  # classes of a label map, which holds bytes; 255 is not counted
 
 Batch = tuple[jax.Array, jax.Array, jax.Array]
-"""Images float32 `[B, H, W, 3]`; labels, int32 `[B]`, of a segmenter uint8 `[B, H, W]`; and `[B]` keys for dropout."""
+"""Images float32 `[B, H, W, 3]`; int32 labels `[B]`, a segmenter's uint8 `[B, H, W]`; and `[B]` keys for dropout."""
 
 Compiled = tuple[Any, float]  # a program and the seconds of tracing and compiling it
 
@@ -39,12 +39,12 @@ class ModelCase(NamedTuple):
     """A model to be timed, dense and pruned.
 
     Attributes:
-        name: of `create_model`.
-        pruning: of the pruned model.
+        name: model name, as for `create_model`.
+        pruning: reduction of the pruned model.
         batch: images per call.
-        dtype: of the matrix products.
-        implementation: of the scan; None is the model's own choice.
-        overrides: of the named model's sizes.
+        dtype: dtype of the matrix products.
+        implementation: implementation of the scan; None is the model's own choice.
+        overrides: sizes that replace the named model's own.
     """
 
     name: str
@@ -62,7 +62,7 @@ def time_model(
 
     Args:
         case: the model.
-        rounds: of the timing.
+        rounds: how long to time.
         passes: `INFERENCE`, `TRAIN_STEP` or both. A train step is forward in train mode, cross entropy, backward and
             AdamW.
         workers: programs compiled at a time.
@@ -105,7 +105,7 @@ class Entry(NamedTuple):
     Attributes:
         name: unique among those timed together.
         model: without weights.
-        weights: to run with; they are not changed.
+        weights: weights to run with; they are not changed.
         compiled: what `compile_all` returned for it.
     """
 
@@ -128,7 +128,7 @@ def time_entries(
         entries: the programs; one that was not compiled is left out.
         which: `INFERENCE` or `TRAIN_STEP`.
         sets: batches that the calls rotate through.
-        rounds: of the timing.
+        rounds: how long to time.
         on_round: called after each round.
 
     Returns:
@@ -157,8 +157,8 @@ def lowering(model: Model, which: str, weights: Weights, batch: tuple[Any, Any, 
     Args:
         model: without weights.
         which: `INFERENCE` or `TRAIN_STEP`.
-        weights: arrays or their shapes, as `batch`.
-        batch: as of `make_batches`.
+        weights: arrays or their shapes, like `batch`.
+        batch: as `make_batches` returns it.
     """
     if which == INFERENCE:
         return functools.partial(jax.jit(make_inference(model)).lower, weights, batch[0])
@@ -168,9 +168,9 @@ def lowering(model: Model, which: str, weights: Weights, batch: tuple[Any, Any, 
 
 
 def make_inference(model: Model) -> Callable[[Weights, jax.Array], jax.Array]:
-    """Returns a function of weights and images that returns logits, of a segmenter the class of each pixel.
+    """Returns a function from weights and images to logits or, for a segmenter, to the class of each pixel.
 
-    A segmenter's images are single windows: it runs what evaluation runs, its decode head and `labels_of_windows`.
+    Each image of a segmenter is one window: as in evaluation, its decode head and `labels_of_windows` run.
     """
     graphdef = nnx.graphdef(model)
 
@@ -228,7 +228,7 @@ def random_weights(model: Model, seed: int = 0) -> Weights:
 
     Args:
         model: shapes are enough (`nnx.eval_shape`).
-        seed: of the generator.
+        seed: seed of the generator.
     """
     rng = np.random.default_rng(seed)
 
@@ -288,7 +288,7 @@ class _TrainSteps:
 
 
 def _memory_row(program: Any) -> Row:
-    """Returns MiB of a program, and the most that this process has had on the device, where these are known."""
+    """Returns the MiB of a program and the peak of this process on the device, where they are known."""
     row: Row = {}
     if planned := program_memory(program):
         row["program_mib"] = round(planned["total"] / 2**20, 2)

@@ -14,8 +14,8 @@ that holds:
              (1 - 1 / speed-up) is less than half of (1 - 1 / ratio), with ratio = dense / own multiply-accumulates
     PAYS     otherwise
 
-The ratio is that of the `executed` convention if it is counted, else of `published`. A segmenter's is that of the whole
-model: neck and heads, which no reduction shortens, included.
+The ratio is that of the `executed` convention if it is counted, else of `published`. For a segmenter it is that of the
+whole model, with the neck and the heads, whose cost no reduction lowers.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from top_jax.ops import implementations
 WARM_UP: Final = 2  # calls that `time_in_turn` makes before its rounds
 MOST_ROUNDS: Final = 100
 LEAST_ROUNDS: Final = 5  # quartiles of fewer mean little
-SHARE_OF_ROUNDS: Final = 0.15  # of the budget: the limit for the rounds of one batch size beyond the least
-_TRAINING_TIMES_INFERENCE: Final = 5.0  # of compile time: ViM-S takes 18.2 s and 3.6 s (docs/concepts/models.md)
-_SHARE_OF_FREE_MEMORY: Final = 0.5  # of a CPU's, where the system would kill the process; a GPU's allocator raises
+SHARE_OF_ROUNDS: Final = 0.15  # of the budget, for the rounds of one batch size beyond `LEAST_ROUNDS`
+_TRAINING_TIMES_INFERENCE: Final = 5.0  # ratio of compile times: 18.2 s and 3.6 s for ViM-S (docs/concepts/models.md)
+_SHARE_OF_FREE_MEMORY: Final = 0.5  # on a CPU, where the system would kill the process; a GPU's allocator raises
 
 SLOWER: Final = "slower than dense"
 NO_GAIN: Final = "no faster than dense"
 LITTLE: Final = "pays little"
 PAYS: Final = "pays"
-LEAST_SHARE: Final = 0.5  # of the time that the multiply-accumulates predict
+LEAST_SHARE: Final = 0.5  # of the saving that the multiply-accumulates predict
 
 
 class Race:
@@ -96,7 +96,7 @@ class Race:
                 save()
 
     def _batches(self, batch: int) -> Any:
-        """Returns what `make_batches` does, or the exception if the images do not fit in memory."""
+        """Returns the result of `make_batches`, or the exception if the images do not fit in memory."""
         try:
             return jax.block_until_ready(make_batches(self._field[0].model, batch, self._field[0].img_size))
         except Exception as problem:

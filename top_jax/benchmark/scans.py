@@ -25,7 +25,7 @@ WITH_GRADIENTS: Final = "forward+backward"
 ASSOCIATIVE: Final = "associative"
 APART: Final = "one call each"  # one call per direction by the implementation that `auto` chooses; XLA sums and gates
 # Arrays of [B, L, E, N] that autodiff of `associative` allocates per direction: 433 MiB at B 8, L 197, E 384, N 16
-# (README) is 11.7.
+# (docs/results/cpu.md) is 11.7.
 STATES_KEPT: Final = 12
 _CACHE_BYTES: Final = 64 * 2**20  # at least the second-level cache of any GPU we know (an H200 has 60 MB)
 _MOST_SETS: Final = 6
@@ -113,7 +113,7 @@ def time_scans(
         case: what is scanned.
         implementations: names of ours, `associative` or `one call each`.
         ceilings: for the floor.
-        rounds: of the timing; if a measurement has several calls, these rotate through several input sets.
+        rounds: how long to time; if a measurement has several calls, these rotate through several input sets.
         memory: bytes that may be used; `associative` is not tried where it would need more.
         workers: programs compiled at a time.
         passes: `FORWARD`, `WITH_GRADIENTS` or both.
@@ -152,9 +152,8 @@ def time_programs(
 
     Args:
         scans: by name.
-        sets: of `input_sets`.
-        rounds: of the timing.
-        workers: programs compiled at a time.
+        sets: from `input_sets`.
+        rounds: how long to time. workers: programs compiled at a time.
         gradient: whether the gradients are computed too.
     """
     arguments = [pair if gradient else pair[:1] for pair in sets]

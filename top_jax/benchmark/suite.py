@@ -41,7 +41,7 @@ class Part(NamedTuple):
         name: unique.
         seconds: estimate of its time; it is skipped if less is left. The report holds the time it took.
         run: returns its rows; the part has failed if one of them has `error`.
-        implementations: of the scan that it compares, for the printed heading.
+        implementations: implementations of the scan that it compares, for the printed heading.
     """
 
     name: str
@@ -134,7 +134,7 @@ def gpu_parts(device: Any, card: dict[str, str]) -> list[Part]:
 
     Args:
         device: a `jax.Device`.
-        card: of `top_jax.environment.nvidia_smi`.
+        card: what `top_jax.environment.nvidia_smi` returned.
     """
     memory = int((device.memory_stats() or {}).get("bytes_limit", 0) * _SHARE_OF_MEMORY) or None
     ceilings = MeasuredCeilings(device, card, _GPU_ROUNDS)
@@ -191,8 +191,8 @@ class MeasuredCeilings:
 
     Args:
         device: a `jax.Device`.
-        card: of `top_jax.environment.nvidia_smi`.
-        rounds: of the copies.
+        card: what `top_jax.environment.nvidia_smi` returned.
+        rounds: how long to time the copies.
         copy_bytes: size of the array that is copied.
     """
 

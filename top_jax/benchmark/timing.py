@@ -14,7 +14,7 @@ Run = Callable[[int], Any]  # called with 0, 1, 2, ...: the input set to use; re
 Row = dict[str, Any]
 
 _DISPATCHES: Final = 200
-_MOST_CALLS: Final = 1000  # of one measurement
+_MOST_CALLS: Final = 1000  # in one measurement
 
 
 class Rounds(NamedTuple):
@@ -58,8 +58,8 @@ class Timing(NamedTuple):
         median: seconds.
         low: lower quartile.
         high: upper quartile.
-        rounds: how many were counted.
-        calls: how many each round's time is the mean of.
+        rounds: number of rounds that were counted.
+        calls: number of calls that each round's time is the mean of.
         each: seconds per call in each round. Functions timed together were called one after the other in each round.
     """
 
@@ -90,7 +90,7 @@ def time_in_turn(
 
     Args:
         runs: functions by name.
-        rounds: how often.
+        rounds: how long to time.
         on_round: called after each round.
 
     Returns:

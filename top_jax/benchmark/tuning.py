@@ -100,11 +100,11 @@ def tune(
     """Searches, prints the progress, and writes the table after each shape.
 
     Args:
-        target: of `this_gpu`.
+        target: from `this_gpu`.
         file: where the table is written; None: where the kernels look for it.
         budget: seconds; shapes that do not fit keep the rule's blocks, and the table lists them.
         space: the candidates.
-        rounds: of each timing.
+        rounds: how long to time each candidate.
 
     Raises:
         InputError: the table cannot be written; this is checked before the search.

@@ -7,7 +7,7 @@ top-jax benchmark --suite cpu --out FILE    small versions of the same parts, fo
 top-jax benchmark --tune [--out FILE]       searches block sizes, writes the table that the kernels read
 
 With --config it prints latency, images per second, memory, and the speed-up over the dense model next to the ratio of
-multiply-accumulates (of a segmenter also that of its backbone). Batch sizes are 1, 8, 32, 64, ... as far as memory and
+multiply-accumulates (for a segmenter also that of its backbone). Batch sizes are 1, 8, 32, 64, ... as far as memory and
 --budget allow, or --batch_sizes. Weights are random. --config.model.dtype=float32 measures in another dtype.
 --suite gpu takes up to 8 minutes.
 """

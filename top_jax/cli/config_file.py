@@ -41,8 +41,8 @@ def with_config(arguments: list[str]) -> list[str]:
     --checkpoint or --workdir is taken.
 
     Raises:
-        InputError: --config names nothing that can be a config, a --config.key is given without any, or ml_collections
-            is needed and not installed.
+        InputError: --config does not name a config, a --config.key is given without --config, or ml_collections is
+            needed and not installed.
     """
     COMMAND_LINE[:] = arguments
     name = given_value(arguments, "config")

@@ -89,7 +89,7 @@ def _evaluate(model: Model, source: Source, config: RunConfig, advance: Callable
 
 
 def _show_worst(classes: list[dict[str, Any]]) -> None:
-    """Prints the ten classes of the lowest IoU that occur."""
+    """Prints the ten classes with the lowest IoU, of those that occur."""
     found = sorted((one for one in classes if one["iou"] is not None), key=lambda one: one["iou"])
     table = terminal.Table("worst classes", "IoU", "accuracy", "share of pixels")
     for one in found[:10]:

@@ -33,8 +33,8 @@ _OF_THE_PLACE = frozenset(
 def run(main: Callable[[list[str]], None]) -> None:
     """Parses the command line, calls `main(positional arguments)` and exits.
 
-    Bad input is one line on stderr and status 2, a run that cannot go on one line and status 1. Anything else is a
-    bug and keeps its traceback.
+    Bad input ends in one line on stderr and status 2; a run that cannot continue ends in one line and status 1. Any
+    other error is a bug and keeps its traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes may be any bytes, and a terminal ASCII
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -220,7 +220,7 @@ def _with_flag_files(arguments: list[str]) -> list[str]:
     """Returns the command line with the flags of each --flagfile=FILE in its place."""
     try:
         return flags.FLAGS.read_flags_from_files(arguments, force_gnu=False)
-    except (flags.Error, ValueError) as error:  # ValueError: it is no text
+    except (flags.Error, ValueError) as error:  # ValueError: it is not text
         raise InputError(f"--flagfile cannot be read: {str(error).rpartition('] ')[2]}") from error
 
 
@@ -281,11 +281,11 @@ def _parse_error(arguments: list[str], error: BaseException) -> InputError:
     if isinstance(error, flags.UnrecognizedFlagError):
         meant = re.search(r"Did you mean: (.*?) \?", text)
         hint = f"; did you mean --{meant[1].replace(', ', ' or --')}?" if meant else "; --help lists them."
-        return InputError(f"--{error.flagname.lstrip('-')} is no flag of this command{hint}")
+        return InputError(f"--{error.flagname.lstrip('-')} is not a flag of this command{hint}")
     if novalue := re.match(r"Missing value for flag --?([\w.]+)", text):
         return InputError(f"--{novalue[1]} needs a value: --{novalue[1]}=VALUE.")
     if key := re.match(r"Could not parse '(.*?)'", text):
-        return InputError(f"--config.{key[1]} is no setting; top_jax/config.py lists and explains all keys.")
+        return InputError(f"--config.{key[1]} is not a setting; top_jax/config.py lists and explains all keys.")
     return _wrong_value(text) or InputError(text or type(error).__name__)
 
 

@@ -87,8 +87,8 @@ def _inferred(config: RunConfig) -> RunConfig:
 def _with_data_of_run(config: RunConfig) -> RunConfig:
     """Returns the config with the data of the run in --checkpoint if the config does not say where its own data is.
 
-    The ImageNet configs do not, and a run of one's own images made with one of them needs no ImageNet. Data settings on
-    the command line win.
+    The ImageNet configs do not, and a run on your own images that started from one of them needs no ImageNet. Data
+    settings on the command line win.
     """
     given = [key.removeprefix("data.") for key in _keys_given() if key.startswith("data.")]
     if config.data.is_bundled or config.data.data_dir is not None or {"source", "name"} & set(given):
@@ -113,7 +113,7 @@ def _keys_given() -> dict[str, Any]:
 
 
 def _check_same_use(config: RunConfig) -> None:
-    """Raises InputError if a run would be used for another task, or a pruned one as dense without anybody asking."""
+    """Raises InputError if a run would be used for another task, or a pruned one as dense without a request."""
     dense = not config.pruning.after_blocks and "pruning.after_blocks" not in _keys_given()
     kinds = ("a classifier", "a segmenter")
     for path, trained in _runs():
@@ -188,7 +188,7 @@ def _runs() -> list[tuple[str, RunConfig]]:
 def default_workdir(config: RunConfig) -> str:
     """Returns runs/<config name>, and the name of the data if the command line chose it: runs/vim_s_top_photos.
 
-    A run that an earlier release began in runs/<config name>, with this very data, goes on there.
+    A run that an earlier release started in runs/<config name> with the same data continues there.
     """
     from top_jax.training.run_directory import RunDirectory
 
@@ -222,7 +222,7 @@ def define_checkpoints(help_text: str) -> flags.FlagHolder[Any]:
 
 
 def define_classifier() -> flags.FlagHolder[Any]:
-    """Defines the flags of a command that runs a checkpoint on image files: also for the model of an official file."""
+    """Defines the flags of a command that runs a checkpoint on image files, and those for an official file's model."""
     flags.DEFINE_string(
         "model",
         None,
@@ -271,7 +271,7 @@ def load_model(checkpoint: str | Path, config: RunConfig, class_names: Sequence[
 
     Args:
         checkpoint: a run directory or an official file.
-        config: of the model.
+        config: the run's config.
         class_names: classes of the data, in the order of its labels, into which the logits are put; None leaves them.
 
     Raises:

@@ -24,8 +24,8 @@ class Setting(NamedTuple):
 
     Attributes:
         key: dotted, such as `optimizer.learning_rate`.
-        type: as it is annotated.
-        default: of `RunConfig`; None is "not set".
+        type: its annotation.
+        default: its value in `RunConfig`; None is "not set".
         meaning: the comment beside it in top_jax/config.py.
     """
 
@@ -40,7 +40,7 @@ def settings(section: type = config.RunConfig, prefix: str = "") -> Iterator[Set
 
     Args:
         section: the dataclass to begin with.
-        prefix: of its keys.
+        prefix: prefix of its keys.
     """
     meanings = dict(_FIELD.findall(inspect.getsource(section)))
     hints, later = typing.get_type_hints(section), []

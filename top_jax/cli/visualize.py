@@ -3,8 +3,8 @@
 top-jax visualize --config configs/vim_s_top.py --checkpoint runs/a photo.jpg --out pictures
 top-jax visualize --config configs/vim_digits_top.py --checkpoint runs/a --examples=2 --out pictures
 
-Of a segmenter it draws labels, prediction, overlay, kept tokens and errors. For each image the command writes a PNG and
-a .npz with all arrays. index.json explains the arrays.
+For a segmenter it draws labels, prediction, overlay, kept tokens and errors. For each image the command writes a PNG
+and a .npz with all arrays. index.json explains the arrays.
 """
 
 from __future__ import annotations

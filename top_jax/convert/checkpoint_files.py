@@ -29,8 +29,8 @@ from top_jax.values import refused
 SUFFIXES: Final = (".pth", ".pt", ".safetensors")
 SAFETENSORS: Final = ".safetensors"
 HUGGING_FACE: Final = ("model.safetensors", "pytorch_model.bin")  # files with the weights, by preference
-AVERAGED: Final = ("model_ema", "state_dict_ema")  # of a .pth file: DeiT's and ViM's script, timm's
-CRC32: Final = "crc32"  # of the data of a .safetensors file, in its metadata: the format has no checksum of its own
+AVERAGED: Final = ("model_ema", "state_dict_ema")  # entries of a .pth file: of DeiT's and ViM's script, of timm
+CRC32: Final = "crc32"  # key in the metadata of a .safetensors file: checksum of its data, which the format lacks
 # The format's names of dtypes. Its own numpy reader is not used, because it has no bfloat16.
 SAFETENSORS_DTYPES: Final = {
     "F64": np.float64,
@@ -68,7 +68,7 @@ def weights_in_folder(path: str | Path) -> Path | None:
     """Returns the file with the weights of a Hugging Face folder; None if the path is another folder, or a file.
 
     Raises:
-        InputError: the folder is no run directory, and has weights under other names.
+        InputError: the folder is not a run directory, and has weights under other names.
     """
     folder = Path(path)
     if not folder.is_dir() or (folder / "checkpoints").is_dir():
@@ -107,7 +107,7 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndar
     """
     path = weights_in_folder(path) or Path(path)
     if not path.is_file():
-        problem = "is no file" if path.exists() else "does not exist"
+        problem = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"checkpoint {path} {problem}; pass the path of a .pth or .safetensors file.")
     try:
         with path.open("rb") as stream:

@@ -1,7 +1,7 @@
 """Turns the name of weights into a local file, downloading it from the Hugging Face Hub where it is not cached yet.
 
     pretrained:vim_small                an official file, by its name in `official_files`
-    pretrained                          that of the model in question
+    pretrained                          the official file of the model in question
     hf://OWNER/REPO/FILE                any file of the Hub; hf://OWNER/REPO@REVISION/FILE for a branch, tag or commit
     runs/a, vim_s.pth                   a path, returned as it is
 
@@ -47,8 +47,8 @@ def local_file(source: str | Path, model: str | None = None) -> Path:
         model: model name, which `pretrained` alone stands for.
 
     Raises:
-        InputError: an unknown name, no such repository or file, no access to it, huggingface_hub is not installed, or
-            the downloaded content is another one than that in the list of official files.
+        InputError: an unknown name; no such repository or file, or no access to it; huggingface_hub is not installed;
+            or the downloaded content is not that in the list of official files.
         RunError: the Hub cannot be reached, and the file is not cached.
     """
     if not is_name(source):
@@ -88,7 +88,7 @@ def _place(text: str, model: str | None) -> tuple[str, str | None, str]:
         return found.repository, None, found.file
     match = _ADDRESS.fullmatch(_SCHEME.sub("", text, count=1))
     if match is None:
-        raise InputError(f"{text} is no address of a file; needed: hf://OWNER/REPO/FILE.")
+        raise InputError(f"{text} is not the address of a file; needed: hf://OWNER/REPO/FILE.")
     return match["repository"], match["revision"], match["file"]
 
 
@@ -132,10 +132,12 @@ def _explained(address: str, repository: str, error: Exception, errors: Any) -> 
     if isinstance(error, errors.EntryNotFoundError):
         return InputError(f"{address} does not exist: the repository {repository} has no such file; check the name.")
     if isinstance(error, errors.HFValidationError):
-        return InputError(f"{address} is no address of a file ({_first_line(error)}); needed: hf://OWNER/REPO/FILE.")
+        return InputError(
+            f"{address} is not the address of a file ({_first_line(error)}); needed: hf://OWNER/REPO/FILE."
+        )
     return RunError(
-        f"{address} could not be downloaded ({type(error).__name__}: {_first_line(error)}); try again, the download "
-        "goes on where it stopped, or pass the path of a local file."
+        f"{address} could not be downloaded ({type(error).__name__}: {_first_line(error)}); try again (the download "
+        "resumes where it stopped), or pass the path of a local file."
     )
 
 

@@ -1,7 +1,7 @@
 """Reads a model's sizes off the shapes of its official weights, and its family off their names.
 
-What shapes cannot say: DeiT's number of heads, the image size and stride behind a number of positions (only where one
-of the two is left open), and settings without weights, such as drop_path and reorder_parameters.
+Shapes determine neither DeiT's number of heads nor settings without weights, such as drop_path and reorder_parameters.
+Image size and stride follow from the number of positions only where one of the two is known.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def infer_model(
     """Returns the name and the overrides of the model that an official state_dict belongs to.
 
     Args:
-        shapes: of the weights by official name, perhaps changed by wrappers.
+        shapes: shapes of the weights by official name, perhaps changed by wrappers.
         name: the model's, or None to find the nearest named model.
         overrides: settings given by the user, which win; those that the shapes contradict are an error. `num_classes`
             may differ from the head's, which is checked when the head is loaded.

@@ -26,7 +26,7 @@ class OfficialFile:
         file: path in the repository.
         licence: as the repository states it; None if that is not known.
         top1: accuracy in per cent on ImageNet-1k's validation images, as the authors publish it.
-        sha256: of the file's content, in hexadecimal digits; None if it is not known.
+        sha256: SHA-256 of the file's content, in hexadecimal digits; None if it is not known.
         sizes: settings of the model that differ from those of the named one.
         authors_url: the authors' own file with the same weights, not on the Hub; its eight digits begin its SHA-256.
         note: what else a user should know.
@@ -60,7 +60,7 @@ def _deit(size: str, top1: float, digits: str, sha256: str | None = None) -> Off
     )
 
 
-# A name is that of a model (`top_jax.models.MODELS`), or the model's and a variant's with a dot between them.
+# A name is a model's (`top_jax.models.MODELS`), or a model's and a variant's joined by a dot.
 OFFICIAL_FILES: Final[dict[str, OfficialFile]] = {
     "vim_tiny": OfficialFile(
         "hustvl/Vim-tiny-midclstok",

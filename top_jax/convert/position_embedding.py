@@ -19,7 +19,7 @@ from top_jax.pruning import ClassHome
 from top_jax.values import height_width
 
 IMAGENET_SIDE: Final = 224  # pixels
-IMAGENET_STRIDE: Final = 16  # of the official ViM files, if the list of them names no other
+IMAGENET_STRIDE: Final = 16  # of the official ViM files, unless the list of them names another
 
 
 def check_official_stride(path: str | Path, config: BackboneConfig) -> None:
@@ -95,7 +95,7 @@ def fit_position_embedding(
         grid = (side, side)
     if grid[0] * grid[1] != num_patches:
         raise InputError(
-            f"{name} has {num_patches} patch tokens, which is no {_times(grid)} grid; pass "
+            f"{name} has {num_patches} patch tokens, not those of a {_times(grid)} grid; pass "
             "checkpoint_img_size=(height, width), the size the checkpoint was trained at."
         )
     if grid == config.grid:

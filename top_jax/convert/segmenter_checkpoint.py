@@ -101,7 +101,7 @@ def load_torch_segmenter(
     state_dict = read_state_dict(local_file(path, name))
     if not any(key.startswith(DECODE_HEAD) for key in map(core, state_dict)):
         raise InputError(
-            f"{path} has no decode head, so it is no segmenter's. A classifier's is loaded by "
+            f"{path} has no decode head, so it is not a segmenter's. Load a classifier's with "
             "top_jax.load_torch_checkpoint; to train a segmenter from it, set --config.init_from."
         )
     shapes = {key: array.shape for key, array in state_dict.items()}
@@ -209,7 +209,7 @@ def backbone_of_classifier(weights: Weights, there: BackboneConfig, here: Backbo
     is resized (bicubic).
 
     Args:
-        weights: of the classifier, as `weights_of` gives them.
+        weights: the classifier's, as `weights_of` returns them.
         there: its sizes.
         here: sizes of the segmenter's backbone.
 

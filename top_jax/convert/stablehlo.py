@@ -70,7 +70,7 @@ def export_model(
 
     Returns:
         The function: images float32 `[B, H, W, 3]`, normalised (with `normalize`: uint8), to logits float32
-        `[B, num_classes]`, of a segmenter `[B, H, W, num_classes]`. H and W are the model's `img_size`.
+        `[B, num_classes]`; a segmenter's are `[B, H, W, num_classes]`. H and W are the model's `img_size`.
 
     Raises:
         InputError: the batch size or a platform is impossible, or the scans cannot be exported.

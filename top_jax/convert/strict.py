@@ -1,4 +1,4 @@
-"""What strict loading needs, of whatever kind of model: names without wrappers, float32, and every problem at once."""
+"""Strict loading for any kind of model: names without wrappers, float32, and all problems in one message."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def key_problems(
     """Compares keys, shapes and dtypes of a state_dict with those of a model.
 
     Args:
-        keys: those of the model.
-        shapes: of the model's weights, by path.
+        keys: the model's keys.
+        shapes: shapes of the model's weights, by path.
         state_dict: by official name.
     """
     known = {key.torch for key in keys}

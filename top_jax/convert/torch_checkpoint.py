@@ -34,7 +34,7 @@ from top_jax.pruning import Reduction
 from top_jax.values import flag, height_width, one_of, refused
 from top_jax.values import path as path_of
 
-HEADS: Final = ("load", "new")  # what becomes of a checkpoint's classifier
+HEADS: Final = ("load", "new")  # ways to use a checkpoint's classifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Loaded:
 
     Attributes:
         model: in eval mode.
-        name: of the model, given or inferred.
+        name: the model's name, given or inferred.
         overrides: its settings that are not the named model's own.
         summary: every key of the checkpoint.
     """
@@ -106,7 +106,7 @@ def load_official(
     checkpoint_img_size: int | tuple[int, int] | None = None,
     **overrides: Any,
 ) -> Loaded:
-    """Does what `load_torch_checkpoint` does, and also returns what it found out."""
+    """Loads as `load_torch_checkpoint` does; also returns the name, the overrides and the keys."""
     path, ema = path if isinstance(path, str) else path_of("path", path), flag("ema", ema)
     head = one_of("head", head, HEADS)
     if checkpoint_img_size is not None:
@@ -138,7 +138,7 @@ def _of_official_file(
     """Adds what is known about an official file: its model, and sizes that its shapes do not say (the stride).
 
     Raises:
-        InputError: the file is that of another model.
+        InputError: the file holds another model.
     """
     known = official_model(source)
     if known is None and (found := official_name(file)):

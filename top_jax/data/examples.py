@@ -26,8 +26,8 @@ class Example(TypedDict):
     image: np.ndarray  # uint8 [H, W, 3]
     label: np.int32
     mask: np.float32
-    index: np.int64  # in the source; -1 for padding
-    ignored: np.int8  # the EXIF orientation that is not followed, else 0; `Batches` takes it out
+    index: np.int64  # place in the source; -1 for padding
+    ignored: np.int8  # the EXIF orientation that is not followed, else 0; `Batches` removes it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Inspects a split for `doctor --data`: counts, images per class, a decoded sample, and what a published one has."""
+"""Inspects a split for `doctor --data`: counts, images per class, a decoded sample, counts of published datasets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class SplitReport:
         decoded: number of images that were decoded as a test, evenly spread over the split.
         decoded_unreadable: number of these that could not be decoded.
         unreadable: for each image that could not be read or decoded, its place and the reason.
-        shorter_side: smallest, median and largest shorter side of the decoded images, in pixels; None without any.
+        shorter_side: smallest, median and largest shorter side of the decoded images, in pixels; None if there are
+            none.
         ignored: share of the pixels of the labels read that are not counted; None where images are labelled.
         refused: for each label map that cannot serve, or has another size than its image, what is wrong.
     """
@@ -75,8 +76,8 @@ def inspect_split(
 ) -> SplitReport:
     """Inspects a split without reading all of it.
 
-    All labels are counted if the source knows them without reading its images (an image folder, the digits), else
-    those of at most `MOST_LABELS` records, or `MOST_MAPS` label maps, evenly spread.
+    All labels are counted if the source knows them without reading its images (an image folder, the digits). Otherwise
+    those of at most `MOST_LABELS` records, or `MOST_MAPS` label maps, are counted, evenly spread.
 
     Args:
         source: the split.

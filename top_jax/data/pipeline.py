@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 """Arrays image uint8 [B, H, W, 3], label int32 [B], mask float32 [B] (0: not to be counted), index int64 [B].
 
-Of a `DenseSource`: image float32 [B, H, W, 3], normalised, and label uint8 [B, H, W] (255: not to be counted).
+For a `DenseSource`: image float32 [B, H, W, 3], normalised, and label uint8 [B, H, W] (255: not to be counted).
 """
 
 Reader = ExampleReader | SegmentationReader
@@ -51,14 +51,14 @@ DeviceBatch = dict[str, jax.Array]
 """A `Batch` on the devices; index becomes int32 unless JAX runs in 64 bits."""
 
 MOST_WORKERS = 16
-ENDED_SECONDS = 5  # from the end of a worker process that was starting until the run gives up
-UNREADABLE_IN_A_ROW = 64  # different training images, or the whole split if it is smaller: then none can be read
+ENDED_SECONDS = 5  # from the end of a worker process that was starting to the end of the run
+UNREADABLE_IN_A_ROW = 64  # different unreadable images that stop a run, or a whole smaller split
 
 _running: weakref.WeakSet[Batches] = weakref.WeakSet()
 
 
 class _Said(NamedTuple):
-    """The warnings already given about a source: every evaluation, and every return to a checkpoint, reads it anew."""
+    """Warnings already given about a source, because each evaluation and each return to a checkpoint rereads it."""
 
     unreadable: dict[int, str]  # a line for each index
     turned: list[int]  # the first index of an image that is shown as stored
@@ -87,7 +87,7 @@ class Batches(Iterator[Batch]):
         """Wraps a grain.MapDataset of batches; use `train_batches` or `eval_batches` to make one.
 
         Args:
-            batches: of `Example`s or `PixelExample`s.
+            batches: a dataset of batches of `Example`s or `PixelExample`s.
             reader: what makes them.
             most_in_a_row: stop after so many different unreadable images without a readable one; None: never.
         """
@@ -203,16 +203,16 @@ def train_batches(
     Args:
         source: the training images.
         config: the crop, what to do with unreadable images, and how many threads and processes decode.
-        augment: RandAugment, colour jitter and repeats; the rest runs on the device (`device_augment`). Of a
+        augment: RandAugment, colour jitter and repeats; the rest runs on the device (`device_augment`). For a
             `DenseSource`: repeats, flip and photometric distortion.
-        img_size: side or (height, width) of the model's input, in pixels; of a `DenseSource`, of the crop.
+        img_size: side or (height, width) of the model's input, in pixels; for a `DenseSource`, of the crop.
         batch_size: images in a batch, over all hosts.
         seed: 0 .. 2**32 - 1.
         process_index: this host, as jax.process_index().
         process_count: the number of hosts.
 
     Raises:
-        InputError: there are fewer images than a batch needs, a label is no class, the hosts do not divide the batch
+        InputError: there are fewer images than a batch needs, a label is not a class, the hosts do not divide the batch
             size, or a setting is impossible.
     """
     grain = _grain()
@@ -247,12 +247,12 @@ def eval_batches(
 
     All batches have the same shape: the last is padded with rows of mask 0 and index -1.
 
-    Of a `DenseSource`, the images and labels of a batch have one size, the largest come first, and large images come in
-    smaller batches (`SegmentationReader.plan`). Every batch has a multiple of `rows_multiple` rows, the number of
+    For a `DenseSource`, the images and labels of a batch have one size, the largest come first, and large images come
+    in smaller batches (`SegmentationReader.plan`). Every batch has a multiple of `rows_multiple` rows, the number of
     devices that share it; so some are padded.
 
     Raises:
-        InputError: there is no image, a label is no class, the hosts do not divide the batch size, or a setting is
+        InputError: there is no image, a label is not a class, the hosts do not divide the batch size, or a setting is
             impossible.
     """
     grain = _grain()
@@ -274,7 +274,7 @@ def eval_batches(
 def reader_of(
     source: Source, config: DataConfig, size: transforms.Size, augment: AugmentConfig = DEFAULT_AUGMENT
 ) -> Reader:
-    """Returns what makes the rows of batches of `source`; raises InputError for an impossible setting."""
+    """Returns the reader that makes rows of batches from `source`; raises InputError for an impossible setting."""
     if is_dense(source):
         return SegmentationReader(source, config, size, augment)
     return ExampleReader(source, config, size, augment)
@@ -298,7 +298,7 @@ def prefetch_to_device(
     Args:
         batches: the batches to move. With several hosts, these are this host's rows of each batch, and must be the
             rows that `sharding` gives to its devices (a mesh over `jax.devices()` in their order).
-        sharding: of the batch axis, such as NamedSharding(mesh, PartitionSpec("data")).
+        sharding: sharding of the batch axis, such as NamedSharding(mesh, PartitionSpec("data")).
         size: number of batches kept ready; 0 moves each batch when it is requested.
 
     Yields:
@@ -360,10 +360,10 @@ def _first(iterator: Any) -> Batch:
     """Returns the first batch, for which Grain starts its worker processes.
 
     Its threads, and through them the processes, take over the blocked signals of the thread that asks for the batch.
-    Ctrl-C and a cluster's SIGTERM would end a process that has not come to `_set_up_worker` yet.
+    Ctrl-C and a cluster's SIGTERM would end a process that has not reached `_set_up_worker` yet.
 
     Raises:
-        RunError: a process ended while it started: Python then waits for ever to send it the rest of its data.
+        RunError: a process ended while it started: Python then waits forever to send it the rest of its data.
     """
     answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
@@ -395,7 +395,7 @@ def _first(iterator: Any) -> Batch:
 
 
 def _ended_child() -> tuple[int, int] | None:
-    """Returns id and exit code of a process of ours that ended and that nobody has asked for its status yet."""
+    """Returns id and exit code of a child process that has ended and whose status was not read yet."""
     try:
         found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except (AttributeError, ChildProcessError):  # Windows; no child
@@ -406,7 +406,7 @@ def _ended_child() -> tuple[int, int] | None:
 
 
 def _worker_ended(exit_code: int) -> str:
-    """Says, for a person, why a worker process most likely ended."""
+    """Describes the most likely reason why a worker process ended."""
     remedy = "pass --config.data.num_workers=0, or fewer workers. Then start the same command again."
     if exit_code == -signal.SIGBUS:
         size = f" of {shutil.disk_usage('/dev/shm').total / 2**20:.0f} MiB" if os.path.isdir("/dev/shm") else ""
@@ -434,7 +434,7 @@ def _set_up_worker(worker: int, num_workers: int) -> None:
     del worker, num_workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # A parent that was killed cannot stop its workers, and Grain's would wait for ever.
+    # A parent that was killed cannot stop its workers, and Grain's would wait forever.
     threading.Thread(target=_exit_with_parent, name="exit-with-parent", daemon=True).start()
 
 

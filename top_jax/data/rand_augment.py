@@ -41,7 +41,7 @@ class RandAugment:
     """A policy: `parse` makes one from timm's notation, and calling it augments an image."""
 
     magnitude: Number = MAX_MAGNITUDE
-    magnitude_std: Number = 0.0  # of a normal distribution clipped to 0..10; math.inf: uniform in 0..magnitude
+    magnitude_std: Number = 0.0  # normal distribution, clipped to 0..10; math.inf: uniform in 0..magnitude
     increasing: bool = False
     num_layers: int = 2
     probability: Number = 0.5

@@ -1,6 +1,6 @@
-"""Images with a label of each pixel: what a training batch and an evaluation batch hold.
+"""Images with a label for each pixel: what a training batch and an evaluation batch hold.
 
-`train_batches` and `eval_batches` of `top_jax.data` make the batches, of these sources as of any other.
+`train_batches` and `eval_batches` of `top_jax.data` make the batches, for these sources as for any other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from top_jax.errors import InputError
 
 __all__ = ["IGNORED", "EvalPlan", "PixelExample", "SegmentationReader", "prepare_image"]
 
-MOST_AREA: Final = 2.0  # times batch_size crops: the pixels that an evaluation batch may have
+MOST_AREA: Final = 2.0  # times the pixels of batch_size crops: the limit of an evaluation batch
 
 
 class PixelExample(TypedDict):
@@ -33,15 +33,15 @@ class PixelExample(TypedDict):
     image: np.ndarray  # float32 [H, W, 3], normalised
     label: np.ndarray  # uint8 [H, W], 0 .. classes - 1 or IGNORED; in evaluation of the photograph's own size
     mask: np.ndarray | np.float32  # 0: not to be counted (padding, or an unreadable image)
-    index: np.ndarray | np.int64  # in the source; -1 for padding
-    ignored: np.ndarray | np.int8  # the EXIF orientation that is not followed, else 0; `Batches` takes it out
+    index: np.ndarray | np.int64  # place in the source; -1 for padding
+    ignored: np.ndarray | np.int8  # the EXIF orientation that is not followed, else 0; `Batches` removes it
 
 
 class EvalPlan(TypedDict):
     """One evaluation batch: images of one size."""
 
-    indices: list[int]  # in the source; -1 for padding
-    size: Size  # of the label maps
+    indices: list[int]  # places in the source; -1 for padding
+    size: Size  # size of the label maps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class SegmentationReader:
                 )
 
     def random(self, index: int, rng: np.random.Generator) -> PixelExample:
-        """Returns image `index` as training sees it: resized, cropped, flipped, distorted, normalised, filled up.
+        """Returns image `index` as training sees it: resized, cropped, flipped, distorted, normalised, padded.
 
         Each step and its order are those of mmsegmentation 0.29.1 (its ADE20K pipeline).
         """
@@ -122,7 +122,7 @@ class SegmentationReader:
         Args:
             batch_size: most images in a batch, a multiple of `rows_multiple`. Large images come in smaller batches: a
                 batch has at most `MOST_AREA` times the pixels of `batch_size` crops, or `rows_multiple` images.
-            rows_multiple: batches are filled up to a multiple of so many rows.
+            rows_multiple: batches are padded to a multiple of this number of rows.
         """
         by_size: dict[Size, list[int]] = collections.defaultdict(list)
         for index in range(len(self.source)):

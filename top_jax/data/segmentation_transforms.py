@@ -20,11 +20,11 @@ IGNORED: Final = 255
 """The label of a pixel that does not count."""
 
 CROP_TRIES: Final = 10  # redraws of a crop with too few classes
-BRIGHTNESS: Final = 32.0
-FACTORS: Final = (0.5, 1.5)  # of contrast and of saturation
-HUE: Final = 18  # in OpenCV's half degrees
-_WEIGHT_BITS, _SHIFT = 11, 12  # of OpenCV's interpolation, and of its division tables for HSV
-_VECTOR: Final = 16  # bytes of the vectors of the OpenCV behind the fixture; with AVX2, 32
+BRIGHTNESS: Final = 32.0  # largest change
+FACTORS: Final = (0.5, 1.5)  # range for contrast and for saturation
+HUE: Final = 18  # largest change, in OpenCV's half degrees
+_WEIGHT_BITS, _SHIFT = 11, 12  # fixed-point bits of OpenCV's interpolation, and of its division tables for HSV
+_VECTOR: Final = 16  # bytes per vector of the OpenCV build that made the fixture; with AVX2, 32
 # Red, green and blue in each sixth of the hues, as the largest (0), the smallest (1) or the channel between (2).
 _SECTORS: Final = np.array([[0, 2, 1], [2, 0, 1], [1, 0, 2], [1, 2, 0], [2, 1, 0], [0, 1, 2]])
 
@@ -238,7 +238,7 @@ def _missing() -> np.ndarray:
     sector = place.astype(np.intp)
     place -= sector.astype(np.float32)
     place = np.where(sector % 2 == 0, np.float32(1) - place, place)
-    amounts = np.stack([np.zeros(180), np.ones(180), place])  # of the largest, the smallest and the channel between
+    amounts = np.stack([np.zeros(180), np.ones(180), place])  # of the largest, the smallest and the middle channel
     return amounts[_SECTORS[sector].T, np.arange(180)]
 
 
@@ -278,7 +278,7 @@ def _normalized(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
 
 
 def pad(image: np.ndarray, labels: np.ndarray, size: Size) -> tuple[np.ndarray, np.ndarray]:
-    """Fills up at the bottom and on the right: the normalised image with 0, its labels with `IGNORED`."""
+    """Pads at the bottom and on the right: the normalised image with 0, its labels with `IGNORED`."""
     if labels.shape == size:
         return image, labels
     below, right = size[0] - labels.shape[0], size[1] - labels.shape[1]
@@ -293,7 +293,7 @@ class LabelError(ValueError):
 
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
-_COLOURS: Final = {2: "RGB", 3: "palette", 4: "grey with transparency", 6: "RGB with transparency"}  # of a PNG's header
+_COLOURS: Final = {2: "RGB", 3: "palette", 4: "grey with transparency", 6: "RGB with transparency"}  # in a PNG's header
 _GREY: Final = 0
 
 

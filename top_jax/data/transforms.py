@@ -42,9 +42,9 @@ FORMATS: Final = {
     "TIFF": (".tif", ".tiff"),
     "GIF": (".gif",),
 } | ({"AVIF": (".avif",)} if importlib.util.find_spec("PIL.AvifImagePlugin") else {})
-EXTENSIONS: Final = tuple(ending for endings in FORMATS.values() for ending in endings)  # of lower or upper case
+EXTENSIONS: Final = tuple(ending for endings in FORMATS.values() for ending in endings)  # in lower or upper case
 BACKGROUND: Final = (255, 255, 255, 255)  # what transparent pixels are laid over: white, as a browser's page
-IGNORED: Final = "ignored_exif_orientation"  # in the `info` of a decoded image that is shown as stored
+IGNORED: Final = "ignored_exif_orientation"  # key in the `info` of a decoded image that is shown as stored
 _ORIENTATION: Final = 0x0112  # EXIF
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,7 +59,7 @@ _PHOTOMETRIC, _BITS = 262, 258  # TIFF
 
 
 def decode(image: bytes | np.ndarray, *, exif_rotate: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decodes a file's bytes, or wraps uint8 [H, W, 3], as an RGB image; of an animation, the first picture.
+    """Decodes a file's bytes, or wraps uint8 [H, W, 3], as an RGB image; an animation gives its first picture.
 
     Args:
         image: a file in one of `FORMATS`, or pixels.

@@ -33,7 +33,7 @@ def make_eval_step(
         data: the config's data section, which says how pixels are normalised.
 
     Returns:
-        A function that returns float32 scalars: correct, correct_top5 (of six classes or more: of fewer it says
+        A function that returns float32 scalars: correct, correct_top5 (with six classes or more: with fewer it says
         little or nothing), loss, count, and unreadable (images that could not be read).
     """
 
@@ -78,7 +78,7 @@ def evaluate(
         sharding: sharding of the batch axis.
         prefetch: number of batches that are kept ready on the devices.
         on_batch: called after each batch with its number of images, for a progress bar.
-        summarize: makes the result of the step's sums, float64 scalars or arrays, such as `accuracies`.
+        summarize: computes the result from the step's sums, float64 scalars or arrays, such as `accuracies`.
 
     Returns:
         What `summarize` gives; images: how many were counted; unreadable: how many could not be read; images_per_second
@@ -108,13 +108,13 @@ def evaluate(
     return {
         **summarize(sums),
         "images": int(count),
-        "unreadable": int(sums["unreadable"]),  # in all processes
+        "unreadable": int(sums["unreadable"]),  # over all processes
         "images_per_second": float(timed / seconds) if timed else None,
     }
 
 
 def accuracies(sums: dict[str, Any]) -> dict[str, float]:
-    """Returns accuracy and, of six classes or more, accuracy_top5 (shares), and loss (nats), of `make_eval_step`'s."""
+    """Returns accuracy and, with six classes or more, accuracy_top5 (shares), and loss (nats), from a step's sums."""
     count = sums["count"]
     return {
         "accuracy": float(sums["correct"] / count),
@@ -161,7 +161,7 @@ def evaluate_source(
     on_batch: Callable[[int], None],
     summarize: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> dict[str, Any]:
-    """Evaluates weights on a whole source, on all devices; arguments and result as of `evaluate` and `eval_batches`.
+    """Evaluates weights on a whole source, on all devices; arguments and result as for `evaluate` and `eval_batches`.
 
     Raises:
         InputError: the source has a different number of classes, or the batch size is not divisible by the devices.

@@ -31,7 +31,7 @@ DeviceBatch = dict[str, jax.Array]
 
 
 def make_eval_step(model: Segmenter) -> Callable[[Weights, DeviceBatch], dict[str, jax.Array]]:
-    """Builds `eval_step(weights, batch)`, which counts pixels of the images with mask 1, which are normalised.
+    """Builds `eval_step(weights, batch)`, which counts pixels of the normalised images with mask 1.
 
     Args:
         model: its shapes are enough.
@@ -57,12 +57,12 @@ def make_predict(
 ) -> Callable[[Any, Images, tuple[int, int]], PixelLabels]:
     """Builds `predict(weights, images, size)`, which returns int32 labels `[B, *size]` of normalised images.
 
-    Slide inference compiles the model once, for its windows, however many sizes the images have; only what makes labels
-    of the windows' logits is compiled for each. Whole inference compiles the model for each size of the images.
+    Slide inference compiles the model once, for its windows, however many sizes the images have; only the step from the
+    windows' logits to labels is compiled for each size. Whole inference compiles the model for each size of the images.
 
     Args:
         model: its shapes are enough.
-        merge: makes the model, in eval mode, of what `predict` gets as `weights`; None if those are its weights.
+        merge: makes the model, in eval mode, from the `weights` argument of `predict`; None if these are its weights.
     """
     stride, own_size = model.slide_stride, model.config.backbone.img_size
     slides = model.inference == "slide"
@@ -160,7 +160,7 @@ def areas(
 def image_areas(
     prediction: PixelLabels, label: PixelLabels, mask: Float[Array, " B"], *, num_classes: int
 ) -> dict[str, Int[Array, "B classes"]]:
-    """Returns `intersection`, `predicted` and `labelled` of each image in pixels: 0 of those with mask 0."""
+    """Returns `intersection`, `predicted` and `labelled` of each image in pixels: 0 for those with mask 0."""
     label = label.astype(jnp.int32)
     counted = (label < num_classes) & (mask[:, None, None] > 0)
 

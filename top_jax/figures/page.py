@@ -40,11 +40,11 @@ MAP: Final = "cividis"  # perceptually uniform, for any kind of colour vision
 DPI = 120
 COLUMNS = 4
 PANEL = 2.45  # width of a panel, inches
-PITCH = 3.2  # from one panel to the next; the numbers of a colour bar stand between them
+PITCH = 3.2  # from one panel to the next, with room for the numbers of a colour bar
 MARGIN = 0.3
 BAR = 0.09  # width of a colour bar
 LINE = {8: 0.15, 9: 0.165, 11: 0.21, 14: 0.28}  # height of a line of text, by its size in points
-CHARACTERS = {8: 17.5, 9: 15.5, 11: 12.5, 14: 9.8}  # that always fit into an inch of width, by size in points
+CHARACTERS = {8: 17.5, 9: 15.5, 11: 12.5, 14: 9.8}  # that fit into an inch of width in any case, by size in points
 
 
 class Panel(NamedTuple):
@@ -220,8 +220,8 @@ def draw_borders(axes: Axes, photo: Photo, source: np.ndarray, *, colour: str, w
         axes: in pixels of the model's input.
         photo: the photo whose cells they are.
         source: int or bool `[M]`; cells with the same value belong together.
-        colour: of the lines.
-        width: of the lines, in points.
+        colour: colour of the lines.
+        width: width of the lines, in points.
     """
     left, _, _, top = photo.area
     cells, step = source.reshape(photo.grid), photo.stride

@@ -43,12 +43,12 @@ ARRAYS: Final = {
 
 
 class Segmented(NamedTuple):
-    """What a segmenter did to one image.
+    """Result of a segmenter for one image.
 
     Attributes:
         prediction: int32 `[H, W]`, at the photo's own size.
         kept: float32 `[h, w]` for each block with a reduction, as `ARRAYS` says; h and w as the model saw the image.
-        tokens: number of tokens that each of these blocks left of a window, of how many.
+        tokens: for each of these blocks, the number of tokens left in a window, and that of all tokens.
     """
 
     prediction: np.ndarray
@@ -57,7 +57,7 @@ class Segmented(NamedTuple):
 
 
 def make_segment(model: Segmenter) -> Callable[[np.ndarray, tuple[int, int]], Segmented]:
-    """Builds `segment(image, size)`: of a normalised image float32 `[h, w, 3]`, with labels of `size`."""
+    """Builds `segment(image, size)` for a normalised image float32 `[h, w, 3]`; `size` is that of the labels."""
     predict, weights, graphdef = make_predict(model), weights_of(model), nnx.graphdef(model)
     stages = jax.jit(functools.partial(_stages, graphdef))
 
@@ -117,7 +117,7 @@ def draw_segmentation(
 
     Args:
         stem: path of both files, without a suffix.
-        name: of the image, on the page.
+        name: name of the image on the page.
         pixels: the photo, uint8 `[H, W, 3]`.
         label: uint8 `[H, W]`, `IGNORED` where there is none; None if the labels are not known.
         found: what `make_segment`'s function returned.
@@ -202,7 +202,7 @@ def _kept_section(photo: Photo, found: Segmented) -> Section:
         left, of = found.tokens[block]
         title = f"after block {block}: {left} of {of} tokens"
         panels.append(Panel(title, functools.partial(_kept, photo, kept)))
-    note = "Patches in colour still have a token; of overlapping windows, the share that kept it."
+    note = "Patches in colour still have a token; where windows overlap, the share of them that kept it."
     return Section("Remaining tokens", note, [panels])
 
 

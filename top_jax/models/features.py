@@ -75,7 +75,7 @@ def _sources(positions: Int[Array, "B K"], num_patches: int) -> Int[Array, "B M"
 
 
 def painted(features: Features) -> Float[Array, "B M D"]:
-    """Returns the value of every patch: its token's, or else what the canvas holds, which is that of the fill `frozen`.
+    """Returns the value of every patch: its token's, or else the canvas's, as the fill `frozen` needs it.
 
     Only gathers the tokens; a scatter into the canvas would give the same, more slowly on a CPU.
 

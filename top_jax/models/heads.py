@@ -92,7 +92,7 @@ class UPerHead(nnx.Module):
             channels: width of the head.
             num_classes: width of the logits.
             dropout_index: as for `Dropout2d`.
-            dtype: of convolutions; everything else is float32.
+            dtype: dtype of convolutions; everything else is float32.
             rngs: source of the weights.
         """
 
@@ -184,13 +184,14 @@ class Upsample2x(nnx.Module):
 class VimNeck(nnx.Module):
     """Makes a pyramid of ViM's four maps, which have one size: 4, 2, 1 and 1/2 times as large for patches of 16.
 
-    With patches of 8 the factors are 2, 1, 1/2 and 1/4, as officially. With any other patch they are those of 16.
+    With patches of 8 the factors are 2, 1, 1/2 and 1/4, as in the official code. With any other patch they are as for
+    16.
 
     Source: hustvl/Vim, seg/backbone/vim.py (`fpn1` to `fpn4`).
     """
 
     def __init__(self, width: int, patch_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.halvings = (1, 2) if patch_size == 8 else (0, 1)  # of the third and the fourth map
+        self.halvings = (1, 2) if patch_size == 8 else (0, 1)  # for the third and the fourth map
         self.up1 = Upsample2x(width, dtype=dtype, rngs=rngs)
         coarse = patch_size != 8
         self.bn = nnx.data(BatchNorm(width) if coarse else None)

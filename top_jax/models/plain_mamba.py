@@ -308,7 +308,7 @@ class PlainMamba(Backbone):
         return Tokens(x=x, residual=None, positions=positions, cls_index=None, grid=grid)
 
     def _positions(self, grid: tuple[int, int]) -> Float[Array, "1 M D"]:
-        """Returns the position embedding of a grid; that of the model, resized if it is another."""
+        """Returns the position embedding of a grid: the model's, resized if its grid is another."""
         if grid == self.config.grid:
             return self.pos_embed[...]
         embedding = self.pos_embed[...].reshape(1, *self.config.grid, -1)

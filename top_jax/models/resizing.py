@@ -106,7 +106,7 @@ def pooling_matrix(size: int, bins: int) -> np.ndarray:
     return weights
 
 
-ROWS: Final = 16  # of a resized map that are made at a time, where it would be too large as a whole
+ROWS: Final = 16  # of a resized map that are made at a time where the whole would be too large
 MATRICES: Final = {"bilinear": bilinear_matrix, "bicubic": cubic_matrix}
 
 Index = np.ndarray | jax.Array
@@ -119,7 +119,7 @@ def combined(x: Map, index: Index, share: Share, *, axis: int) -> jax.Array:
     Args:
         x: `[B, H, W, D]`.
         index: int `[new size, taps]`, which rows or columns are summed.
-        share: `[new size, taps]`, their factors; both as of `taps_of`.
+        share: `[new size, taps]`, their factors; both from `taps_of`.
         axis: 1 or 2.
     """
     shape = [1, 1, 1]

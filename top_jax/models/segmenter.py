@@ -33,7 +33,7 @@ INFERENCES: Final = ("slide", "whole")
 VIM_IMG_SIZE: Final = (512, 512)
 PLAIN_MAMBA_CHANNELS: Final = 512
 NUM_MAPS: Final = 4
-# Of `create_segmenter`, beside the sizes of the backbone.
+# Arguments of `create_segmenter` besides the sizes of the backbone.
 SETTINGS: Final = ("num_classes", "fill", "variant", "channels", "aux_channels", "stages", "inference", "slide_stride")
 
 ClassMap = AnyMap
@@ -97,7 +97,7 @@ class SegmenterConfig:
 
     @property
     def own_norms(self) -> tuple[int, ...]:
-        """Blocks (1-based) whose map has a norm of its own; that after the last block has the final one. ViM's none."""
+        """Blocks (1-based) whose map has its own norm; after the last block it has the final norm. None for ViM."""
         return () if self.is_vim else tuple(stage for stage in self.stages if stage != self.backbone.depth)
 
 
@@ -173,7 +173,7 @@ class Segmenter(nnx.Module):
 
     @property
     def scan_implementation(self) -> str | None:
-        """Implementation of the scans, as of the backbone."""
+        """Implementation of the backbone's scans."""
         return self.backbone.scan_implementation
 
     @property
@@ -216,7 +216,7 @@ class Segmenter(nnx.Module):
     def logits(self, images: Images, keys: jax.Array | None = None) -> tuple[ClassMap, ClassMap | None]:
         """Returns the logits of the decode head and of the auxiliary head (or None), each at its own size.
 
-        Arguments and errors as of `__call__`. The decode head's are at a quarter of ViM's image size, and at a
+        Arguments and errors as for `__call__`. The decode head's are at a quarter of ViM's image size, and at a
         sixteenth of PlainMamba's; the auxiliary ones at a sixteenth.
         """
         if not is_traced():
@@ -227,7 +227,7 @@ class Segmenter(nnx.Module):
         return self.decode_head(maps, keys), auxiliary
 
     def maps(self, images: Images, keys: jax.Array | None = None) -> tuple[AnyMap, ...]:
-        """Returns what the heads read: four maps, float32, finest first. Arguments and errors as of `__call__`."""
+        """Returns what the heads read: four maps, float32, finest first. Arguments and errors as for `__call__`."""
         if not is_traced():
             self.backbone.check(images, keys, (), None)
             return call_compiled(Segmenter.maps, self, images, keys)

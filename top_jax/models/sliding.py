@@ -33,7 +33,7 @@ def window_starts(size: Size, crop: Size, stride: int) -> tuple[tuple[int, int],
 def cut_windows(images: Images, crop: Size, stride: int) -> list[Float[Array, "B h w 3"]]:
     """Cuts images `[B, H, W, 3]` into windows `[B, *crop, 3]`, in the order of `window_starts`.
 
-    An image that is smaller than a window is filled up with zeros, right and below.
+    An image that is smaller than a window is padded with zeros on the right and at the bottom.
     """
     height, width = images.shape[1:3]
     missing = [(0, max(0, side - have)) for side, have in zip(crop, (height, width), strict=True)]

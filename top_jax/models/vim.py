@@ -67,7 +67,7 @@ class VimConfig(MambaConfig):
         return True
 
     def drop_path_rate(self, index: int) -> float:
-        """Returns the rate of block `index` (from 0): ([0] + linspace(0, drop_path, depth))[index], as officially."""
+        """Returns the rate of block `index`, from 0, as officially: ([0] + linspace(0, drop_path, depth))[index]."""
         return 0.0 if index == 0 or self.depth == 1 else self.drop_path * (index - 1) / (self.depth - 1)
 
 
@@ -221,7 +221,7 @@ class VimBlock(Block):
         return self.mixer.scan_arguments(self._add_and_norm(tokens, None)[1], paths)
 
     def added(self, tokens: Tokens, keys: jax.Array | None) -> Embedded:
-        """Returns the residual stream `[B, L, D]` with which the block starts: that of the tokens, their x added."""
+        """Returns the residual stream `[B, L, D]` at the start of the block: the tokens' residual plus their x."""
         assert tokens.residual is not None
         return tokens.residual + self.drop_path(tokens.x, keys).astype(jnp.float32)
 
@@ -298,10 +298,10 @@ class DenseVim(Vim):
         official_small   the residual stream, rotated                before each block  added
 
     `residual` is the default: it is the classifier itself, so pre-trained weights mean what they meant. The others load
-    official segmentation files. The maps of `official_small` are rotated once more than their block: the official code
-    takes them inside of the next block, but the last one without it. In train mode, so does the drop-path of the next
-    block apply to a map, for all but `official_tiny`. No variant has a class token. In the official `official_tiny` the
-    residual stream has the dtype of the computation; ours is always float32.
+    official segmentation files. The maps of `official_small`, except the last, are rotated once more than their block,
+    because the official code takes them inside the next block. For the same reason the drop-path of the next block
+    applies to a map in train mode, except for `official_tiny`. No variant has a class token. In the official
+    `official_tiny` the residual stream has the dtype of the computation; ours is always float32.
 
     Source: hustvl/Vim, seg/backbone/vim.py and seg/configs/vim/upernet, at a3ac48e.
     """

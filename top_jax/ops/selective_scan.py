@@ -176,8 +176,8 @@ def directional_scan(
 
     Raises:
         InputError: shapes or dtypes that do not fit, an unknown name or one that cannot run here, `decay` without
-            positions, positions that do not increase, an order that is no permutation, blocks for an implementation
-            that has none.
+            positions, positions that do not increase, an order that is not a permutation, or blocks for an
+            implementation that has none.
 
     Source: Vision Mamba, arXiv 2401.09417, section 3.3; PlainMamba, arXiv 2403.17695, section 3.2; score: ToP,
     arXiv 2409.18962, section 4.1.

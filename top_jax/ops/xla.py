@@ -5,10 +5,10 @@ recurrence, whose autodiff would keep every state, has a hand-written gradient::
 
     h_t = exp(tau_t A) h_{t-1} + x_t B_t            y_t = C_t . h_t            (float32 throughout)
 
-There time leads and channels trail: the carried state is `[B, N, E]`, so that every step is one contiguous, vectorised
-pass. The sequence is cut into chunks. The forward saves only the state at the start of each chunk; the backward
-rebuilds the states of one chunk at a time. So memory is O(B L E + B (L / chunk) E N) and never O(B L E N). Nothing is
-ever divided by a decay: exp(-sum) overflows for the decays of a trained model.
+In it time is the first axis and channels are the last: the carried state is `[B, N, E]`, so that every step is one
+contiguous, vectorised pass. The sequence is cut into chunks. The forward saves only the state at the start of each
+chunk; the backward rebuilds the states of one chunk at a time. So memory is O(B L E + B (L / chunk) E N) and never O(B
+L E N). Nothing is ever divided by a decay: exp(-sum) overflows for the decays of a trained model.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def _sum_over_e(a: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def _split(steps: Tree, chunks: int) -> Tree:
-    """Cuts `[L, ...]` into `[chunks, chunk, ...]`, filled up with zero steps, which leave a state unchanged."""
+    """Cuts `[L, ...]` into `[chunks, chunk, ...]`, padded with zero steps, which leave a state unchanged."""
 
     def split(a: jax.Array) -> jax.Array:
         a = jnp.pad(a, [(0, -len(a) % chunks)] + [(0, 0)] * (a.ndim - 1))

@@ -14,7 +14,7 @@ The alignment says what happens to the scan's state h at a pruned position q, an
 
 A method is a `Reduction` (reduction.py). Its schedule says where and how many tokens stay, in Python ints. Its call
 maps `Tokens`, and what a block says about them, to fewer `Tokens`. Each method is one file: `Pruning` is ToP and its
-ablations (top.py), `Evit` fuses the tokens that it drops (evit.py), `Merging` is that of ToMe and R-MeeTo (merging.py).
+ablations (top.py), `Evit` fuses the tokens that it drops (evit.py), `Merging` is ToMe's and R-MeeTo's (merging.py).
 """
 
 from top_jax.pruning.evit import Evit

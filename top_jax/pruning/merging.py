@@ -98,7 +98,7 @@ def _heirs(x: Float[Array, "B K D"], count: int) -> Int[Array, "B K"]:
     direction = x / jnp.where(norm > 0, norm, jnp.ones_like(norm))
     alike = jnp.einsum("bsd,btd->bst", direction[:, ::2], direction[:, 1::2], precision=HIGHEST)
     best_first = jnp.argsort(jnp.max(alike, axis=-1), axis=1, stable=True, descending=True)
-    rank = jnp.argsort(best_first, axis=1)  # of each source
+    rank = jnp.argsort(best_first, axis=1)  # rank of each source
     target = 2 * jnp.argmax(alike, axis=-1).astype(jnp.int32) + 1
     rank, target = (jnp.repeat(of_pair, 2, axis=1)[:, : x.shape[1]] for of_pair in (rank, target))
     token = jnp.arange(x.shape[1], dtype=jnp.int32)[None, :]

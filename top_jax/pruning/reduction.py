@@ -25,7 +25,7 @@ class Cut:
         block: 1-based number of the block after whose token mixing it happens.
         before: patch tokens that come in.
         kept: patch tokens that stay (for `Merging`: those that others are merged into, or that stay alone).
-        after: patch tokens that go on: `kept`, and for `Evit` one more, fused from the others if there are any.
+        after: patch tokens that continue: `kept`, and for `Evit` one more, fused from the others if there are any.
     """
 
     block: int
@@ -39,7 +39,7 @@ class Reduction(abc.ABC):
     """A way to continue with fewer tokens. Without `after_blocks`, the model is dense.
 
     After the token mixing of each block in `after_blocks` (in DeiT, before the block's MLP) the model passes the tokens
-    and the block's evidence to `__call__`, and continues with the result. Counts are Python ints, so that every stage
+    and the block's evidence to `__call__`. It continues with the result. Counts are Python ints, so that every stage
     has a static shape.
 
     Attributes:

@@ -57,7 +57,7 @@ def mean_time_step(delta: Inner, delta_bias: PerChannel) -> PerToken:
 
 
 def best_patches(scores: SlotScores, slots: Slots) -> Slots:
-    """Sorts the slots `[B, K]` of each image by score, best first; of two equal scores the earlier slot first.
+    """Sorts the slots `[B, K]` of each image by score, best first; equal scores stay in the order of their slots.
 
     Does not use jax.lax.top_k: on a mesh it gathers the scores of the whole batch, while XLA partitions a sort.
     """

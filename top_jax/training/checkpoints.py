@@ -28,7 +28,7 @@ from top_jax.training.weights import check_room, score_of
 logger = logging.getLogger(__name__)
 
 Position = dict[str, Any]
-"""Where a run stands, as JSON. `batches`: how many were taken from the stream (`Batches.get_state`). `skipped`: numbers
+"""Position of a run, as JSON. `batches`: how many were taken from the stream (`Batches.get_state`). `skipped`: numbers
 of those that were left out because they gave a NaN or infinity. `evaluated`: whether this step has been (0 or 1)."""
 
 
@@ -97,7 +97,8 @@ class Checkpoints:
     def restore(self, like: TrainState) -> tuple[TrainState, Position] | None:
         """Restores the newest sound checkpoint.
 
-        Newer ones that are damaged are reported and moved into `damaged/`: a run that goes on saves their steps again.
+        Newer ones that are damaged are reported and moved into `damaged/`: a run that continues saves their steps
+        again.
 
         Args:
             like: shapes, dtypes and shardings of the state.

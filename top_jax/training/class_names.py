@@ -39,7 +39,7 @@ def class_names_of(checkpoint: str | Path, num_classes: int) -> tuple[str, ...] 
 
     Args:
         checkpoint: a run directory, a .pth or .safetensors file, or a name (`top_jax.convert.hub`).
-        num_classes: of its classifier.
+        num_classes: number of classes of its classifier.
     """
     if is_pretrained(checkpoint):
         return imagenet_synsets() if num_classes == IMAGENET_CLASSES else None

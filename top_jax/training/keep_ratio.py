@@ -42,7 +42,7 @@ def stages(
         num_patches: M, patch tokens of an image.
         depth: number of blocks.
         steps_per_epoch: batches in an epoch.
-        total_steps: of the run.
+        total_steps: length of the run.
 
     Returns:
         At least one stage, by first_step from 0; the last has exactly the config's reduction.

@@ -49,7 +49,7 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
 
     Args:
         config: all sections (`top_jax.config`).
-        workdir: the run directory, made if need be.
+        workdir: the run directory; created if it does not exist.
 
     Returns:
         The content of summary.json; None where a signal ended the run early.
@@ -127,8 +127,8 @@ class Loop:
 
     Args:
         prepared: the run, claimed.
-        checkpoints: of its directory.
-        reporter: of this process.
+        checkpoints: checkpoints of its directory.
+        reporter: this process's reporter.
         signals: active.
     """
 
@@ -259,7 +259,7 @@ class Loop:
         self.reporter.step(step, {**shown, **self.throughput.overall()})
 
     def _roll_back(self, found: _NotFinite) -> tuple[TrainState, Position]:
-        """Returns the last checkpoint, to go on from without the batch that gave the bad number.
+        """Returns the last checkpoint, to continue from without the batch that gave the bad number.
 
         Raises:
             RunError: `max_rollbacks` batches have been skipped already.
@@ -336,11 +336,11 @@ class Loop:
 
 
 class _Stopped(Exception):
-    """A signal came during an evaluation."""
+    """Raised when a signal arrives during an evaluation."""
 
 
 class _NotFinite(Exception):
-    """A step gave a number that is not finite."""
+    """Raised when a step gives a number that is not finite."""
 
     def __init__(self, name: str, value: float, step: int, batch: int):
         super().__init__(f"the {name} of step {step} is {value}")

@@ -10,7 +10,7 @@ import optax
 from top_jax.config import OptimizerConfig
 
 STEM: Final = ("patch_embed", "pos_embed", "cls_token")
-HEADS: Final = ("head", "neck", "decode_head", "auxiliary_head")  # of a classifier; of a segmenter
+HEADS: Final = ("head", "neck", "decode_head", "auxiliary_head")  # a classifier's; a segmenter's
 # In addition to every array of one dimension (biases, norms, D). The official recipe's timm 0.4.12 does decay A_log;
 # Mamba marks it as not decayed, and we follow Mamba.
 NOT_DECAYED: Final = ("A_log", "direction_Bs", "pos_embed", "cls_token")
@@ -19,7 +19,7 @@ NOT_DECAYED: Final = ("A_log", "direction_Bs", "pos_embed", "cls_token")
 def learning_rate_schedule(
     config: OptimizerConfig, *, batch_size: int, total_steps: int, steps_per_epoch: float
 ) -> optax.Schedule:
-    """Returns a linear warm-up, then a way down to `min_learning_rate` at the last step: half a cosine, or a line.
+    """Returns a linear warm-up, then a decay to `min_learning_rate` at the last step: half a cosine, or a line.
 
     The warm-up takes at most half of the run, so that even a run of a few steps has both parts. With `schedule=poly`
     it multiplies the line, which falls from step 0 on.

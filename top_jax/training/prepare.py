@@ -33,15 +33,15 @@ class Plan:
     """A run's steps as its config describes them; nothing is read from a disk for it.
 
     Attributes:
-        config: of the run.
+        config: the run's config.
         model: with the final pruning; shapes only, in eval mode.
         teacher: graph of the dense model to learn from, or None.
-        total_steps: of the run.
+        total_steps: length of the run.
         eval_every: steps between evaluations.
-        stages: of the keep-ratio warm-up, at least one.
+        stages: stages of the keep-ratio warm-up, at least one.
         schedule: learning rate by step.
         optimizer: follows that schedule.
-        mesh: of all devices.
+        mesh: mesh of all devices.
         task: what is evaluated, and how.
     """
 
@@ -91,8 +91,8 @@ def make_plan(config: RunConfig, num_images: int) -> Plan:
     """Derives a run's steps from its config.
 
     Args:
-        config: of the run.
-        num_images: images of an epoch.
+        config: the run's config.
+        num_images: images in an epoch.
 
     Raises:
         InputError: settings that do not fit together, or do not fit the devices.
@@ -142,8 +142,8 @@ class Prepared:
         plan: its steps.
         train_source: images to train on.
         eval_source: images to evaluate.
-        first_weights: where it starts; None where its directory holds a checkpoint to go on from.
-        teacher_weights: of the dense model to learn from, or None.
+        first_weights: where it starts; None where its directory holds a checkpoint to continue from.
+        teacher_weights: weights of the dense model to learn from, or None.
     """
 
     run: RunDirectory

@@ -20,8 +20,8 @@ class TrainPrograms:
     """The training step of each stage of the keep-ratio warm-up, compiled when the stage starts.
 
     Args:
-        plan: of the run.
-        teacher_weights: of the dense model; given exactly when the plan has a teacher.
+        plan: the run's plan.
+        teacher_weights: weights of the dense model; given exactly when the plan has a teacher.
     """
 
     def __init__(self, plan: Plan, teacher_weights: Weights | None):

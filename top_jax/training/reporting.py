@@ -218,7 +218,7 @@ def _rates(images: int, seconds: float, waited: float) -> Values:
 def _keep_until(file: Path, step: int) -> dict[str, Values]:
     """Removes the lines of steps after `step` from metrics.jsonl, and those that cannot be read.
 
-    If a line is damaged, a copy of the old file stays beside it. A last line that a kill cut short needs no copy.
+    If a line is damaged, a copy of the old file stays next to it. A last line that a kill cut short needs no copy.
 
     Returns:
         The reports of `step`, by kind.
@@ -278,7 +278,7 @@ def _copies_of(file: Path) -> Iterator[Path]:
 
 
 def _readable(values: Values) -> str:
-    """Formats numbers for a person, without those that say nothing new."""
+    """Formats numbers for the terminal, without redundant ones."""
     shown = {n: v for n, v in values.items() if not n.endswith("images") and (v != 0 or not n.endswith("unreadable"))}
     return "  ".join(_item(name, value) for name, value in shown.items())
 

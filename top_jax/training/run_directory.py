@@ -81,8 +81,8 @@ class RunDirectory:
         With several processes, which share the file system, the first one writes.
 
         Args:
-            config: of the run.
-            data: of the images it trains on; None if they are not known.
+            config: the run's config.
+            data: about the images it trains on; None if they are not known.
 
         Raises:
             InputError: it cannot be written, or it holds the checkpoints of a run with another config or other data.
@@ -185,7 +185,7 @@ class RunDirectory:
         if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
             return tuple(names)
         logger.warning(
-            "%s: its class_names are no list of names; they are taken as missing, so that the order of the classes "
+            "%s: its class_names are not a list of names; they are taken as missing, so that the order of the classes "
             "cannot be checked",
             self.path / "data.json",
         )

@@ -104,7 +104,7 @@ def restore_sealed(
     """Restores items of a checkpoint, bit for bit as they were saved.
 
     Args:
-        manager: of the folder that holds the checkpoint.
+        manager: Orbax's manager of the folder that holds the checkpoint.
         step: its number.
         like: arrays, or their shapes and shardings, of the items that are wanted.
         with_data: whether the item "data" is wanted too.
@@ -123,7 +123,7 @@ def restore_sealed(
                 _restore(manager, step, {name: _placed(saved, like=item)}, with_data=False)
                 raise InputError(
                     f"checkpoint {folder} has another layout than this run: {name}.{difference}. It was written with "
-                    "other settings or by another version of the code; go on with those, or choose another --workdir."
+                    "other settings or by another version of the code; use those, or choose another --workdir."
                 )
         return _restore(manager, step, like, with_data=with_data)
 

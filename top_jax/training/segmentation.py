@@ -1,8 +1,8 @@
 """The loss of a segmenter: cross entropy of logits that are resized to the label, by rows, with its own gradient.
 
-Resized logits of a whole batch, [B, H, W, classes] in float32, would be a training step's largest array by far (2.5 GB
-for 16 images of 512 x 512 pixels and 150 classes), and automatic differentiation would keep several of them. Here each
-pass makes them for a few rows at a time, of every image, so that a batch that is split over devices stays split.
+Resized logits of a whole batch, [B, H, W, classes] in float32, would be a training step's largest array by far: 2.5 GB
+for 16 images of 512 x 512 pixels and 150 classes. Automatic differentiation would keep several of them. Here each pass
+makes them for a few rows at a time, of every image, so that a batch that is split over devices stays split.
 
 Source: mmseg 0.29.1, decode_head.py (`losses`) and cross_entropy_loss.py with avg_non_ignore=False: the mean over all
 pixels, ignored ones counting as zero.
@@ -23,7 +23,7 @@ Maps = Float[Array, "B h w classes"]
 
 
 class PixelLoss(NamedTuple):
-    """The loss of each image and what it was made of, float32 `[B]` each.
+    """Loss of each image, and shares of its pixels, float32 `[B]` each.
 
     Attributes:
         loss: mean over all its pixels of the cross entropy, in nats; ignored pixels count as zero.
@@ -44,11 +44,11 @@ def losses(model: Any, images: Images, label: PixelLabels, keys: Any, aux_weight
         images: normalised.
         label: class of each pixel; `IGNORED` where there is none.
         keys: `[B]` PRNG keys, for drop-path and dropout.
-        aux_weight: of the auxiliary head's loss.
+        aux_weight: weight of the auxiliary head's loss.
 
     Returns:
         `loss`, which is minimised; `auxiliary_loss`, before it is weighted, if the model has an auxiliary head; and
-        `correct` and `labelled`, as of `PixelLoss`, of the decode head.
+        `correct` and `labelled` (see `PixelLoss`) of the decode head.
     """
     decode, auxiliary = model.logits(images, keys)
     found = pixel_loss(decode, label)
@@ -60,7 +60,7 @@ def losses(model: Any, images: Images, label: PixelLabels, keys: Any, aux_weight
 
 
 def shares(sums: dict[str, Any]) -> dict[str, Any]:
-    """Returns a step's metrics: `pixel_accuracy`, over the labelled pixels, in the place of the counts of `losses`."""
+    """Returns a step's metrics: `pixel_accuracy`, over the labelled pixels, replaces the counts of `losses`."""
     if "labelled" not in sums:
         return sums
     accuracy = sums["correct"] / jnp.maximum(sums["labelled"], 1e-12)

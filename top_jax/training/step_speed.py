@@ -69,7 +69,7 @@ def measure_step(config: RunConfig, *, batch_size: int | None = None, seconds: f
     before the first step.
 
     Args:
-        config: of the run.
+        config: the run's config.
         batch_size: images per step over all devices; None takes `timed_batch_size`.
         seconds: no step starts later than this, but at least three steps are timed, and at most twenty.
 

@@ -16,14 +16,14 @@ EvalStep = Callable[[Any, Any], dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One of the two.
+    """Classification or segmentation.
 
     Attributes:
-        score: name of the number of an evaluation by which one checkpoint is better than another.
-        title: what a person calls it.
-        shown: metrics of a step that are shown beside the progress bar.
-        make_eval_step: builds the step of an evaluation, of a model (shapes are enough) and the config's data section.
-        summarize: makes an evaluation's numbers of the sums over its steps.
+        score: name of the evaluation's number that decides which checkpoint is better.
+        title: its name in text.
+        shown: metrics of a step that are shown next to the progress bar.
+        make_eval_step: builds the evaluation step from a model (shapes are enough) and the config's data section.
+        summarize: computes an evaluation's numbers from the sums over its steps.
     """
 
     score: str
@@ -50,5 +50,5 @@ SEGMENTATION: Final = Task(
 
 
 def task_of(config: ModelConfig) -> Task:
-    """Returns what a model of these settings is trained for."""
+    """Returns the task of a model of these settings."""
     return SEGMENTATION if config.is_segmenter else CLASSIFICATION

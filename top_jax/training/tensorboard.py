@@ -20,7 +20,7 @@ class ScalarWriter:
     A killed run would lose scalars, and a full disk would block it. So only its records and messages are used.
 
     Args:
-        directory: made if need be; holds one file per start of a run.
+        directory: created if it does not exist; holds one file per start of a run.
         purge_step: TensorBoard ignores what earlier files hold for this step and later ones.
     """
 

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """Where numbers are reported to."""
+    """A service to which numbers are reported."""
 
     def log(self, step: int, values: Mapping[str, float | int | None]) -> None:
         """Reports numbers of the state after `step` steps, by names such as `train/loss`."""

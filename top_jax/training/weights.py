@@ -36,8 +36,8 @@ from top_jax.training.seals import Damaged, reading, restore_sealed, sealed
 from top_jax.values import counted, flag, one_of, whole
 from top_jax.values import path as path_of
 
-SCORES: Final = ("accuracy", "miou")  # of classifiers; of segmenters
-SLACK_BYTES: Final = 2_000_000  # of metadata around the arrays, and of metrics until the next checkpoint
+SCORES: Final = ("accuracy", "miou")  # a classifier's; a segmenter's
+SLACK_BYTES: Final = 2_000_000  # metadata around the arrays, and metrics until the next checkpoint
 
 
 def load_checkpoint(
@@ -94,8 +94,8 @@ def initial_weights(config: RunConfig, class_names: Sequence[str] | None = None)
     classifier, whose weights become those of its backbone; all else is then random.
 
     Args:
-        config: of the run.
-        class_names: of its data, as for `checkpoint_weights`.
+        config: the run's config.
+        class_names: names of its data's classes, as for `checkpoint_weights`.
 
     Raises:
         InputError: as `checkpoint_weights`.
@@ -161,7 +161,7 @@ def holds_segmenter(checkpoint: str | Path, name: str | None) -> bool:
 
     Args:
         checkpoint: what to look into.
-        name: of the model, which `pretrained` alone stands for.
+        name: the model's name, which `pretrained` alone stands for.
 
     Raises:
         InputError: there is no such checkpoint, or it cannot be read.
@@ -257,7 +257,7 @@ def about_weights(checkpoint: str | Path, which: str, ema: bool | None) -> dict[
 
 
 def _check_same_model(run: RunDirectory, config: ModelConfig, head: str) -> None:
-    """Raises InputError unless a run's weights fit, but for what `checkpoint_weights` changes."""
+    """Raises InputError unless a run's weights fit, apart from what `checkpoint_weights` changes."""
     trained = run.read_config().model
     if trained.is_segmenter != config.is_segmenter:
         raise InputError(_other_kind(run.path, config))
@@ -408,8 +408,8 @@ def teacher_weights(run: RunDirectory, config: RunConfig, class_names: Sequence[
 
     Args:
         run: the run directory; where it holds a copy, its config must be this one (`RunDirectory.check_same_run`).
-        config: of the run.
-        class_names: of its data, as for `checkpoint_weights`.
+        config: the run's config.
+        class_names: names of its data's classes, as for `checkpoint_weights`.
 
     Returns:
         Weights of the dense model of the run's own size, on the default device; None for a run without a teacher.

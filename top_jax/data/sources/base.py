@@ -53,7 +53,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class DenseSource(Source, Protocol):
-    """Random access to images with a label of each pixel, for segmentation.
+    """Random access to images with a label for each pixel, for segmentation.
 
     Label maps hold the values of their files; `config.data` says what these mean (`ignore_label`, `reduce_zero_label`).
     """
@@ -79,7 +79,7 @@ def check_split(source: Source) -> None:
     them once would read the whole split (150 GB for ImageNet), so each is checked when its record is read.
 
     Raises:
-        InputError: the split has no image, or a label that is no class.
+        InputError: the split has no image, or a label that is not a class.
     """
     if not len(source):
         raise InputError(f"{source.name} has no images; choose another split or data_dir.")
@@ -93,7 +93,7 @@ def check_label(source: Source, index: int, label: int | bytes | np.ndarray) -> 
     """Returns the label of record `index`; raises InputError, naming both, unless it is one of the classes."""
     if isinstance(label, bytes | np.ndarray):
         raise InputError(
-            f"{source.name} labels pixels, but this needs one label an image: a source for classification."
+            f"{source.name} labels pixels, but one label per image is needed; choose a source for classification."
         )
     if 0 <= label < source.num_classes:
         return label

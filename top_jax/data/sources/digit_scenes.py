@@ -11,16 +11,16 @@ from top_jax.data.sources.base import Record
 from top_jax.data.sources.digits import load_split
 from top_jax.optional import optional_package
 
-SIDE: Final = 64  # of a scene, in pixels
+SIDE: Final = 64  # side of a scene, in pixels
 PHOTOGRAPHS: Final = ("china.jpg", "flower.jpg")
 TRAIN_WIDTH: Final = 0.75  # training scenes lie in the left part of the photographs, test scenes in the rest
-BACKGROUND_SIDES: Final = (64, 160)  # of the part of a photograph that becomes a scene, in its pixels
-BRIGHTNESS: Final = 0.6  # of the photographs, so that digits are lighter than what is behind them
-DIGITS: Final = (1, 2)  # in a scene; one where no place is free
+BACKGROUND_SIDES: Final = (64, 160)  # side of the part of a photograph that becomes a scene, in its pixels
+BRIGHTNESS: Final = 0.6  # factor for the photographs, so that digits are lighter than their background
+DIGITS: Final = (1, 2)  # per scene; one where no place is free
 PLACE_TRIES: Final = 10
 DIGIT_SIDES: Final = (32, 48)  # in pixels of the scene
 STROKE, EMPTY = 0.45, 0.15  # ink from which a pixel is the digit, and up to which it is background
-LEAST_COLOUR: Final = 180  # of each channel of a digit
+LEAST_COLOUR: Final = 180  # in each channel of a digit
 SEED: Final = 0  # constant, not the run's: every run sees the same scenes
 
 

@@ -24,7 +24,7 @@ LAYOUT = "An image folder is laid out as <data_dir>/<split>/<class>/*.jpg."
 EVAL_FOLDERS: Final = ("val", "valid", "validation", "test", "eval")  # usual names; the first that exists is used
 ONE_FOLDER: Final = "Needed: FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg and FOLDER/val/<class>/*.jpg."
 DEFAULT_EVAL_SHARE: Final = 0.2
-STEPS_AN_EPOCH: Final = 4  # at least, of an inferred batch size
+STEPS_AN_EPOCH: Final = 4  # at least, with an inferred batch size
 
 
 _noted: set[str] = set()  # folders whose left-out files a warning has named
@@ -36,7 +36,7 @@ class ImageFolderSource:
     Attributes:
         classes: the names of the class folders, sorted.
         labels: int32 [N], the label of every image.
-        left_out: number of files that are no images or lie beside the class folders, by ending ("" for none). Hidden
+        left_out: number of files that are not images or lie next to the class folders, by ending ("" for none). Hidden
             files are not counted.
     """
 
@@ -60,7 +60,7 @@ class ImageFolderSource:
         self._folder = Path(root) / split
         self.classes = class_names(root, split)
         names, labels = [], []
-        # Files beside the class folders belong to no class.
+        # Files next to the class folders belong to no class.
         beside = [entry.name for entry in _entries(self._folder) if not entry.is_dir()]
         self.left_out = collections.Counter(map(_ending, beside))
         for label, class_name in enumerate(self.classes):
@@ -161,7 +161,7 @@ def infer(config: RunConfig) -> RunConfig:
 def fitted(config: RunConfig, data: DataConfig, train: Source) -> RunConfig:
     """Returns a run on `data`: the classes of `train`, batches halved until an epoch has `STEPS_AN_EPOCH`.
 
-    A segmenter's have two images or more: a BatchNorm of its heads sees one value of each image.
+    A segmenter's have two images or more, because a BatchNorm in its heads sees one value per image.
 
     Raises:
         InputError: `model.num_classes` is set to another number than the data's.
@@ -261,7 +261,7 @@ def _ending(file: str) -> str:
 
 
 def _counted(left_out: collections.Counter[str]) -> str:
-    """Says which files are left out, as a sentence after a space; empty without any."""
+    """Says which files are left out, as a sentence after a space; empty if there are none."""
     if not left_out:
         return ""
     endings = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in left_out.most_common(5))

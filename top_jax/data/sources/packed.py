@@ -8,7 +8,7 @@
     SPLIT/ends   int64 [N], the offset at which each image ends
     SPLIT/labels int32 [N]
 
-Where pixels are labelled, these are in the place of SPLIT/labels:
+Where pixels are labelled, these replace SPLIT/labels:
 
     SPLIT/maps     uint8, the label maps one after another, as PNG
     SPLIT/map_ends int64 [N]
@@ -153,7 +153,7 @@ def _load(path: str | Path, split: str, read: Callable[[Any], Any]) -> Any:
         raise
     except Exception as error:  # damage inside a zip raises nearly anything, such as zlib.error and MemoryError
         raise InputError(
-            f"{path} is no packed dataset, or is damaged ({type(error).__name__}: {error}); {AGAIN}."
+            f"{path} is not a packed dataset, or is damaged ({type(error).__name__}: {error}); {AGAIN}."
         ) from error
 
 

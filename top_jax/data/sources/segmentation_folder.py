@@ -49,7 +49,7 @@ _noted: set[str] = set()  # folders whose left-out files a warning has named
 class SegmentationFolderSource:
     """One split of a folder of photographs with label maps; both stay encoded until they are read.
 
-    A label map has the path of its image, under `annotations` in the place of `images`, and ends in .png.
+    A label map has the path of its image, with `annotations` instead of `images`, and ends in .png.
 
     Attributes:
         unlabelled: the images without a label map, left out; paths in the split's folder.
@@ -197,7 +197,7 @@ def class_names_of(root: Path, num_classes: int | None) -> tuple[str, ...]:
     for line, name in enumerate(names):
         if not name or name in names[:line]:
             fault = f"is {name!r} again, the name of line {names.index(name) + 1}" if name else "is empty"
-            raise InputError(f"line {line + 1} of {file} {fault}; it needs one class name a line, each of its own.")
+            raise InputError(f"line {line + 1} of {file} {fault}; it needs one class name per line, each only once.")
     if not names and num_classes is None:
         raise InputError(
             f"the number of classes in {root} is not known: {file} is missing or empty. Write one name a line, or pass "
@@ -213,7 +213,7 @@ def infer(config: RunConfig) -> RunConfig:
 
     - The splits: one of `TRAIN_FOLDERS` and one of `EVAL_FOLDERS` in `images`; else `data.eval_share` of all images is
       for evaluation.
-    - The number of classes: of classes.txt, or `data.num_classes`, or the largest label.
+    - The number of classes: from classes.txt, or `data.num_classes`, or the largest label.
     - A smaller batch, as for an image folder.
 
     Raises:
@@ -286,7 +286,7 @@ def open_ade20k(config: DataConfig, split: str) -> SegmentationFolderSource:
         missing = sorted(numbered - set(source.stems()))
         first = f", such as {missing[0]}" if missing else ""
         logger.warning(
-            "%s has %s images with labels, and ADE20K %s: its numbers are not ADE20K's (%s missing%s)",
+            "%s has %s images with labels, and ADE20K has %s: results on it are not ADE20K's (%s missing%s)",
             source.name,
             f"{len(source):,}",
             f"{official:,}",

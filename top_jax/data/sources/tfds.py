@@ -100,7 +100,7 @@ class TfdsSource:
     def _read(self, index: int) -> dict[str, Any]:
         try:
             return self._records[index]
-        except Exception as error:  # RuntimeError of array_record for a wrong hash; others if it is no tf.Example
+        except Exception as error:  # RuntimeError of array_record for a wrong hash; others if it is not a tf.Example
             raise OSError(" ".join(str(error).split())) from error
 
     def _shard(self, index: int) -> str:

@@ -62,14 +62,14 @@ def count_config(config: RunConfig) -> dict[str, Any]:
 
 
 def costs(config: RunConfig) -> dict[str, Any]:
-    """Returns what a run and an evaluation report of `count_config`: tokens per block, and GMACs, dense ones too."""
+    """Returns the part of `count_config` that is reported: tokens per block, and GMACs, also of the dense model."""
     counts = count_config(config)
     names = ("tokens_per_block", "gmacs", "dense_gmacs", "backbone_gmacs", "dense_backbone_gmacs")
     return {name: counts[name] for name in names if name in counts}
 
 
 def cost_of(config: RunConfig, reduction: Reduction) -> Cost:
-    """Counts what one image costs with another reduction than the config's; arguments and errors as of `count_macs`."""
+    """Counts what one image costs with another reduction; arguments and errors as for `count_macs`."""
     return count_macs(_sizes_of(config), reduction, img_size=crop_size(config))
 
 
