@@ -84,6 +84,7 @@ def test_wrong_type(settings, given, needed):
         ("data.shift", -1),
         ("data.scale", (10**8, 64)),
         ("data.scale_range", (2.0, 1.0)),
+        ("data.scale_range", (0.0001, 0.0001)),
         ("data.size_divisor", 10**5),
         ("data.mean", (0.5,)),
         ("data.std", (0.2, 0.0, 0.2)),

@@ -111,8 +111,13 @@ def as_classifier(model: Model, what: str, name: str = "the model") -> Backbone:
         InputError: it is a segmenter, and `what` does not work for one.
     """
     if isinstance(model, Segmenter):
-        raise InputError(
-            f"{name} is a segmenter, and {what} works for classifiers only; use top_jax.segment or top-jax visualize "
-            "(docs/guides/segmentation.md)."
-        )
+        raise not_a_classifier(what, name)
     return model
+
+
+def not_a_classifier(what: str, name: str) -> InputError:
+    """Returns the error for a segmenter, called `name`, where `what` needs a classifier."""
+    return InputError(
+        f"{name} is a segmenter, and {what} works for classifiers only; use top_jax.segment or top-jax visualize "
+        "(docs/guides/segmentation.md)."
+    )

@@ -221,6 +221,8 @@ class DataConfig:
         _check(self, "data", ("scale", "scale_range"), lambda values: min(values) > 0, "above 0")
         _check(self, "data", ("scale",), lambda sides: max(sides) <= LARGEST_SIDE, f"at most {LARGEST_SIDE}")
         _check(self, "data", ("scale_range",), lambda factors: factors[0] <= factors[1], "the smaller factor first")
+        one_pixel = f"at least 1 / {min(self.scale)}, which leaves one pixel of scale={self.scale}"
+        _check(self, "data", ("scale_range",), lambda factors: min(self.scale) * factors[0] >= 1, one_pixel)
         in_sides = f"in 1 .. {LARGEST_SIDE}"
         _check(self, "data", ("max_class_share",), lambda share: 0 < share <= 1, "in (0, 1]")
         _check(self, "data", ("ignore_label",), lambda value: 0 <= value <= 255, "in 0 .. 255")

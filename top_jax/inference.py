@@ -235,7 +235,7 @@ def check_readable(classifier: Classifier, files: Sequence[str]) -> None:
     """Warns of each file that could not be read; raises InputError if none could."""
     if len(classifier.unreadable) == len(files):
         file, reason = next(iter(classifier.unreadable.items()))
-        raise InputError(f"none of the {len(files)} images can be read, such as {file} ({reason}).")
+        raise InputError(f"no image can be read ({len(files):,} tried), such as {file} ({reason}).")
     for file, reason in sorted(classifier.unreadable.items()):
         logger.warning("left out: %s cannot be read (%s)", file, reason)
 

@@ -119,7 +119,7 @@ def test_refusals(refused, place, tmp_path):
     run, photo = f"--checkpoint={place / 'run'}", str(place / "photos" / "blue" / "day" / "0.png")
     assert "no image" in refused("predict", run)
     assert "nowhere.jpg" in refused("predict", run, "nowhere.jpg")
-    assert "none of the 1 images" in refused("predict", run, str(place / "photos" / "red" / "broken.jpg"))
+    assert "(1 tried)" in refused("predict", run, str(place / "photos" / "red" / "broken.jpg"))
     assert "--output=f.json" in refused("features", run, str(place / "photos"), "--output=f.json")
     assert "one folder" in refused("features", run, photo, f"--output={tmp_path}/f.npz")
 

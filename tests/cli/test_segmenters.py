@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from tests.tiny_segmenter import get_config
+from top_jax.config import RunConfig
 from top_jax.models.weights import weights_of
+from top_jax.training.run_directory import RunDirectory
 from top_jax.training.weights import load_checkpoint
 
 CONFIG = "tests/tiny_segmenter.py"
@@ -18,6 +21,14 @@ CONFIG = "tests/tiny_segmenter.py"
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return tmp_path_factory.mktemp("runs") / "a"
+
+
+def test_commands_for_classifiers(refused, tmp_path):
+    """A segmenter's run is refused before images are looked for, by its config alone."""
+    RunDirectory(tmp_path).write_json("config.json", RunConfig.from_config_dict(get_config()).to_dict())
+    for name, place in (("predict", "nowhere.jpg"), ("features", "nowhere")):
+        output = [f"--output={tmp_path}/f.npz"] if name == "features" else []
+        assert "is a segmenter" in refused(name, f"--checkpoint={tmp_path}", place, *output)
 
 
 @pytest.mark.slow

@@ -110,6 +110,7 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         ("--config={tiny} --flagfile={tmp}/absent", "--flagfile cannot be read: No such file"),
         ("--config={tiny} --flagfile={tmp}/binary", "--flagfile cannot be read"),
         ("--config={tiny} --wordkir={tmp}/a", "did you mean --workdir?"),
+        ("--config={tiny} --config.seed=1 --confg.batch_size=8", "did you mean --config.batch_size?"),
         ("--config={tiny} {run}", "run"),
         ("--config", "config"),
     ],

@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -245,9 +246,37 @@ class TestFolder:
         source = open_source(config, train=True)
         open_source(config, train=False)
         [warning] = caplog.records
-        for part in ("2 without label map", "image1.png, image4.png", "1 label maps without image", "image2.png"):
+        for part in (
+            "2 labelled images",
+            "2 images without",
+            "image1.png, image4.png",
+            "1 label map without",
+            "image2.png",
+        ):
             assert part in warning.getMessage()
         assert len(source) == 2
+
+    def test_two_images_of_one_label_map(self, tmp_path):
+        config = folder(tmp_path)
+        save(tmp_path / "images" / "image3.jpg", np.zeros((20, 30, 3), np.uint8))
+        with pytest.raises(InputError, match="image3.jpg and image3.png.*annotations.image3.png"):
+            open_source(config, train=True)
+
+    def test_sizes_by_header(self, tmp_path):
+        """Wrong sizes are found before a run; an EXIF turn that is followed, and a damaged file, pass."""
+        config = folder(tmp_path)
+        check = lambda **data: reader_of(source, dataclasses.replace(config, **data), (8, 8)).check_sizes()  # noqa: E731
+        source = open_source(config, train=True)
+        check()
+        file = next(source.describe(i) for i in range(len(source)))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        save(Path(file), np.zeros((30, 20, 3), np.uint8), exif=exif)
+        check(exif_rotate=True)
+        with pytest.raises(InputError, match="20 x 30 pixels.*30 x 20.*exif_rotate"):
+            check()
+        Path(file).write_bytes(b"")
+        check()
 
     def test_all_pixels_ignored(self, tmp_path):
         config = folder(tmp_path)
@@ -383,7 +412,7 @@ class TestAde20k:
             source = open_source(self.config(data_dir), train=True)
             assert (len(source), source.num_classes, source.class_names[149]) == (3, 150, "name 150")
         [warning] = caplog.records  # a copy of 3 images is none of ADE20K
-        for part in ("3 images", "20,210", "ADE_train_00000004"):
+        for part in ("3 labelled images", "20,210", "ADE_train_00000004"):
             assert part in warning.getMessage()
         [batch] = one_pass(self.config(root), train=False)
         stored = np.asarray(Image.open(root / "annotations/validation/ADE_val_00000001.png"))

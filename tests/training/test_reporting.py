@@ -220,3 +220,19 @@ def test_throughput(monkeypatch):
     assert throughput.recent()["images_per_second"] == pytest.approx(16 / 3)
     assert throughput.recent() == {"images_per_second": None, "data_wait": None}
     assert throughput.overall()["images_per_second"] == pytest.approx(16 / 3)
+
+
+def test_waiting_of_a_step_that_does_not_count(monkeypatch):
+    """The start of the data workers, and a wait before a step that compiles, are no waiting of the steps that count."""
+    clock = iter([0.0, 1.0, 31.0, 40.0, 41.0, 42.0, 44.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    throughput = Throughput()
+    throughput.resume()  # after the first evaluation
+    with throughput.waiting():  # 30 s
+        pass
+    throughput.pause()  # compiles
+    throughput.add(8)
+    with throughput.waiting():  # 1 s
+        pass
+    throughput.add(8)  # 4 s
+    assert throughput.overall() == {"images_per_second": 2.0, "data_wait": 0.25}

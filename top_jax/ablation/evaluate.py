@@ -193,7 +193,7 @@ class Program:
         outcomes = {name: np.concatenate(arrays) for name, arrays in parts.items()}
         index, counted = outcomes.pop("index"), outcomes.pop("mask") > 0
         if not counted.any():
-            raise InputError(f"none of the {images.count} images can be read; correct config.data, or the images.")
+            raise InputError(f"no image can be read ({images.count:,} tried); correct config.data, or the images.")
         left_out = sorted(index[~counted & (index != PADDING_INDEX)].tolist())
         order = np.argsort(index[counted])  # images with label maps come by size
         in_order = {name: array[counted][order] for name, array in outcomes.items()}

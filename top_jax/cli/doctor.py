@@ -207,7 +207,7 @@ def _problems(config: RunConfig, sources: dict[str, Any], splits: dict[str, Any]
     for split, found in splits.items():
         if found["shorter_side"] is None:
             yield (
-                f"none of the {found['decoded']} images tried of {found['source']} can be read, such as "
+                f"no image of {found['source']} can be read ({found['decoded']} tried), such as "
                 f"{found['unreadable'][0]}"
             )
         elif found["unreadable"] and config.data.on_corrupt == "raise":

@@ -27,6 +27,7 @@ def main(arguments: list[str]) -> None:
     from top_jax.files import check_writable, requested_file
     from top_jax.inference import check_readable, image_files
 
+    shared_flags.check_classifier(_CHECKPOINT.value)
     if len(arguments) != 1 or not Path(arguments[0]).is_dir():
         raise InputError(f"got {' '.join(arguments) or 'no argument'}; needed: one folder of images.")
     output = Path(_OUTPUT.value)

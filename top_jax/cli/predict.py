@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> None:
     from top_jax.files import save_json
     from top_jax.inference import check_readable, image_files
 
+    shared_flags.check_classifier(_CHECKPOINT.value)
     if not arguments:
         raise InputError("no image; pass files, folders, or patterns such as 'photos/*.jpg'.")
     as_lines = _JSON.value != "-"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import functools
 import io
@@ -279,9 +280,12 @@ def _parse_error(arguments: list[str], error: BaseException) -> InputError:
     if missing := re.search(r"Flag --(\w+) must have a value other than None", text):
         return InputError(f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}")
     if isinstance(error, flags.UnrecognizedFlagError):
-        meant = re.search(r"Did you mean: (.*?) \?", text)
+        name, meant = error.flagname.lstrip("-"), re.search(r"Did you mean: (.*?) \?", text)
         hint = f"; did you mean --{meant[1].replace(', ', ' or --')}?" if meant else "; --help lists them."
-        return InputError(f"--{error.flagname.lstrip('-')} is not a flag of this command{hint}")
+        section, dot, key = name.partition(".")
+        if dot and _takes_config() and difflib.get_close_matches(section, ["config"]):
+            hint = f"; did you mean --config.{key}?"
+        return InputError(f"--{name} is not a flag of this command{hint}")
     if novalue := re.match(r"Missing value for flag --?([\w.]+)", text):
         return InputError(f"--{novalue[1]} needs a value: --{novalue[1]}=VALUE.")
     if key := re.match(r"Could not parse '(.*?)'", text):

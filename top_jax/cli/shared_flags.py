@@ -235,6 +235,16 @@ def define_classifier() -> flags.FlagHolder[Any]:
     return define_checkpoint()
 
 
+def check_classifier(checkpoint: str) -> None:
+    """Raises InputError for the run of a segmenter, before images are looked for; reads its config only."""
+    from top_jax.build import not_a_classifier
+    from top_jax.training.run_directory import RunDirectory
+    from top_jax.training.weights import is_run
+
+    if is_run(checkpoint) and RunDirectory(checkpoint).read_config().model.is_segmenter:
+        raise not_a_classifier("classification", checkpoint)
+
+
 def open_classifier(checkpoint: str) -> Classifier:
     """Returns the checkpoint that the flags of `define_classifier` choose.
 

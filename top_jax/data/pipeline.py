@@ -36,6 +36,7 @@ from top_jax.data.sources.base import Source, check_split, is_dense
 from top_jax.data.transforms import as_size
 from top_jax.errors import InputError, RunError
 from top_jax.optional import optional_package
+from top_jax.values import counted
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ class Batches(Iterator[Batch]):
         if self._most_in_a_row is not None and len(self._in_a_row) >= self._most_in_a_row:
             error = RunError if self._any_readable else InputError
             raise error(
-                f"none of the last {len(self._in_a_row)} images of {self._reader.source.name} could be read, such as "
+                f"no image of the last {len(self._in_a_row)} of {self._reader.source.name} could be read, such as "
                 f"{self.corrupt[min(self._in_a_row)]}; is the data still there? Then start the same command again."
             )
 
@@ -223,7 +224,8 @@ def train_batches(
     reader = reader_of(source, config, as_size(img_size), augment)
     if len(source) < batch_size:
         raise InputError(
-            f"{source.name} has {len(source)} images, fewer than batch_size={batch_size}; use a smaller batch."
+            f"{source.name} has {counted(len(source), 'image')}, fewer than batch_size={batch_size}; use a smaller "
+            "batch."
         )
     kept = len(source) - len(source) % batch_size
     shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import math
 from typing import Final, TypedDict
@@ -25,6 +26,7 @@ from top_jax.errors import InputError
 __all__ = ["IGNORED", "EvalPlan", "PixelExample", "SegmentationReader", "prepare_image"]
 
 MOST_AREA: Final = 2.0  # times the pixels of batch_size crops: the limit of an evaluation batch
+MOST_CHECKED: Final = 2_000  # images whose headers are read before a run starts
 
 
 class PixelExample(TypedDict):
@@ -201,6 +203,21 @@ class SegmentationReader:
             f"{self.source.describe(index)} has {image.width} x {image.height} pixels, and "
             f"{self.source.describe_labels(index)} {size[1]} x {size[0]}; {remedy}."
         )
+
+    def check_sizes(self) -> None:
+        """Compares images with their label maps by the headers of at most `MOST_CHECKED` of them, evenly spread.
+
+        Raises:
+            InputError: an image and its label map differ in size.
+        """
+        if self.config.is_bundled:
+            return  # of one size by construction, and drawn when they are read
+        for index in range(0, len(self.source), -(-len(self.source) // MOST_CHECKED)):
+            with contextlib.suppress(*transforms.DECODE_ERRORS, LabelError):  # evaluation names and counts them
+                image, labels = self.source[index].image, self.source.label_size(index)
+                size = image.shape[:2] if isinstance(image, np.ndarray) else transforms.header_size(image)
+                if size != labels and not (self.config.exif_rotate and size[::-1] == labels):
+                    self._read(index)  # as the decoder may turn it, that decides
 
     def _classes(self, index: int, stored: int | bytes | np.ndarray) -> np.ndarray:
         try:

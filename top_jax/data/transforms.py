@@ -90,6 +90,15 @@ def decode(image: bytes | np.ndarray, *, exif_rotate: bool = False, max_pixels: 
         raise OSError(name + " ".join(str(error).split())) from error
 
 
+def header_size(image: bytes) -> Size:
+    """Returns (height, width) of an image file as stored. Raises OSError if its header is damaged."""
+    try:
+        with Image.open(io.BytesIO(image), formats=tuple(FORMATS)) as encoded:
+            return encoded.height, encoded.width
+    except Exception as error:  # as in `decode`
+        raise OSError(str(error)) from error
+
+
 def to_rgb(image: Image.Image, *, exif_rotate: bool = False) -> Image.Image:
     """Converts an image of any mode with a defined range to 8-bit RGB.
 

@@ -99,7 +99,7 @@ def evaluate(
     count = sums.get("count", 0.0)
     if not count:
         raise InputError(
-            f"none of the {int(sums.get('unreadable', 0))} images to evaluate could be read"
+            f"no image to evaluate could be read ({int(sums.get('unreadable', 0)):,} tried)"
             + "".join(f", such as {line}" for line in list(batches.corrupt.values())[:1])
             + "; correct config.data, or replace the images."
         )

@@ -14,6 +14,7 @@ from top_jax.data import Source, transforms
 from top_jax.data.transforms import center_crop_box
 from top_jax.errors import InputError
 from top_jax.models.sizes import BackboneConfig, MambaConfig
+from top_jax.values import counted
 
 LONG_SIDE = 512
 """Minimum length of a drawn photo's longer side, in pixels."""
@@ -122,7 +123,9 @@ def of_source(source: Source, count: int, **decoding: Any) -> list[Picture]:
         InputError: the source has fewer images, or one of them cannot be read.
     """
     if count > len(source):
-        raise InputError(f"--examples={count}, but {source.name} has {len(source)} images; pass a smaller number.")
+        raise InputError(
+            f"--examples={count}, but {source.name} has {counted(len(source), 'image')}; pass a smaller number."
+        )
     pictures = []
     for i in range(count):
         index = i * len(source) // count

@@ -14,6 +14,7 @@ from top_jax import distributed
 from top_jax.build import Model, backbone_of, build_abstract_model, build_reduction, crop_size
 from top_jax.config import RunConfig
 from top_jax.data import Batches, Source, check_classes, eval_batches, is_dense, open_source, train_batches
+from top_jax.data.segmentation import SegmentationReader
 from top_jax.errors import InputError
 from top_jax.models.weights import Weights, split_weights, statistics_of
 from top_jax.pruning import Reduction
@@ -240,6 +241,8 @@ def prepare(config: RunConfig, run: RunDirectory) -> Prepared:
     )
     prepared.train_batches()  # reads nothing yet, but checks the settings
     prepared.eval_batches()
+    if is_dense(eval_source):
+        SegmentationReader(eval_source, config.data, crop_size(config)).check_sizes()
     return prepared
 
 

@@ -167,7 +167,7 @@ class Throughput:
     def __init__(self) -> None:
         self._images = self._total_images = 0
         self._seconds = self._total_seconds = 0.0
-        self._waited = self._total_waited = 0.0
+        self._waited = self._total_waited = self._waited_in_step = 0.0
         self._since: float | None = None
 
     def add(self, images: int) -> None:
@@ -176,23 +176,23 @@ class Throughput:
         if self._since is not None:
             self._images += images
             self._seconds += now - self._since
-        self._since = now
+            self._waited += self._waited_in_step
+        self._since, self._waited_in_step = now, 0.0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Counts the time of the block as waiting for data."""
         start = time.perf_counter()
         yield
-        if self._since is not None:
-            self._waited += time.perf_counter() - start
+        self._waited_in_step += time.perf_counter() - start
 
     def pause(self) -> None:
-        """Stops the clock until `resume`."""
+        """Stops the clock until `resume`; the step in progress does not count."""
         self._since = None
 
     def resume(self) -> None:
         """Starts the clock again, before a compiled step."""
-        self._since = time.perf_counter()
+        self._since, self._waited_in_step = time.perf_counter(), 0.0
 
     def recent(self) -> Values:
         """Returns `images_per_second` and `data_wait` since the last call; None if no step was timed."""

@@ -296,7 +296,7 @@ def _data_changes(there: DataFacts, here: DataFacts) -> str:
         before = there.get(split)
         before = before.get("images") if isinstance(before, dict) else None
         if before is not None and before != here[split]["images"]:
-            found.append(f"{before} images {what} then, {here[split]['images']} now")
+            found.append(f"{values.counted(before, 'image')} {what} then, {here[split]['images']:,} now")
     names, now = there.get("class_names"), here["class_names"]
     if isinstance(names, list) and names != now:
         found.append(f"{len(names)} classes then, {len(now)} now; {first_difference(names, now)}")

@@ -23,6 +23,7 @@ from top_jax.data.sources.image_folder import (
 )
 from top_jax.data.transforms import EXTENSIONS
 from top_jax.errors import InputError
+from top_jax.values import counted
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ class SegmentationFolderSource:
             train: with `eval_share`, whether this is the part to train on.
 
         Raises:
-            InputError: a folder does not exist, no image has a label map, or that one label map is of another kind.
+            InputError: a folder does not exist, no image has a label map, two images share a label map, or that
+                one label map is of another kind.
         """
         self.name, self.class_names, self.num_classes = f"{root}/{split}", class_names, len(class_names)
         if eval_share is not None:
@@ -90,6 +92,13 @@ class SegmentationFolderSource:
         if not pairs:
             example = f"; {self.unlabelled[0]} has none" if self.unlabelled else ", which has no image"
             raise InputError(f"no image in {self._images} has a label map in {self._labels}{example}. {LAYOUT}")
+        of_map: dict[str, str] = {}
+        for file, label in pairs:
+            if of_map.setdefault(label, file) != file:
+                raise InputError(
+                    f"{self._images} holds {of_map[label]} and {file}, but only one label map for both, "
+                    f"{self._labels / label}; rename or remove one of the images."
+                )
         if eval_share is not None:
             chosen = set(part_of([file for file, _ in pairs], self._images, eval_share, train=train))
             pairs = [pair for pair in pairs if pair[0] in chosen]
@@ -132,11 +141,12 @@ class SegmentationFolderSource:
             return
         _noted.add(str(self._images))
         parts = [
-            f"{len(files):,} {what} ({', '.join(files[:3])}{', ...' * (len(files) > 3)})"
-            for files, what in ((self.unlabelled, "without label map"), (self.unpaired, "label maps without image"))
+            f"{counted(len(files), what)} without {other} ({', '.join(files[:3])}{', ...' * (len(files) > 3)})"
+            for files, what, other in ((self.unlabelled, "image", "label map"), (self.unpaired, "label map", "image"))
             if files
         ]
-        logger.warning("%s: %s are used; left out: %s", self.name, f"{len(self):,}", "; ".join(parts))
+        used = counted(len(self), "labelled image")
+        logger.warning("%s: %s; left out: %s", self.name, used, "; ".join(parts))
 
     def _check_first(self) -> None:
         try:
@@ -286,9 +296,9 @@ def open_ade20k(config: DataConfig, split: str) -> SegmentationFolderSource:
         missing = sorted(numbered - set(source.stems()))
         first = f", such as {missing[0]}" if missing else ""
         logger.warning(
-            "%s has %s images with labels, and ADE20K has %s: results on it are not ADE20K's (%s missing%s)",
+            "%s has %s, and ADE20K has %s: results on it are not ADE20K's (%s missing%s)",
             source.name,
-            f"{len(source):,}",
+            counted(len(source), "labelled image"),
             f"{official:,}",
             f"{len(missing):,}",
             first,
