@@ -1,4 +1,4 @@
-"""Times the scan's recurrence against what JAX and PyTorch offer without it, in one process, and prints tables.
+"""Times the scan's recurrence against alternatives in JAX and PyTorch, in one process, and prints tables.
 
 python -m tools.scan_on_a_cpu [--json docs/results/NAME.json] [--length 197 785 3136] [--repeats 15] [--seconds 6]
 

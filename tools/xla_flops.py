@@ -58,7 +58,7 @@ class XlaFlops(NamedTuple):
 
     @property
     def total(self) -> int:
-        """What XLA should report as flops."""
+        """The flops that XLA should report."""
         return self.products + self.loops + self.elementwise + self.reductions
 
 
@@ -82,7 +82,7 @@ class XlaCheck:
 
     @property
     def unexplained(self) -> int:
-        """What XLA counts beyond the steps."""
+        """Flops of XLA that the steps do not explain."""
         return self.flops - sum(self.steps.values())
 
 

@@ -1,4 +1,4 @@
-"""What a run is made of: one frozen dataclass per section, and the only code that reads a ConfigDict.
+"""The config of a run: one frozen dataclass per section, and the only code that reads a ConfigDict.
 
 A file in `configs/` returns `make_config(...)`: the defaults below with its own settings. `RunConfig.from_config_dict`
 turns the result back into dataclasses; no other code sees `ml_collections`. An unknown key, a wrong type or a value out
@@ -124,7 +124,7 @@ class ModelConfig:
         return self.head != "linear"
 
     def overrides(self) -> dict[str, Any]:
-        """Returns the keyword arguments of `top_jax.create_model` other than the name; those of the backbone."""
+        """Returns the keyword arguments of `top_jax.create_model`, for a segmenter its backbone's; without the name."""
         chosen = {k: v for k, v in dataclasses.asdict(self).items() if k != "name" and v is not None}
         chosen = {k: v for k, v in chosen.items() if k != "head" and k not in OF_SEGMENTERS}
         if self.img_size is not None and len(self.img_size) == 1:
@@ -186,8 +186,8 @@ class DataConfig:
     min_area: float = 0.08  # random_resized_crop: smallest crop, as a share of the image's area
     shift: int = 4  # shift_crop: largest shift, in pixels of the model's input
     eval_crop: float = 0.875  # evaluation resizes the shorter side to img_size / eval_crop and crops the centre
-    mean: tuple[float, ...] = IMAGENET_MEAN  # per channel, of pixels scaled to 0..1
-    std: tuple[float, ...] = IMAGENET_STD  # per channel, of pixels scaled to 0..1; above 0
+    mean: tuple[float, ...] = IMAGENET_MEAN  # mean of each channel, for pixels scaled to 0..1
+    std: tuple[float, ...] = IMAGENET_STD  # standard deviation of each channel, likewise; above 0
     scale: tuple[int, ...] = (2048, 512)  # segmentation: images are resized to fit (long side, short side), in pixels
     scale_range: tuple[float, ...] = (0.5, 2.0)  # segmentation: smallest and largest factor of that size in training
     crop_size: tuple[int, ...] | None = None  # segmentation: training crop, (side,) or (height, width); None: img_size

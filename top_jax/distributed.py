@@ -147,7 +147,7 @@ _kept: list[Any] = []
 
 
 def lost_process(error: BaseException | None) -> ProcessLost | None:
-    """Returns what to say if an error means that another process is gone; None for other errors, or one process."""
+    """Returns the message if an error means that another process is gone; None for other errors, or one process."""
     if not jax.distributed.is_initialized():
         return None
     while error is not None and not isinstance(error, (InputError, RunError)):

@@ -1,4 +1,4 @@
-"""What a run or a measurement depends on: versions, devices, git revision and date."""
+"""Environment of a run or a measurement: versions, devices, git revision and date."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is a full disk, however the library that met it reports that."""
+    """Whether an error or its cause is a full disk, in any library's form."""
     while error is not None:
         if getattr(error, "errno", None) in _FULL or any(text in str(error) for text in _FULL_TEXTS):
             return True
@@ -35,7 +35,7 @@ def is_full(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Keeps others from writing in an existing folder until the block, or this process, ends; through `.lock` in it.
+    """Locks an existing folder against other writers, by a file `.lock` in it, until the block or this process ends.
 
     File systems and platforms without locks (Windows) have none here either.
 
@@ -91,7 +91,7 @@ def check_writable(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def requested_file(path: str | Path) -> Iterator[Path]:
-    """Yields what `new_file` yields, for a path that the user chose.
+    """Yields a temporary file as `new_file` does, for a path that the user chose.
 
     Raises:
         InputError: the file cannot be written; the message names the path and the reason.

@@ -95,7 +95,7 @@ class Classifier:
                 )
 
     def features(self, files: Sequence[str | Path], *, batch_size: int = 32) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields each readable file with what the classifier's head reads of it, float32 `[D]`; arguments as above."""
+        """Yields each readable file with its pooled features, float32 `[D]`; arguments as for `predict`."""
         for names, pooled in self._batches(self._pooled, files, batch_size):
             yield from zip(names, pooled, strict=True)
 

@@ -8,7 +8,7 @@ import jax
 
 
 def program_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Returns what one call of a compiled program takes on each device, as XLA planned it.
+    """Returns the memory of one call of a compiled program on each device, as XLA planned it.
 
     Args:
         compiled: such as `jax.jit(step, donate_argnums=0).lower(state, batch).compile()`.

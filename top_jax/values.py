@@ -28,7 +28,7 @@ def refused(name: str, value: Any, needed: str) -> InputError:
 
 
 def shown(value: Any) -> str:
-    """Returns `=value`, or ` is a <type>` for what fills more than a line; an array is given by dtype and shape."""
+    """Returns `=value`, or ` is a <type>` for a value longer than a line; an array is given by dtype and shape."""
     if getattr(value, "shape", ()) != () and hasattr(value, "dtype"):
         return f" is an array, {value.dtype}{list(value.shape)}"
     try:

@@ -158,7 +158,7 @@ def check_settings(config: RunConfig, settings: Sequence[Pruning]) -> None:
 
 
 def program_key(setting: Pruning) -> tuple[Any, ...]:
-    """Returns what settings of one compiled program share; score, order and seed are arguments (`evaluate.py`)."""
+    """Returns the key of settings that share a compiled program; score, order and seed are the program's arguments."""
     return setting.after_blocks, setting.keep_ratio, setting.alignment, fill_of(setting)
 
 

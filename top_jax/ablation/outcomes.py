@@ -21,7 +21,7 @@ from top_jax.evaluation.segmentation import image_areas, make_predict, numbers
 Merge = Callable[[Any], Any]
 """Makes the model, in eval mode, from its weights and the chosen ranking."""
 Step = Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]
-"""Takes what `Merge` takes, and a batch; returns arrays with a leading axis of images."""
+"""Takes the arguments of `Merge` and a batch; returns arrays with a leading axis of images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _of_areas(found: dict[str, np.ndarray]) -> Row:
 
 
 def miou_of_images(areas: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns float64 `[images]` whose mean is the mIoU, and whose standard error is that of the mIoU.
+    """Returns float64 `[images]` whose mean is the mIoU and whose standard error is the mIoU's.
 
     The mIoU is not a mean over images, because a class's areas are summed over all images before they are divided. Its
     linear approximation is. An image with intersection I and union U in class c has the value

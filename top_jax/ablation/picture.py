@@ -34,7 +34,7 @@ STYLES: Final[dict[tuple[str, str], dict[str, Any]]] = {
 
 
 class Unit(NamedTuple):
-    """A unit for counts of multiply-accumulates: its name, and what 1e9 of them are in it."""
+    """A unit for counts of multiply-accumulates: its name, and the number of units in 1e9 of them."""
 
     name: str
     per_giga: float
@@ -129,7 +129,7 @@ def _error(cell: Cell) -> float:
 
 
 def _meaning(cells: Sequence[Cell]) -> str:
-    """Returns what the bars mean, for the axis label."""
+    """Returns the meaning of the bars, for the axis label."""
     kinds = {cell.result.spread is None for cell in cells}
     over_images, over_runs = "s.e. over images", "s.d. over runs"
     if kinds == {True, False}:

@@ -125,7 +125,7 @@ class Results:
 
 
 def common_settings(config: RunConfig, base: Pruning, limit_images: int | None, trains: bool) -> dict[str, Any]:
-    """Returns what all results of a directory share: every setting that changes a number and is not in the rows.
+    """Returns the settings that all results of a directory share: those that change a number and are not in the rows.
 
     Args:
         config: the run config.
@@ -212,20 +212,20 @@ def ratio_text(keep_ratio: float | Sequence[float] | None) -> str:
 
 
 def cell_key(row: Row) -> tuple[Any, ...]:
-    """Returns what the rows of one average share: the setting without the seed of `random`, and the fine-tuning."""
+    """Returns the key of the rows of one average: the setting without the seed of `random`, and the fine-tuning."""
     finetuned = row["finetuned"] and (row["finetuned"]["steps"], row["finetuned"]["learning_rate"])
     way = row["alignment"], row["order"], row["score"], row.get("fill")
     return tuple(row["after_blocks"]), ratio_of(row), *way, finetuned
 
 
 def start_key(row: Row) -> tuple[Any, ...]:
-    """Returns what two rows must share to be compared: the initial weights and the fine-tuning with its seed."""
+    """Returns the key that two rows must share to be compared: initial weights, and fine-tuning with its seed."""
     finetuned = row["finetuned"]
     return row["weights"], finetuned and (finetuned["steps"], finetuned["learning_rate"], finetuned["seed"])
 
 
 def row_key(row: Row) -> tuple[Any, ...]:
-    """Returns what identifies a row."""
+    """Returns the key that identifies a row."""
     return start_key(row), cell_key(row), row["random_seed"]
 
 

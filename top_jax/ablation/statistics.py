@@ -121,7 +121,7 @@ def summarise(rows: Iterable[Row]) -> list[Cell]:
 
 
 def estimate(per_image: Sequence[np.ndarray]) -> Estimate:
-    """Returns mean and errors of what each run scored on each image.
+    """Returns the mean of per-image scores over runs, with its errors.
 
     Args:
         per_image: one array per run, all of shape `[images]`.

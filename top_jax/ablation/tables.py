@@ -123,7 +123,7 @@ def _of_one_training(training: tuple[int, float] | None, cells: list[Cell], base
 
 
 def _varied(name: str, cell: Cell) -> Any:
-    """Returns what a table varies; one in which nothing varies is left out."""
+    """Returns the settings that a table varies; a table in which nothing varies is left out."""
     if name == "alignment":
         return cell.alignment, cell.order
     return cell.key if name == "all" else getattr(cell, name)

@@ -1,4 +1,4 @@
-"""Measures a config's model on this machine: dense, pruned, with every alignment, and a DeiT; and what pruning gains.
+"""Measures a config's model on this machine (dense, pruned, every alignment, a DeiT) and the gain of pruning.
 
 `compare` measures and writes a report as JSON, `as_text` turns the report into text with Markdown tables.
 """
@@ -292,7 +292,7 @@ def _pass_text(report: dict[str, Any], which: str) -> str:
 
 
 def _limits_text(report: dict[str, Any]) -> str:
-    """Returns where the batch sizes ended, and what was left out."""
+    """Returns the limits of the measurement: the largest batch sizes, and the parts that were left out."""
     memory = report["memory_limit_mib"]
     limits = f"{report['budget_s']:.0f} s" + (f" and {memory} MiB for a program" if memory else "")
     lines = [f"Budget: {limits}; used {report['seconds']:.0f} s."]

@@ -155,7 +155,7 @@ def _yardstick(name: str, dense: Contestant) -> tuple[Contestant | None, str | N
 
 
 def _as_named(name: str, config: BackboneConfig) -> bool:
-    """Returns whether width and depth are those of the named model."""
+    """Returns whether width and depth equal the named model's."""
     return (config.embed_dim, config.depth) == (MODELS[name].embed_dim, MODELS[name].depth)
 
 

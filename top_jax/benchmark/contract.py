@@ -82,7 +82,7 @@ def check_contract(implementation: str, cases: tuple[ScanCase, ...], workers: in
 
 
 def compare(dtype: str, got: Any, again: Any, want: Any) -> Row:
-    """Compares two runs with a reference; each is what a function of `with_gradients` returns.
+    """Compares two runs with a reference; each is a result of `with_gradients`'s function.
 
     Args:
         dtype: dtype whose tolerance applies.

@@ -219,7 +219,7 @@ class Pace:
         return max(self._end - time.perf_counter(), 0.0)
 
     def too_long(self, batch: int, share: float = 1.0) -> str | None:
-        """Returns why there is no time for another group and the least rounds of this share of the contestants."""
+        """Returns why the time left is too short to compile another group and time this share of all, or None."""
         rounds = (WARM_UP + LEAST_ROUNDS) * self._round * share * batch / self._batch
         needed, left = self.group + rounds, self.left()
         if needed <= left:
@@ -259,7 +259,7 @@ def paired_speedup(dense: Sequence[float], own: Sequence[float]) -> Spread:
 
 
 def macs_ratios(dense: Mapping[str, int], own: Mapping[str, int]) -> dict[str, float]:
-    """Returns dense / own multiply-accumulates by convention, to four digits after the point."""
+    """Returns dense / own multiply-accumulates by convention, to four decimals."""
     return {convention: round(dense[convention] / own[convention], 4) for convention in own}
 
 

@@ -69,7 +69,7 @@ def associative_scan(one: ScanArguments, reverse: bool) -> jax.Array:
 
 
 def _one_call_each(reverse: tuple[bool, ...], arrays: Arrays) -> Output:
-    """Computes what ViM's mixer does, in the dtype of u as there."""
+    """Scans as ViM's mixer does, in the dtype of u."""
     u, delta, A, B, C, D, bias, z = (arrays[n] for n in ("u", "delta", "A", "B", "C", "D", "delta_bias", "z"))
     scans = [
         selective_scan(u[g], delta[g], A[g], B[g], C[g], D[g], delta_bias=bias[g], reverse=backwards)

@@ -209,7 +209,7 @@ class MeasuredCeilings:
         return [row]
 
     def get(self) -> Ceilings:
-        """Returns what was measured, or unknown ceilings."""
+        """Returns the measured ceilings, or unknown ones."""
         return self._ceilings
 
 

@@ -1,4 +1,4 @@
-"""The config file on the command line: which one --config names, and what is wrong in it.
+"""The config file on the command line: the file that --config names, and the errors in it.
 
 ml_collections (the extra `train`) is needed for config files and --config.key; a run's own config is read without it.
 """
@@ -150,7 +150,7 @@ def _no_such_config(file: Path, such: str) -> str:
 
 
 def config_error(error: BaseException) -> InputError | None:
-    """Returns what is wrong in the config file, with its name and line; None if the error came from elsewhere."""
+    """Returns the error in the config file, with its name and line; None if it came from elsewhere."""
     file = config_source().partition(":")[0]
     raised: BaseException | None = error
     while raised is not None:

@@ -131,7 +131,7 @@ def _read_file(source: str) -> tuple[RunConfig, Model, KeySummary, bool]:
 
 
 def _read_segmenter(source: str) -> tuple[RunConfig, Model, KeySummary, bool]:
-    """Returns what `_read_file` returns, for a segmenter's file."""
+    """Reads a segmenter's file; returns as `_read_file`."""
     from top_jax.convert import load_torch_segmenter
     from top_jax.convert.key_summary import key_summary
     from top_jax.models import MODELS
@@ -159,7 +159,7 @@ def _read_segmenter(source: str) -> tuple[RunConfig, Model, KeySummary, bool]:
 
 
 def _read_run(source: Path) -> tuple[RunConfig, Model, KeySummary, bool]:
-    """Returns what `_read_file` returns, for a run directory."""
+    """Reads a run directory; returns as `_read_file`."""
     from top_jax.convert.key_summary import key_summary
     from top_jax.training.run_directory import RunDirectory
     from top_jax.training.weights import load_checkpoint
@@ -228,7 +228,7 @@ def _overrides(config: RunConfig) -> str:
 
 
 def _sizes(overrides: list[str], **more: Any) -> dict[str, Any]:
-    """Returns the settings in --override, checked as those of a config with `more` settings of the model."""
+    """Returns the settings in --override, checked with `more` settings of the model."""
     settings = shared_flags.parse_overrides(overrides)
     optimizer = {"label_smoothing": 0.0}  # as a segmenter's run needs
     model = RunConfig.from_config_dict({"model": {**settings, **more}, "optimizer": optimizer}).model

@@ -95,7 +95,7 @@ def installation() -> dict[str, Any]:
 
 
 def _missing_packages() -> Iterator[str]:
-    """Yields what cannot be used, with the packages that it needs and the command that installs them."""
+    """Yields the features that cannot be used, each with its missing packages and the command that installs them."""
     for extra, purpose in _PURPOSES.items():
         packages = [name for name, of in EXTRAS.items() if of == extra and not installed(name)]
         if packages:
@@ -115,7 +115,7 @@ def open_splits(config: RunConfig) -> dict[str, Any]:
 
 
 def inspect(config: RunConfig, sources: dict[str, Any]) -> dict[str, Any]:
-    """Returns what the splits hold, what they lack (`notes`), and why training would fail (`problems`)."""
+    """Returns the contents of the splits, what they lack (`notes`), and why training would fail (`problems`)."""
     from top_jax.data import inspection
 
     dataset, notes, splits = inspection.published_dataset(config.data, sources["train"]), [], {}

@@ -27,7 +27,7 @@ def show_installation(report: dict[str, Any]) -> None:
 
 
 def show_data(data: dict[str, Any]) -> None:
-    """Prints what the splits hold, and what is missing or wrong."""
+    """Prints the contents of the splits, and what is missing or wrong."""
     terminal.heading(f"data: {data['train']['source']} and {data['eval']['source']}")
     splits = [data["train"], data["eval"]]
     table = terminal.Table("", "train", "eval")

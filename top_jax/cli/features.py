@@ -1,4 +1,4 @@
-"""Writes the pooled features of a folder of images, what the classifier's head reads, with their labels.
+"""Writes the pooled features of a folder of images (the input of the classifier's head) with their labels.
 
 top-jax features PHOTOS --checkpoint runs/my_images_PHOTOS --output features.npz
 

@@ -1,4 +1,4 @@
-"""Counts what a config's model costs: tokens per block, and multiply-accumulates per part, dense and reduced.
+"""Counts the cost of a config's model: tokens per block, and multiply-accumulates per part, dense and reduced.
 
 top-jax flops --config configs/vim_s_top.py [--json FILE]
 
@@ -51,7 +51,7 @@ def _show_counts(counts: dict[str, Any]) -> None:
 
 
 def _show_check(counts: dict[str, Any]) -> None:
-    """Prints the parameters, and whether the `executed` count is what the traced model does."""
+    """Prints the parameters, and whether the `executed` count agrees with the traced model."""
     found = counts["cross_check"]
     print(f"{counts['parameters']:,} parameters")
     counted, above = found["jaxpr"], found["jaxpr_above_executed"]

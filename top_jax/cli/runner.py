@@ -83,7 +83,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _unraisable(hook: Callable[[Any], object], found: Any) -> None:
-    """Repeats a Ctrl-C that met a callback of the garbage collector (JAX has one), from which no exception gets out."""
+    """Repeats a Ctrl-C that was raised in a callback of the garbage collector (JAX has one), where Python drops it."""
     if not isinstance(found.exc_value, KeyboardInterrupt):
         hook(found)
         return
@@ -113,7 +113,7 @@ def _several() -> bool:
 
 
 def _problem(error: Exception) -> Exception | None:
-    """Returns what to report as one line; None for a bug."""
+    """Returns the error to report as one line; None for a bug."""
     if isinstance(error, (InputError, RunError)):
         return error
     if isinstance(error, ImportError):
@@ -266,7 +266,7 @@ def _check_values(given: Sequence[str]) -> None:
 
 
 def _parse_error(arguments: list[str], error: BaseException) -> InputError:
-    """Returns what is wrong with the command line, or in the config file that it names."""
+    """Returns the error for a command line that cannot be parsed, or for its config file."""
     if _takes_config():
         from top_jax.cli import config_file
 
@@ -294,7 +294,7 @@ def _parse_error(arguments: list[str], error: BaseException) -> InputError:
 
 
 def _wrong_value(text: str) -> InputError | None:
-    """Returns what a flag needs, for absl's or ml_collections' text about a value; None for another text."""
+    """Returns the error for a flag's value, from absl's or ml_collections' text; None for another text."""
     found = re.match(
         r"flag --([\w.]+)=(.*?): (invalid literal|could not|\('Non-boolean|value should|\S+ is not|Failed|Error while)",
         text,

@@ -76,7 +76,7 @@ def read_config(holder: flags.FlagHolder[Any], *, own_pruning: bool = True) -> R
 
 
 def _inferred(config: RunConfig) -> RunConfig:
-    """Returns the config with what its image folder says, if it leaves that to the folder (`data.infer`)."""
+    """Returns the config, completed from its image folder if `data.infer` is set."""
     if not config.data.infer:
         return config
     from top_jax.data import infer
@@ -131,7 +131,7 @@ def _check_same_use(config: RunConfig) -> None:
 
 
 def check_data_is_known() -> None:
-    """Raises InputError if the config is that of converted weights, whose data settings are only defaults."""
+    """Raises InputError if the config came with converted weights, because its data settings are only defaults."""
     file, _, run = config_file.config_source().partition(":")
     if file != config_file.RUN_CONFIG or _was_trained(run):
         return
@@ -143,9 +143,9 @@ def check_data_is_known() -> None:
 
 
 def warn_of_changes(config: RunConfig, *, pruning: bool = True) -> None:
-    """Warns of each setting of the model, the pruning and the data that is not that of the run in --checkpoint.
+    """Warns of the settings of model, pruning and data that differ from those of the run in --checkpoint.
 
-    Another grid of patches is left out: reading the weights has warned of it.
+    A different grid of patches is left out, because reading the weights has already warned of it.
 
     Args:
         config: what the command uses.

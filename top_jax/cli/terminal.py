@@ -1,4 +1,4 @@
-"""What commands print: headings, lines and tables on stdout, and progress on stderr.
+"""Output of commands: headings, lines and tables on stdout, and progress on stderr.
 
 Progress needs a terminal and rich (the extra `train`); without either nothing is shown.
 """
@@ -56,7 +56,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextlib.contextmanager
 def status(what: str) -> Iterator[None]:
-    """Shows what is running, for work without a known length."""
+    """Shows the name of the work in progress, for work of unknown length."""
     if not _can_show():
         yield
         return

@@ -1,4 +1,4 @@
-"""What `--help` prints: a command's docstring, its flags, and the settings of a config with meaning and default."""
+"""Text of `--help`: a command's docstring, its flags, and the settings of a config with meaning and default."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Setting(NamedTuple):
 
 
 def settings(section: type = config.RunConfig, prefix: str = "") -> Iterator[Setting]:
-    """Yields every setting of `RunConfig` in order, each section after those of the run itself.
+    """Yields every setting of `RunConfig` in order; the sections follow the run's own settings.
 
     Args:
         section: the dataclass to begin with.

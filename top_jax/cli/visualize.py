@@ -1,4 +1,4 @@
-"""Draws what pruning does to images: kept tokens, scores, paths of the scans, hidden attention; and segmentations.
+"""Draws the effect of pruning on images (kept tokens, scores, scan paths, hidden attention), and segmentations.
 
 top-jax visualize --config configs/vim_s_top.py --checkpoint runs/a photo.jpg --out pictures
 top-jax visualize --config configs/vim_digits_top.py --checkpoint runs/a --examples=2 --out pictures

@@ -124,7 +124,7 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndar
 
 
 def _check_suffix(path: Path, start: bytes, is_safetensors: bool) -> None:
-    """Raises InputError if the first bytes of a file are those of another format than its suffix says."""
+    """Raises InputError if the first bytes of a file belong to another format than its suffix."""
     if start.startswith(b"\x1f\x8b"):
         raise InputError(f"{path} is compressed by gzip; unpack it with gunzip.")
     if not is_safetensors and start[8:10] == b'{"':
@@ -209,7 +209,7 @@ def _read_pth(path: Path, ema: bool) -> dict[str, np.ndarray]:
 
 
 def _checked(path: Path) -> Path | io.BytesIO:
-    """Returns what torch.load may read: the file, or a copy of its records once their checksums are checked.
+    """Returns the bytes for torch.load: the file, or a copy of its records once their checksums are checked.
 
     torch.load checks none. It also reads the directory of a zip file in its own way: one flipped bit there makes a
     record a folder, whose tensor then has any numbers. So it gets a new directory.
@@ -261,7 +261,7 @@ def _torch() -> Any:
 
 
 def _harmless() -> list[Any]:
-    """Lists what may be unpickled besides tensors and plain containers: values, none of which runs code.
+    """Lists the types that may be unpickled besides tensors and plain containers; none of them runs code.
 
     Numpy's functions appear under both names that files know them by, from before and after numpy 2.
     """

@@ -110,7 +110,7 @@ def _download(repository: str, revision: str | None, file: str, sha256: str | No
 
 
 def _explained(address: str, repository: str, error: Exception, errors: Any) -> InputError | RunError:
-    """Returns one line for what huggingface_hub raised."""
+    """Returns a one-line error for an exception of huggingface_hub."""
     if isinstance(error, errors.GatedRepoError):
         return InputError(
             f"{address} is gated: ask for access at https://huggingface.co/{repository}, then log in (hf auth login) "

@@ -106,7 +106,7 @@ def tuple_of(value: Any) -> Any:
 def _check_same_name(
     name: str, kind: type, found: Mapping[str, Any], overrides: Mapping[str, Any], source: Any
 ) -> None:
-    """Raises InputError if the sizes are exactly those of another named model than the one asked for."""
+    """Raises InputError if the sizes are exactly those of a named model other than the requested one."""
     if all(getattr(MODELS[name], key) == value or key in overrides for key, value in found.items()):
         return
     for other, config in MODELS.items():

@@ -1,4 +1,4 @@
-"""Summarises every key of a checkpoint: shapes and sizes by module, and what loading changed."""
+"""Summarises every key of a checkpoint: shapes and sizes by module, and the changes made in loading."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Official weights by name: where each file is, its licence, and what is known about it.
+"""Official weights by name: address, licence and known facts of each file.
 
 The one list of them; `top_jax.list_models(pretrained=True)` and the names after `pretrained:` come from it. No file in
 it was opened while this library was developed: repositories, file names and accuracies are from the authors' READMEs,
@@ -109,6 +109,6 @@ def model_of(name: str) -> str:
 
 
 def official_name(path: str | PurePath) -> str | None:
-    """Returns the name of an official ViM file, recognised by its file name, which says nothing else; or None."""
+    """Returns the name of an official ViM file, recognised by its file name alone; None for another."""
     stems = {PurePath(found.file).stem: name for name, found in OFFICIAL_FILES.items() if name.startswith("vim_")}
     return next((name for stem, name in stems.items() if stem in PurePath(path).name), None)

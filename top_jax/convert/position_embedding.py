@@ -116,7 +116,7 @@ def _times(grid: tuple[int, int]) -> str:
 
 
 def _reading(config: BackboneConfig) -> str:
-    """Returns the stride and the image size of a model, in words."""
+    """Returns the stride and the image size of a model as text."""
     height, width = config.img_size
     stride = getattr(config, "stride", config.patch_size)  # DeiT's patches never overlap
     return f"stride {stride} at {height if height == width else f'{height} x {width}'} pixels"

@@ -202,7 +202,7 @@ def segmenter_state_dict(model: Segmenter) -> dict[str, np.ndarray]:
 
 
 def backbone_of_classifier(weights: Weights, there: BackboneConfig, here: BackboneConfig) -> Weights:
-    """Returns a classifier's weights as those of a segmenter's backbone, `Segmenter.backbone`.
+    """Converts a classifier's weights to those of a segmenter's backbone, `Segmenter.backbone`.
 
     The classifier's head is left out, and so are ViM's class token and its position, in the middle of the sequence. The
     official code drops the first position instead, which shifts half of the others by one place. The position embedding
@@ -297,7 +297,7 @@ def _advice(
     unexpected: list[str],
     misshapen: list[str],
 ) -> str:
-    """Returns a sentence on what to do about keys that do not fit."""
+    """Returns advice on keys that do not fit, as a sentence."""
 
     def only(names: Collection[str], *starts: str) -> bool:
         return bool(names) and all(name.startswith(starts) for name in names)

@@ -1,4 +1,4 @@
-"""Exports models as StableHLO with the weights inside, through `jax.export`: files that need none of our code.
+"""Exports models as StableHLO with the weights inside, through `jax.export`: files that run without this package.
 
 Reading one needs JAX alone; docs/guides/export.md describes other readers.
 

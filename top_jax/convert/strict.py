@@ -20,7 +20,7 @@ NAMED: Final = 5  # an error names this many keys of each kind of problem, and c
 
 
 class KeyProblems(NamedTuple):
-    """What keeps a state_dict from being loaded.
+    """Reasons why a state_dict cannot be loaded.
 
     Attributes:
         missing: keys of the model that it lacks.
@@ -36,7 +36,7 @@ class KeyProblems(NamedTuple):
 
 
 def without_wrappers(state_dict: Mapping[str, np.ndarray], keys: list[Key]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns the arrays under their official names, without what wrappers of the model added, and says what changed.
+    """Returns the arrays under their official names, without the parts that wrappers added, and the changes as text.
 
     Raises:
         InputError: two arrays would have the same name.
@@ -57,7 +57,7 @@ def without_wrappers(state_dict: Mapping[str, np.ndarray], keys: list[Key]) -> t
 
 
 def as_float32(state_dict: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Converts every float array to float32, and says what that changed."""
+    """Converts every float array to float32; also returns the changes as text."""
     result, changed = {}, Counter()
     for name, array in state_dict.items():
         if jnp.issubdtype(array.dtype, jnp.floating) and array.dtype != np.float32:
@@ -136,7 +136,7 @@ def arrays_of(model: nnx.Module, keys: list[Key]) -> dict[str, np.ndarray]:
 
 
 def _unusable(key: Key, array: np.ndarray) -> str | None:
-    """Returns what is wrong with the dtype or the values of an array of the right shape, or None."""
+    """Returns the problem with the dtype or the values of an array of the right shape, or None."""
     if not key.layout.count:
         return None if array.dtype == np.float32 else f"of type {array.dtype.name} instead of a float"
     if not np.issubdtype(array.dtype, np.integer):

@@ -39,7 +39,7 @@ HEADS: Final = ("load", "new")  # ways to use a checkpoint's classifier
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A model with official weights, and what is known about it.
+    """A model with official weights, its name, settings and keys.
 
     Attributes:
         model: in eval mode.
@@ -135,7 +135,7 @@ def load_official(
 def _of_official_file(
     source: str | Path, file: Path, name: str | None, overrides: dict[str, Any]
 ) -> tuple[str | None, dict[str, Any]]:
-    """Adds what is known about an official file: its model, and sizes that its shapes do not say (the stride).
+    """Adds the known facts about an official file: its model, and sizes that shapes do not determine (the stride).
 
     Raises:
         InputError: the file holds another model.
@@ -233,7 +233,7 @@ def state_dict_of(model: Backbone) -> dict[str, np.ndarray]:
 
 
 def _drop_head(config: BackboneConfig, state_dict: dict[str, np.ndarray]) -> list[str]:
-    """Removes the classifier, and says of how many classes it was."""
+    """Removes the classifier; returns the change as text."""
     of_head = [
         key.torch for key in official_keys(dataclasses.replace(config, num_classes=1)) if is_of_classes(key.ours)
     ]
@@ -269,7 +269,7 @@ def _other_classes(config: BackboneConfig, state_dict: Mapping[str, np.ndarray])
 
 
 def other_classes(there: int, here: int) -> str:
-    """Returns what to do about weights of another number of classes."""
+    """Returns advice on weights of another number of classes, as a sentence."""
     return (
         f'They have {there} classes, and this model has {here}: pass num_classes={there}, or head="new" to start a new '
         "head (for training --config.init_head=new)."
@@ -277,7 +277,7 @@ def other_classes(there: int, here: int) -> str:
 
 
 def _advice(config: BackboneConfig, names: Collection[str]) -> str:
-    """Returns a sentence on what to do about keys that do not fit.
+    """Returns advice on keys that do not fit, as a sentence.
 
     Args:
         config: the model that the keys were meant for.

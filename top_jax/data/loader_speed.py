@@ -187,7 +187,7 @@ def verdict(given: float, needed: float, at_work: Lanes) -> Verdict:
 
 
 def loader_rate(given: float, at_work: Lanes) -> str:
-    """Returns the pipeline's rate in words."""
+    """Returns the pipeline's rate as text."""
     used = at_work.cores_used
     cores = counted(used, "core")
     of_all = "" if used == at_work.cores else f" of {at_work.cores}"

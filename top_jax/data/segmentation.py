@@ -1,4 +1,4 @@
-"""Images with a label for each pixel: what a training batch and an evaluation batch hold.
+"""Images with a label for each pixel, as training batches and evaluation batches.
 
 `train_batches` and `eval_batches` of `top_jax.data` make the batches, for these sources as for any other.
 """

@@ -238,7 +238,7 @@ def _missing() -> np.ndarray:
     sector = place.astype(np.intp)
     place -= sector.astype(np.float32)
     place = np.where(sector % 2 == 0, np.float32(1) - place, place)
-    amounts = np.stack([np.zeros(180), np.ones(180), place])  # of the largest, the smallest and the middle channel
+    amounts = np.stack([np.zeros(180), np.ones(180), place])  # for the largest, smallest and middle channel
     return amounts[_SECTORS[sector].T, np.arange(180)]
 
 
@@ -271,7 +271,7 @@ def normalize_image(image: np.ndarray, mean: Sequence[float], std: Sequence[floa
 
 @functools.cache
 def _normalized(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """Returns what `normalize_image` makes of each value, float32 [3, 256]."""
+    """Returns the normalised form of each value and channel, float32 [3, 256]."""
     centred = np.arange(256, dtype=np.float32) - np.array([[255 * value] for value in mean], np.float32)
     scale = 1 / np.array([[255 * value] for value in std], np.float32).astype(np.float64)
     return (centred * scale).astype(np.float32)
@@ -323,7 +323,7 @@ def png_size(header: bytes) -> Size:
 
 
 def decode_labels(labels: bytes | np.ndarray) -> np.ndarray:
-    """Decodes a label PNG of 8-bit grey, or checks uint8 [H, W]; the values are those of the file.
+    """Decodes a label PNG of 8-bit grey, or checks uint8 [H, W]; values stay as in the file.
 
     Raises:
         OSError: the bytes are damaged.

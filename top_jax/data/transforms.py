@@ -156,7 +156,7 @@ def _upper_bits(image: Image.Image) -> Image.Image:
 
 
 def read_image(file: str | Path, *, exif_rotate: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Reads and decodes an image file, as `decode`; says once where it does not follow an EXIF orientation.
+    """Reads and decodes an image file, as `decode`; warns once if it does not follow an EXIF orientation.
 
     Raises:
         InputError: there is no such file, or it is not a complete image.

@@ -1,1 +1,1 @@
-"""Accuracy of a model, its cost, and what its blocks do with the tokens."""
+"""Accuracy and cost of a model, and traces of its blocks' tokens."""

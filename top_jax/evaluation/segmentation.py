@@ -1,4 +1,4 @@
-"""Areas of classes over a whole split, and what follows from them: IoU, mean accuracy, pixel accuracy.
+"""Areas of classes over a whole split, and their IoU, mean accuracy and pixel accuracy.
 
 The pixels of all images are counted together, at the size of the labels. Ignored ones (255) do not count, and a class
 that neither labels nor predictions have does not count in a mean.
@@ -148,7 +148,7 @@ def areas(
     *,
     num_classes: int,
 ) -> dict[str, jax.Array]:
-    """Returns what `make_eval_step`'s function does, for predicted classes."""
+    """Counts pixels as `make_eval_step`'s function does, for predicted classes."""
     of_images = image_areas(prediction, label, mask, num_classes=num_classes)
     return {
         **{name: jnp.sum(area, axis=0) for name, area in of_images.items()},

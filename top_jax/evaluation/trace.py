@@ -1,4 +1,4 @@
-"""A forward pass that records what token reduction did: which tokens stayed, their scores, scan orders and attention.
+"""A forward pass that records token reduction: the tokens that stayed, their scores, scan orders and attention.
 
 Shapes are static, so it can run as one program: `jax.jit(trace, static_argnames="attention_of")`.
 """
@@ -24,7 +24,7 @@ FUSED = -2
 
 
 class TracedStage(NamedTuple):
-    """What one reduction did.
+    """Record of one reduction.
 
     Attributes:
         candidates: int32 `[B, K]` raster place of each patch token before it, `FUSED` for a fused one.
@@ -57,11 +57,11 @@ class BlockView(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What a forward pass of a batch did.
+    """Record of the forward pass of a batch.
 
     Attributes:
         logits: float32 `[B, classes]`.
-        stages: what each reduction did, by its block's 1-based number.
+        stages: record of each reduction, by its block's 1-based number.
         blocks: how tokens see each other in each block, by its 1-based number.
     """
 
@@ -71,7 +71,7 @@ class Trace(NamedTuple):
 
 
 def trace(model: Backbone, images: Images, *, attention_of: tuple[int, ...] = ()) -> Trace:
-    """Runs the model and records what happened.
+    """Runs the model and records its token reduction.
 
     Args:
         model: a model in eval mode.

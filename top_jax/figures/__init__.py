@@ -1,4 +1,4 @@
-"""Pictures of what pruning does to an image: remaining tokens, scores, paths of the scans, hidden attention.
+"""Pictures of the effect of pruning on an image: remaining tokens, scores, paths of the scans, hidden attention.
 
 Each kind of picture has a NamedTuple of the arrays that are drawn, a function that makes it from a
 `top_jax.evaluation.trace.Trace`, and a function that makes its `Section` of a page. Only this package and

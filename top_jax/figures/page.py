@@ -1,4 +1,4 @@
-"""One page of pictures: the layout of its sections and panels, its colours, and what is drawn on a photo's cells.
+"""One page of pictures: layout of sections and panels, colours, and drawing on a photo's cells.
 
 Everything is placed in inches, so that nothing can overlap.
 """
@@ -44,7 +44,7 @@ PITCH = 3.2  # from one panel to the next, with room for the numbers of a colour
 MARGIN = 0.3
 BAR = 0.09  # width of a colour bar
 LINE = {8: 0.15, 9: 0.165, 11: 0.21, 14: 0.28}  # height of a line of text, by its size in points
-CHARACTERS = {8: 17.5, 9: 15.5, 11: 12.5, 14: 9.8}  # that fit into an inch of width in any case, by size in points
+CHARACTERS = {8: 17.5, 9: 15.5, 11: 12.5, 14: 9.8}  # characters that fit into an inch, by size in points
 
 
 class Panel(NamedTuple):
@@ -97,7 +97,7 @@ def draw_page(file: Path, title: str, subtitle: str, photo: Photo, sections: Seq
 
 
 class _Page:
-    """Collects what to draw from the top down: placing it needs the height of the whole figure."""
+    """Collects the parts of a page from the top down, because placing them needs the height of the whole figure."""
 
     def __init__(self, photo: Photo, columns: int):
         self.photo = photo

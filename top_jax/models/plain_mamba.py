@@ -173,7 +173,7 @@ class PlainMambaMixer(nnx.Module):
         self.out_proj = _linear(inner, width, config, rngs)
 
     def __call__(self, x: Embedded, paths: Traversals) -> tuple[Embedded, Evidence]:
-        """Mixes `[B, L, D]`; also returns what the token scores need (`top_jax.pruning.scan_evidence`)."""
+        """Mixes `[B, L, D]`; also returns the evidence for token scores (`top_jax.pruning.scan_evidence`)."""
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)
         scan = self._project(x, paths)
         y, _ = directional_scan(
@@ -254,7 +254,7 @@ class DepthwiseTail(nnx.Module):
         self.norm = BatchNorm(width)
 
     def __call__(self, x: Embedded, paths: Traversals) -> Embedded:
-        """Maps `[B, L, D]` to `[B, L, D]`; the statistics are those of the tokens that are left."""
+        """Maps `[B, L, D]` to `[B, L, D]`; the statistics are taken over the tokens that are left."""
         x = from_cells(depthwise_conv2d(to_cells(x, paths), self.kernel[...].astype(x.dtype)), paths)
         return jax.nn.gelu(self.norm(x), approximate=False)
 

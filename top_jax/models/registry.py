@@ -54,7 +54,7 @@ def model_config(name: str, **overrides: Any) -> BackboneConfig:
 
 
 def check_settings(what: str, given: Iterable[str], known: Sequence[str]) -> None:
-    """Raises InputError, naming what is known, for a setting that is not."""
+    """Raises InputError for an unknown setting; the message lists the known ones."""
     if unknown := sorted(set(given) - set(known)):
         if "pretrained" in unknown:
             raise InputError("pretrained= is only for top_jax.create_model; this one gives random weights.")

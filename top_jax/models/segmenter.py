@@ -227,7 +227,7 @@ class Segmenter(nnx.Module):
         return self.decode_head(maps, keys), auxiliary
 
     def maps(self, images: Images, keys: jax.Array | None = None) -> tuple[AnyMap, ...]:
-        """Returns what the heads read: four maps, float32, finest first. Arguments and errors as for `__call__`."""
+        """Returns the four maps that the heads read, float32, finest first. Arguments and errors as for `__call__`."""
         if not is_traced():
             self.backbone.check(images, keys, (), None)
             return call_compiled(Segmenter.maps, self, images, keys)

@@ -1,4 +1,4 @@
-"""The four paths on which PlainMamba scans the grid, and what pruning leaves of it.
+"""The four paths of PlainMamba's scans through the grid, whole or pruned.
 
     1  rows from the top, boustrophedon       2  the reverse of 1
     3  columns from the left, boustrophedon   4  the reverse of 3

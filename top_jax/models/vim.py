@@ -172,7 +172,7 @@ class MambaMixer(nnx.Module):
         self.out_proj = _linear(inner, width, init.residual_out(config.depth), config, rngs)
 
     def __call__(self, x: Embedded, positions: Positions | None) -> tuple[Embedded, Evidence]:
-        """Mixes `[B, L, D]`; also returns what the token scores need (`top_jax.pruning.scan_evidence`).
+        """Mixes `[B, L, D]`; also returns the evidence for token scores (`top_jax.pruning.scan_evidence`).
 
         Args:
             x: `[B, L, D]`, after the norm.
@@ -319,7 +319,7 @@ class DenseVim(Vim):
         return dataclasses.replace(tokens, x=x, residual=_rotated(tokens.residual, cos, sin))
 
     def map_value(self, tokens: Tokens, number: int, keys: jax.Array | None) -> Embedded:
-        """Returns what the variant's map after block `number` holds."""
+        """Returns the variant's map after block `number`, float32 `[B, L, D]`."""
         if self.config.variant == "official_tiny":
             return tokens.x.astype(jnp.float32)
         if number == self.config.depth:

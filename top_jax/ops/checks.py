@@ -1,4 +1,4 @@
-"""Checks of the scan's arguments that hold for every implementation; each error says what to do."""
+"""Checks of the scan's arguments for every implementation; each error says what to do."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def for_each_direction(arguments: ScanArguments, directions: int) -> ScanArgumen
 def one_by_one(
     scan: Callable[[ScanArguments, bool], Inner], plan: ScanPlan, arguments: ScanArguments, z: Inner | None
 ) -> tuple[Inner, PerToken | None]:
-    """Computes what `fused_scan` does by one `scan` for each direction; XLA fuses the operations around it.
+    """Computes `fused_scan` by one `scan` for each direction; XLA fuses the operations around it.
 
     Args:
         scan: takes and returns what `selective_scan_reference` does.
@@ -105,7 +105,7 @@ def one_by_one(
 
 
 def gated_and_scored(total: Inner, z: Inner | None, plan: ScanPlan, dtype: Any) -> tuple[Inner, PerToken | None]:
-    """Gates and scores the float32 sum over directions `[B, L, E]`; returns what `fused_scan` does, y in `dtype`."""
+    """Gates and scores the float32 sum over directions `[B, L, E]`; returns as `fused_scan`, with y in `dtype`."""
     if z is not None:
         total = total * jax.nn.silu(z.astype(jnp.float32))
     return total.astype(dtype), None if plan.score is None else jnp.sum(TOKEN_WORTH[plan.score](total), axis=-1)

@@ -35,7 +35,7 @@ _GRADIENT_AXES: Final = ScanGradients(u=1, delta=1, A=1, B=2, C=2, D=1, delta_bi
 
 
 def kernel_arguments(arguments: ScanArguments, directions: int) -> ScanArguments:
-    """Converts arguments to what the kernels take: `for_each_direction`, and zeros for an absent D or delta_bias."""
+    """Converts arguments for the kernels: `for_each_direction`, and zeros for an absent D or delta_bias."""
     zeros = jnp.zeros((1, arguments.A.shape[1]))
     return for_each_direction(
         arguments._replace(

@@ -63,7 +63,7 @@ def resolve(implementation: str) -> str:
 
 
 def choose() -> AutoChoice:
-    """Chooses what `auto` runs on the default device.
+    """Chooses the implementation that `auto` runs on the default device.
 
     Raises:
         InputError: the device's tuning table is damaged.

@@ -33,7 +33,7 @@ Tree = TypeVar("Tree")
 
 
 class Steps(NamedTuple):
-    """What the recurrence reads at each step, time first, float32.
+    """Inputs of the recurrence at each step, time first, float32.
 
     Attributes:
         tau: `[L, B, E]` decay time of each step (delta, plus what a gap before the token adds).
@@ -105,7 +105,7 @@ def scan_forward(inputs: Steps, A: jax.Array, *, reverse: bool) -> jax.Array:
 def chunked_scan_forward(
     inputs: Steps, A: jax.Array, *, reverse: bool, longest_chunk: int = LONGEST_CHUNK
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs the recurrence and saves what its backward needs.
+    """Runs the recurrence and saves the state at the start of each chunk, for its backward.
 
     Args:
         inputs: float32 steps, time first.

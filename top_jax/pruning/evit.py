@@ -82,7 +82,7 @@ class Evit(Reduction):
 
 
 def _append_fused(tokens: Tokens, dropped: Slots, attention: PerToken | None) -> Tokens:
-    """Appends the token made of those at `dropped`: their sum weighted by attention, or else their mean."""
+    """Appends the token fused from those at `dropped`: their sum weighted by attention, or else their mean."""
 
     def total(array: Embedded | None) -> Float[Array, "B D"] | None:
         if array is None:

@@ -106,7 +106,7 @@ def _heirs(x: Float[Array, "B K D"], count: int) -> Int[Array, "B K"]:
 
 
 def _absorbed(tokens: Tokens, others: Tokens, into: Slots) -> Tokens:
-    """Averages each of `tokens` with those of `others` that go `into` its slot, in float32.
+    """Averages each of `tokens` with the `others` that go `into` its slot, in float32.
 
     Uses a product with a one-hot matrix, because a scatter adds in an undefined order.
     """

@@ -19,7 +19,7 @@ SCORES: Final = (*SCAN_EVIDENCE, "attention", *CONTROLS)
 ORDERS: Final = ("position", "score")
 
 Evidence = Mapping[str, PerToken]
-"""What a block says about its tokens: name -> float32 [B, L]. Under jit, unused entries are never computed."""
+"""A block's evidence about its tokens: name -> float32 [B, L]. Under jit, unused entries are never computed."""
 
 
 def check_ranking(score: str, order: str, seed: int) -> None:

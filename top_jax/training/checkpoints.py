@@ -64,7 +64,7 @@ class Checkpoints:
         self._latest.save(step, args=sealed(items, data=position))
 
     def save_if_best(self, state: TrainState, score: float, *, name: str = "accuracy") -> None:
-        """Saves the weights if they have a higher score than the best so far; `name` says what it is (`SCORES`)."""
+        """Saves the weights if their score is higher than the best so far; `name` is the score's (`SCORES`)."""
         best = self.best_score()
         if best is None or score > best:
             step = int(state.step)
@@ -187,7 +187,7 @@ def _progress(state: TrainState) -> dict[str, Any]:
 
 
 def _set_best_aside(directory: Path) -> None:
-    """Moves a best checkpoint into `damaged/` if its score is not what was saved."""
+    """Moves a best checkpoint into `damaged/` if its score differs from the saved one."""
     for folder in (directory / "best").glob("*"):
         if not folder.name.isdigit():
             continue

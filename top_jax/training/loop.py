@@ -192,7 +192,7 @@ class Loop:
         }
 
     def _run(self, state: TrainState, position: Position) -> bool:
-        """Does what `run` does, and raises _NotFinite.
+        """Runs as `run` does, but raises _NotFinite.
 
         A step's numbers are read after the next step is dispatched, so that the devices are never idle. Before an
         evaluation or a save, and at the end, all of them are read.

@@ -63,7 +63,7 @@ class Plan:
         return by_image(self.mesh)
 
     def graph(self, reduction: Reduction) -> nnx.GraphDef[Any]:
-        """Returns the graph of the model with another reduction, such as that of a warm-up stage."""
+        """Returns the graph of the model with another reduction, such as a warm-up stage's."""
         return nnx.graphdef(build_abstract_model(self.config.model, reduction))
 
     def first_state(self, weights: Weights) -> TrainState:
@@ -156,7 +156,7 @@ class Prepared:
 
     @property
     def data(self) -> DataFacts:
-        """What the run keeps of its data."""
+        """Content of the run's data.json."""
         return _data_facts(self.train_source, self.eval_source)
 
     def train_batches(self) -> Batches:
@@ -247,7 +247,7 @@ def prepare(config: RunConfig, run: RunDirectory) -> Prepared:
 
 
 def check_labels(source: Source, config: RunConfig) -> None:
-    """Raises InputError unless the data labels what the model does: images or pixels."""
+    """Raises InputError unless data and model both label images, or both label pixels."""
     if is_dense(source) == config.model.is_segmenter:
         return
     labels, head = ("pixels", "uper") if is_dense(source) else ("images", "linear")

@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl, TensorBoard, and lines on the terminal."""
+"""Reports of a run: metrics.jsonl, TensorBoard, and lines on the terminal."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Reporter:
             self._progress.remove_task(task)
 
     def reported(self, kind: str) -> Values | None:
-        """Returns what an earlier start has reported of the step that this one starts from."""
+        """Returns the report of an earlier start on the step that this one starts from."""
         return self._reported.get(kind)
 
     def metrics(self, kind: str, step: int, values: Values) -> None:
@@ -262,7 +262,7 @@ def _reports_in(line: bytes) -> tuple[list[tuple[str, dict[str, Any]]], bool]:
         try:
             report, end = decoder.raw_decode(text, at)
             written = text[at:end]
-            written.encode()  # refuses bytes that were no text
+            written.encode()  # refuses bytes that are not text
         except (ValueError, RecursionError):
             return found, True
         if not (isinstance(report, dict) and type(report.get("step")) is int and isinstance(report.get("kind"), str)):
@@ -326,7 +326,7 @@ def make_reporter(
 
 
 def announce(prepared: Prepared, reporter: Reporter | Silence, first_step: int) -> None:
-    """Prints what starts where, on which devices, and what may be a mistake."""
+    """Prints the run's directory, length, devices, model and data, and warns of a likely mistake."""
     plan, config = prepared.plan, prepared.plan.config
     train_source, eval_source = prepared.train_source, prepared.eval_source
     start = f"going on after step {first_step}" if first_step else "starting"

@@ -290,7 +290,7 @@ def _shown(path: str | Path) -> str:
 
 
 def _data_changes(there: DataFacts, here: DataFacts) -> str:
-    """Describes what differs between the data of two starts; empty if nothing does."""
+    """Describes the differences between the data of two starts; empty if there are none."""
     found = []
     for split, what in (("train", "to train on"), ("eval", "to evaluate")):
         before = there.get(split)

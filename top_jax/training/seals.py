@@ -82,7 +82,7 @@ def _checksum(content: dict[str, Any]) -> int:
 def sealed(
     arrays: dict[str, Any], *, data: dict[str, Any] | None = None, metrics: dict[str, float] | None = None
 ) -> ocp.args.Composite:
-    """Builds what Orbax is to save: items of arrays, an optional item of JSON, and the fingerprint of each.
+    """Builds the arguments for Orbax to save: items of arrays, an optional item of JSON, and the fingerprint of each.
 
     Args:
         arrays: trees by the name of their item.
@@ -195,7 +195,7 @@ def check_metrics(folder: Path) -> None:
 
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-    """Turns what a damaged file makes Orbax raise into `Damaged`, and keeps Orbax's own reports off the terminal.
+    """Turns Orbax's errors for a damaged file into `Damaged`, and keeps Orbax's own reports off the terminal.
 
     Orbax gives up at the first array that it cannot read. The threads that read the other arrays then find no one
     waiting, which they report to `sys.unraisablehook`, some of them later. So after an error the block waits for them,
@@ -231,7 +231,7 @@ def reading() -> Iterator[None]:
 
 
 def _end_late_reads(error: BaseException) -> None:
-    """Waits for the reads that an error left running, and frees what still refers to them."""
+    """Waits for the reads that an error left running, and frees the references to them."""
     # Orbax keeps no handle to its reads, but the garbage collector knows them.
     reads = [found for found in gc.get_objects() if isinstance(found, tensorstore.Future)]
     ended = threading.Semaphore(0)
@@ -249,7 +249,7 @@ def _end_late_reads(error: BaseException) -> None:
 
 
 def _is_limit(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is a limit of this machine, such as its memory."""
+    """Whether an error or its cause is a limit of this machine, such as its memory."""
     while error is not None:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in LIMITS):
             return True
@@ -260,7 +260,7 @@ def _is_limit(error: BaseException | None) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what caused an error first."""
+    """The first line of an error's root cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).strip().splitlines() or [type(error).__name__]

@@ -130,7 +130,7 @@ class _Chunk(NamedTuple):
 
 
 def _chunks(logits: Maps, label: PixelLabels) -> _Chunk:
-    """Returns the label in chunks of some rows, on a new first axis; what the last one lacks is ignored."""
+    """Returns the label in chunks of some rows, on a new first axis; the last one is padded with ignored pixels."""
     batch, height, width = label.shape
     places, shares = taps_by_rows(bilinear_matrix(logits.shape[1], height))
     chunks, rows = places.shape[:2]

@@ -1,4 +1,4 @@
-"""What classification and segmentation do differently in a run: how a model is evaluated, and by which number."""
+"""Differences between classification and segmentation in a run: how a model is evaluated, and by which number."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ def _load_file(checkpoint: str | Path, config: ModelConfig, *, head: str, ema: b
 
 
 def _from_classifier(checkpoint: str | Path, config: ModelConfig, *, rngs: nnx.Rngs) -> Weights:
-    """Returns a segmenter's weights, with a classifier's as those of its backbone and the others random."""
+    """Returns a segmenter's weights: its backbone's from a classifier, the others random."""
     path = _found(checkpoint, config.name)
     if path.is_dir():
         run = RunDirectory(path)
@@ -242,7 +242,7 @@ def _first_difference(there: Weights, here: Weights) -> str | None:
 
 
 def is_run(checkpoint: str | Path) -> bool:
-    """Returns whether a checkpoint is a run directory: no name, no file, and no folder of another library."""
+    """Returns whether a checkpoint is a run directory, not a name, a file or another library's folder."""
     return not is_name(checkpoint) and Path(checkpoint).is_dir() and weights_in_folder(checkpoint) is None
 
 
@@ -273,7 +273,7 @@ def _check_same_model(run: RunDirectory, config: ModelConfig, head: str) -> None
 
 
 def _other_kind(path: Path, config: ModelConfig) -> str:
-    """Returns what to say about a segmenter's checkpoint where a classifier's is needed, or the reverse."""
+    """Returns the message for a segmenter's checkpoint where a classifier's is needed, or the reverse."""
     if config.is_segmenter:
         return (
             f"checkpoint {path} is a classifier's, and this model is a segmenter; pass a segmenter's, or train one "
@@ -309,7 +309,7 @@ def _fitted(run: RunDirectory, weights: Weights, config: ModelConfig) -> Weights
 
 
 def patches(config: ModelConfig) -> str:
-    """Returns what the shapes of the weights do not say about a model's patches, in words."""
+    """Returns the grid and the stride of a model's patches as text; the shapes of its weights do not say them."""
     sizes = build_sizes(config)
     rows, columns = sizes.grid
     return f"a grid of {rows} x {columns} patches, stride {getattr(sizes, 'stride', sizes.patch_size)}"

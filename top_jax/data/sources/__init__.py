@@ -76,9 +76,9 @@ def open_source(config: DataConfig, *, train: bool) -> Source:
 
 
 def infer(config: RunConfig) -> RunConfig:
-    """Fills in what a folder says by itself, where `data.infer` is set; any other config is returned as it is.
+    """Completes a config from its folder if `data.infer` is set; any other config is returned unchanged.
 
-    What it returns, and a run keeps, has splits, classes and batch size set, and `data.infer` off.
+    The result, which a run keeps, has splits, classes and batch size set, and `data.infer` off.
 
     Raises:
         InputError: no such folder, or one of another layout.

@@ -127,7 +127,7 @@ def part_of(files: list[str], folder: Path, eval_share: float, *, train: bool) -
 
 
 def infer(config: RunConfig) -> RunConfig:
-    """Fills in what an image folder says by itself, where `data.infer` is set.
+    """Completes a config from its image folder, where `data.infer` is set.
 
     - The splits: the folders `train` and one of `EVAL_FOLDERS`. If there is only `train`, or the class folders
       themselves, `data.eval_share` of each class is for evaluation.
@@ -224,7 +224,7 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    """Returns what a folder holds but hidden names; "._x.jpg" is a macOS resource fork, not an image."""
+    """Returns the entries of a folder without hidden ones; "._x.jpg" is a macOS resource fork, not an image."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]

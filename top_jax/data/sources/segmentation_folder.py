@@ -219,7 +219,7 @@ def class_names_of(root: Path, num_classes: int | None) -> tuple[str, ...]:
 
 
 def infer(config: RunConfig) -> RunConfig:
-    """Fills in what a folder with label maps says by itself, where `data.infer` is set.
+    """Completes a config from its folder with label maps, where `data.infer` is set.
 
     - The splits: one of `TRAIN_FOLDERS` and one of `EVAL_FOLDERS` in `images`; else `data.eval_share` of all images is
       for evaluation.
@@ -307,7 +307,7 @@ def open_ade20k(config: DataConfig, split: str) -> SegmentationFolderSource:
 
 
 def _check_ade20k(root: Path) -> None:
-    """Raises InputError, saying what the folder is instead, unless it is laid out as the benchmark."""
+    """Raises InputError, with what the folder is instead, unless it is laid out as the benchmark."""
     if not root.is_dir():
         raise InputError(f"data_dir {root} does not exist. {ADE20K_GET}")
     folders = folders_in(root)

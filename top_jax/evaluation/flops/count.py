@@ -20,7 +20,7 @@ from top_jax.pruning import Cut, Evit, Merging, Pruning, Reduction
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one image costs.
+    """Cost of one image.
 
     Attributes:
         tokens_per_block: tokens that enter each block, class token included.

@@ -1,4 +1,4 @@
-"""What the model of a run's config costs, and whether the count is what JAX computes: the data of `top-jax flops`."""
+"""Cost of a config's model, checked against the model that JAX traces: the data of `top-jax flops`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TracedModel(NamedTuple):
 
 
 def count_config(config: RunConfig) -> dict[str, Any]:
-    """Counts the config's model with its reduction, and dense; returns what JSON can hold.
+    """Counts the config's model with its reduction, and dense; returns JSON values.
 
     Raises:
         InputError: impossible sizes, or a reduction that the model cannot have.
@@ -69,12 +69,12 @@ def costs(config: RunConfig) -> dict[str, Any]:
 
 
 def cost_of(config: RunConfig, reduction: Reduction) -> Cost:
-    """Counts what one image costs with another reduction; arguments and errors as for `count_macs`."""
+    """Counts the cost of one image with another reduction; arguments and errors as for `count_macs`."""
     return count_macs(_sizes_of(config), reduction, img_size=crop_size(config))
 
 
 def check_config(config: RunConfig, *, on_step: Callable[[int], object] = lambda _: None) -> dict[str, Any]:
-    """Counts parameters, and compares the `executed` count with the traced model's; returns what JSON can hold.
+    """Counts parameters, and compares the `executed` count with the traced model's; returns JSON values.
 
     Args:
         config: the run's config.
@@ -132,7 +132,7 @@ def check_executed(model: TracedModel, cost: Cost) -> tuple[Multiplications, int
     """Compares the `executed` count with the multiplications in the model's jaxpr.
 
     Returns:
-        The jaxpr's multiplications, by how many they exceed `cost` without the scans, and in the scans.
+        The jaxpr's multiplications, and by how many they exceed `cost`, outside the scans and in them.
     """
     counted, parts = count_multiplications(model.traced.jaxpr, model.platform), cost.parts("executed")
     scan = parts.get("scan", 0)

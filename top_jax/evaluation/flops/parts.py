@@ -1,4 +1,4 @@
-"""What the stem, the blocks and the head of each model family cost."""
+"""Cost of the stem, the blocks and the head of each model family."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Macs = dict[str, int]
 
 
 class BlockTokens(NamedTuple):
-    """What the cost of one block depends on, besides the model's sizes.
+    """Inputs to the cost of one block, besides the model's sizes.
 
     Attributes:
         block: its index, from 0.
@@ -152,7 +152,7 @@ def segmenter_heads(config: SegmenterConfig, img_size: tuple[int, int], conventi
 
 
 def _pyramid(config: SegmenterConfig, grid: tuple[int, int]) -> tuple[list[tuple[int, int]], int]:
-    """Returns the sizes of the maps that the decoder reads, and what the neck costs."""
+    """Returns the sizes of the maps that the decoder reads, and the cost of the neck."""
     if not config.is_vim:
         return [grid] * len(config.stages), 0
     finest, coarse = (2, 1) if config.backbone.patch_size == 8 else (4, 2)  # times as large as the grid

@@ -23,7 +23,7 @@ _CALLED: Final = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _KEEPS: Final = ("broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze")
 
 Kind = Literal["padded", "window", "zero", ""]
-"""What is known about an array: padded, a window of a padded array, all zeros, or nothing."""
+"""Kind of an array: padded, a window of a padded array, all zeros, or unknown."""
 
 
 class Site(NamedTuple):
@@ -110,7 +110,7 @@ class _Walk:
         self.found: list[Site] = []
 
     def through(self, jaxpr: Jaxpr, given: Sequence[Kind], trips: int, *, in_loop: bool = False) -> list[Kind]:
-        """Collects the sites of a function; takes and returns what is known about its arguments and results."""
+        """Collects the sites of a function; takes the kinds of its arguments, and returns those of its results."""
         known: dict[Any, Kind] = dict(zip(jaxpr.invars, given, strict=True))
 
         def of(atom: Any) -> Kind:
