@@ -17,7 +17,7 @@ from top_jax.models import MODELS, Backbone, Segmenter, model_config
 from top_jax.pruning import Reduction
 from top_jax.values import flag, one_of, refused
 
-_IMAGENET_CLASSES = 1000  # of every official file
+_IMAGENET_CLASSES = 1000  # classes of every official file
 _NO_FIXED_SIZE = "top_jax.segment(model, photo) prepares photographs of any size."
 
 

@@ -23,7 +23,7 @@ _YARDSTICKS: Final = {
     "plain_mamba_l1": "deit_tiny",
     "plain_mamba_l2": "deit_small",
 }
-_WIDEST_HEAD: Final = 64  # DeiT's
+_WIDEST_HEAD: Final = 64  # the width of DeiT's heads
 
 
 class Contestant(NamedTuple):

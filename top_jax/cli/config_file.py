@@ -134,7 +134,7 @@ def _config_file(name: str) -> str:
 def shipped_configs() -> dict[str, Path]:
     """Returns the files of the configs that come with top-jax, by name: `configs/`, in the package if installed."""
     package = Path(top_jax.__file__).parent
-    # Beside the package: a checkout whose link top_jax/configs was written out as a text file.
+    # Next to the package: a checkout whose link top_jax/configs was written out as a text file.
     folder = next((path for path in (package / "configs", package.parent / "configs") if path.is_dir()), None)
     return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.py"))}
 

@@ -25,7 +25,7 @@ from top_jax.values import one_of
 from top_jax.values import path as path_of
 
 PRETRAINED: Final = "pretrained"
-_SCHEME: Final = re.compile("hf:/+")  # pathlib makes hf://a/b to hf:/a/b
+_SCHEME: Final = re.compile("hf:/+")  # pathlib turns hf://a/b into hf:/a/b
 _ADDRESS: Final = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?/(?P<file>.+)")
 
 

@@ -53,7 +53,7 @@ DeviceBatch = dict[str, jax.Array]
 
 MOST_WORKERS = 16
 ENDED_SECONDS = 5  # from the end of a worker process that was starting to the end of the run
-UNREADABLE_IN_A_ROW = 64  # different unreadable images that stop a run, or a whole smaller split
+UNREADABLE_IN_A_ROW = 64  # different unreadable images (or a whole smaller split) that stop a run
 
 _running: weakref.WeakSet[Batches] = weakref.WeakSet()
 

@@ -217,7 +217,7 @@ class SegmentationReader:
                 image, labels = self.source[index].image, self.source.label_size(index)
                 size = image.shape[:2] if isinstance(image, np.ndarray) else transforms.header_size(image)
                 if size != labels and not (self.config.exif_rotate and size[::-1] == labels):
-                    self._read(index)  # as the decoder may turn it, that decides
+                    self._read(index)  # the decoder may turn the image, so its size decides
 
     def _classes(self, index: int, stored: int | bytes | np.ndarray) -> np.ndarray:
         try:

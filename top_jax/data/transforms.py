@@ -161,7 +161,7 @@ def read_image(file: str | Path, *, exif_rotate: bool = False, max_pixels: int =
     Raises:
         InputError: there is no such file, or it is not a complete image.
     """
-    if not Path(file).is_file():  # a folder, or a pipe that would never end, is none either
+    if not Path(file).is_file():  # nor a folder, nor a pipe that would never end
         raise InputError(f"no image file {file}.")
     try:
         image = decode(Path(file).read_bytes(), exif_rotate=exif_rotate, max_pixels=max_pixels)

@@ -130,7 +130,7 @@ class UPerHead(nnx.Module):
             for scale, conv in zip(POOL_SCALES, self.psp_modules, strict=True)
         )
         parts = [x, *pools]
-        dtype = parts[-1].dtype  # that of convolutions; x may be float32
+        dtype = parts[-1].dtype  # the convolutions' dtype; x may be float32
         return self.bottleneck(jnp.concatenate([part.astype(dtype) for part in parts], axis=-1))
 
 

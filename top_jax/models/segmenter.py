@@ -189,7 +189,7 @@ class Segmenter(nnx.Module):
             rngs: source of the new weights, `nnx.Rngs(0)` by default.
 
         Raises:
-            InputError: a number of classes or an rngs that cannot be.
+            InputError: an invalid number of classes or rngs.
         """
         self.config = dataclasses.replace(self.config, num_classes=whole("num_classes", num_classes))
         rngs = checked_rngs(rngs)

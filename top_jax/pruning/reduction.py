@@ -139,7 +139,7 @@ class Reduction(abc.ABC):
         return Cut(block, before, kept, after=kept)
 
     def check_evidence(self, offered: tuple[str, ...]) -> None:
-        """Raises InputError unless the offered evidence includes the needed one."""
+        """Raises InputError if the method needs evidence that is not offered."""
         if self.after_blocks and self.needed_evidence is not None and self.needed_evidence not in (*offered, *CONTROLS):
             raise InputError(
                 f"score={self.needed_evidence!r} is not available in this model; choose one of "
