@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 from small_models import filled
 
 import top_jax
@@ -143,3 +144,19 @@ def test_a_frozen_random_backbone_is_refused(tmp_path):
     )
     with pytest.raises(InputError, match="freeze_backbone.*init_from"):
         prepare(config, RunDirectory(tmp_path))
+
+
+def test_sizes_of_the_evaluation_split_are_compared_before_a_run(tmp_path):
+    """A photograph and a label map of different sizes are found before anything is written or trained."""
+    for kind, size in (("images", (8, 9)), ("annotations", (8, 8))):
+        for split in ("train", "val"):
+            (tmp_path / kind / split).mkdir(parents=True)
+            side = size if split == "val" else (8, 8)
+            Image.new("L", side).save(tmp_path / kind / split / "photo.png")
+    data = DataConfig(source="segmentation_folder", data_dir=str(tmp_path), eval_split="val", num_classes=2)
+    config = RunConfig(
+        model=ModelConfig(head="uper", num_classes=2), data=data, optimizer=OptimizerConfig(label_smoothing=0.0)
+    )
+    with pytest.raises(InputError, match="val.photo.png has 8 x 9 pixels.*8 x 8"):
+        prepare(config, RunDirectory(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

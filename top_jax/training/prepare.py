@@ -220,6 +220,8 @@ def prepare(config: RunConfig, run: RunDirectory) -> Prepared:
     for source in (train_source, eval_source):
         check_labels(source, config)
         check_classes(source, config.model.num_classes, f"set --config.model.num_classes={source.num_classes}")
+    if is_dense(eval_source):
+        SegmentationReader(eval_source, config.data, crop_size(config)).check_sizes()
     data = _data_facts(train_source, eval_source)
     counts = {"images to train on": data["train"]["images"], "images to evaluate": data["eval"]["images"]}
     distributed.check_same({**counts, "class names": tuple(data["class_names"])})
@@ -241,8 +243,6 @@ def prepare(config: RunConfig, run: RunDirectory) -> Prepared:
     )
     prepared.train_batches()  # reads nothing yet, but checks the settings
     prepared.eval_batches()
-    if is_dense(eval_source):
-        SegmentationReader(eval_source, config.data, crop_size(config)).check_sizes()
     return prepared
 
 
