@@ -15,10 +15,9 @@ from jax.extend.core import get_opaque_trace_state
 
 from top_jax.errors import InputError
 from top_jax.models import initializers as init
+from top_jax.models.block_loop import groups, is_training, recomputed, run_loop
 from top_jax.models.features import Features, make_features, painted
-from top_jax.models.layers import moves_statistics
 from top_jax.models.sizes import BackboneConfig, MambaConfig
-from top_jax.models.weights import Weights, statistics_of
 from top_jax.ops import ScanArguments, ScanPlan
 from top_jax.ops.checks import is_array
 from top_jax.ops.implementations import resolve
@@ -213,19 +212,24 @@ class Backbone(nnx.Module, abc.ABC):
         paths = self.paths(tokens)
         cuts = {cut.block: cut for cut in self._schedule_of(tokens)}
         wanted, canvas = {}, None
-        for number, block in enumerate(self.blocks, start=1):
-            tokens = self.before_block(tokens)
-            entering, its_paths = tokens, paths
-            tokens, evidence = self._run(_mix, block, tokens, paths, keys)
-            mixed = tokens
-            if number in cuts:
-                if cuts[number].kept < cuts[number].before:
-                    canvas = painted(self._as_features(tokens, self.map_value(tokens, number, keys), canvas))
-                tokens = self.reduction(tokens, evidence, cuts[number])
-                paths = self.paths(tokens)
-            tokens = self._run(_transform, block, tokens, keys)
-            if watch is not None:
-                watch(BlockRun(number, block, entering, its_paths, mixed, evidence, tokens))
+        for numbers in self._groups(cuts, stages, watch):
+            number, block = numbers[-1], self.blocks[numbers[-1] - 1]
+            if len(numbers) > 1:
+                whole = functools.partial(self._whole, paths=paths, keys=keys)
+                tokens = run_loop(whole, self.blocks[numbers[0] - 1 : number], tokens, remat=self.config.remat)
+            else:
+                tokens = self.before_block(tokens)
+                entering, its_paths = tokens, paths
+                tokens, evidence = self._run(_mix, block, tokens, paths, keys)
+                mixed = tokens
+                if number in cuts:
+                    if cuts[number].kept < cuts[number].before:
+                        canvas = painted(self._as_features(tokens, self.map_value(tokens, number, keys), canvas))
+                    tokens = self.reduction(tokens, evidence, cuts[number])
+                    paths = self.paths(tokens)
+                tokens = self._run(_transform, block, tokens, keys)
+                if watch is not None:
+                    watch(BlockRun(number, block, entering, its_paths, mixed, evidence, tokens))
             if number in stages:
                 wanted[number] = self._as_features(tokens, self.map_value(tokens, number, keys), canvas)
         normed = None if canvas is None else self.norm(canvas)
@@ -260,8 +264,20 @@ class Backbone(nnx.Module, abc.ABC):
     def pool(self, features: Features) -> Float[Array, "B D"]:
         """Returns the vector that the head reads."""
 
+    def _groups(
+        self, cuts: dict[int, Cut], stages: tuple[int, ...], watch: Callable[[BlockRun], None] | None
+    ) -> list[range]:
+        """Returns which blocks run as one loop, by their numbers: in train mode, equal ones between two reductions."""
+        if watch is not None or not is_training(self.blocks[0]):
+            return [range(number, number + 1) for number in range(1, len(self.blocks) + 1)]
+        return groups(self.blocks, alone=cuts, last=stages)
+
+    def _whole(self, block: Block, tokens: Tokens, *, paths: Any, keys: jax.Array | None) -> Tokens:
+        tokens, _ = block.mix(self.before_block(tokens), paths, keys)
+        return block.transform(tokens, keys)
+
     def _run(self, half: Callable[..., Any], block: Block, *arguments: Any) -> Any:
-        return _recomputed(half, block, *arguments) if self.config.remat else half(block, *arguments)
+        return recomputed(half, block, *arguments) if self.config.remat else half(block, *arguments)
 
     def _schedule_of(self, tokens: Tokens) -> tuple[Cut, ...]:
         rows, columns = tokens.grid or self.config.grid
@@ -370,25 +386,6 @@ def _are_keys(keys: Any) -> bool:
     return (
         keys.ndim == 1 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys.ndim == 2 and keys.dtype == "uint32"
     )
-
-
-def _recomputed(half: Callable[..., Any], block: Block, *arguments: Any) -> Any:
-    """Returns `half(block, *arguments)`, recomputed in the backward pass instead of storing its activations.
-
-    nnx.remat writes every weight back into the block, so it refuses a model that a compiled function closes over. Here
-    only BatchNorm's statistics are written back, and only in train mode.
-    """
-    graphdef, state = nnx.split(block)
-
-    def pure(weights: Weights, *arguments: Any) -> Any:
-        again = nnx.merge(graphdef, weights)
-        result = half(again, *arguments)
-        return result, statistics_of(again)
-
-    result, statistics = jax.checkpoint(pure)(nnx.to_pure_dict(state), *arguments)
-    if moves_statistics(block):
-        nnx.update(block, statistics)
-    return result
 
 
 def _mix(block: Block, tokens: Tokens, paths: Any, keys: jax.Array | None) -> tuple[Tokens, Evidence]:

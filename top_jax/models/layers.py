@@ -121,8 +121,8 @@ class DropPath(nnx.Module):
     """
 
     def __init__(self, rate: float, index: int):
-        self.rate = rate
-        self.index = index  # which drop-path of the model this is: folded into the keys
+        self.rate: float | jax.Array = rate  # an array in a loop over blocks, and so is the index
+        self.index: int | jax.Array = index  # which drop-path of the model this is: folded into the keys
         self.deterministic = False  # set by Module.train() and Module.eval()
 
     def __call__(self, x: Embedded, keys: jax.Array | None) -> Embedded:
@@ -135,7 +135,7 @@ class DropPath(nnx.Module):
         Raises:
             InputError: the keys are missing.
         """
-        if self.deterministic or self.rate == 0:
+        if self.deterministic or (not isinstance(self.rate, jax.Array) and self.rate == 0):
             return x
         if keys is None:
             raise InputError(

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from top_jax.kernels.operands import ScanArguments, ScanPlan
 from top_jax.typing import Array, Float, Inner, Int, PerToken
@@ -20,6 +21,10 @@ TOKEN_WORTH: Final = {
     "l2": jnp.square,
 }
 TOKEN_SCORES: Final = tuple(TOKEN_WORTH)
+
+KEPT_OF_A_SCAN: Final = "kept of a scan"
+"""Name (`jax.ad_checkpoint.checkpoint_name`) of what `jax.checkpoint` has to keep so that it runs no scan again."""
+kept_of_a_scan = functools.partial(checkpoint_name, name=KEPT_OF_A_SCAN)
 
 
 def gaps(positions: Int[Array, "_ B L"], reverse: tuple[bool, ...]) -> Float[Array, "G B L"]:
@@ -101,7 +106,7 @@ def one_by_one(
         zero = jnp.zeros_like(arguments.u[0], jnp.float32)
         add = lambda total, g: (total + scanned(g, plan.reverse[0]), None)  # noqa: E731
         total, _ = jax.lax.scan(add, zero, jnp.arange(len(plan.reverse)))
-    return gated_and_scored(total, z, plan, arguments.u.dtype)
+    return gated_and_scored(kept_of_a_scan(total), z, plan, arguments.u.dtype)
 
 
 def gated_and_scored(total: Inner, z: Inner | None, plan: ScanPlan, dtype: Any) -> tuple[Inner, PerToken | None]:

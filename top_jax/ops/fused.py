@@ -16,7 +16,7 @@ from top_jax.kernels.blocks import Blocks
 from top_jax.kernels.operands import ScanArguments, ScanGradients, ScanOutputs, ScanPlan
 from top_jax.kernels.pallas_scan import pallas_backward, pallas_forward
 from top_jax.kernels.triton_scan import triton_backward, triton_forward
-from top_jax.ops.directions import for_each_direction, gated_and_scored
+from top_jax.ops.directions import for_each_direction, gated_and_scored, kept_of_a_scan
 from top_jax.ops.partition import split_over_batch
 
 _KERNELS: Final = {
@@ -71,7 +71,8 @@ def _fused_forward(implementation: str, plan: ScanPlan, blocks: Blocks, argument
     outputs = _forward(implementation, plan, blocks, arguments, save=True)
     total = _sum(outputs.y)
     kept = None if z is None else total.astype(arguments.u.dtype)  # half the bytes of the float32 that autodiff keeps
-    return gated_and_scored(total, z, plan, arguments.u.dtype), (arguments, z, outputs.starts, kept)
+    out, score = gated_and_scored(total, z, plan, arguments.u.dtype)
+    return (kept_of_a_scan(out), score), (arguments, z, kept_of_a_scan(outputs.starts), kept_of_a_scan(kept))
 
 
 def _fused_backward(

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from top_jax.kernels.operands import ScanArguments
+from top_jax.ops.directions import kept_of_a_scan
 from top_jax.typing import Array, Float, Inner
 
 # Measured on 2 cores of an AMD EPYC, 2026-11-23, at B 8, L 197, E 384, N 16: 6, 8 and 12 take the same time within 5 %,
@@ -77,7 +78,7 @@ def _recurrence(reverse: bool, steps: Steps, A: jax.Array) -> jax.Array:
 
 def _forward(reverse: bool, steps: Steps, A: jax.Array):
     y, starts = chunked_scan_forward(steps, A, reverse=reverse)
-    return y, (steps, A, starts)
+    return y, (steps, A, kept_of_a_scan(starts))
 
 
 def _backward(reverse: bool, saved: tuple[Steps, jax.Array, jax.Array], dy: jax.Array):

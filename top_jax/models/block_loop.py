@@ -1,0 +1,125 @@
+"""How blocks run in a train step: equal ones as one loop, and with little kept for the backward pass.
+
+A loop compiles one block instead of each. For the backward a block keeps its matrix products and what its scans ask
+for; it computes the rest again, which is cheap: norms, convolutions, activations and gates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from top_jax.models.layers import DropPath, moves_statistics
+from top_jax.models.weights import KINDS, Weights, statistics_of
+from top_jax.ops import KEPT_OF_A_SCAN
+from top_jax.pruning import Tokens
+
+_SHORTEST: Final = 3  # blocks from which on a loop compiles faster than the blocks one by one
+
+_PRODUCTS_AND_SCANS: Final = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names(KEPT_OF_A_SCAN)
+)
+
+
+def is_training(block: nnx.Module) -> bool:
+    """Returns whether a block is in train mode, which its drop-paths know."""
+    return any(not part.deterministic for part in _drop_paths(block))
+
+
+def groups(blocks: Sequence[nnx.Module], alone: Collection[int], last: Collection[int]) -> list[range]:
+    """Divides blocks into ranges of 1-based numbers: equal neighbours that can run as one loop, or single blocks.
+
+    Args:
+        blocks: all blocks of the model, in order.
+        alone: numbers of blocks that stay outside of loops.
+        last: numbers of blocks after which a loop ends.
+    """
+    found: list[range] = []
+    structures = [_structure(block) for block in blocks]
+    for number, structure in enumerate(structures, start=1):
+        before = number - 1
+        joins = found and not {before, number} & set(alone) and before not in last
+        if joins and structures[before - 1] == structure:
+            found[-1] = range(found[-1].start, number + 1)
+        else:
+            found.append(range(number, number + 1))
+    return [part for group in found for part in ([group] if len(group) >= _SHORTEST else _one_by_one(group))]
+
+
+def run_loop(
+    run: Callable[[Any, Tokens], Tokens], blocks: Sequence[nnx.Module], tokens: Tokens, *, remat: bool
+) -> Tokens:
+    """Returns the tokens after `blocks`, which have equal structure; moved statistics are written back into them.
+
+    The blocks' weights are stacked, and so are the rates and indices of their drop-paths.
+
+    Args:
+        run: maps a block, and the tokens that enter it, to those that leave it.
+        blocks: one of the `groups`.
+        tokens: that enter the first block.
+        remat: keep nothing of a block for the backward pass, not even its matrix products and what its scans ask for.
+    """
+    graphdef = nnx.graphdef(blocks[0])
+    weights = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(nnx.to_pure_dict(nnx.state(b)) for b in blocks))
+    drop_paths = [_drop_paths(block) for block in blocks]
+    rates = jnp.asarray([[part.rate for part in parts] for parts in drop_paths], jnp.float32)
+    indices = jnp.asarray([[part.index for part in parts] for parts in drop_paths], jnp.int32)
+    drops = any(part.rate for parts in drop_paths for part in parts)
+
+    def body(tokens: Tokens, its: tuple[Any, jax.Array, jax.Array]) -> tuple[Tokens, Any]:
+        weights, rates, indices = its
+        block = nnx.merge(graphdef, weights)
+        if drops:
+            for place, part in enumerate(_drop_paths(block)):
+                part.rate, part.index = nnx.data(rates[place]), nnx.data(indices[place])
+        return run(block, tokens), statistics_of(block)
+
+    keep = None if remat else _PRODUCTS_AND_SCANS
+    body = jax.checkpoint(body, policy=keep, prevent_cse=False)  # a loop separates the two passes by itself
+    tokens, statistics = jax.lax.scan(body, tokens, (weights, rates, indices))
+    for place, block in enumerate(blocks):
+        if moves_statistics(block):
+            nnx.update(block, jax.tree.map(lambda leaf, place=place: leaf[place], statistics))
+    return tokens
+
+
+def recomputed(half: Callable[..., Any], block: nnx.Module, *arguments: Any) -> Any:
+    """Returns `half(block, *arguments)`, recomputed in the backward pass instead of storing its activations.
+
+    nnx.remat writes every weight back into the block, so it refuses a model that a compiled function closes over. Here
+    only BatchNorm's statistics are written back, and only in train mode.
+    """
+    graphdef, state = nnx.split(block)
+
+    def pure(weights: Weights, *arguments: Any) -> Any:
+        again = nnx.merge(graphdef, weights)
+        result = half(again, *arguments)
+        return result, statistics_of(again)
+
+    result, statistics = jax.checkpoint(pure)(nnx.to_pure_dict(state), *arguments)
+    if moves_statistics(block):
+        nnx.update(block, statistics)
+    return result
+
+
+def _one_by_one(numbers: range) -> list[range]:
+    return [range(number, number + 1) for number in numbers]
+
+
+def _drop_paths(block: nnx.Module) -> list[DropPath]:
+    return [part for _, part in nnx.iter_modules(block) if isinstance(part, DropPath)]
+
+
+def _structure(block: nnx.Module) -> Any:
+    """Returns what decides whether two blocks compute the same of their weights, apart from their drop-paths."""
+    graphdef, state = nnx.split(block)
+    if nnx.state(block, nnx.Not(nnx.Any(*KINDS))):
+        return object()  # a class of the user's with variables of other kinds: equal to no other block
+    copy = nnx.merge(graphdef, state)
+    for part in _drop_paths(copy):
+        part.rate, part.index = 0.0, 0
+    return nnx.graphdef(copy), jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), nnx.to_pure_dict(state))
