@@ -64,15 +64,16 @@ def run_loop(
         remat: keep nothing of a block for the backward pass, not even its matrix products and what its scans ask for.
     """
     graphdef = nnx.graphdef(blocks[0])
-    weights = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(nnx.to_pure_dict(nnx.state(b)) for b in blocks))
+    weights = _stacked([nnx.to_pure_dict(nnx.state(block, nnx.Param)) for block in blocks])
+    statistics = _stack([statistics_of(block) for block in blocks])
     drop_paths = [_drop_paths(block) for block in blocks]
     rates = jnp.asarray([[part.rate for part in parts] for parts in drop_paths], jnp.float32)
     indices = jnp.asarray([[part.index for part in parts] for parts in drop_paths], jnp.int32)
     drops = any(part.rate for parts in drop_paths for part in parts)
 
-    def body(tokens: Tokens, its: tuple[Any, jax.Array, jax.Array]) -> tuple[Tokens, Any]:
-        weights, rates, indices = its
-        block = nnx.merge(graphdef, weights)
+    def body(tokens: Tokens, its: tuple[Weights, Weights, jax.Array, jax.Array]) -> tuple[Tokens, Weights]:
+        weights, statistics, rates, indices = its
+        block = nnx.merge(graphdef, weights, statistics)
         if drops:
             for place, part in enumerate(_drop_paths(block)):
                 part.rate, part.index = nnx.data(rates[place]), nnx.data(indices[place])
@@ -80,7 +81,7 @@ def run_loop(
 
     keep = None if remat else _PRODUCTS_AND_SCANS
     body = jax.checkpoint(body, policy=keep, prevent_cse=False)  # a loop separates the two passes by itself
-    tokens, statistics = jax.lax.scan(body, tokens, (weights, rates, indices))
+    tokens, statistics = jax.lax.scan(body, tokens, (weights, statistics, rates, indices))
     for place, block in enumerate(blocks):
         if moves_statistics(block):
             nnx.update(block, jax.tree.map(lambda leaf, place=place: leaf[place], statistics))
@@ -104,6 +105,36 @@ def recomputed(half: Callable[..., Any], block: nnx.Module, *arguments: Any) -> 
     if moves_statistics(block):
         nnx.update(block, statistics)
     return result
+
+
+def _stack(blocks: Sequence[Weights]) -> Weights:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+
+
+@jax.custom_vjp
+def _stacked(blocks: list[Weights]) -> Weights:
+    """Stacks the weights of equal blocks; its gradient compiles fast."""
+    return _stack(blocks)
+
+
+def _forward(blocks: list[Weights]) -> tuple[Weights, None]:
+    return _stack(blocks), None
+
+
+def _backward(_: None, grads: Weights) -> tuple[list[Weights]]:
+    """Takes the blocks' gradients out of the stacked ones, at places that XLA does not know in advance.
+
+    XLA compiles equal operations once. Slices at constant places would all differ, and with them the optimizer's
+    updates that they are fused into. A sort is neither computed in advance nor fused.
+    """
+    count = len(jax.tree.leaves(grads)[0])
+    numbers = [jnp.full((2,), number, jnp.int32) for number in range(count)]
+    _, *places = jax.lax.sort((jnp.arange(2, dtype=jnp.int32), *numbers), num_keys=1)
+    take = lambda place: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, place, keepdims=False), grads)  # noqa: E731
+    return ([take(place[0]) for place in places],)
+
+
+_stacked.defvjp(_forward, _backward)
 
 
 def _one_by_one(numbers: range) -> list[range]:

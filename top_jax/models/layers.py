@@ -121,7 +121,7 @@ class DropPath(nnx.Module):
     """
 
     def __init__(self, rate: float, index: int):
-        self.rate: float | jax.Array = rate  # an array in a loop over blocks, and so is the index
+        self.rate: float | jax.Array = rate  # an array in a loop over blocks (block_loop.py), and so is the index
         self.index: int | jax.Array = index  # which drop-path of the model this is: folded into the keys
         self.deterministic = False  # set by Module.train() and Module.eval()
 
@@ -135,7 +135,8 @@ class DropPath(nnx.Module):
         Raises:
             InputError: the keys are missing.
         """
-        if self.deterministic or (not isinstance(self.rate, jax.Array) and self.rate == 0):
+        drops = isinstance(self.rate, jax.Array) or self.rate > 0
+        if self.deterministic or not drops:
             return x
         if keys is None:
             raise InputError(
@@ -174,7 +175,9 @@ class Dropout2d(nnx.Module):
         return _dropped(x, keys, self.rate, self.index, shape=(1, 1, x.shape[3]))
 
 
-def _dropped(x: jax.Array, keys: jax.Array, rate: float, index: int, shape: tuple[int, ...]) -> jax.Array:
+def _dropped(
+    x: jax.Array, keys: jax.Array, rate: float | jax.Array, index: int | jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
     """Zeroes parts of each image with probability `rate` and divides the others by `1 - rate`.
 
     Args:
