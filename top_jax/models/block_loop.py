@@ -129,7 +129,7 @@ def _backward(_: None, grads: Weights) -> tuple[list[Weights]]:
     """
     count = len(jax.tree.leaves(grads)[0])
     numbers = [jnp.full((2,), number, jnp.int32) for number in range(count)]
-    _, *places = jax.lax.sort((jnp.arange(2, dtype=jnp.int32), *numbers), num_keys=1)
+    places = jax.lax.sort((jnp.arange(2, dtype=jnp.int32), *numbers), num_keys=1)[1:]
     take = lambda place: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, place, keepdims=False), grads)  # noqa: E731
     return ([take(place[0]) for place in places],)
 
