@@ -15,10 +15,11 @@ from flax import nnx
 
 from top_jax.models.layers import DropPath, moves_statistics
 from top_jax.models.weights import KINDS, Weights, statistics_of
-from top_jax.ops import KEPT_OF_A_SCAN
+from top_jax.ops.directions import KEPT_OF_A_SCAN
 from top_jax.pruning import Tokens
 
-_SHORTEST: Final = 3  # blocks from which on a loop compiles faster than the blocks one by one
+SHORTEST = 3
+"""Fewest equal blocks that run as a loop."""
 
 _PRODUCTS_AND_SCANS: Final = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names(KEPT_OF_A_SCAN)
@@ -47,7 +48,7 @@ def groups(blocks: Sequence[nnx.Module], alone: Collection[int], last: Collectio
             found[-1] = range(found[-1].start, number + 1)
         else:
             found.append(range(number, number + 1))
-    return [part for group in found for part in ([group] if len(group) >= _SHORTEST else _one_by_one(group))]
+    return [part for group in found for part in ([group] if len(group) >= SHORTEST else _one_by_one(group))]
 
 
 def run_loop(

@@ -32,7 +32,8 @@ class BackboneConfig(abc.ABC):
         depth: blocks.
         drop_path: stochastic depth rate of the last block in training; the rate grows from 0 over the blocks.
         dtype: dtype of matrix products and convolutions; everything else is float32.
-        remat: recompute each block in the backward pass instead of storing its activations.
+        remat: recompute each block in the backward pass instead of storing its activations. Otherwise equal blocks of
+            a train step store only matrix products and scans (`top_jax.models.block_loop`).
 
     Raises:
         InputError: a value out of range.

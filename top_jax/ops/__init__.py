@@ -2,14 +2,12 @@
 
 from top_jax.kernels.operands import ScanArguments, ScanPlan
 from top_jax.ops.checks import ALIGNMENTS, check_alignment
-from top_jax.ops.directions import KEPT_OF_A_SCAN
 from top_jax.ops.implementations import IMPLEMENTATIONS
 from top_jax.ops.selective_scan import directional_scan, selective_scan
 
 __all__ = [
     "ALIGNMENTS",
     "IMPLEMENTATIONS",
-    "KEPT_OF_A_SCAN",
     "ScanArguments",
     "ScanPlan",
     "check_alignment",
