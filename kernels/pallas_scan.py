@@ -130,7 +130,7 @@ def _pull_back(refs: Refs, row: Row, adjoint: _Adjoint, a: jax.Array, bias: jax.
     dh = dh * jnp.exp2(tau[:, None] * a)
     dexponent = dh * row["before"]
     dtau = jnp.sum(dexponent * a, axis=1) * LN_2  # a is log2(e) A
-    draw = (ddrive * x + dtau + adjoint.from_gap) * _sigmoid(row["delta"] + bias)
+    draw = (ddrive * x + dtau + adjoint.from_gap) * jax.nn.sigmoid(row["delta"] + bias)
     refs["du"][row["token"]] = (ddrive * dt + refs["D"][...] * dy).astype(refs["du"].dtype)
     refs["ddelta"][row["row"]] = draw.astype(refs["ddelta"].dtype)
     from_gap = row["gap"] * dtau if "gap" in refs else adjoint.from_gap
@@ -172,10 +172,6 @@ def _over_chunks(
 
 def _softplus(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
-
-
-def _sigmoid(x: jax.Array) -> jax.Array:
-    return 1.0 / (1.0 + jnp.exp(-x))
 
 
 class _Operand(NamedTuple):

@@ -341,9 +341,7 @@ def time_steps(loaded, bias, inside, has_gap: tl.constexpr):
     """u, dt, tau and softplus's derivative of what `load_chunk` returned; only u is not 0 where not `inside`."""
     raw = tl.where(inside, loaded[1].to(tl.float32) + bias, -1e30)
     dt = softplus(raw)
-    tau = dt
-    if has_gap:
-        tau += loaded[4] * softplus(loaded[5].to(tl.float32) + bias)
+    tau = dt + loaded[4] * softplus(loaded[5].to(tl.float32) + bias) if has_gap else dt
     return loaded[0].to(tl.float32), dt, tau, tl.exp2((raw - dt) * LOG2_E)  # sigmoid(raw)
 
 
@@ -422,9 +420,7 @@ def my_scan(batch: tl.constexpr, length: tl.constexpr, directions: tl.constexpr,
 def place(order, i, first, sign, has_order: tl.constexpr, reorder_parameters: tl.constexpr):
     """(step, token, row) of place i; letters as in the module docstring. `order` is that of the program's scan."""
     step = first + sign * i
-    token = step
-    if has_order:
-        token = tl.load(order + step)
+    token = tl.load(order + step) if has_order else step
     row = token if reorder_parameters else step
     return step, token, row
 
@@ -476,21 +472,16 @@ def keep(slot, h, block, n, width: tl.constexpr, lanes: tl.constexpr, pair: tl.c
         e = block * (lanes * pair) + pair * tl.arange(0, lanes) + p
         for k in tl.static_range(parts):
             at = slot + ((k * width + e)[:, None] * PART + n[None, :])
-            if width % (lanes * pair) == 0:
-                tl.store(at, h[k * pair + p])
-            else:
-                tl.store(at, h[k * pair + p], mask=(e < width)[:, None])
+            tl.store(at, h[k * pair + p], mask=None if width % (lanes * pair) == 0 else (e < width)[:, None])
 
 
 @triton.jit
 def softplus(x):
-    """log(1 + exp(x)) to float32 accuracy for any x, without a division."""
-    return tl.maximum(x, 0.0) + log1p_series(tl.exp2(-tl.abs(x) * LOG2_E))
+    """log(1 + exp(x)) to float32 accuracy for any x, without a division: max(x, 0) + log(1 + t) with 0 <= t <= 1.
 
-
-@triton.jit
-def log1p_series(t):
-    """log(1 + t) for 0 <= t <= 1, relative error 2e-7: t times a minimax polynomial of log(1 + t) / t."""
+    log(1 + t) is t times a minimax polynomial of log(1 + t) / t, with a relative error of 2e-7.
+    """
+    t = tl.exp2(-tl.abs(x) * LOG2_E)
     p = (0.005253457796 * t - 0.02958850739) * t + 0.07836166801
     p = ((p * t - 0.136747697) * t + 0.1911143108) * t - 0.2484436989
-    return (((p * t + 0.3331927134) * t - 0.4999950152) * t + 0.9999999705) * t
+    return tl.maximum(x, 0.0) + (((p * t + 0.3331927134) * t - 0.4999950152) * t + 0.9999999705) * t

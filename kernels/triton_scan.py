@@ -61,7 +61,7 @@ def triton_backward(
 def forward_call(arguments: ScanArguments, plan: ScanPlan, blocks: Blocks, *, save: bool) -> KernelCall:
     """Describes the launch of the forward, on the result of `ScanArguments.for_kernels`."""
     batch, length, width, _ = arguments.sizes
-    channels, warps = blocks.forward_channels, blocks.forward_warps
+    channels, warps, segments = blocks.forward_channels, blocks.forward_warps, math.ceil(length / blocks.segment)
     constants = _constants(arguments, plan, blocks.segment, channels)
     of_a_thread = min(max(channels // (_THREADS * warps), 1), _MOST_CHANNELS_OF_A_THREAD)
     return KernelCall(
@@ -69,7 +69,7 @@ def forward_call(arguments: ScanArguments, plan: ScanPlan, blocks: Blocks, *, sa
         inputs=_inputs(arguments),
         outputs=(
             jax.ShapeDtypeStruct((len(plan.reverse), batch, length, width), arguments.u.dtype),
-            _float32(save, *_saved_states(constants, math.ceil(length / blocks.segment))),
+            _float32(save, len(plan.reverse), batch, segments, constants["block_n"] // _PART, width, _PART),
         ),
         constants={
             **constants,
@@ -155,11 +155,6 @@ def _constants(arguments: ScanArguments, plan: ScanPlan, segment: int, channels:
         "reorder_parameters": plan.reorder_parameters, "segment": segment, "block_e": channels,
         "block_n": max(power_of_two(states), _PART),
     }  # fmt: skip
-
-
-def _saved_states(constants: dict[str, Any], count: int) -> tuple[int, ...]:
-    parts = constants["block_n"] // _PART
-    return (constants["directions"], constants["batch"], count, parts, constants["width"], _PART)
 
 
 def _float32(used: bool, *shape: int) -> jax.ShapeDtypeStruct:
