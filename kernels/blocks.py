@@ -31,9 +31,9 @@ class Blocks:
         forward_chunk: steps that the forward pass unrolls.
         forward_channels: channels of one program of the forward pass, a power of two.
         forward_warps: warps (of 32 threads) of that program, a power of two.
-        backward_chunk: as `forward_chunk`, of the backward.
-        backward_channels: as `forward_channels`, of the backward.
-        backward_warps: as `forward_warps`, of the backward.
+        backward_chunk: as `forward_chunk`, for the backward.
+        backward_channels: as `forward_channels`, for the backward.
+        backward_warps: as `forward_warps`, for the backward.
     """
 
     segment: int
@@ -52,10 +52,10 @@ class Blocks:
             power = steps or (isinstance(value, int) and value & (value - 1) == 0)
             if not isinstance(value, int) or isinstance(value, bool) or not (0 < value <= most) or not power:
                 need = f"an int from 1 to {most}{'' if steps else ', a power of two'}"
-                raise InputError(f"{field.name}={value!r} was given; blocks need {need} there.")
+                raise InputError(f"{field.name}={value!r}; needed: {need}.")
         for name in ("forward_chunk", "backward_chunk"):
             if self.segment % getattr(self, name):
-                raise InputError(f"segment={self.segment} is no multiple of {name}={getattr(self, name)}.")
+                raise InputError(f"segment={self.segment} is not a multiple of {name}={getattr(self, name)}.")
 
 
 def choose_blocks(implementation: str, device: str, width: int, states: int) -> tuple[Blocks, str]:

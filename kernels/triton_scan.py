@@ -15,11 +15,11 @@ from top_jax.optional import optional_package
 from .blocks import Blocks, power_of_two
 from .operands import ScanArguments, ScanGradients, ScanOutputs, ScanPlan
 
-_THREADS: Final = 32  # of a warp
+_THREADS: Final = 32  # per warp
 _PART: Final = 4  # PART in triton_kernels.py
 _BACKWARD: Final = (4, 1)  # CHUNK in triton_kernels.py, and the warps of its backward
-_MOST_CHANNELS_OF_A_THREAD: Final = 2  # in the forward
-_MOST_STATES_AHEAD: Final = 32  # of a thread for which the next B and C still fit into its registers
+_MOST_CHANNELS_OF_A_THREAD: Final = 2  # in the forward pass
+_MOST_STATES_AHEAD: Final = 32  # per thread, so that the next B and C still fit into its registers
 
 Array = Any  # a jax.Array, or a jax.ShapeDtypeStruct where only its shape and dtype matter
 

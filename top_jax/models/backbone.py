@@ -25,11 +25,11 @@ from top_jax.pruning import Cut, Evidence, Pruning, Reduction, Tokens
 from top_jax.typing import Array, Embedded, Float, Images, Logits
 from top_jax.values import refused, several, whole
 
-_NO_TRACE = get_opaque_trace_state(convention="nnx")  # outside of jit, grad, vmap and the others
+_NO_TRACE = get_opaque_trace_state(convention="nnx")  # outside of JAX transformations
 
 
 class BlockRun(NamedTuple):
-    """What happened in one block of a forward pass; passed to the `watch` function of `Backbone.features`.
+    """Record of one block of a forward pass; passed to the `watch` function of `Backbone.features`.
 
     Attributes:
         number: 1-based number of the block.
@@ -63,7 +63,7 @@ class Block(nnx.Module, abc.ABC):
             keys: `[B]`, as in `Backbone.__call__`.
 
         Returns:
-            The mixed tokens, and what token scores need to know about them: float32 `[B, L]` arrays by name.
+            The mixed tokens, and the evidence for token scores: float32 `[B, L]` arrays by name.
         """
 
     def transform(self, tokens: Tokens, keys: jax.Array | None) -> Tokens:
@@ -90,7 +90,7 @@ class Backbone(nnx.Module, abc.ABC):
     """
 
     EVIDENCE: ClassVar[tuple[str, ...]]
-    """Names of what its blocks say about their tokens (`top_jax.pruning.Evidence`)."""
+    """Names of its blocks' evidence about their tokens (`top_jax.pruning.Evidence`)."""
     ANY_SIZE: ClassVar[bool] = False
     """Whether it takes images of any size, or only those of its `img_size`."""
 
@@ -137,7 +137,7 @@ class Backbone(nnx.Module, abc.ABC):
             rngs: source of the new weights, `nnx.Rngs(0)` by default.
 
         Raises:
-            InputError: a number of classes or an rngs that cannot be.
+            InputError: an invalid number of classes or rngs.
         """
         config = dataclasses.replace(self.config, num_classes=whole("num_classes", num_classes, 0))
         head = make_head(config, checked_rngs(rngs))
@@ -189,7 +189,7 @@ class Backbone(nnx.Module, abc.ABC):
 
         Raises:
             InputError: the images do not have the model's size, `stages` names a block that does not exist, or
-                another argument is of another kind.
+                another argument is of the wrong type.
         """
         stages = self.check(images, keys, stages, watch)
         if is_traced():
@@ -207,7 +207,7 @@ class Backbone(nnx.Module, abc.ABC):
         stages: tuple[int, ...],
         watch: Callable[[BlockRun], None] | None,
     ) -> Features:
-        """Does what `features` does, for arguments that are checked."""
+        """Computes `features` for checked arguments."""
         tokens = self.embed(images)
         paths = self.paths(tokens)
         cuts = {cut.block: cut for cut in self._schedule_of(tokens)}
@@ -241,15 +241,15 @@ class Backbone(nnx.Module, abc.ABC):
         """Returns the tokens that enter the first block."""
 
     def paths(self, tokens: Tokens) -> Any:
-        """Returns what the scans of one stage share, such as the order in which they visit these tokens, or None."""
+        """Returns the arrays that the scans of one stage share, such as the order of their visits, or None."""
         return None
 
     def before_block(self, tokens: Tokens) -> Tokens:
-        """Returns the tokens as each block takes them, if a family changes what the one before left."""
+        """Returns the tokens as the next block takes them; a family may change those that the previous block left."""
         return tokens
 
     def map_value(self, tokens: Tokens, number: int, keys: jax.Array | None) -> Embedded:
-        """Returns what `Features.stages` holds of the tokens that leave block `number`, float32 `[B, L, D]`."""
+        """Returns the value of `Features.stages` for the tokens that leave block `number`, float32 `[B, L, D]`."""
         return self.stream(tokens)
 
     def stream(self, tokens: Tokens) -> Embedded:
@@ -346,7 +346,7 @@ def checked_rngs(rngs: nnx.Rngs | None) -> nnx.Rngs:
 
 
 def is_traced() -> bool:
-    """Returns whether a call is part of a JAX transformation; so it counts while `jax.disable_jit` is on."""
+    """Returns whether a call is part of a JAX transformation; also true while `jax.disable_jit` is on."""
     return get_opaque_trace_state(convention="nnx") != _NO_TRACE or bool(jax.config.jax_disable_jit)  # pyright: ignore
 
 
@@ -375,7 +375,7 @@ def _compiled(
 def _watched(
     model: Backbone, images: Images, keys: jax.Array | None, stages: tuple[int, ...], is_watched: bool
 ) -> tuple[Features, list[BlockRun]]:
-    """Returns the features and, if needed, what `watch` is called with, without the blocks, which are no arrays."""
+    """Returns the features and, if needed, the records for `watch`, without the blocks, which are not arrays."""
     runs: list[Any] = []
     watch = (lambda run: runs.append(run._replace(number=None, block=None))) if is_watched else None
     return model._features(images, keys, stages, watch), runs

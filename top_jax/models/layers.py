@@ -122,7 +122,7 @@ class DropPath(nnx.Module):
 
     def __init__(self, rate: float, index: int):
         self.rate: float | jax.Array = rate  # an array in a loop over blocks (block_loop.py), and so is the index
-        self.index: int | jax.Array = index  # which drop-path of the model this is: folded into the keys
+        self.index: int | jax.Array = index  # index of this drop-path in the model, folded into the keys
         self.deterministic = False  # set by Module.train() and Module.eval()
 
     def __call__(self, x: Embedded, keys: jax.Array | None) -> Embedded:
@@ -148,7 +148,7 @@ class DropPath(nnx.Module):
 class Dropout2d(nnx.Module):
     """In training, zeroes whole channels of an image with probability `rate` and scales the others.
 
-    The draw depends only on the image's own key, as that of `DropPath`.
+    The draw depends only on the image's own key, as in `DropPath`.
 
     Source: torch.nn.Dropout2d.
     """

@@ -98,7 +98,7 @@ def make_train_step(
     replace them: the model does not see the mask.
 
     With `optimizer.freeze_backbone` the model stays in eval mode: no drop-path, and BatchNorm normalises with its
-    running statistics and keeps them. The neck and the heads of a segmenter train as ever.
+    running statistics and keeps them. The neck and the heads of a segmenter still train.
 
     A segmenter's loss is that of `top_jax.training.segmentation`; its batch is augmented by the pipeline.
 
@@ -112,7 +112,7 @@ def make_train_step(
 
     Returns:
         A pure function, to be jitted; it raises InputError for a teacher without weights, or weights without a teacher.
-        Metrics (`METRICS`) are float32 scalars. loss: what is minimised. accuracy: over the batch; the class of a mixed
+        Metrics (`METRICS`) are float32 scalars. loss: minimised. accuracy: over the batch; the class of a mixed
         image is that of its larger share, and the lower class if both are equal. pixel_accuracy: over the labelled
         pixels of the batch (0 if there are none). auxiliary_loss, distillation_loss, token_loss: before they are
         weighted. grad_norm: before clipping. param_norm: after the step. stats_norm: of BatchNorm's running
