@@ -188,7 +188,7 @@ def backward_kernel(
 ):  # fmt: skip
     """Runs back through the chunks, each first forward again; what a chunk reads is fetched one chunk ahead.
 
-    One warp. Lane 8 q + r holds J channels and M states of each: its tiles of the state are [32, J, M]. For a chunk it has
+    One warp. Lane 8 q + r holds J channels and M states of each: tiles of the state are [32, J, M]. Of a chunk it holds
     u, delta and dout at step q, [32, J, 1], and B at step r or C at step r - 4, [32, 1, M]. So no two lanes compute the
     same for a channel and step; a row reaches other lanes by a shuffle when its step comes. The states at the chunks of
     a segment are rebuilt from its saved one; each lane reads from `scratch` the tiles that it wrote.
@@ -364,7 +364,7 @@ def back_through_chunk(
     """New dh (-g of docs/concepts/kernels.md), da; a lane's row of dB or dC; the gradients of its drive and tau.
 
     Rows come with the other sign so that they are spread over the lanes once more: the compiler would keep those that
-    `through_chunk` spread, and registers are too few. The decays of the first `again` steps are computed again for that.
+    `through_chunk` spread, and registers are too few. The decays of the first `again` steps are computed again, too.
     """
     dBs, dCs, ddrives, dtaus = (), (), (), ()
     for s in tl.static_range(CHUNK - 1, -1, -1):
