@@ -56,7 +56,7 @@ def measure(name: str, batch: int, turns: int) -> list[Row]:
         if program != "forward":
             entries.append(Entry(program, model, weights, (compiled, seconds["sum_s"])))
     if sets:
-        rounds = Rounds(most=turns, seconds=0, measurement=0, least=turns)
+        rounds = Rounds(most=turns, seconds=0, measurement=0, least=turns, settle=True)
         timed = time_entries(entries, TRAIN_STEP, sets, rounds)
         before, after = (_timing(timed[row["program"]]) for row in rows[1:])
         rows[1] |= before.row()
