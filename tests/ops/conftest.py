@@ -83,12 +83,12 @@ def _as_torch(array: np.ndarray) -> Any:
 def make_inputs() -> Callable[..., Inputs]:
     def make(batch: int, length: int, width: int, states: int, *, dtype: str = "float32", without=(), seed: int = 0):
         rng = np.random.default_rng((seed, batch, length, width, states))
-        draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+        draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
         tokens = {"u": (batch, length, width), "delta": (batch, length, width), "z": (batch, length, width)}
         tokens |= {"B": (batch, length, states), "C": (batch, length, states)}
-        inputs = {name: draw(*shape).astype(dtype) for name, shape in tokens.items()}
-        inputs |= {"A": -jnp.exp(draw(width, states)), "D": draw(width), "delta_bias": draw(width)}
-        return {name: array for name, array in inputs.items() if name not in without}
+        inputs = {name: draw(*shape).astype(jnp.dtype(dtype)) for name, shape in tokens.items()}
+        inputs |= {"A": -np.exp(draw(width, states)), "D": draw(width), "delta_bias": draw(width)}
+        return {name: jnp.asarray(array) for name, array in inputs.items() if name not in without}
 
     return make
 
@@ -105,15 +105,21 @@ def make_positions() -> Callable[..., jax.Array]:
 
 
 @functools.cache
-def _compiled(level: str, name: str, options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+def _compiled(
+    level: str, name: str, options: tuple[tuple[str, Any], ...], *, gradients: bool = True
+) -> Callable[..., Any]:
     implementation = "triton" if name == "triton_interpreter" else name
 
+    def scan(inputs: Inputs, positions: Any) -> jax.Array:
+        return selective_scan(**inputs, positions=positions, implementation=implementation, **dict(options))
+
     def loss(inputs: Inputs, cotangent: jax.Array, positions: Any):
-        out = selective_scan(**inputs, positions=positions, implementation=implementation, **dict(options))
+        out = scan(inputs, positions)
         return jnp.sum(out.astype(jnp.float32) * cotangent), out
 
     options_of = {"quick": QUICK, "exact": EXACT, "optimised": OPTIMISED}
-    return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=options_of[level])
+    wanted = jax.value_and_grad(loss, has_aux=True) if gradients else scan
+    return jax.jit(wanted, compiler_options=options_of[level])
 
 
 @pytest.fixture(scope="session")
@@ -132,9 +138,23 @@ def run_scan() -> Callable[..., tuple[jax.Array, Inputs]]:
         if cotangent is None:
             shape = inputs["u"].shape
             cotangent = jnp.asarray(np.random.default_rng(7).normal(size=shape), jnp.float32)
-        options = {"alignment": "none", "reverse": False, **options}  # so that equal calls share a program
-        graded = _compiled(level, implementation, tuple(sorted(options.items())))
+        graded = _compiled(level, implementation, _all_options(options))
         (_, out), grads = graded(inputs, jnp.asarray(cotangent), positions)
         return out, grads
 
     return run
+
+
+@pytest.fixture(scope="session")
+def scan_forward() -> Callable[..., jax.Array]:
+    """The output of `run_scan` from a program of its own, which has no gradients to compile."""
+
+    def run(inputs: Inputs, *, implementation: str, positions: Any = None, **options: Any) -> jax.Array:
+        return _compiled("quick", implementation, _all_options(options), gradients=False)(inputs, positions)
+
+    return run
+
+
+def _all_options(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """So that equal calls share a program."""
+    return tuple(sorted({"alignment": "none", "reverse": False, **options}.items()))

@@ -23,27 +23,29 @@ TOLERANCE = 2e-5  # as of float32 gradients in test_contract.py
 FAST = {"xla_backend_optimization_level": 0}
 
 
-def draw(*shape: int) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(shape).normal(size=shape), jnp.float32)
+def draw(*shape: int) -> Any:
+    """float32, of NumPy: JAX would compile a program for each operation on it."""
+    return np.random.default_rng(shape).normal(size=shape).astype(np.float32)
 
 
-def inputs(directions: int, shared: int) -> dict[str, jax.Array]:
+def inputs(directions: int, shared: int) -> dict[str, Any]:
     """`shared` is the first axis of u, delta, A, C and D: 1, as PlainMamba's, or `directions`, as ViM's."""
     tokens = (BATCH, LENGTH, WIDTH)
-    return {
+    arrays = {
         "u": draw(shared, *tokens),
-        "delta": draw(shared, *tokens) + 0.5,
-        "A": -jnp.exp(draw(shared, WIDTH, STATES)),
+        "delta": draw(shared, *tokens) + np.float32(0.5),
+        "A": -np.exp(draw(shared, WIDTH, STATES)),
         "B": draw(directions, BATCH, LENGTH, STATES),
         "C": draw(shared, BATCH, LENGTH, STATES),
         "D": draw(shared, WIDTH),
         "z": draw(*tokens),
         "delta_bias": draw(directions, WIDTH),
     }
+    return {name: jnp.asarray(array) for name, array in arrays.items()}
 
 
 def orders(directions: int) -> jax.Array:
-    return jnp.argsort(draw(directions, BATCH, LENGTH), axis=-1).astype(jnp.int32)
+    return jnp.asarray(np.argsort(draw(directions, BATCH, LENGTH), axis=-1), jnp.int32)
 
 
 def places(directions: int) -> jax.Array:
@@ -133,7 +135,7 @@ def test_equals_the_directions_one_by_one(name, case):
     (y, score), grads = graded(run, arrays)
     want, want_grads = expected(case)
     assert_close(y, want)
-    assert_close(score, token_score(want, "clip"))
+    assert_close(score, np.maximum(want, 0).mean(axis=-1))
     for key, grad in want_grads.items():
         assert_close(grads[key], grad)
 
@@ -160,14 +162,14 @@ def test_paths_of_the_triton_kernels(name, path):
     case |= {"blocks": None} | PATHS[path]
     count, tokens = len(case["reverse"]), (1, case["length"], case["width"])
     arrays = {"u": draw(1, *tokens), "delta": draw(count, *tokens), "z": draw(*tokens)}
-    arrays = {name: array.astype(case["dtype"]) for name, array in arrays.items()}
-    arrays |= {"A": -jnp.exp(draw(count, case["width"], case["states"])), "D": draw(count, case["width"])}
+    arrays = {name: array.astype(jnp.dtype(case["dtype"])) for name, array in arrays.items()}
+    arrays |= {"A": -np.exp(draw(count, case["width"], case["states"])), "D": draw(count, case["width"])}
     arrays |= {"B": draw(count, *tokens[:2], case["states"]), "C": draw(1, *tokens[:2], case["states"])}
     steps = (count, 1, case["length"])
     options = {
         "reverse": case["reverse"],
-        "order": jnp.argsort(draw(*steps), axis=-1).astype(jnp.int32) if case["order"] else None,
-        "positions": jnp.cumsum(jnp.full(steps, 2, jnp.int32), axis=-1) if case["decay"] else None,
+        "order": np.argsort(draw(*steps), axis=-1).astype(np.int32) if case["order"] else None,
+        "positions": np.cumsum(np.full(steps, 2, np.int32), axis=-1, dtype=np.int32) if case["decay"] else None,
         "alignment": "decay" if case["decay"] else "none",
     }
 
@@ -188,32 +190,43 @@ def test_paths_of_the_triton_kernels(name, path):
 @pytest.mark.parametrize("name", ALL)
 def test_scores(name, score):
     arrays, implementation = inputs(2, 2), "triton" if name == "triton_interpreter" else name
-    scan = lambda arrays: directional_scan(  # noqa: E731
-        **arrays, reverse=(False, True), score=score, implementation=implementation
-    )
-    y, got = jax.jit(scan, compiler_options=FAST)(arrays)
+
+    def run(arrays: dict[str, Any]) -> tuple[jax.Array, Any]:
+        y, scores = directional_scan(**arrays, reverse=(False, True), score=score, implementation=implementation)
+        return jnp.sum(scores), (scores, token_score(y, score))
+
+    (_, (got, want)), grads = jax.jit(jax.value_and_grad(run, has_aux=True), compiler_options=FAST)(arrays)
     assert got.dtype == jnp.float32
-    assert_close(got, token_score(y, score))
-    grads = jax.jit(jax.grad(lambda arrays: jnp.sum(scan(arrays)[1])), compiler_options=FAST)(arrays)
+    assert_close(got, want)
     assert not any(np.abs(grad).max() for grad in grads.values())  # a score carries no gradient
 
 
 @pytest.mark.parametrize("name", ["reference", "xla", "pallas_interpret"])
 def test_bfloat16_is_summed_in_float32(name):
     """The kernels write each direction's y in bfloat16; only the sum, the gate and the score are float32."""
-    arrays = {key: a.astype(jnp.bfloat16) if a.ndim > 2 and key != "A" else a for key, a in inputs(2, 2).items()}
-    y, score = directional_scan(**arrays, reverse=(False, True), score="clip", implementation=name)
-    exact = one_by_one({key: a.astype(jnp.float32) for key, a in arrays.items()}, (False, True), None, None, True)
+    arrays = {key: jnp.bfloat16(a) if a.ndim > 2 and key != "A" else a for key, a in inputs(2, 2).items()}
+
+    def run(arrays: dict[str, Any]) -> Any:
+        exact = {key: a.astype(jnp.float32) for key, a in arrays.items()}
+        exact = one_by_one(exact, (False, True), None, None, True)
+        scanned = directional_scan(**arrays, reverse=(False, True), score="clip", implementation=name)
+        return scanned, (exact, token_score(exact, "clip"))
+
+    (y, score), (exact, exact_score) = jax.jit(run, compiler_options=FAST)(arrays)
     assert y.dtype == jnp.bfloat16
     rounded_parts = name == "pallas_interpret"
     assert_close(y, exact, 2**-7 if rounded_parts else 2**-8)
-    assert_close(score, token_score(exact, "clip"), 2**-7 if rounded_parts else 1e-5)  # before the sum is rounded
+    assert_close(score, exact_score, 2**-7 if rounded_parts else 1e-5)  # before the sum is rounded
 
 
 def test_blocks_may_be_given():
     arrays, blocks = inputs(1, 1), Blocks(3, 3, 2, 1, 3, 8, 1)
-    got, _ = directional_scan(**arrays, reverse=(False,), implementation="pallas_interpret", blocks=blocks)
-    assert_close(got, one_by_one(arrays, (False,), None, None, True))
+
+    def run(arrays: dict[str, Any]) -> Any:
+        got, _ = directional_scan(**arrays, reverse=(False,), implementation="pallas_interpret", blocks=blocks)
+        return got, one_by_one(arrays, (False,), None, None, True)
+
+    assert_close(*jax.jit(run, compiler_options=FAST)(arrays))
     with pytest.raises(InputError, match="blocks .* 'xla'"):
         directional_scan(**arrays, reverse=(False,), implementation="xla", blocks=blocks)
 
@@ -224,9 +237,9 @@ def test_blocks_may_be_given():
     [
         ({"reverse": ()}, r"reverse .* \(\)"),
         ({"reverse": (False, True, False)}, r"u .* \(2, 2, 11, 5\)"),
-        ({"u": draw(LENGTH, WIDTH)}, r"u .* \(11, 5\)"),
-        ({"z": draw(2, BATCH, LENGTH, WIDTH)}, r"z .* \(2, 2, 11, 5\)"),
-        ({"delta": draw(2, BATCH, LENGTH, WIDTH).astype(jnp.int32)}, "delta .* int32; .* float32"),
+        ({"u": jnp.asarray(draw(LENGTH, WIDTH))}, r"u .* \(11, 5\)"),
+        ({"z": jnp.asarray(draw(2, BATCH, LENGTH, WIDTH))}, r"z .* \(2, 2, 11, 5\)"),
+        ({"delta": jnp.asarray(draw(2, BATCH, LENGTH, WIDTH), jnp.int32)}, "delta .* int32; .* float32"),
         ({"order": orders(2)[0]}, r"order .* int32\[2, 11\]; .* int32\[2, 2, 11\]"),
         ({"order": orders(2) + 1}, "order of direction 0, image 0"),
         ({"order": orders(2) * 0}, "order of direction 0, image 0"),
