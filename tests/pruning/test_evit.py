@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import in_numpy
 from hypothesis import strategies as st
 
 from top_jax.errors import InputError
@@ -22,29 +23,34 @@ few = hypothesis.settings(deadline=None, max_examples=15, derandomize=True)
 
 
 def tokens(home: str | None, size: bool = False) -> Tokens:
-    """Returns tokens with random states and the class token at `home` (None: without one)."""
+    """Returns tokens, of NumPy, with random states and the class token at `home` (None: without one)."""
     rng = np.random.default_rng(0)
     length = PATCHES + (home is not None)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     return Tokens(
         x=draw(BATCH, length, WIDTH),
         residual=draw(BATCH, length, WIDTH),
-        positions=jnp.tile(jnp.arange(length, dtype=jnp.int32)[None], (BATCH, 1)),
-        cls_index=None if home is None else jnp.full((BATCH,), {"first": 0, "middle": 4}[home], jnp.int32),
-        size=jnp.asarray(rng.integers(1, 5, (BATCH, length)), jnp.float32) if size else None,
+        positions=np.tile(np.arange(length, dtype=np.int32)[None], (BATCH, 1)),
+        cls_index=None if home is None else np.full((BATCH,), {"first": 0, "middle": 4}[home], np.int32),
+        size=rng.integers(1, 5, (BATCH, length)).astype(np.float32) if size else None,
         cls_home=home or "middle",
     )
 
 
-def evidence(scores, length: int) -> jax.Array:
-    return jnp.asarray(np.asarray(scores, np.float32).reshape(BATCH, -1)[:, :length])
+def evidence(scores, length: int) -> np.ndarray:
+    return np.asarray(scores, np.float32).reshape(BATCH, -1)[:, :length]
 
 
 @functools.cache
 def compiled(keep_ratio: float, **settings):
     evit = Evit(after_blocks=(1, 2), keep_ratio=keep_ratio, **settings)
-    cut = evit.cut(1, PATCHES, keep_ratio)
-    return jax.jit(lambda tokens, score: evit(tokens, {evit.score: score}, cut))
+    return cut_down(evit, evit.cut(1, PATCHES, keep_ratio))
+
+
+@functools.cache
+def cut_down(evit: Evit | Pruning, cut: Cut):
+    """Returns a compiled function of (tokens, score); its tokens are NumPy arrays."""
+    return in_numpy(lambda tokens, score: evit(tokens, {evit.score: score}, cut))
 
 
 def expected(before: Tokens, scores, best: int, evit: Evit) -> dict[str, np.ndarray]:
@@ -132,8 +138,8 @@ def test_a_ratio_that_keeps_everything_returns_the_tokens(settings):
 
 def test_all_but_one_is_not_all():
     """7 stay, and the eighth, fused alone, becomes itself times its attention."""
-    before, score = tokens("first"), jnp.tile(jnp.arange(9, dtype=jnp.float32)[None] / 9, (BATCH, 1))
-    after = Evit(after_blocks=(1,), keep_ratio=0.8)(before, {"attention": score}, Cut(1, 8, 7, 8))
+    before, score = tokens("first"), np.tile(np.arange(9, dtype=np.float32)[None] / 9, (BATCH, 1))
+    after = cut_down(Evit(after_blocks=(1,), keep_ratio=0.8), Cut(1, 8, 7, 8))(before, score)
     np.testing.assert_array_equal(after.positions[0], [0, 8, 7, 6, 5, 4, 3, 2, -1])
     np.testing.assert_allclose(after.x[:, -1], before.x[:, 1] / 9, rtol=1e-6)
 
@@ -141,27 +147,31 @@ def test_all_but_one_is_not_all():
 @pytest.mark.parametrize("order", ["score", "position"])
 def test_the_fused_token_is_a_candidate_like_any_other(order):
     evit = Evit(after_blocks=(1, 2), keep_ratio=0.5, order=order)
-    first = evit(tokens("first"), {"attention": jnp.full((BATCH, 9), 0.1)}, Cut(1, 8, 4, 5))  # 1, 2, 3, 4, fused
+    equal = np.full((BATCH, 9), 0.1, np.float32)
+    first = cut_down(evit, Cut(1, 8, 4, 5))(tokens("first"), equal)  # 1, 2, 3, 4, fused
     np.testing.assert_array_equal(first.positions, [[0, 1, 2, 3, 4, -1]] * BATCH)
-    liked = jnp.asarray([[0.0, 0.1, 0.2, 0.3, 0.25, 0.9]] * BATCH)
-    kept = evit(first, {"attention": liked}, Cut(2, 5, 3, 4))  # 3 of 5, and a new one of the first two
+    liked = np.asarray([[0.0, 0.1, 0.2, 0.3, 0.25, 0.9]] * BATCH, np.float32)
+    again = cut_down(evit, Cut(2, 5, 3, 4))
+    kept = again(first, liked)  # 3 of 5, and a new one of the first two
     np.testing.assert_array_equal(kept.positions[0], [0, -1, 3, 4, -1] if order == "score" else [0, 3, 4, -1, -1])
     np.testing.assert_array_equal(kept.x[:, 1 if order == "score" else 3], first.x[:, 5])
     np.testing.assert_allclose(kept.x[:, 4], 0.1 * first.x[:, 1] + 0.2 * first.x[:, 2], atol=1e-6)
-    gone = evit(first, {"attention": liked.at[:, 5].set(0.05)}, Cut(2, 5, 3, 4))
+    liked[:, 5] = 0.05
+    gone = again(first, liked)
     np.testing.assert_array_equal(gone.positions[0], [0, 3, 4, 2, -1] if order == "score" else [0, 2, 3, 4, -1])
     np.testing.assert_allclose(gone.x[:, 4], 0.1 * first.x[:, 1] + 0.05 * first.x[:, 5], atol=1e-6)
 
 
 def test_gradients_reach_what_was_fused_and_its_weights():
     """Gradients flow through the attention that weights the others, as in the official code."""
-    before, run = tokens("first"), compiled(0.5)
-    score = jnp.asarray(np.random.default_rng(1).uniform(size=(BATCH, 9)), jnp.float32)
+    before, evit = tokens("first"), Evit(after_blocks=(1, 2), keep_ratio=0.5)
+    score = np.random.default_rng(1).uniform(size=(BATCH, 9)).astype(np.float32)
 
     def fused(x, score):
-        return jnp.sum(run(dataclasses.replace(before, x=x), score).x[:, -1])
+        after = evit(dataclasses.replace(before, x=x), {"attention": score}, evit.cut(1, PATCHES, 0.5))
+        return jnp.sum(after.x[:, -1])
 
-    by_x, by_score = jax.grad(fused, argnums=(0, 1))(before.x, score)
+    by_x, by_score = in_numpy(jax.grad(fused, argnums=(0, 1)))(before.x, score)
     worst = np.argsort(np.asarray(score)[:, 1:], axis=1)[:, :4] + 1
     for image, dropped in enumerate(worst):
         np.testing.assert_allclose(by_score[image, dropped], before.x[image, dropped].sum(-1), rtol=1e-5)
@@ -172,14 +182,16 @@ def test_gradients_reach_what_was_fused_and_its_weights():
 def test_controls_rank_as_in_top_and_fuse_the_mean():
     before = tokens("first")
     settings = dict(after_blocks=(1,), keep_ratio=0.5, score="random", seed=3)
-    after = Evit(**settings, order="position")(before, {}, Cut(1, 8, 4, 5))
-    top = Pruning(**settings)(before, {}, Cut(1, 8, 4, 4))
+    score = np.zeros((BATCH, 9), np.float32)  # which a control does not look at
+    after = cut_down(Evit(**settings, order="position"), Cut(1, 8, 4, 5))(before, score)
+    top = cut_down(Pruning(**settings), Cut(1, 8, 4, 4))(before, score)
     np.testing.assert_array_equal(after.positions[:, :-1], top.positions)
     dropped = [slot for slot in range(9) if slot not in top.positions[0].tolist()]
     np.testing.assert_allclose(after.x[:, -1], np.asarray(before.x)[:, dropped].mean(1), atol=1e-6)
-    other = Evit(**{**settings, "seed": 4}, order="position")(before, {}, Cut(1, 8, 4, 5))
+    other = cut_down(Evit(**{**settings, "seed": 4}, order="position"), Cut(1, 8, 4, 5))(before, score)
     assert (other.positions != after.positions).any()
-    Evit(after_blocks=(1, 2), keep_ratio=0.5, score="random")(after, {}, Cut(2, 5, 3, 4))  # position -1 draws too
+    last = Evit(after_blocks=(1, 2), keep_ratio=0.5, score="random")
+    cut_down(last, Cut(2, 5, 3, 4))(after, score[:, :6])  # position -1 draws too
 
 
 @pytest.mark.parametrize(

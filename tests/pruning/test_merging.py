@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import in_numpy
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -112,8 +113,8 @@ def images(tokens: Tokens) -> list[Image]:
 
 @functools.cache
 def compiled(*counts: int, alignment: str = "hold") -> Callable[[Tokens], Tokens]:
-    """Returns a compiled function that merges down to each count in turn."""
-    return jax.jit(merge_to(*counts, alignment=alignment), compiler_options={"xla_backend_optimization_level": 0})
+    """Returns a compiled function that merges down to each count in turn; its tokens are NumPy arrays."""
+    return in_numpy(merge_to(*counts, alignment=alignment))
 
 
 def merge_to(*counts: int, alignment: str = "hold") -> Callable[[Tokens], Tokens]:
@@ -177,7 +178,7 @@ def test_by_hand():
 def test_tokens_that_nothing_joins_keep_their_bits(dtype):
     """This holds for tokens of three patches too, although 3 x / 3 is not always x."""
     before = draw(9, "anywhere", dtype=dtype)
-    before = dataclasses.replace(before, size=jnp.full((BATCH, 10), 3, jnp.float32))
+    before = jax.tree.map(np.asarray, dataclasses.replace(before, size=np.full((BATCH, 10), 3, np.float32)))
     after = compiled(6)(before)
     untouched = 0
     for b in range(BATCH):
@@ -212,7 +213,7 @@ def test_no_device_may_round_or_reorder():
 
 def test_of_equals_the_earlier_are_merged():
     tokens = Tokens(
-        x=jnp.ones((1, 7, 2)), residual=None, positions=jnp.arange(7, dtype=jnp.int32)[None], cls_index=None
+        x=jnp.asarray(np.ones((1, 7, 2), np.float32)), residual=None, positions=in_raster_order(7), cls_index=None
     )
     after = compiled(5)(tokens)
     np.testing.assert_array_equal(after.positions[0], [1, 3, 4, 5, 6])
@@ -222,22 +223,22 @@ def test_of_equals_the_earlier_are_merged():
 def test_a_token_without_direction_is_like_none():
     """It is merged after similar tokens and before opposed ones, and gives no NaN, also in gradients."""
     x = jnp.asarray([[[1, 0], [1, 0], [-1, 0], [1, 0], [0, 0], [0, 0]]], jnp.float32)
-    tokens = Tokens(x=x, residual=x, positions=jnp.arange(6, dtype=jnp.int32)[None], cls_index=None)
+    tokens = Tokens(x=x, residual=x, positions=in_raster_order(6), cls_index=None)
     np.testing.assert_array_equal(compiled(5)(tokens).positions[0], [1, 2, 3, 4, 5])
     # Source 2 finds the zero target (0 is more than -1), which comes after it; so both have similarity 0.
     np.testing.assert_array_equal(compiled(4)(tokens).source[0], [0, 0, 3, 1, 2, 3])
     gradient = compiled_gradient(3)
-    for start in (tokens, dataclasses.replace(tokens, x=jnp.zeros_like(x))):
-        of_x, _ = gradient(start, (jnp.ones((1, 3, 2)), jnp.ones((1, 3, 2))))
-        assert np.isfinite(of_x).all() and np.asarray(of_x).any()
+    ones = np.ones((1, 3, 2), np.float32)
+    for start in (tokens, dataclasses.replace(tokens, x=jnp.asarray(np.zeros((1, 6, 2), np.float32)))):
+        of_x, _ = gradient(start, (ones, ones))
+        assert np.isfinite(of_x).all() and of_x.any()
         assert np.isfinite(compiled(3)(start).x).all()
 
 
 def test_means_are_taken_in_float32():
     """Sums are float32 in both streams and rounded at the end; bfloat16 sums would differ in some channels."""
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 9, 64)), jnp.bfloat16)
-    places = jnp.arange(9, dtype=jnp.int32)[None]
-    after = compiled(5)(Tokens(x=x, residual=x.astype(jnp.float32), positions=places, cls_index=None))
+    x = np.random.default_rng(0).normal(size=(1, 9, 64)).astype(jnp.bfloat16)
+    after = compiled(5)(Tokens(x=x, residual=x.astype(np.float32), positions=in_raster_order(9), cls_index=None))
     assert after.x.dtype == jnp.bfloat16 and after.residual.dtype == jnp.float32
     np.testing.assert_array_equal(after.x, after.residual.astype(jnp.bfloat16))
     assert after.size.max() > 2
@@ -254,7 +255,7 @@ def compiled_gradient(keep: int) -> Callable[..., Any]:
 
         return jax.vjp(merge, tokens.x, tokens.residual)[1](cotangents)
 
-    return jax.jit(pull, compiler_options={"xla_backend_optimization_level": 0})
+    return in_numpy(pull)
 
 
 @pytest.mark.parametrize("cls", [None, "anywhere"])
@@ -262,7 +263,7 @@ def test_gradient_is_that_of_the_means(cls):
     """It is the transpose of the means; the matching has no gradient."""
     before = compiled(7)(draw(9, cls))
     size = patches(before.size, before)
-    cotangent = jnp.asarray(np.random.default_rng(5).normal(size=(BATCH, 5 + (cls is not None), WIDTH)), jnp.float32)
+    cotangent = np.random.default_rng(5).normal(size=(BATCH, 5 + (cls is not None), WIDTH)).astype(np.float32)
 
     pull, after = compiled_gradient(5), compiled(5)(before)
     gradient = pull(before, (cotangent, 2 * cotangent))
@@ -287,9 +288,13 @@ few = hypothesis.settings(deadline=None, max_examples=25, derandomize=True)
 
 
 def with_class_token(values: np.ndarray, cls_index: list[int]) -> Tokens:
-    x = jnp.asarray(values)
-    places = jnp.tile(jnp.arange(COUNT + 1, dtype=jnp.int32)[None], (BATCH, 1))
-    return Tokens(x=x, residual=2 * x + 1, positions=places, cls_index=jnp.asarray(cls_index, jnp.int32))
+    places = np.tile(in_raster_order(COUNT + 1), (BATCH, 1))
+    return Tokens(x=values, residual=2 * values + 1, positions=places, cls_index=np.asarray(cls_index, np.int32))
+
+
+def in_raster_order(count: int) -> np.ndarray:
+    """Positions `[1, count]` of an image of which nothing is gone."""
+    return np.arange(count, dtype=np.int32)[None]
 
 
 CLASS_SLOTS = st.lists(st.integers(0, COUNT), min_size=BATCH, max_size=BATCH)
@@ -369,15 +374,20 @@ def test_settings():
 def test_sources_follow_a_later_reduction():
     """After another method follows a merge, the patches of a removed token have no source; the others keep theirs."""
     merged = Tokens(
-        x=jnp.zeros((1, 5, 1)),
+        x=np.zeros((1, 5, 1), np.float32),
         residual=None,
-        positions=jnp.asarray([[0, 2, 4, 5, 6]], jnp.int32),
-        cls_index=jnp.asarray([2], jnp.int32),
-        size=jnp.asarray([[2.0, 1.0, 1.0, 3.0, 1.0]]),
-        source=jnp.asarray([[0, 0, 1, 2, 2, 2, 3]], jnp.int32),
+        positions=np.asarray([[0, 2, 4, 5, 6]], np.int32),
+        cls_index=np.asarray([2], np.int32),
+        size=np.asarray([[2.0, 1.0, 1.0, 3.0, 1.0]], np.float32),
+        source=np.asarray([[0, 0, 1, 2, 2, 2, 3]], np.int32),
     )
-    kept = merged.keep(jnp.asarray([[1, 3]], jnp.int32), condensed=False)
+
+    @in_numpy
+    def keep_twice(tokens, first, second):
+        kept = tokens.keep(first, condensed=False)
+        return kept, kept.keep(second, condensed=True)
+
+    kept, again = keep_twice(merged, np.asarray([[1, 3]], np.int32), np.asarray([[2]], np.int32))
     np.testing.assert_array_equal(kept.source, [[-1, -1, 0, 1, 1, 1, -1]])
     np.testing.assert_array_equal(kept.cls_index, [1])
-    again = kept.keep(jnp.asarray([[2]], jnp.int32), condensed=True)
     np.testing.assert_array_equal(again.source, [[-1, -1, -1, 0, 0, 0, -1]])

@@ -1,7 +1,9 @@
 """Checkpoints: every bit comes back, `best` is the best, and what does not fit is refused by name."""
 
 import dataclasses
+import functools
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -32,13 +34,24 @@ DATA_STATE = {"batches": 5, "evaluated": 1}
 
 
 def make_state(step=1, *, with_ema=True, scale=1.0):
-    key = jax.random.key(step)
-    params = {"a": {"w": jax.random.normal(key, (4, 3)) * scale}, "b": jnp.array([1e-42, -0.0, 3e38])}
+    w = np.random.default_rng(step).normal(size=(4, 3)).astype(np.float32) * np.float32(scale)
+    params = {"a": {"w": jnp.asarray(w)}, "b": jnp.asarray(np.array([1e-42, -0.0, 3e38], np.float32))}
+    state, opt_state = updated_state(params, with_ema=with_ema)
+    state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32), opt_state=opt_state)
+    return state if state.ema is None else dataclasses.replace(state, ema=scaled(0.5, params))
+
+
+@functools.partial(jax.jit, static_argnames="with_ema")
+def updated_state(params, *, with_ema):
     optimizer = optax.adamw(1e-3)
     state = create_state(params, {}, optimizer, seed=7, with_ema=with_ema)
-    _, opt_state = optimizer.update(params, state.opt_state, params)
-    state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32), opt_state=opt_state)
-    return state if state.ema is None else dataclasses.replace(state, ema=jax.tree.map(lambda a: a / 2, params))
+    return state, optimizer.update(params, state.opt_state, params)[1]
+
+
+@functools.partial(jax.jit, static_argnames="with_ema")
+def first_state(params, stats, *, with_ema):
+    """One program instead of one for every shape."""
+    return create_state(params, stats, optax.sgd(1.0), seed=0, with_ema=with_ema)
 
 
 def scaled(factor, weights):
@@ -212,33 +225,43 @@ def test_best_of_a_step_that_a_killed_start_had_passed(tmp_path, step):
     assert best_steps(tmp_path) == [str(step)]
 
 
-def make_run(path, *, which=("latest", "best"), ema_decay=None, model=MODEL, **settings):
-    """A run directory as train.py leaves it; the averaged weights are half of the weights, `latest` twice `best`.
+@pytest.fixture(scope="module")
+def make_run(tmp_path_factory):
+    """Makes a run directory as train.py leaves it; averaged weights are half of the weights, `latest` twice `best`.
 
-    Returns:
-        All weights of `best`.
+    Equal checkpoints are saved once and copied. Returns all weights of `best`.
     """
-    config = RunConfig(model=model, optimizer=OptimizerConfig(ema_decay=ema_decay), **settings)
-    run = RunDirectory(path)
-    run.claim(config)
-    built = filled(build_abstract_model(model), scale=0.3)
-    best = weights_of(built)
-    with Checkpoints(run.checkpoints) as checkpoints:
-        for name in which:
-            weights = scaled(2, best) if name == "latest" else best
-            params, stats = split_weights(weights, like=statistics_of(built))
-            state = create_state(params, stats, optax.sgd(1.0), seed=0, with_ema=ema_decay is not None)
-            if state.ema is not None:
-                state = dataclasses.replace(state, ema=scaled(0.5, weights))
-            if name == "latest":
-                checkpoints.save(dataclasses.replace(state, step=jnp.asarray(4, jnp.int32)), DATA_STATE)
-            else:
-                checkpoints.save_if_best(dataclasses.replace(state, step=jnp.asarray(3, jnp.int32)), 0.5)
-    return best
+
+    @functools.cache
+    def saved(which, ema_decay, model):
+        path = tmp_path_factory.mktemp("checkpoints")
+        built = filled(build_abstract_model(model), scale=0.3)
+        best = weights_of(built)
+        with Checkpoints(path) as checkpoints:
+            for name in which:
+                weights = scaled(2, best) if name == "latest" else best
+                params, stats = split_weights(weights, like=statistics_of(built))
+                state = first_state(params, stats, with_ema=ema_decay is not None)
+                if state.ema is not None:
+                    state = dataclasses.replace(state, ema=scaled(0.5, weights))
+                if name == "latest":
+                    checkpoints.save(dataclasses.replace(state, step=jnp.asarray(4, jnp.int32)), DATA_STATE)
+                else:
+                    checkpoints.save_if_best(dataclasses.replace(state, step=jnp.asarray(3, jnp.int32)), 0.5)
+        return path, best
+
+    def make(path, *, which=("latest", "best"), ema_decay=None, model=MODEL, **settings):
+        run = RunDirectory(path)
+        run.claim(RunConfig(model=model, optimizer=OptimizerConfig(ema_decay=ema_decay), **settings))
+        checkpoints, best = saved(which, ema_decay, model)
+        shutil.copytree(checkpoints, run.checkpoints)
+        return best
+
+    return make
 
 
 @pytest.mark.parametrize("model", [MODEL, pytest.param(WITH_STATISTICS, marks=pytest.mark.slow)])
-def test_load_checkpoint(model, tmp_path):
+def test_load_checkpoint(model, tmp_path, make_run):
     """Every weight, statistics included."""
     best = make_run(tmp_path, ema_decay=0.9, model=model)
     assert_bit_equal(weights_of(top_jax.load_checkpoint(tmp_path)), scaled(0.5, best))  # averaged
@@ -252,13 +275,13 @@ def test_load_checkpoint(model, tmp_path):
     assert jax.eval_shape(loaded, jnp.zeros((1, 8, 8, 3))).shape == (1, 3)
 
 
-def test_load_checkpoint_has_the_runs_pruning(tmp_path):
+def test_load_checkpoint_has_the_runs_pruning(tmp_path, make_run):
     make_run(tmp_path, pruning=PruningConfig(after_blocks=(1,), keep_ratio=(0.5,), alignment="decay"))
     pruning = load_checkpoint(tmp_path).reduction
     assert pruning.after_blocks == (1,) and pruning.ratios == (0.5,) and pruning.alignment == "decay"
 
 
-def test_load_checkpoint_refuses(tmp_path):
+def test_load_checkpoint_refuses(tmp_path, make_run):
     with pytest.raises(InputError, match=r"nowhere .*config\.json"):
         load_checkpoint(tmp_path / "nowhere")
     make_run(tmp_path / "run", which=("latest",))
@@ -281,7 +304,7 @@ def test_load_checkpoint_refuses(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 @pytest.mark.parametrize("which", ["best", "latest"])
-def test_load_checkpoint_without_memory(tmp_path, monkeypatch, error, which):
+def test_load_checkpoint_without_memory(tmp_path, monkeypatch, error, which, make_run):
     make_run(tmp_path)
     monkeypatch.setattr(ocp.CheckpointManager, "restore", raises(error))
     with pytest.raises(type(error)) as caught:
@@ -289,7 +312,7 @@ def test_load_checkpoint_without_memory(tmp_path, monkeypatch, error, which):
     assert caught.value is error
 
 
-def test_load_checkpoint_of_another_layout(tmp_path):
+def test_load_checkpoint_of_another_layout(tmp_path, make_run):
     """A config.json that is not the checkpoint's: no damage, and no advice to delete anything."""
     make_run(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -313,15 +336,15 @@ def test_converted_weights_are_best_and_latest(model, tmp_path):
 
 
 @pytest.mark.parametrize("model", [MODEL, WITH_STATISTICS])
-def test_init_from_a_dense_run(model, tmp_path):
+def test_init_from_a_dense_run(model, tmp_path, make_run):
     """Pruning has no weights: the dense ones, best and averaged, are the pruned run's first."""
     dense = make_run(tmp_path, ema_decay=0.9, model=model)
     pruning = PruningConfig(after_blocks=(1,), keep_ratio=(0.5,))
     weights = initial_weights(RunConfig(model=model, pruning=pruning, init_from=str(tmp_path)))
-    assert_bit_equal(weights, jax.tree.map(lambda a: a / 2, dense))
+    assert_bit_equal(weights, scaled(0.5, dense))
 
 
-def test_without_statistics_the_files_are_as_ever(tmp_path):
+def test_without_statistics_the_files_are_as_ever(tmp_path, make_run):
     """Releases before BatchNorm wrote and read the parameters and nothing else."""
     make_run(tmp_path)
     params = nnx.to_pure_dict(nnx.state(build_abstract_model(MODEL), nnx.Param))
@@ -341,7 +364,7 @@ def test_random_weights_follow_the_seed():
     assert (np.asarray(first["head"]["kernel"]) != np.asarray(other["head"]["kernel"])).any()
 
 
-def test_init_from_what_does_not_fit(tmp_path):
+def test_init_from_what_does_not_fit(tmp_path, make_run):
     make_run(tmp_path)
 
     def start(**changes):
@@ -395,7 +418,7 @@ def test_init_from_an_official_file(tmp_path, micro):
         checkpoint_weights(tmp_path / "vim.pth", dataclasses.replace(model, num_classes=classes + 1))
 
 
-def test_claim_refuses_another_runs_directory(tmp_path):
+def test_claim_refuses_another_runs_directory(tmp_path, make_run):
     config = RunConfig(model=MODEL)
     make_run(tmp_path)
     RunDirectory(tmp_path).claim(config)  # its own
@@ -408,7 +431,7 @@ def test_claim_refuses_another_runs_directory(tmp_path):
     assert json.loads(before)["log_every"] == 7
 
 
-def test_claim_recognises_a_run_however_it_is_spelled(tmp_path):
+def test_claim_recognises_a_run_however_it_is_spelled(tmp_path, make_run):
     """Older releases wrote out what is now left to the model and to the pruning method."""
     pruning = PruningConfig(after_blocks=(1,), keep_ratio=(0.5,))
     config = RunConfig(model=MODEL, pruning=pruning)
