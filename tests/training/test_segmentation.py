@@ -10,7 +10,7 @@ import optax
 import pytest
 from small_models import filled
 
-from top_jax import create_segmenter, save_torch_checkpoint
+from top_jax import save_torch_checkpoint
 from top_jax.build import build_abstract_model
 from top_jax.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from top_jax.data import prepare_image
@@ -18,6 +18,7 @@ from top_jax.errors import InputError
 from top_jax.evaluation.segmentation import make_predict
 from top_jax.inference import segment
 from top_jax.memory import program_memory
+from top_jax.models import abstract_segmenter
 from top_jax.models.resizing import resize
 from top_jax.models.weights import weights_of
 from top_jax.training.optimizer import decay_mask, depth_scales, learning_rate_schedule
@@ -36,19 +37,24 @@ def plain_loss(logits, label):
 @pytest.mark.parametrize("size, label_size", [((5, 7), (20, 28)), ((9, 6), (37, 17)), ((8, 8), (8, 8))])
 def test_loss_and_gradient(size, label_size):
     """Whole and broken ratios, rows that are no multiple of the chunk, ignored pixels, and weights of images."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    logits = 3 * jax.random.normal(keys[0], (2, *size, 5))
-    label = jax.random.randint(keys[1], (2, *label_size), 0, 6)
-    label = jnp.where(label == 5, IGNORED, label).astype(jnp.uint8)
-    share = jnp.array([0.25, 0.75])
-    ours, slope = jax.jit(jax.value_and_grad(lambda x: jnp.sum(pixel_loss(x, label).loss * share)))(logits)
-    want, wanted = jax.jit(jax.value_and_grad(lambda x: jnp.sum(plain_loss(x, label) * share)))(logits)
+    rng = np.random.default_rng(0)
+    logits = 3 * rng.normal(size=(2, *size, 5)).astype(np.float32)
+    label = rng.integers(0, 6, (2, *label_size))
+    label = np.where(label == 5, IGNORED, label).astype(np.uint8)
+    share = np.array([0.25, 0.75], np.float32)
+
+    @jax.jit
+    def graded(logits, label):
+        ours = jax.value_and_grad(lambda x: jnp.sum(pixel_loss(x, label).loss * share))(logits)
+        return ours, jax.value_and_grad(lambda x: jnp.sum(plain_loss(x, label) * share))(logits)
+
+    (ours, slope), (want, wanted) = graded(logits, label)
     np.testing.assert_allclose(ours, want, rtol=1e-6)
-    np.testing.assert_allclose(slope, wanted, atol=1e-6 * float(jnp.max(jnp.abs(wanted))))
+    np.testing.assert_allclose(slope, wanted, atol=1e-6 * float(np.abs(wanted).max()))
 
 
 def test_all_ignored_is_zero():
-    logits, label = jnp.ones((1, 4, 4, 3)), jnp.full((1, 16, 16), IGNORED, jnp.uint8)
+    logits, label = np.ones((1, 4, 4, 3), np.float32), np.full((1, 16, 16), IGNORED, np.uint8)
 
     def loss(logits):
         found = pixel_loss(logits, label)
@@ -60,7 +66,7 @@ def test_all_ignored_is_zero():
 
 def test_memory_of_the_loss():
     """Less than one float32 array [B, H, W, classes], forward and backward together."""
-    logits, label = jnp.zeros((2, 32, 32, 40)), jnp.zeros((2, 128, 128), jnp.uint8)
+    logits, label = np.zeros((2, 32, 32, 40), np.float32), np.zeros((2, 128, 128), np.uint8)
     step = jax.jit(jax.value_and_grad(lambda x: jnp.sum(pixel_loss(x, label).loss)))
     temporaries = program_memory(step.lower(logits).compile())["temporaries"]
     whole = 2 * 128 * 128 * 40 * 4
@@ -85,10 +91,11 @@ def test_schedule_is_mmcvs(total):
 
 
 def micro(name="vim_tiny", **settings):
+    """A segmenter of shapes: what an optimizer does with a parameter follows from its name and its axes."""
     sizes = dict(
         img_size=32, patch_size=8 if name == "vim_tiny" else 16, embed_dim=16, depth=4, channels=8, aux_channels=8
     )
-    return create_segmenter(name, num_classes=3, **{**sizes, **settings})
+    return abstract_segmenter(name, num_classes=3, **{**sizes, **settings})
 
 
 def test_layer_decay():
@@ -116,13 +123,14 @@ def test_weight_decay():
 
 def test_losses_of_a_model():
     """The auxiliary loss is weighted, and counts nothing without its head."""
-    images, label = jnp.ones((2, 32, 32, 3)), jnp.zeros((2, 32, 32), jnp.uint8)
+    images, label = np.ones((2, 32, 32, 3), np.float32), np.zeros((2, 32, 32), np.uint8)
 
     def losses_of(aux_weight, *, has_auxiliary=True):
         def logits(images, keys):
             return images[:, ::4, ::4] * 2, images[:, ::8, ::8] if has_auxiliary else None
 
-        return jax.jit(lambda: losses(SimpleNamespace(logits=logits), images, label, None, aux_weight))()
+        model = SimpleNamespace(logits=logits)
+        return jax.jit(lambda images, label: losses(model, images, label, None, aux_weight))(images, label)
 
     found = losses_of(0.4)
     np.testing.assert_allclose(found["loss"], losses_of(0.0)["loss"] + 0.4 * found["auxiliary_loss"], rtol=1e-6)
