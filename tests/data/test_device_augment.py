@@ -39,7 +39,7 @@ def batch_of(size, side=8, seed=0):
     return {
         "image": jnp.asarray(rng.integers(0, 256, (size, side, side, 3), dtype=np.uint8)),
         "label": jnp.asarray(rng.integers(0, 5, size), jnp.int32),
-        "mask": jnp.ones(size, jnp.float32),
+        "mask": jnp.asarray(np.ones(size, np.float32)),
     }
 
 
@@ -68,7 +68,8 @@ def same_distribution(got, expected):
 def test_nothing_is_on():
     batch = batch_of(8)
     images, targets = augmented(NOTHING, batch)
-    np.testing.assert_array_equal(images, normalize(batch["image"], DATA.mean, DATA.std))
+    normalized = quick_jit(normalize, static_argnums=(1, 2))(batch["image"], DATA.mean, DATA.std)
+    np.testing.assert_array_equal(images, normalized)
     expected = 0.02 + 0.9 * np.eye(5)[np.asarray(batch["label"])]
     np.testing.assert_allclose(targets, expected, rtol=1e-6)
 
@@ -83,7 +84,7 @@ def test_flip():
 
 def erased_boxes(height, width, probability):
     """Erases images that are 100 everywhere; returns what was erased, bool [MANY, H, W], and the noise."""
-    images = jnp.full((MANY, height, width, 3), 100.0)
+    images = np.full((MANY, height, width, 3), 100, np.float32)
     result = np.asarray(erase(images, keys_of(MANY), probability))
     erased = (result != 100).all(-1)
     assert (erased == (result != 100).any(-1)).all()
@@ -147,10 +148,11 @@ def test_erasing_never_and_always(probability):
 
 def mixes(config, count=MANY, side=1):
     """Shares of `count` batches of an image of ones and one of zeros, and what is left of the ones, [count, H, W]."""
-    images = jnp.stack([jnp.ones((side, side, 3)), jnp.zeros((side, side, 3))])
-    draw = lambda key: mix(images, jnp.eye(2), jnp.ones(2), key, config)  # noqa: E731
-    images, targets, share = quick_jit(jax.vmap(draw))(keys_of(count))
-    share, own = np.asarray(share), np.asarray(images[:, 0, :, :, 0])
+    ones = np.ones((side, side, 3), np.float32)
+    pair, classes, mask = jnp.asarray(np.stack([ones, 0 * ones])), np.eye(2, dtype=np.float32), np.ones(2, np.float32)
+    draw = lambda key: mix(pair, jnp.asarray(classes), jnp.asarray(mask), key, config)  # noqa: E731
+    images, targets, share = map(np.asarray, quick_jit(jax.vmap(draw))(keys_of(count)))
+    own = images[:, 0, :, :, 0]
     np.testing.assert_array_equal(share[:, 0], share[:, 1])
     np.testing.assert_allclose(images[:, 1, :, :, 0], 1 - own, atol=1e-6)
     np.testing.assert_allclose(targets[:, 0], np.stack([share[:, 0], 1 - share[:, 0]], 1), atol=1e-6)
@@ -200,16 +202,16 @@ def test_when_a_batch_is_mixed_and_how():
 @pytest.mark.parametrize("config", [AugmentConfig(mixup=1.0), AugmentConfig(cutmix=1.0)])
 def test_a_row_without_an_image_is_mixed_into_none(config):
     rng = np.random.default_rng(0)
-    images, targets = jnp.asarray(rng.normal(size=(6, 8, 8, 3)), jnp.float32), jnp.asarray(np.eye(6), jnp.float32)
-    mask = jnp.asarray([1, 0, 1, 1, 1, 1], jnp.float32)
+    images, targets = rng.normal(size=(6, 8, 8, 3)).astype(np.float32), np.eye(6, dtype=np.float32)
+    mask = np.asarray([1, 0, 1, 1, 1, 1], np.float32)
     alone = np.array([False, True, False, False, True, False])  # 1 and its partner
     mixed_by = quick_jit(functools.partial(mix, config=config))
     for seed in range(5):
-        mixed, new_targets, share = mixed_by(images, targets, mask, jax.random.key(seed))
-        assert ((np.asarray(share) == 1) == alone).all()
+        mixed, new_targets, share = map(np.asarray, mixed_by(images, targets, mask, jax.random.key(seed)))
+        assert ((share == 1) == alone).all()
         np.testing.assert_array_equal(mixed[alone], images[alone])
         np.testing.assert_array_equal(new_targets[alone], targets[alone])
-        assert (np.asarray(mixed != images).any((1, 2, 3)) == ~alone).all()
+        assert ((mixed != images).any((1, 2, 3)) == ~alone).all()
         expected = share[:, None] * targets + (1 - share)[:, None] * targets[::-1]
         np.testing.assert_allclose(new_targets, expected, atol=1e-6)
 
@@ -237,17 +239,19 @@ def test_an_images_changes_follow_its_key():
     batch, config = batch_of(8), AugmentConfig(erasing=1.0)
     images, _ = augmented(config, batch)
     rest = batch_of(8, seed=1)
-    moved = {name: jnp.concatenate([value[2:5], rest[name][3:]]) for name, value in batch.items()}
+    moved = {
+        name: np.concatenate([np.asarray(value)[2:5], np.asarray(rest[name])[3:]]) for name, value in batch.items()
+    }
     keys = jnp.concatenate([keys_of(8)[2:5], keys_of(8, seed=7)[3:]])
     got, _ = compiled(config)(moved, keys, jax.random.key(9))
-    np.testing.assert_array_equal(got[:3], images[2:5])
+    np.testing.assert_array_equal(np.asarray(got)[:3], np.asarray(images)[2:5])
     assert (np.asarray(augmented(config, batch, seed=1)[0]) != np.asarray(images)).any((1, 2, 3)).all()
 
 
 def test_draws_do_not_follow_each_other():
     """Flip, erasing and the place of the rectangle are independent, though drawn from one key."""
-    keys, left_half = keys_of(MANY), jnp.asarray([[1, 0]], jnp.float32)
-    flipped = np.asarray(flip(jnp.broadcast_to(left_half[None, :, :, None], (MANY, 1, 2, 3)), keys))[:, 0, 0, 0] == 0
+    left_half = np.broadcast_to(np.asarray([[1, 0]], np.float32)[None, :, :, None], (MANY, 1, 2, 3))
+    flipped = np.asarray(quick_jit(flip)(left_half, keys_of(MANY)))[:, 0, 0, 0] == 0
     erased = erased_boxes(24, 16, 0.6)[0]
     hit, (top, left, high, wide) = erased.any((1, 2)), boxes_of(erased).T
     draws = np.stack([flipped[hit], top[hit] + high[hit] / 2, left[hit] + wide[hit] / 2])
