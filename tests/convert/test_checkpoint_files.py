@@ -18,12 +18,12 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from small_models import filled
 
 from top_jax.convert import load_state_dict, load_torch_checkpoint, save_torch_checkpoint, state_dict_of
 from top_jax.convert.checkpoint_files import read_state_dict, weights_in_folder, write_state_dict
 from top_jax.errors import InputError
-from top_jax.models import create_model
+from top_jax.models import abstract_model
 from top_jax.pruning import Pruning
 from top_jax.training.weights import load_checkpoint
 
@@ -222,7 +222,7 @@ def ends(content: bytes) -> list[tuple[int, int]]:
 def test_no_damage_changes_weights(tmp_path, suffix):
     """Every damaged copy gives the same weights or one InputError."""
     sizes = dict(img_size=8, patch_size=4, embed_dim=8, depth=1, d_state=2, num_classes=2)
-    model = create_model("vim_tiny", rngs=nnx.Rngs(0), **sizes)
+    model = filled(abstract_model("vim_tiny", **sizes), scale=0.3)
     path, want = tmp_path / f"model{suffix}", state_dict_of(model)
     save_torch_checkpoint(model, path)
     refused = 0

@@ -8,13 +8,14 @@ import json
 
 import numpy as np
 import pytest
+from small_models import filled
 
 import top_jax
 from top_jax.convert import state_dict_of
 from top_jax.convert.inferred_sizes import infer_model
 from top_jax.convert.key_maps import official_keys
 from top_jax.errors import InputError
-from top_jax.models import MODELS, abstract_model, create_model, model_config
+from top_jax.models import MODELS, abstract_model, model_config
 from top_jax.models.weights import variables_by_path
 
 VIM = dict(img_size=32, patch_size=8, embed_dim=48, depth=3, d_state=4, d_conv=3, expand=3, num_classes=5)
@@ -95,7 +96,7 @@ def test_image_size_behind_the_positions(name, trained, given, found):
 
 
 def test_files_need_no_sizes(tmp_path):
-    model = create_model("vim_tiny", **VIM)
+    model = filled(abstract_model("vim_tiny", **VIM), scale=0.3)
     top_jax.save_torch_checkpoint(model, tmp_path / "a.safetensors")
     for name in ((), ("vim_tiny",)):
         again = top_jax.load_torch_checkpoint(tmp_path / "a.safetensors", *name)

@@ -1,11 +1,13 @@
 """Areas and mIoU by hand, and labels of windows against logits of the whole image."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import in_numpy
 from PIL import Image
 
 from top_jax.config import DataConfig
@@ -23,9 +25,10 @@ IGNORED, CLASSES = 255, 5
 
 def test_areas_by_hand():
     """Class 3 occurs nowhere, 4 only in the prediction, and a masked image and an ignored pixel count nothing."""
-    label = jnp.array([[[0, 0, 1, 2]], [[0, 1, IGNORED, 2]], [[1, 1, 1, 1]]], jnp.uint8)
-    prediction = jnp.array([[[0, 1, 1, 2]], [[0, 4, 4, 2]], [[0, 0, 0, 0]]], jnp.int32)
-    found = areas(prediction, label, jnp.array([1.0, 1, 0]), jnp.array([5, 6, -1]), num_classes=CLASSES)
+    label = np.array([[[0, 0, 1, 2]], [[0, 1, IGNORED, 2]], [[1, 1, 1, 1]]], np.uint8)
+    prediction = np.array([[[0, 1, 1, 2]], [[0, 4, 4, 2]], [[0, 0, 0, 0]]], np.int32)
+    mask, index = np.array([1, 1, 0], np.float32), np.array([5, 6, -1], np.int32)
+    found = in_numpy(functools.partial(areas, num_classes=CLASSES))(prediction, label, mask, index)
     assert found["intersection"].tolist() == [2, 1, 2, 0, 0]
     assert found["predicted"].tolist() == [2, 2, 2, 0, 1] and found["labelled"].tolist() == [3, 2, 2, 0, 0]
     assert (found["count"], found["unreadable"]) == (2, 0)
@@ -60,20 +63,22 @@ def test_window_starts(size, crop, stride, starts):
 @pytest.mark.parametrize("image_size, size", [((12, 17), (25, 31)), ((12, 8), (12, 8)), ((6, 20), (40, 70))])
 def test_labels_of_windows(image_size, size):
     """Summed over windows on a canvas, divided by their count, resized, argmax: as mmseg does it."""
-    crop, stride, key = (8, 8), 5, jax.random.key(0)
+    crop, stride, rng = (8, 8), 5, np.random.default_rng(0)
     starts = window_starts(image_size, crop, stride)
-    logits = [jax.random.normal(jax.random.fold_in(key, i), (2, 4, 4, 3)) for i in range(len(starts))]
+    logits = [rng.normal(size=(2, 4, 4, 3)).astype(np.float32) for _ in starts]
+    resized = in_numpy(lambda arrays: [resize(array, crop) for array in arrays])(logits)
     canvas = np.zeros((2, max(8, image_size[0]), max(8, image_size[1]), 3))
     count = np.zeros((*canvas.shape[1:3], 1))
-    for one, (top, left) in zip(logits, starts, strict=True):
-        canvas[:, top : top + 8, left : left + 8] += np.asarray(resize(one, crop))
+    for one, (top, left) in zip(resized, starts, strict=True):
+        canvas[:, top : top + 8, left : left + 8] += one
         count[top : top + 8, left : left + 8] += 1
     mean = (canvas / np.maximum(count, 1))[:, : image_size[0], : image_size[1]]
-    want = np.argmax(resize(jnp.asarray(mean, jnp.float32), size), axis=-1)
-    found = jax.jit(labels_of_windows, static_argnums=(1, 2, 3, 4))(logits, image_size, crop, stride, size)
+    want = np.argmax(in_numpy(lambda mean: resize(mean, size))(mean.astype(np.float32)), axis=-1)
+    found = in_numpy(lambda logits: labels_of_windows(logits, image_size, crop, stride, size))(logits)
     assert found.shape == want.shape and np.mean(found != want) < 1e-3
-    images = jnp.ones((2, *image_size, 3))
-    assert [window.shape for window in cut_windows(images, crop, stride)] == [(2, 8, 8, 3)] * len(starts)
+    images = jax.ShapeDtypeStruct((2, *image_size, 3), jnp.float32)
+    windows = jax.eval_shape(lambda images: cut_windows(images, crop, stride), images)
+    assert [window.shape for window in windows] == [(2, 8, 8, 3)] * len(starts)
 
 
 @pytest.mark.parametrize("width, starts", [(32, [0]), (64, [0, 21, 32])])
@@ -84,11 +89,12 @@ def test_predict(width, starts):
     def logits_of(images):
         return images[:, ::4, ::4] ** 2
 
-    images = jax.random.normal(jax.random.key(0), (2, 32, width, 3))
+    images = np.random.default_rng(0).normal(size=(2, 32, width, 3)).astype(np.float32)
     predict = make_predict(model, merge=lambda scale: SimpleNamespace(logits=lambda x: (scale * logits_of(x), None)))
-    found = predict(jnp.float32(2), images, (40, 70))
+    found = predict(jnp.float32(2), jnp.asarray(images), (40, 70))
     windows = [logits_of(images[:, :, left : left + 32]) for left in starts]
-    want = labels_of_windows(windows, (32, width), (32, 32), model.slide_stride, (40, 70))
+    settings = (32, width), (32, 32), model.slide_stride, (40, 70)
+    want = in_numpy(lambda windows: labels_of_windows(windows, *settings))(windows)
     np.testing.assert_array_equal(found, want)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import in_numpy
 from small_models import random_model
 
 from top_jax.evaluation.trace import CLASS, FUSED, trace
@@ -30,18 +28,22 @@ CASES = {
 
 @pytest.fixture(scope="module", params=["vim", "evit", "merging", pytest.param("plain_mamba", marks=pytest.mark.slow)])
 def traced(request):
-    """Returns (case, model, trace, features) for two images."""
+    """Returns (case, model, trace, features, logits of them) for two images."""
     name, sizes, pruning = CASES[request.param]
     model = random_model(name, scale=0.3, pruning=pruning, **sizes)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, *model.config.img_size, 3)), jnp.float32)
-    run = lambda model, images: (trace(model, images, attention_of=(1, 3)), model.features(images))  # noqa: E731
-    quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    return request.param, model, *jax.tree.map(np.asarray, quick(run)(model, images))
+
+    @in_numpy
+    def run(model, images):
+        features = model.features(images)
+        return trace(model, images, attention_of=(1, 3)), features, model.classify(features)
+
+    return request.param, model, *run(model, images)
 
 
 def test_the_last_survivors_are_the_features(traced):
-    _, model, found, features = traced
-    np.testing.assert_allclose(found.logits, model.classify(jax.tree.map(jnp.asarray, features)), atol=1e-5)
+    _, model, found, features, logits = traced
+    np.testing.assert_allclose(found.logits, logits, atol=1e-5)
     assert list(found.stages) == [1, 2] and list(found.blocks) == [1, 2, 3]
     last = found.stages[2]
     for image in range(2):
@@ -57,7 +59,7 @@ def test_the_last_survivors_are_the_features(traced):
 
 
 def test_the_best_scores_stay(traced):
-    case, _, found, _ = traced
+    case, _, found, *_ = traced
     for stage in found.stages.values():
         if case == "merging":
             assert stage.scores is None
@@ -71,7 +73,7 @@ def test_the_best_scores_stay(traced):
 
 
 def test_orders_and_attention(traced):
-    case, _, found, _ = traced
+    case, _, found, *_ = traced
     assert found.blocks[2].attention is None
     for number in (1, 3):
         view = found.blocks[number]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparison import relative_error
+from comparison import in_numpy, relative_error
 from flax import nnx
 from scipy.special import erf
 from small_models import random_model
@@ -119,18 +119,23 @@ def test_features_and_stages(dense, images):
     assert [stage.x.shape for stage in features.stages] == [(3, 16, 12)] * 2
     np.testing.assert_array_equal(features.positions, np.tile(np.arange(16), (3, 1)))
     np.testing.assert_array_equal(features.source, features.positions)
-    norm = make().norm
-    assert relative_error(norm(features.stages[1].x), features.x) < 1e-5
-    assert relative_error(norm(features.stages[0].x), features.x) > 1e-2
+    normed = in_numpy(lambda model, stages: [model.norm(stage.x) for stage in stages])(make(), features.stages)
+    assert relative_error(normed[1], features.x) < 1e-5
+    assert relative_error(normed[0], features.x) > 1e-2
 
 
 def test_class_row_is_the_evidence(images):
     """Written out for the first block: softmax over all tokens, averaged over the heads."""
     model = make()
-    tokens = model.embed(images)
-    _, evidence = model.blocks[0].mix(tokens, None, None)
+
+    @in_numpy
+    def mixed(model, images):
+        tokens = model.embed(images)
+        return model.blocks[0].norm1(tokens.x), model.blocks[0].mix(tokens, None, None)[1]
+
+    x, evidence = mixed(model, images)
     assert evidence.keys() == set(model.EVIDENCE) and evidence["attention"].dtype == jnp.float32
-    x = np.asarray(model.blocks[0].norm1(tokens.x), np.float64)
+    x = x.astype(np.float64)
     qkv = x @ np.asarray(model.blocks[0].attn.qkv.kernel[...], np.float64) + np.asarray(model.blocks[0].attn.qkv.bias)
     rows = []
     for head in range(3):
@@ -142,17 +147,18 @@ def test_class_row_is_the_evidence(images):
 
 def test_a_merged_token_draws_the_attention_of_its_patches():
     """Proportional attention: one token of size 3 stands for three equal ones."""
-    attention = make().blocks[0].attn
-    x = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, 12)), jnp.float32)
+    layer, attention = make().blocks[0].attn, in_numpy(lambda layer, x, size: layer(x, size))
+    x = np.random.default_rng(2).normal(size=(2, 4, 12)).astype(np.float32)
     spread = x[:, np.array([0, 1, 1, 1, 2, 3])]
-    want, want_row = attention(spread, None)
-    got, row = attention(x, jnp.tile(jnp.asarray([[1.0, 3.0, 1.0, 1.0]]), (2, 1)))
+    want, want_row = attention(layer, spread, None)
+    got, row = attention(layer, x, np.tile(np.asarray([[1, 3, 1, 1]], np.float32), (2, 1)))
     merged = np.array([0, 1, 4, 5])
     assert relative_error(got, want[:, merged]) < 1e-5
-    assert relative_error(row[:, 1], jnp.sum(want_row[:, 1:4], axis=1)) < 1e-5
-    assert relative_error(attention(x, None)[0], got) > 1e-3
-    ones, _ = attention(x, jnp.ones((2, 4)))
-    assert relative_error(ones, attention(x, None)[0]) < 1e-6
+    assert relative_error(row[:, 1], np.sum(want_row[:, 1:4], axis=1)) < 1e-5
+    without, _ = attention(layer, x, None)
+    assert relative_error(without, got) > 1e-3
+    ones, _ = attention(layer, x, np.ones((2, 4), np.float32))
+    assert relative_error(ones, without) < 1e-6
 
 
 def test_norms_and_gelu():
@@ -160,22 +166,32 @@ def test_norms_and_gelu():
     model = make()
     x = np.random.default_rng(3).normal(size=(2, 4, 12)) * 1e-3
     spread = np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-    for norm in (model.norm, model.blocks[0].norm1, model.blocks[0].norm2):
+    norms, mlp = (model.norm, model.blocks[0].norm1, model.blocks[0].norm2), model.blocks[0].mlp
+
+    @in_numpy
+    def applied(norms, mlp, x, wide):
+        return [norm(x) for norm in norms], mlp.fc1(wide), mlp(wide)
+
+    got, hidden, transformed = applied(norms, mlp, x.astype(np.float32), (x * 1e3).astype(np.float32))
+    for norm, normed in zip(norms, got, strict=True):
         want = (x - x.mean(-1, keepdims=True)) / spread * np.asarray(norm.scale[...]) + np.asarray(norm.bias[...])
-        assert relative_error(norm(jnp.asarray(x, jnp.float32)), want) < 1e-5
-    mlp = model.blocks[0].mlp
-    hidden = np.asarray(mlp.fc1(jnp.asarray(x * 1e3, jnp.float32)), np.float64)
+        assert relative_error(normed, want) < 1e-5
+    hidden = hidden.astype(np.float64)
     want = hidden * (1 + erf(hidden / np.sqrt(2))) / 2 @ np.asarray(mlp.fc2.kernel[...]) + np.asarray(mlp.fc2.bias[...])
-    assert relative_error(mlp(jnp.asarray(x * 1e3, jnp.float32)), want) < 1e-5
+    assert relative_error(transformed, want) < 1e-5
 
 
 def test_merging_reaches_the_attention(forward, images):
     """The size of merged tokens is used, and the class token stays first, also with condensed tokens."""
-    block, tokens = make().blocks[0], make().embed(images)
-    size = jnp.asarray(np.random.default_rng(4).integers(1, 5, (3, 17)), jnp.float32)
-    _, evidence = block.mix(dataclasses.replace(tokens, size=size), None, None)
-    _, row = block.attn(block.norm1(tokens.x), size)
-    np.testing.assert_array_equal(evidence["attention"], row)
+
+    @in_numpy
+    def attended(model, images, size):
+        block, tokens = model.blocks[0], model.embed(images)
+        _, evidence = block.mix(dataclasses.replace(tokens, size=size), None, None)
+        return evidence["attention"], block.attn(block.norm1(tokens.x), size)[1]
+
+    size = np.random.default_rng(4).integers(1, 5, (3, 17)).astype(np.float32)
+    np.testing.assert_array_equal(*attended(make(), images, size))
     logits = {}
     for alignment in ("none", "hold"):
         logits[alignment], features = forward(
@@ -190,7 +206,7 @@ def test_pruning_runs_where_neither_alignment_nor_order_means_anything(forward, 
     logits, features = forward(make(pruning=Pruning(**schedule, alignment="hold")), images)
     assert features.x.shape == (3, 6, 12) and relative_error(logits, dense[0]) > 1e-3
     again, shuffled = forward(make(pruning=Pruning(**schedule, alignment="none", order="score")), images)
-    assert (features.positions != shuffled.positions).any()
+    assert not np.array_equal(features.positions, shuffled.positions)
     np.testing.assert_array_equal(np.sort(shuffled.positions, axis=1), features.positions)
     assert relative_error(again, logits) < 1e-5
     assert relative_error(shuffled.cls, features.cls) < 1e-5
@@ -243,7 +259,7 @@ def test_train_mode(quick_jit, images, forward):
         return [jnp.all(half.x == tokens.x, axis=(1, 2)) for half in after]
 
     keys = jax.random.split(jax.random.key(1), 200)
-    left_out = np.asarray(left_out(model, jnp.tile(images[:1], (200, 1, 1, 1)), keys))
+    left_out = np.asarray(left_out(model, np.tile(np.asarray(images)[:1], (200, 1, 1, 1)), keys))
     assert all(0.45 < share.mean() < 0.75 for share in left_out) and (left_out[0] != left_out[1]).any()
 
 

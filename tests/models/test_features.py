@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import in_numpy
 
 from top_jax.errors import InputError
 from top_jax.models import to_grid
@@ -17,13 +18,24 @@ from top_jax.pruning import Pruning, Tokens
 GRID = (2, 3)
 
 
-def features(positions, source=None):
+def tokens(positions, source=None):
     """Token i of image b has the value 10 b + i + 1."""
-    positions = jnp.asarray(positions, jnp.int32)
+    positions = np.asarray(positions, np.int32)
     batch, kept = positions.shape
-    x = jnp.asarray(10 * np.arange(batch)[:, None] + np.arange(kept) + 1, jnp.float32)
-    source = None if source is None else jnp.asarray(source, jnp.int32)
-    return make_features(Tokens(x[:, :, None], None, positions, None, source=source), GRID)
+    x = (10 * np.arange(batch)[:, None] + np.arange(kept) + 1).astype(np.float32)
+    source = None if source is None else np.asarray(source, np.int32)
+    return Tokens(x[:, :, None], None, positions, None, source=source)
+
+
+@in_numpy
+def features(tokens):
+    return make_features(tokens, GRID)
+
+
+@in_numpy
+def filled(tokens):
+    """The map of each fill."""
+    return {fill: to_grid(make_features(tokens, GRID), fill) for fill in FILLED}
 
 
 POSITIONS = [[1, 5], [3, 4]]
@@ -36,38 +48,43 @@ FILLED = {
 
 @pytest.mark.parametrize("fill", FILLED)
 def test_fills(fill):
-    grid = to_grid(features(POSITIONS), fill)
+    grid = filled(tokens(POSITIONS))[fill]
     np.testing.assert_array_equal(grid[..., 0], FILLED[fill])
 
 
 @pytest.mark.parametrize("fill", FILLED)
 def test_nothing_missing_nothing_filled(fill):
-    grid = to_grid(features([[0, 1, 2, 3, 4, 5]]), fill)
+    grid = filled(tokens([[0, 1, 2, 3, 4, 5]]))[fill]
     np.testing.assert_array_equal(grid[..., 0], [[[1, 2, 3], [4, 5, 6]]])
 
 
 @pytest.mark.parametrize("fill", FILLED)
 def test_a_merged_token_stands_for_its_patches(fill):
-    grid = to_grid(features([[1, 5]], source=[[0, 0, 1, 0, 1, 1]]), fill)
+    grid = filled(tokens([[1, 5]], source=[[0, 0, 1, 0, 1, 1]]))[fill]
     np.testing.assert_array_equal(grid[..., 0], [[[1, 1, 2], [1, 2, 2]]])
 
 
 def test_any_order_and_tokens_without_a_place():
-    out = features([[4, -1, 0]])
-    np.testing.assert_array_equal(out.source, [[2, -1, -1, -1, 0, -1]])
-    np.testing.assert_array_equal(to_grid(out, "zero")[..., 0], [[[3, 0, 0], [0, 1, 0]]])
+    out = tokens([[4, -1, 0]])
+    np.testing.assert_array_equal(features(out).source, [[2, -1, -1, -1, 0, -1]])
+    np.testing.assert_array_equal(filled(out)["zero"][..., 0], [[[3, 0, 0], [0, 1, 0]]])
 
 
 def test_unknown_fill():
     with pytest.raises(InputError, match="fill='mean'"):
-        to_grid(features(POSITIONS), "mean")
+        to_grid(features(tokens(POSITIONS)), "mean")
 
 
 def test_gradient_goes_back_to_the_tokens():
-    out = features(POSITIONS)
-    for fill in FILLED:
-        grad = jax.grad(lambda x, fill=fill: jnp.sum(to_grid(dataclasses.replace(out, x=x), fill)))(out.x)
-        np.testing.assert_array_equal(jnp.sum(grad, axis=(1, 2)), [2, 2] if fill == "zero" else [6, 6])
+    out = features(tokens(POSITIONS))
+
+    @in_numpy
+    def gradients(x):
+        total = lambda x, fill: jnp.sum(to_grid(dataclasses.replace(out, x=x), fill))  # noqa: E731
+        return {fill: jax.grad(total)(x, fill) for fill in FILLED}
+
+    for fill, grad in gradients(out.x).items():
+        np.testing.assert_array_equal(grad.sum(axis=(1, 2)), [2, 2] if fill == "zero" else [6, 6])
 
 
 @pytest.mark.parametrize("alignment", ["none", "hold"])
@@ -76,21 +93,17 @@ def test_stages(alignment, make_model, images, quick_jit):
 
     def run(model, images):
         wanted = model.features(images, stages=(1, 3))
-        tokens = model.embed(images)
-        _, evidence = model.blocks[0].mix(tokens, None, None)
-        return wanted, model.features(images), evidence
+        return wanted, model.features(images), model.norm(wanted.stages[1].x)
 
-    wanted, plain, _ = quick_jit(run)(model, images)
+    wanted, plain, normed = quick_jit(run)(model, images)
     assert plain.stages == () and wanted.grid == (4, 4)
     np.testing.assert_array_equal(wanted.x, plain.x)
     first, last = wanted.stages
     assert first.x.shape == last.x.shape == (3, 8, 16)
     np.testing.assert_array_equal(first.positions, last.positions)
     np.testing.assert_array_equal(last.positions, wanted.positions)
-    # The final features are the last stage after the final norm.
-    normed = quick_jit(lambda model, x: model.norm(x))(model, last.x)
-    np.testing.assert_allclose(normed, wanted.x, atol=1e-5)
-    assert to_grid(first).shape == (3, 4, 4, 16)
+    np.testing.assert_allclose(normed, wanted.x, atol=1e-5)  # the final features are the last stage after the norm
+    assert jax.eval_shape(to_grid, first).shape == (3, 4, 4, 16)
 
 
 @pytest.mark.parametrize("stages", [(0,), (2, 4)])

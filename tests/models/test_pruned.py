@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparison import relative_error
+from comparison import in_numpy, relative_error
 
 from top_jax.models.features import make_features
 from top_jax.pruning import Cut, Pruning
@@ -69,14 +69,15 @@ def test_blocks_run_by_hand(pruning, make_model, forward, images, quick_jit, den
             tokens, evidence = block.mix(tokens, positions, None)
             if number in cuts:
                 tokens = pruning(tokens, evidence, cuts[number])
-        return tokens, model.norm(tokens.residual + tokens.x)
+        normed = model.norm(tokens.residual + tokens.x)
+        cls = normed[jnp.arange(3), tokens.cls_index]
+        return tokens, cls, model.head(cls)
 
-    tokens, normed = quick_jit(by_hand)(model, images)
+    tokens, cls, by_head = jax.tree.map(np.asarray, quick_jit(by_hand)(model, images))
     assert tokens.x.shape == (3, 6, 16)
-    np.testing.assert_array_equal(tokens.positions[jnp.arange(3), tokens.cls_index], 8)  # the class token's own slot
-    cls = normed[jnp.arange(3), tokens.cls_index]
+    np.testing.assert_array_equal(tokens.positions[np.arange(3), tokens.cls_index], 8)  # the class token's own slot
     assert relative_error(features.cls, cls) < 1e-5
-    assert relative_error(logits, model.head(cls)) < 1e-5
+    assert relative_error(logits, by_head) < 1e-5
     places = [np.delete(row, slot) for row, slot in zip(np.asarray(tokens.positions), tokens.cls_index, strict=True)]
     np.testing.assert_array_equal(features.positions, [np.where(row > 8, row - 1, row) for row in places])
 
@@ -88,10 +89,18 @@ def test_pruned_features_are_raster_places(pruning, make_model, forward, images)
     assert features.positions.min() >= 0 and features.positions.max() < 16
 
 
+def other_images(images):
+    """Only the first image is the same; in NumPy, which compiles nothing."""
+    other = np.array(images)
+    other[1:] = -3 * other[1:] + 1
+    return jnp.asarray(other)
+
+
 def test_images_do_not_influence_each_other(pruning, make_model, forward, images):
     model = make_model(pruning=pruning)
     logits, features = forward(model, images)
-    other_logits, other = forward(model, images.at[1:].set(-3 * images[1:] + 1))
+    other_logits, other = forward(model, other_images(images))
+    (logits, features), (other_logits, other) = jax.tree.map(np.asarray, ((logits, features), (other_logits, other)))
     np.testing.assert_array_equal(other.positions[0], features.positions[0])
     np.testing.assert_array_equal(other_logits[0], logits[0])
     np.testing.assert_array_equal(other.x[0], features.x[0])
@@ -121,10 +130,10 @@ def test_one_compilation_for_many_batches(make_model, images):
 
     model = make_model(depth=2, pruning=Pruning(after_blocks=(1,), keep_ratio=0.5))
     jitted = jax.jit(classify, compiler_options={"xla_backend_optimization_level": 0})
-    outputs = [jitted(model, images * scale) for scale in (1.0, -2.0, 0.5, 30.0)]
+    outputs = [jitted(model, np.asarray(images) * np.float32(scale)) for scale in (1.0, -2.0, 0.5, 30.0)]
     assert len(traces) == 1 and jitted._cache_size() == 1
     assert not np.array_equal(outputs[0], outputs[1])
-    jitted.lower(model, images[:2])
+    jitted.lower(model, np.asarray(images)[:2])
     assert len(traces) == 2  # so that the count above can fail
 
 
@@ -134,8 +143,13 @@ def test_schedule_that_does_not_fit(make_model):
 
 
 def test_class_slot_is_not_a_raster_place(make_model, images):
-    tokens = make_model().embed(images)
-    features = make_features(tokens, (4, 4))
+
+    @in_numpy
+    def embedded(model, images):
+        tokens = model.embed(images)
+        return tokens, make_features(tokens, (4, 4))
+
+    tokens, features = embedded(make_model(), images)
     np.testing.assert_array_equal(features.positions[0], np.arange(16))
     np.testing.assert_array_equal(features.cls, tokens.x[:, 8])
     np.testing.assert_array_equal(features.x, np.delete(tokens.x, 8, axis=1))

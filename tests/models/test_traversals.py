@@ -6,20 +6,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import in_numpy
 
 from top_jax.models import traversals as module
 from top_jax.models.traversals import condensed_grid, from_cells, to_cells, walks
 
-traverse = jax.jit(module.traverse, static_argnums=(1, 2), static_argnames="by_token")
+_compiled = jax.jit(module.traverse, static_argnums=(1, 2), static_argnames="by_token")
 MOVES = {(0, 1): 1, (0, -1): 2, (-1, 0): 3, (1, 0): 4}  # (down, right) -> right, left, up, down
 
 
-def whole(grid) -> jnp.ndarray:
-    return jnp.arange(grid[0] * grid[1], dtype=jnp.int32)[None]
+def whole(grid) -> np.ndarray:
+    return np.arange(grid[0] * grid[1], dtype=np.int32)[None]
+
+
+def traverse(*arguments, by_token):
+    """In NumPy arrays: looking at a row of JAX's would compile one more program."""
+    return jax.tree.map(np.asarray, _compiled(*arguments, by_token=by_token))
 
 
 def paths(traversals, image=0) -> np.ndarray:
-    return np.asarray(traversals.order[:, image])
+    return traversals.order[:, image]
 
 
 def test_a_small_grid_by_hand():
@@ -108,11 +114,17 @@ def test_to_cells_and_back(alignment):
     rng = np.random.default_rng(0)
     positions = np.stack([np.sort(rng.choice(12, 5, replace=False)) for _ in range(2)]).astype(np.int32)
     traversals = traverse(jnp.asarray(positions), (3, 4), alignment, by_token=False)
-    x = jnp.asarray(rng.normal(size=(2, 5, 2)), jnp.float32)
-    grid = to_cells(x, traversals)
+    x = rng.normal(size=(2, 5, 2)).astype(np.float32)
+
+    @in_numpy
+    def there_and_back(x, traversals):
+        grid = to_cells(x, traversals)
+        return grid, from_cells(grid, traversals)
+
+    grid, back = there_and_back(x, traversals)
     assert grid.shape == ((2, 3, 4, 2) if alignment == "hold" else (2, 2, 3, 2))
-    np.testing.assert_array_equal(from_cells(grid, traversals), x)
-    cells = np.asarray(grid).reshape(2, -1, 2)
+    np.testing.assert_array_equal(back, x)
+    cells = grid.reshape(2, -1, 2)
     places = positions if alignment == "hold" else np.tile(np.arange(5), (2, 1))
     for image in range(2):
         np.testing.assert_array_equal(cells[image][places[image]], x[image])

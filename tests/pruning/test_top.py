@@ -6,9 +6,9 @@ import functools
 
 import hypothesis
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import in_numpy
 from hypothesis import strategies as st
 
 from top_jax.pruning import Cut, Pruning, Tokens
@@ -26,26 +26,25 @@ few = hypothesis.settings(deadline=None, max_examples=25, derandomize=True)
 
 
 def tokens(cls_index) -> Tokens:
-    """Returns tokens that carry their own number, at positions whose gaps differ between images."""
+    """Returns tokens, of NumPy, that carry their own number, at positions whose gaps differ between images."""
     length = PATCHES + (cls_index is not None)
     number = np.arange(BATCH)[:, None] * 100 + np.arange(length)
-    x = jnp.asarray(number[:, :, None], jnp.float32)
-    positions = jnp.asarray(np.arange(length) * np.arange(1, BATCH + 1)[:, None], jnp.int32)
-    cls_index = None if cls_index is None else jnp.asarray(cls_index, jnp.int32)
+    x = number[:, :, None].astype(np.float32)
+    positions = (np.arange(length) * np.arange(1, BATCH + 1)[:, None]).astype(np.int32)
+    cls_index = None if cls_index is None else np.asarray(cls_index, np.int32)
     return Tokens(x=x, residual=-x, positions=positions, cls_index=cls_index)
 
 
 @functools.cache
 def compiled(keep: int, **settings):
     pruning = Pruning(after_blocks=(1,), keep_ratio=0.5, score=settings.pop("score", "clip"), **settings)
-    return jax.jit(
-        lambda tokens, score: pruning(tokens, {"clip": score}, Cut(block=1, before=PATCHES, kept=keep, after=keep))
-    )
+    cut = Cut(block=1, before=PATCHES, kept=keep, after=keep)
+    return in_numpy(lambda tokens, score: pruning(tokens, {"clip": score}, cut))
 
 
-def evidence(scores, cls_index) -> jax.Array:
+def evidence(scores, cls_index) -> np.ndarray:
     grid = np.asarray(scores, np.float32).reshape(BATCH, -1)
-    return jnp.asarray(grid[:, : PATCHES + (cls_index is not None)])
+    return grid[:, : PATCHES + (cls_index is not None)]
 
 
 def check_whole(before: Tokens, after: Tokens) -> None:
@@ -108,7 +107,7 @@ def test_the_best_are_kept(scores, keep, cls_index):
 def test_of_equals_the_earlier_is_kept():
     """A NaN comes first, so that it shows in the outputs; both as in `jax.lax.top_k`."""
     scores = np.tile(np.array([0, 2, 1, 2, np.nan, 1, 2, 0], np.float32), (BATCH, 1))
-    after = compiled(5, alignment="hold")(tokens(None), jnp.asarray(scores))
+    after = compiled(5, alignment="hold")(tokens(None), scores)
     np.testing.assert_array_equal(after.x[0, :, 0], [1, 2, 3, 4, 6])
 
 
@@ -118,7 +117,7 @@ def test_images_do_not_influence_each_other(scores, others, cls_index, alignment
     run, before = compiled(3, alignment=alignment), tokens(cls_index)
     mine, theirs = evidence(scores, cls_index), evidence(others, cls_index)
     after = run(before, mine)
-    mixed = run(before, jnp.concatenate([mine[:1], theirs[1:]]))
+    mixed = run(before, np.concatenate([mine[:1], theirs[1:]]))
     alone = run(first_image(before), mine[:1])
     for other in (mixed, alone):
         assert_equal(first_image(other), first_image(after))
@@ -144,12 +143,12 @@ def test_keeping_all_patches_changes_nothing(alignment, order):
 @pytest.mark.parametrize("score", ["random", "uniform"])
 def test_controls_ignore_the_evidence_and_the_batch(score):
     before, run = tokens([4, 4, 4]), compiled(3, score=score)
-    before = Tokens(before.x, before.residual, jnp.tile(before.positions[:1], (BATCH, 1)), before.cls_index)
-    first = run(before, jnp.zeros((BATCH, PATCHES + 1)))
-    again = run(before, jnp.asarray(np.random.default_rng(0).normal(size=(BATCH, PATCHES + 1)), jnp.float32))
+    before = Tokens(before.x, before.residual, np.tile(before.positions[:1], (BATCH, 1)), before.cls_index)
+    first = run(before, np.zeros((BATCH, PATCHES + 1), np.float32))
+    again = run(before, np.random.default_rng(0).normal(size=(BATCH, PATCHES + 1)).astype(np.float32))
     assert_equal(first, again)
     np.testing.assert_array_equal(first.positions, np.tile(first.positions[:1], (BATCH, 1)))
-    alone = run(first_image(before), jnp.zeros((1, PATCHES + 1)))
+    alone = run(first_image(before), np.zeros((1, PATCHES + 1), np.float32))
     np.testing.assert_array_equal(alone.positions, first.positions[:1])
 
 

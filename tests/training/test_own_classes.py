@@ -139,9 +139,8 @@ def test_a_frozen_backbone():
 
 
 def test_a_frozen_random_backbone_is_refused(tmp_path):
-    config = RunConfig(
-        model=ModelConfig(num_classes=10, img_size=(8,), patch_size=4), optimizer=OptimizerConfig(freeze_backbone=True)
-    )
+    model = dataclasses.replace(MODEL, num_classes=10)
+    config = RunConfig(model=model, optimizer=OptimizerConfig(freeze_backbone=True))
     with pytest.raises(InputError, match="freeze_backbone.*init_from"):
         prepare(config, RunDirectory(tmp_path))
 
