@@ -11,7 +11,7 @@ import pytest
 
 from top_jax.evaluation import hidden_attention as hidden
 from top_jax.ops import ScanArguments, ScanPlan, directional_scan, selective_scan
-from top_jax.ops.directions import gaps
+from top_jax.ops.selective_scan import gaps
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling takes most of the time
 

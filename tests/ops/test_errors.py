@@ -12,7 +12,7 @@ from jax.experimental import checkify
 
 from top_jax.errors import InputError
 from top_jax.ops import selective_scan
-from top_jax.ops.directions import gaps
+from top_jax.ops.selective_scan import gaps
 
 BATCH, LENGTH, WIDTH, STATES = 2, 4, 3, 5
 

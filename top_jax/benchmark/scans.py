@@ -14,7 +14,8 @@ from top_jax.benchmark.floor import Ceilings, floor_of, scan_work
 from top_jax.benchmark.timing import Rounds, Row, Timing, compile_all, one_line, over_sets, time_in_turn
 from top_jax.kernels.blocks import Blocks
 from top_jax.ops import ScanArguments, ScanPlan, directional_scan, selective_scan
-from top_jax.ops.directions import gaps, one_by_one
+from top_jax.ops.directions import one_by_one
+from top_jax.ops.selective_scan import gaps
 from top_jax.ops.xla import scanned_before
 
 Output = tuple[jax.Array, jax.Array | None]  # y and the score, or None

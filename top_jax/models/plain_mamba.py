@@ -25,7 +25,7 @@ from top_jax.models.resizing import resize
 from top_jax.models.sizes import MambaConfig
 from top_jax.models.traversals import DIRECTIONS, Traversals, from_cells, to_cells, traverse
 from top_jax.ops import ScanArguments, ScanPlan, directional_scan
-from top_jax.ops.directions import gaps
+from top_jax.ops.selective_scan import gaps
 from top_jax.pruning import SCAN_EVIDENCE, Evidence, Reduction, Tokens, mean_time_step, scan_evidence
 from top_jax.typing import Array, Embedded, Float, Images, Inner, PerChannel, PerToken
 from top_jax.values import refused, several, whole

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from top_jax.kernels.operands import ScanArguments, ScanPlan
-from top_jax.typing import Array, Float, Inner, Int, PerToken
+from top_jax.typing import Inner, PerToken
 
 # What one channel's y adds to its token's score. The score is the mean over channels (`l2`: the root of that mean).
 TOKEN_WORTH: Final = {
@@ -25,23 +25,6 @@ TOKEN_SCORES: Final = tuple(TOKEN_WORTH)
 KEPT_OF_A_SCAN: Final = "kept of a scan"
 """Name (`jax.ad_checkpoint.checkpoint_name`) of what `jax.checkpoint` has to keep so that it runs no scan again."""
 kept_of_a_scan = functools.partial(checkpoint_name, name=KEPT_OF_A_SCAN)
-
-
-def gaps(positions: Int[Array, "_ B L"], reverse: tuple[bool, ...]) -> Float[Array, "G B L"]:
-    """Counts the pruned positions between each token and the one scanned before it; 0 for the first scanned.
-
-    Args:
-        positions: int32 `[G?, B, L]`, increasing along L; G? is 1 where all directions share them.
-        reverse: for each of the G directions, whether it scans its steps from the last to the first.
-
-    Returns:
-        float32 `[G, B, L]`.
-    """
-    places = jnp.broadcast_to(positions, (len(reverse), *positions.shape[1:])).astype(jnp.uint32)
-    between = jnp.diff(places, axis=-1) - 1  # exact modulo 2**32, where an int32 difference may overflow
-    sides = [(0, 1) if backwards else (1, 0) for backwards in reverse]
-    padded = [jnp.pad(row, ((0, 0), side)) for row, side in zip(between, sides, strict=True)]
-    return jnp.stack(padded).astype(jnp.float32)
 
 
 def token_score(y: Inner, score: str) -> PerToken:

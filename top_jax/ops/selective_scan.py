@@ -19,7 +19,7 @@ from top_jax.ops.checks import (
     check_reverse,
     check_shapes,
 )
-from top_jax.ops.directions import TOKEN_SCORES, gaps, one_by_one, score_of_sums
+from top_jax.ops.directions import TOKEN_SCORES, one_by_one, score_of_sums
 from top_jax.ops.fused import fused_scan, kernel_arguments
 from top_jax.ops.implementations import PLAIN, device_kind, resolve
 from top_jax.typing import Array, Float, Inner, Int, PerChannel, PerToken, Positions, Selective, StateMatrix
@@ -196,6 +196,23 @@ def directional_scan(
     plan = ScanPlan(tuple(bool(backwards) for backwards in reverse), reorder_parameters, score)
     gap = gaps(positions, plan.reverse) if alignment == "decay" and positions is not None else None
     return _scan(ScanArguments(u, delta, A, B, C, D, delta_bias, gap, order), z, plan, implementation, blocks)
+
+
+def gaps(positions: Int[Array, "_ B L"], reverse: tuple[bool, ...]) -> Float[Array, "G B L"]:
+    """Counts the pruned positions between each token and the one scanned before it; 0 for the first scanned.
+
+    Args:
+        positions: int32 `[G?, B, L]`, increasing along L; G? is 1 where all directions share them.
+        reverse: for each of the G directions, whether it scans its steps from the last to the first.
+
+    Returns:
+        float32 `[G, B, L]`.
+    """
+    places = jnp.broadcast_to(positions, (len(reverse), *positions.shape[1:])).astype(jnp.uint32)
+    between = jnp.diff(places, axis=-1) - 1  # exact modulo 2**32, where an int32 difference may overflow
+    sides = [(0, 1) if backwards else (1, 0) for backwards in reverse]
+    padded = [jnp.pad(row, ((0, 0), side)) for row, side in zip(between, sides, strict=True)]
+    return jnp.stack(padded).astype(jnp.float32)
 
 
 def _scan(

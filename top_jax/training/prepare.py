@@ -20,7 +20,7 @@ from top_jax.models.weights import Weights, split_weights, statistics_of
 from top_jax.pruning import Reduction
 from top_jax.sharding import by_image, check_divisible, in_parts, make_mesh
 from top_jax.training.checkpoints import Checkpoints, Position
-from top_jax.training.keep_ratio import Stage, stages
+from top_jax.training.keep_ratio_warmup import Stage, stages
 from top_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from top_jax.training.run_directory import DataFacts, RunDirectory, flatten
 from top_jax.training.steps import TrainState, create_state

@@ -11,7 +11,7 @@ from top_jax import distributed
 from top_jax.memory import program_memory
 from top_jax.models.weights import Weights
 from top_jax.sharding import in_parts, replicated
-from top_jax.training.keep_ratio import Stage, stage_at
+from top_jax.training.keep_ratio_warmup import Stage, stage_at
 from top_jax.training.prepare import Plan
 from top_jax.training.steps import DeviceBatch, Metrics, TrainState, make_train_step
 

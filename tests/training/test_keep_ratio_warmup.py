@@ -8,7 +8,7 @@ from top_jax.build import build_reduction
 from top_jax.config import PruningConfig
 from top_jax.errors import InputError
 from top_jax.pruning import Evit, Merging, Pruning
-from top_jax.training.keep_ratio import Stage, stage_at, stages
+from top_jax.training.keep_ratio_warmup import Stage, stage_at, stages
 
 TOP = PruningConfig(after_blocks=(5, 10, 15), keep_ratio=(0.8,), warmup_epochs=2.0)
 VIM = dict(num_patches=196, depth=24)
