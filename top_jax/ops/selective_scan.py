@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import jax
+import jax.numpy as jnp
 
 from top_jax.errors import InputError
 from top_jax.kernels.blocks import Blocks, choose_blocks
