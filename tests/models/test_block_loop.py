@@ -71,7 +71,7 @@ def test_a_loop_computes_what_its_blocks_do(case, images, quick_jit):
         assert relative_error(got, want) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["vim_tiny", "plain_mamba_l1"])
+@pytest.mark.parametrize("name", ["vim_tiny", pytest.param("plain_mamba_l1", marks=pytest.mark.slow)])
 def test_a_loop_keeps_little_and_runs_no_scan_again(name, images):
     model = training(name, d_state=3, implementation="pallas_interpret")
     kept, kernels = [], []

@@ -1,7 +1,7 @@
 """How blocks run in a train step: equal ones as one loop, and with little kept for the backward pass.
 
 A loop compiles one block instead of each. For the backward a block keeps its matrix products and what its scans ask
-for; it computes the rest again, which is cheap: norms, convolutions, activations and gates.
+for; it computes the rest again, which is cheap: norms, ViM's convolutions, activations and gates.
 """
 
 from __future__ import annotations
