@@ -101,7 +101,9 @@ def test_what_a_gpu_would_run(fake_h200):
         for dtype in ("float32", "bfloat16"):
             assert {f"scan {model} L{length} {dtype}" for length in lengths} <= set(names)
     assert "scan ViM-S, both directions L197 bfloat16" in names
-    assert {f"model vim_{size} bfloat16" for size in ("tiny", "small", "base")} <= set(names)
+    whole = ("vim_tiny", "vim_small", "vim_base", "plain_mamba_l1", "plain_mamba_l3", "deit_small")
+    assert {f"model {name} bfloat16" for name in whole} <= set(names)
+    assert {f"one image {name}" for name in whole} <= set(names)
 
 
 def test_a_kernel_that_cannot_run_is_named(fake_h200):

@@ -8,6 +8,7 @@ block, every alignment, one and several directions, orders, both dtypes.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any, Final
 
 import jax
@@ -47,17 +48,18 @@ FULL: Final = (
 )  # fmt: skip
 
 
-def check_contract(implementation: str, cases: tuple[ScanCase, ...], workers: int = 4) -> list[Row]:
+def check_contract(implementation: str, cases: tuple[ScanCase, ...], workers: int = 4, runs: int = 2) -> list[Row]:
     """Compares an implementation with `reference` on every case.
 
     Args:
         implementation: name of one of ours.
         cases: scans to compare.
         workers: programs compiled at a time.
+        runs: runs of each case, which must be bit-equal.
 
     Returns:
         A row for each case, with the largest relative error of values and of gradients. It has `error` where one is too
-        large, where two runs differ, or where the implementation does not run.
+        large, where runs differ, or where the implementation does not run.
     """
     inputs = [(make_arrays(case, 0), make_cotangent(case, 0)) for case in cases]
     names = (implementation, "reference")
@@ -74,20 +76,21 @@ def check_contract(implementation: str, cases: tuple[ScanCase, ...], workers: in
         row: Row = {"implementation": implementation, "case": case.label()}
         try:
             ours, reference = (_program(compiled[name, number]) for name in names)
-            got, again, want = ours(*arguments), ours(*arguments), reference(*arguments)
+            got, want = ours(*arguments), reference(*arguments)
+            again = (ours(*arguments) for _ in range(runs - 1))
             rows.append(row | compare(case.dtype, got, again, want))
         except Exception as error:  # one that does not compile or launch is a result
             rows.append(row | {"error": one_line(error)})
     return rows
 
 
-def compare(dtype: str, got: Any, again: Any, want: Any) -> Row:
-    """Compares two runs with a reference; each is a result of `with_gradients`'s function.
+def compare(dtype: str, got: Any, again: Iterable[Any], want: Any) -> Row:
+    """Compares a run with a reference and with its repetitions; each is a result of `with_gradients`'s function.
 
     Args:
         dtype: dtype whose tolerance applies.
         got: result of the first run.
-        again: result of the second run, which must be bit-equal.
+        again: results of further runs, which must be bit-equal.
         want: result of the reference.
     """
     (y, score), gradients = got
@@ -95,20 +98,22 @@ def compare(dtype: str, got: Any, again: Any, want: Any) -> Row:
     values = [relative_error(y, wanted_y)] + ([] if score is None else [relative_error(score, wanted_score)])
     by_name = {name: relative_error(gradients[name], wanted_gradients[name]) for name in wanted_gradients}
     errors = {"value": max(values), "gradient": max(by_name.values())}
-    same = all(
-        np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True)
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(again), strict=True)
-    )
+    same = all(_bit_equal(got, other) for other in again)
     problems = [
         f"{kind} error {errors[kind]:.1e} is over {limit:.1e}"
         for kind, limit in TOLERANCE[dtype].items()
         if not errors[kind] <= limit
     ]
     if not same:
-        problems.append("two runs differ")
+        problems.append("runs differ")
     row: Row = {f"{kind}_error": error for kind, error in errors.items()}
-    row |= {"worst_gradient": max(by_name, key=lambda name: by_name[name]), "twice_equal": same}
+    row |= {"worst_gradient": max(by_name, key=lambda name: by_name[name]), "bit_equal": same}
     return row | ({"error": "; ".join(problems)} if problems else {})
+
+
+def _bit_equal(first: Any, second: Any) -> bool:
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return all(np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True) for a, b in pairs)
 
 
 def relative_error(got: Any, want: Any) -> float:

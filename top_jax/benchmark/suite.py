@@ -15,23 +15,24 @@ from typing import Any, Final, NamedTuple
 from top_jax.benchmark import cases, contract
 from top_jax.benchmark.cases import ScanCase, both_directions, model_case
 from top_jax.benchmark.floor import COPY_BYTES, Ceilings, measure_ceilings
-from top_jax.benchmark.programs import ModelCase, time_model
+from top_jax.benchmark.programs import INFERENCE, ModelCase, time_model
 from top_jax.benchmark.scans import APART, ASSOCIATIVE, time_scans
 from top_jax.benchmark.timing import Rounds, Row, dispatch_seconds, one_line
 from top_jax.environment import environment, nvidia_smi
 from top_jax.files import save_json
 from top_jax.ops import implementations
 from top_jax.ops.implementations import KERNELS
-from top_jax.pruning import Pruning
+from top_jax.pruning import Evit, Pruning, Reduction
 from top_jax.tables import rows_as_text
 
-BUDGET: Final = 450.0  # seconds: 8 minutes, less the start of Python and JAX and an overrun of the last part
+BUDGET: Final = 330.0  # seconds: 6 minutes, less the start of Python and JAX and an overrun of the last part
 NOT_ON_A_GPU: Final = "not yet measured on a GPU: this machine has none that JAX sees"
 # A measurement is long enough to hide the dispatch, and short enough that the queued calls' results fit in memory.
 _GPU_ROUNDS: Final = Rounds(most=30, seconds=2.0, measurement=0.005)
 _MODEL_ROUNDS: Final = Rounds(most=15, seconds=4.0, measurement=0.05)
 _CPU_ROUNDS: Final = Rounds(most=3, seconds=2.0, measurement=0.0)
 _SHARE_OF_MEMORY: Final = 0.8
+_CONTRACT_RUNS: Final = 20  # of each case; a race between programs shows in some runs only
 
 
 class Part(NamedTuple):
@@ -146,28 +147,38 @@ def gpu_parts(device: Any, card: dict[str, str]) -> list[Part]:
         return Part(f"scan {case.label()}", seconds, run, names)
 
     def contracts(name: str) -> Part:
-        return Part(f"contract {name}", 60, lambda: contract.check_contract(name, contract.FULL, workers=8))
+        return Part(f"contract {name}", 60, lambda: contract.check_contract(name, contract.FULL, 8, _CONTRACT_RUNS))
 
-    def models(name: str, pruning: Pruning, dtype: str, seconds: int) -> Part:
+    def models(name: str, pruning: Reduction, dtype: str, seconds: int) -> Part:
         case = ModelCase(name, pruning, cases.BATCH, dtype)
         return Part(f"model {name} {dtype}", seconds, lambda: time_model(case, _MODEL_ROUNDS))
 
+    def one_image(name: str, pruning: Reduction) -> Part:
+        case = ModelCase(name, pruning, 1)
+        return Part(f"one image {name}", 30, lambda: time_model(case, _MODEL_ROUNDS, passes=(INFERENCE,)))
+
     small, tiny, base, *mambas = cases.MODELS
+    whole: dict[str, Reduction] = {"vim_small": small.pruning, "vim_tiny": tiny.pruning, "vim_base": base.pruning}
+    whole |= {"plain_mamba_l1": mambas[0].pruning, "plain_mamba_l3": mambas[1].pruning}
+    whole |= {"deit_small": Evit(after_blocks=(4, 7, 10), keep_ratio=0.7)}
+
+    def pruned(dtype: str, *, decay: bool) -> list[Part]:
+        others = (model for model in cases.MODELS if (model, dtype, decay) != (small, "bfloat16", False))
+        lengths = ((model, model.pruned_lengths()[-1]) for model in others)
+        return [scans(model_case(m, dtype, length=length, decay=decay), usable, 15) for m, length in lengths]
+
     parts = [Part("ceilings", 10, ceilings.rows), *(_unusable(name) for name in KERNELS if name not in usable)]
     parts += [contracts(name) for name in (*usable, "xla")]
     parts += [scans(model_case(small, "bfloat16"), everyone, 30), models("vim_small", small.pruning, "bfloat16", 90)]
     parts += [scans(model_case(small, "bfloat16", length=length), everyone, 20) for length in small.pruned_lengths()]
     parts += [scans(both_directions(small, "bfloat16"), (*usable, APART), 20)]
     parts += [scans(model_case(model, "bfloat16"), everyone, 30) for model in (tiny, base, *mambas)]
-    parts += [models("vim_tiny", tiny.pruning, "bfloat16", 60), models("vim_base", base.pruning, "bfloat16", 90)]
+    parts += pruned("bfloat16", decay=False)
+    parts += [models(name, pruning, "bfloat16", 60) for name, pruning in whole.items() if name != "vim_small"]
+    parts += [one_image(name, pruning) for name, pruning in whole.items()]
+    parts += pruned("bfloat16", decay=True)
     parts += [scans(model_case(model, "float32"), everyone, 30) for model in cases.MODELS]
-    parts += [
-        scans(model_case(model, dtype, length=model.pruned_lengths()[-1], decay=decay), usable, 15)
-        for dtype, decay in (("bfloat16", True), ("bfloat16", False), ("float32", False))
-        for model in cases.MODELS
-        if (model, dtype, decay) != (small, "bfloat16", False)  # measured above
-    ]
-    return [*parts, models("vim_small", small.pruning, "float32", 90)]
+    return [*parts, *pruned("float32", decay=False), models("vim_small", small.pruning, "float32", 90)]
 
 
 def cpu_parts() -> list[Part]:

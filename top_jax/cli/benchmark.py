@@ -2,14 +2,14 @@
 
 top-jax benchmark --config configs/vim_s_top.py    dense, pruned, every alignment and a DeiT, in turn
 top-jax benchmark --config seg_vim_t_top --train   a segmenter: crops to labels, and the train step; no DeiT
-top-jax benchmark --suite gpu --out FILE    contract, scans against their floor, models; under 8 minutes
+top-jax benchmark --suite gpu --out FILE    contract, scans against their floor, models; under 6 minutes
 top-jax benchmark --suite cpu --out FILE    small versions of the same parts, for a CPU
 top-jax benchmark --tune [--out FILE]       searches block sizes, writes the table that the kernels read
 
 With --config it prints latency, images per second, memory, and the speed-up over the dense model next to the ratio of
 multiply-accumulates (for a segmenter also that of its backbone). Batch sizes are 1, 8, 32, 64, ... as far as memory and
 --budget allow, or --batch_sizes. Weights are random. --config.model.dtype=float32 measures in another dtype.
---suite gpu takes up to 8 minutes.
+--suite gpu takes up to 6 minutes, --tune up to 4.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _OUT = flags.DEFINE_string(
 _BUDGET = flags.DEFINE_float(
     "budget",
     None,
-    "Seconds to use; what does not fit is listed as skipped. Default: 80 for a config on a CPU, 540 to tune, else 450.",
+    "Seconds to use; what does not fit is listed as skipped. Default: 330 for a suite, 200 to tune, and for a config "
+    "80 on a CPU and 450 on a GPU.",
     1.0,
 )
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", None, "With --config: batch sizes to measure, such as 1,8.")
