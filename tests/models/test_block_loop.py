@@ -10,6 +10,7 @@ from flax import nnx
 from small_models import random_model
 
 from top_jax.models.block_loop import groups
+from top_jax.models.deit import DeitBlock
 from top_jax.models.weights import split_weights, statistics_of, weights_of
 from top_jax.pruning import Merging, Pruning
 
@@ -108,10 +109,26 @@ def test_groups():
     assert numbers(alone=(2,), last=()) == numbers(alone=(), last=(2,)) == [[1], [2], [3], [4]]
 
 
-def test_a_block_with_other_variables_stays_alone():
+def test_blocks_of_the_user_stay_alone():
+    """They may have variables of other kinds, count their calls, or keep what they compute."""
+
     class Count(nnx.Variable):
+        pass
+
+    class Own(DeitBlock):
         pass
 
     blocks = training("deit_tiny", num_heads=2).blocks
     blocks[0].calls = Count(jnp.zeros(()))
     assert [[*group] for group in groups(blocks, alone=(), last=())] == [[1], [2, 3, 4]]
+    own = [nnx.clone(block) for block in blocks[1:]]
+    for block in own:
+        block.__class__ = Own
+    assert [[*group] for group in groups(own, alone=(), last=())] == [[1], [2], [3]]
+
+
+def test_draws_of_drop_paths_in_64_bits(images):
+    with jax.enable_x64(True):
+        model, keys = training("deit_tiny", num_heads=2), jax.random.split(jax.random.key(3), len(images))
+        logits = jax.jit(lambda model: (one_by_one(model, images, keys), model(images, keys)))(model)
+    assert relative_error(logits[1], logits[0]) < 1e-6

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from top_jax.models.depthwise_conv import depthwise_conv2d, grouped_conv2d, shifted_conv2d
-from top_jax.models.layers import BatchNorm
+from top_jax.models.layers import BatchNorm, moves_statistics
 
 SHAPES = [((2, 5, 7, 3), 7), ((1, 1, 1, 2), 7), ((3, 4, 2, 5), 3), ((2, 6, 6, 1), 5), ((1, 3, 3, 4), 1)]
 
@@ -95,3 +95,14 @@ def test_batch_norm_statistics_carry_no_gradient():
         return jnp.sum(module.mean[...])
 
     assert not np.asarray(jax.jit(jax.grad(running_mean))(draw(4, 2))).any()
+
+
+def test_what_moves_statistics():
+    """Ours, and Flax's, which a user's block may hold."""
+    for norm in (BatchNorm(3), nnx.BatchNorm(3, rngs=nnx.Rngs(0))):
+        holder = nnx.Sequential(norm)
+        holder.train()
+        assert moves_statistics(holder)
+        holder.eval()
+        assert not moves_statistics(holder)
+    assert not moves_statistics(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))

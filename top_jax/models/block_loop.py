@@ -68,7 +68,7 @@ def run_loop(
     weights = _stacked([nnx.to_pure_dict(nnx.state(block, nnx.Param)) for block in blocks])
     statistics = _stack([statistics_of(block) for block in blocks])
     drop_paths = [_drop_paths(block) for block in blocks]
-    rates = jnp.asarray([[part.rate for part in parts] for parts in drop_paths], jnp.float32)
+    rates = jnp.asarray([[part.rate for part in parts] for parts in drop_paths], float)  # as wide as a Python number
     indices = jnp.asarray([[part.index for part in parts] for parts in drop_paths], jnp.int32)
     drops = any(part.rate for parts in drop_paths for part in parts)
 
@@ -149,8 +149,9 @@ def _drop_paths(block: nnx.Module) -> list[DropPath]:
 def _structure(block: nnx.Module) -> Any:
     """Returns what decides whether two blocks compute the same of their weights, apart from their drop-paths."""
     graphdef, state = nnx.split(block)
-    if nnx.state(block, nnx.Not(nnx.Any(*KINDS))):
-        return object()  # a class of the user's with variables of other kinds: equal to no other block
+    modules = {type(part).__module__.partition(".")[0] for _, part in nnx.iter_modules(block)}
+    if not modules <= {"top_jax", "flax"} or nnx.state(block, nnx.Not(nnx.Any(*KINDS))):
+        return object()  # equal to no other block: a user's class may count its calls, or keep what it computes
     copy = nnx.merge(graphdef, state)
     for part in _drop_paths(copy):
         part.rate, part.index = 0.0, 0

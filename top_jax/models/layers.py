@@ -107,8 +107,8 @@ class BatchNorm(nnx.Module):
 
 
 def moves_statistics(module: nnx.Module) -> bool:
-    """Returns whether calling `module` would move the statistics of a BatchNorm in it."""
-    return any(isinstance(part, BatchNorm) and not part.use_running_average for _, part in nnx.iter_modules(module))
+    """Returns whether calling `module` would move the statistics of a BatchNorm in it, ours or Flax's."""
+    return any(not getattr(part, "use_running_average", True) for _, part in nnx.iter_modules(module))
 
 
 class DropPath(nnx.Module):

@@ -329,7 +329,8 @@ def read_weights(run: RunDirectory, which: str = "best", ema: bool | None = None
         )
     weights = abstract_weights(config.model)
     like = {"params": weights, "ema": weights} if kept_ema else {"params": weights}
-    found = _read(run, which, like, otherwise="choose the other of best and latest")
+    other = "latest" if which == "best" else "best"
+    found = _read(run, which, like, otherwise=f"choose the {other!r} one (which={other!r}, --which={other})")
     return found["ema" if (kept_ema if ema is None else ema) else "params"]
 
 
