@@ -42,7 +42,7 @@ def test_depthwise_conv(conv, shape, taps):
 def test_depthwise_conv_gradients(shape, taps):
     x, kernel, dy = draw(*shape), draw(taps, taps, shape[-1]), draw(*shape)
     convs = (depthwise_conv2d, shifted_conv2d, grouped_conv2d)
-    *pulled, wanted = jax.jit(lambda *args: [jax.vjp(conv, *args)[1](dy) for conv in convs])(x, kernel)
+    *pulled, wanted = jax.jit(lambda dy, *args: [jax.vjp(conv, *args)[1](dy) for conv in convs])(dy, x, kernel)
     for got in pulled:
         for mine, want in zip(got, wanted, strict=True):
             np.testing.assert_allclose(mine, want, atol=1e-4)

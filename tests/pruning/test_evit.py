@@ -129,7 +129,7 @@ def test_no_token_left(fuse):
 @pytest.mark.parametrize("settings", [dict(keep_ratio=1.0), dict(keep_ratio=0.9), dict(keep_ratio=1.0, fuse=False)])
 def test_a_ratio_that_keeps_everything_returns_the_tokens(settings):
     """It keeps their order too, which the scores would change."""
-    before = tokens("first")
+    before = jax.tree.map(jnp.asarray, tokens("first"))
     evit = Evit(after_blocks=(1,), **settings)
     cut = Cut(1, PATCHES, PATCHES, PATCHES)
     assert evit.schedule(PATCHES, 2) == (cut,)
@@ -168,8 +168,8 @@ def test_gradients_reach_what_was_fused_and_its_weights():
     score = np.random.default_rng(1).uniform(size=(BATCH, 9)).astype(np.float32)
 
     def fused(x, score):
-        after = evit(dataclasses.replace(before, x=x), {"attention": score}, evit.cut(1, PATCHES, 0.5))
-        return jnp.sum(after.x[:, -1])
+        traced = dataclasses.replace(jax.tree.map(jnp.asarray, before), x=x)
+        return jnp.sum(evit(traced, {"attention": score}, evit.cut(1, PATCHES, 0.5)).x[:, -1])
 
     by_x, by_score = in_numpy(jax.grad(fused, argnums=(0, 1)))(before.x, score)
     worst = np.argsort(np.asarray(score)[:, 1:], axis=1)[:, :4] + 1
