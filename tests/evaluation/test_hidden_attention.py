@@ -90,7 +90,7 @@ def test_directions_with_an_order_of_their_own(reorder):
     # Each direction has its own u here, so each is applied separately.
     total = 0.0
     for g in range(2):
-        one = jax.tree.map(lambda array: np.asarray(array)[g : g + 1], scan)  # noqa: B023
+        one = jax.tree.map(lambda array, g=g: np.asarray(array)[g : g + 1], scan)
         own = ScanPlan(plan.reverse[g : g + 1], reorder)
         total += np.einsum("beij,bje->bie", channel_attention(one, own), one.u[0]) + one.D[0] * one.u[0]
     np.testing.assert_allclose(total, expected, rtol=1e-5, atol=2e-5)

@@ -1,4 +1,4 @@
-"""In train mode equal blocks run as one loop. Here it is compared with the same blocks, one by one."""
+"""The loop over equal blocks in train mode, compared with the same blocks one by one."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def whole(grid) -> np.ndarray:
 
 
 def traverse(*arguments, by_token):
-    """In NumPy arrays: looking at a row of JAX's would compile one more program."""
+    """Returns NumPy arrays, because indexing a JAX array compiles one more program."""
     return jax.tree.map(np.asarray, _compiled(*arguments, by_token=by_token))
 
 

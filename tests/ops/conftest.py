@@ -156,5 +156,5 @@ def scan_forward() -> Callable[..., jax.Array]:
 
 
 def _all_options(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """So that equal calls share a program."""
+    """Returns the options with their defaults, sorted, so that equal calls share a program."""
     return tuple(sorted({"alignment": "none", "reverse": False, **options}.items()))

@@ -325,4 +325,4 @@ def test_vmap(name, make_inputs, make_positions, run_scan):
     for index, one in enumerate(stacked):
         cotangent = np.ones(one["u"].shape, np.float32)
         want = run_scan(one, cotangent, positions=positions[index], implementation=name, **options)
-        assert_close(jax.tree.map(lambda array: np.asarray(array)[index], got), want, "float32")  # noqa: B023
+        assert_close(jax.tree.map(lambda array, index=index: np.asarray(array)[index], got), want, "float32")

@@ -238,10 +238,9 @@ def define_classifier() -> flags.FlagHolder[Any]:
 def check_classifier(checkpoint: str) -> None:
     """Raises InputError for the run of a segmenter, before images are looked for; reads its config only."""
     from top_jax.build import not_a_classifier
-    from top_jax.training.run_directory import RunDirectory
-    from top_jax.training.weights import is_run
+    from top_jax.training.weights import holds_segmenter, is_run
 
-    if is_run(checkpoint) and RunDirectory(checkpoint).read_config().model.is_segmenter:
+    if is_run(checkpoint) and holds_segmenter(checkpoint, None):
         raise not_a_classifier("classification", checkpoint)
 
 

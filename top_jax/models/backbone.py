@@ -15,7 +15,7 @@ from jax.extend.core import get_opaque_trace_state
 
 from top_jax.errors import InputError
 from top_jax.models import initializers as init
-from top_jax.models.block_loop import groups, is_training, recomputed, run_loop
+from top_jax.models.block_loop import groups, is_training, one_by_one, recomputed, run_loop
 from top_jax.models.features import Features, make_features, painted
 from top_jax.models.sizes import BackboneConfig, MambaConfig
 from top_jax.ops import ScanArguments, ScanPlan
@@ -269,7 +269,7 @@ class Backbone(nnx.Module, abc.ABC):
     ) -> list[range]:
         """Returns which blocks run as one loop, by their numbers: in train mode, equal ones between two reductions."""
         if watch is not None or not is_training(self.blocks[0]):
-            return [range(number, number + 1) for number in range(1, len(self.blocks) + 1)]
+            return one_by_one(range(1, len(self.blocks) + 1))
         return groups(self.blocks, alone=cuts, last=stages)
 
     def _whole(self, block: Block, tokens: Tokens, *, paths: Any, keys: jax.Array | None) -> Tokens:

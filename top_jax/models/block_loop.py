@@ -31,6 +31,11 @@ def is_training(block: nnx.Module) -> bool:
     return any(not part.deterministic for part in _drop_paths(block))
 
 
+def one_by_one(numbers: range) -> list[range]:
+    """Returns ranges of one number each, for blocks without a loop."""
+    return [range(number, number + 1) for number in numbers]
+
+
 def groups(blocks: Sequence[nnx.Module], alone: Collection[int], last: Collection[int]) -> list[range]:
     """Divides blocks into ranges of 1-based numbers: equal neighbours that can run as one loop, or single blocks.
 
@@ -48,7 +53,7 @@ def groups(blocks: Sequence[nnx.Module], alone: Collection[int], last: Collectio
             found[-1] = range(found[-1].start, number + 1)
         else:
             found.append(range(number, number + 1))
-    return [part for group in found for part in ([group] if len(group) >= SHORTEST else _one_by_one(group))]
+    return [part for group in found for part in ([group] if len(group) >= SHORTEST else one_by_one(group))]
 
 
 def run_loop(
@@ -131,15 +136,14 @@ def _backward(_: None, grads: Weights) -> tuple[list[Weights]]:
     count = len(jax.tree.leaves(grads)[0])
     numbers = [jnp.full((2,), number, jnp.int32) for number in range(count)]
     places = jax.lax.sort((jnp.arange(2, dtype=jnp.int32), *numbers), num_keys=1)[1:]
-    take = lambda place: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, place, keepdims=False), grads)  # noqa: E731
+
+    def take(place: jax.Array) -> Weights:
+        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, place, keepdims=False), grads)
+
     return ([take(place[0]) for place in places],)
 
 
 _stacked.defvjp(_forward, _backward)
-
-
-def _one_by_one(numbers: range) -> list[range]:
-    return [range(number, number + 1) for number in numbers]
 
 
 def _drop_paths(block: nnx.Module) -> list[DropPath]:
