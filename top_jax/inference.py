@@ -30,9 +30,8 @@ from top_jax.errors import InputError
 from top_jax.evaluation.segmentation import make_predict
 from top_jax.models import Backbone, Segmenter
 from top_jax.models.weights import weights_of
-from top_jax.training.class_names import class_names_of
-from top_jax.training.run_directory import RunDirectory
-from top_jax.training.weights import is_run, load_checkpoint
+from top_jax.training.saved_weights import find_weights
+from top_jax.training.weights import load_checkpoint
 from top_jax.values import path as path_of
 from top_jax.values import refused, several, whole
 
@@ -151,16 +150,16 @@ def open_classifier(
         InputError: no such checkpoint, or a file that does not fit its model.
         RunError: the checkpoint is damaged.
     """
-    path = path_of("checkpoint", checkpoint)
-    if is_run(path):
-        if model is not None or overrides:
-            raise InputError(f"{path} is a run, which knows its model; drop model and its sizes.")
-        loaded = as_classifier(load_checkpoint(path, which=which, ema=ema), "classification", name=str(path))
-        data = RunDirectory(path).read_config().data
-    else:
+    saved = find_weights(checkpoint, model)
+    if saved.trained is None:
         loaded, data = load_torch_checkpoint(checkpoint, model, ema=bool(ema), **overrides), DataConfig()
+    else:
+        if model is not None or overrides:
+            raise InputError(f"{checkpoint} is a run, which knows its model; drop model and its sizes.")
+        loaded = load_checkpoint(saved.path, which=which, ema=ema)
+        loaded, data = as_classifier(loaded, "classification", name=str(checkpoint)), saved.trained.data
     count = loaded.config.num_classes
-    names = class_names_of(checkpoint, count) or tuple(f"class {index}" for index in range(count))
+    names = saved.class_names(count) or tuple(f"class {index}" for index in range(count))
     return Classifier(loaded, names, data)
 
 

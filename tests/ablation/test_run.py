@@ -17,7 +17,8 @@ from top_jax.data import open_source
 from top_jax.errors import InputError
 from top_jax.evaluation.accuracy import evaluate_model
 from top_jax.pruning import Pruning
-from top_jax.training.weights import checkpoint_weights, fill
+from top_jax.training.saved_weights import find_weights
+from top_jax.training.weights import fill
 
 BASE = Pruning(after_blocks=(1,), keep_ratio=0.5)
 
@@ -42,7 +43,7 @@ def test_numbers_are_those_of_evaluate(finished, rows, setting):
     """The same as of a model built with the setting, in a program of its own."""
     checkpoint = finished.checkpoints[1]
     shapes = build_abstract_model(finished.config.model, setting)
-    model = fill(shapes, checkpoint_weights(checkpoint, finished.config.model))
+    model = fill(shapes, find_weights(checkpoint).for_model(finished.config.model))
     source = open_source(finished.config.data, train=False)
     expected = evaluate_model(model, source, finished.config.data, batch_size=180)
     seed = setting.seed if setting.score == "random" else None

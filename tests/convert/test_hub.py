@@ -198,8 +198,8 @@ def test_pretrained_is_not_for_random_models():
 def test_runs_and_commands_take_names(official, tmp_path):
     from top_jax.config import RunConfig
     from top_jax.models.weights import weights_of
-    from top_jax.training.class_names import class_names_of, imagenet_synsets
-    from top_jax.training.weights import about_weights, initial_weights
+    from top_jax.training.class_names import imagenet_synsets
+    from top_jax.training.saved_weights import find_weights, initial_weights
 
     want = weights_of(top_jax.create_model("vim_tiny", pretrained=True))
     for name in ("pretrained", "pretrained:vim_tiny", f"hf://o/r/{OFFICIAL_FILES['vim_tiny'].file}"):
@@ -207,7 +207,7 @@ def test_runs_and_commands_take_names(official, tmp_path):
         found = initial_weights(config)
         np.testing.assert_array_equal(found["pos_embed"], want["pos_embed"])
         np.testing.assert_array_equal(found["head"]["kernel"], want["head"]["kernel"])
-        assert about_weights(name, "best", None) == {"ema": False}
+        assert find_weights(name, "vim_tiny").about("best", None) == {"ema": False}
         assert hub.is_name(name) and not Path(hub.label_of(name)).parent.name
     three = RunConfig.from_config_dict({"init_from": "pretrained", "model": {"name": "vim_tiny", "num_classes": 3}})
     with pytest.raises(InputError, match="init_head=new"):
@@ -216,7 +216,7 @@ def test_runs_and_commands_take_names(official, tmp_path):
     other = RunConfig.from_config_dict({"init_from": "pretrained:vim_tiny", "model": {"name": "vim_small"}})
     with pytest.raises(InputError, match="vim_tiny, but vim_small"):
         initial_weights(other)
-    assert class_names_of("pretrained", 1000) == imagenet_synsets()
+    assert find_weights("pretrained", "vim_tiny").class_names(1000) == imagenet_synsets()
 
 
 def test_list_models():

@@ -25,8 +25,9 @@ from top_jax.models.weights import split_weights, statistics_of, weights_of
 from top_jax.training import weights as weights_module
 from top_jax.training.checkpoints import Checkpoints
 from top_jax.training.run_directory import RunDirectory
+from top_jax.training.saved_weights import find_weights, initial_weights
 from top_jax.training.steps import create_state
-from top_jax.training.weights import checkpoint_weights, initial_weights, load_checkpoint, read_weights, save_weights
+from top_jax.training.weights import load_checkpoint, read_weights, save_weights
 
 MODEL = ModelConfig(num_classes=3, img_size=(8,), patch_size=4, embed_dim=16, depth=2, d_state=4)
 WITH_STATISTICS = dataclasses.replace(MODEL, name="plain_mamba_l1", layers_with_dwconv=(0,))
@@ -368,7 +369,7 @@ def test_init_from_what_does_not_fit(tmp_path, make_run):
     make_run(tmp_path)
 
     def start(**changes):
-        return checkpoint_weights(tmp_path, dataclasses.replace(MODEL, **changes))
+        return find_weights(tmp_path).for_model(dataclasses.replace(MODEL, **changes))
 
     with pytest.raises(InputError, match="3 classes.* 10"):
         start(num_classes=10)
@@ -377,7 +378,7 @@ def test_init_from_what_does_not_fit(tmp_path, make_run):
     with pytest.raises(InputError, match=r"blocks\.0\.mixer\.backward\.A_log \(\(32, 4\) there, \(32, 8\) here"):
         start(d_state=8)
     with pytest.raises(InputError, match="nowhere"):
-        checkpoint_weights(tmp_path / "nowhere", MODEL)
+        find_weights(tmp_path / "nowhere").for_model(MODEL)
     start(drop_path=0.3, dtype="bfloat16")  # no parameter of another shape
 
 
@@ -395,9 +396,9 @@ def test_init_from_another_grid_of_as_many_patches(tmp_path, monkeypatch, change
             texts.append(text % values)
 
     monkeypatch.setattr(weights_module.logging, "warning", warning)
-    checkpoint_weights(tmp_path, model)
+    find_weights(tmp_path).for_model(model)
     assert not texts
-    checkpoint_weights(tmp_path, dataclasses.replace(model, **changes))
+    find_weights(tmp_path).for_model(dataclasses.replace(model, **changes))
     (text,) = texts
     assert "2 x 2" in text and "stride 4" in text and value in text
 
@@ -415,7 +416,7 @@ def test_init_from_an_official_file(tmp_path, micro):
     params = initial_weights(RunConfig(model=model, pruning=pruning, init_from=str(tmp_path / "vim.pth")))
     np.testing.assert_array_equal(params["head"]["kernel"], micro.weights["head.weight"].T)
     with pytest.raises(InputError, match=rf"head\.weight \({classes}, .*\) instead of \({classes + 1}, "):
-        checkpoint_weights(tmp_path / "vim.pth", dataclasses.replace(model, num_classes=classes + 1))
+        find_weights(tmp_path / "vim.pth").for_model(dataclasses.replace(model, num_classes=classes + 1))
 
 
 def test_claim_refuses_another_runs_directory(tmp_path, make_run):

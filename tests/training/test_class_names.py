@@ -14,9 +14,10 @@ from top_jax.config import ModelConfig, RunConfig
 from top_jax.convert.checkpoint_files import read_class_names
 from top_jax.errors import InputError
 from top_jax.models.weights import weights_of
-from top_jax.training.class_names import class_names_of, class_order, imagenet_synsets, in_order_of
+from top_jax.training.class_names import class_order, imagenet_synsets, in_order_of
 from top_jax.training.run_directory import RunDirectory
-from top_jax.training.weights import checkpoint_weights, initial_weights, save_weights
+from top_jax.training.saved_weights import find_weights, initial_weights
+from top_jax.training.weights import save_weights
 
 MODEL = ModelConfig(num_classes=3, img_size=(8,), patch_size=4, embed_dim=16, depth=1, d_state=4)
 NAMES = ("blue", "green", "red")
@@ -42,13 +43,13 @@ def checkpoint(request, model, tmp_path_factory):
 
 
 def test_names_are_kept_and_mapped(checkpoint, model, caplog):
-    assert class_names_of(checkpoint, 3) == NAMES and class_names_of(checkpoint, 4) is None
-    weights = weights_of(model)
-    as_they_are, same = checkpoint_weights(checkpoint, MODEL), checkpoint_weights(checkpoint, MODEL, class_names=NAMES)
+    saved, weights = find_weights(checkpoint), weights_of(model)
+    assert saved.class_names(3) == NAMES and saved.class_names(4) is None
+    as_they_are, same = saved.for_model(MODEL), saved.for_model(MODEL, class_names=NAMES)
     jax.tree.map(np.testing.assert_array_equal, as_they_are, weights)
     jax.tree.map(np.testing.assert_array_equal, same, weights)
     assert not caplog.text
-    moved = checkpoint_weights(checkpoint, MODEL, class_names=MOVED)
+    moved = saved.for_model(MODEL, class_names=MOVED)
     for name, array in moved["head"].items():
         np.testing.assert_array_equal(array, np.asarray(weights["head"][name])[..., [2, 0, 1]])
     del moved["head"]
@@ -59,7 +60,7 @@ def test_names_are_kept_and_mapped(checkpoint, model, caplog):
 def test_other_classes_are_refused(checkpoint):
     for names in (("a_red", "blue", "green"), ("blue", "green", "Red")):
         with pytest.raises(InputError, match=r"only there: 'red'; only here: '(a_red|Red)'"):
-            checkpoint_weights(checkpoint, MODEL, class_names=names)
+            find_weights(checkpoint).for_model(MODEL, class_names=names)
     run = RunConfig(model=MODEL, init_from=str(checkpoint))
     with pytest.raises(InputError, match="class 2 is 'red' there and 'white' here"):
         initial_weights(run, ("blue", "green", "white"))
@@ -70,7 +71,7 @@ def test_repeated_names(model, tmp_path):
     kept = ("crane", "maillot", "crane")
     file = tmp_path / "twice.safetensors"
     top_jax.save_torch_checkpoint(model, file, class_names=kept)
-    assert class_names_of(file, 3) == kept
+    assert find_weights(file).class_names(3) == kept
     assert class_order(kept, kept=kept, origin=file) is None
     with pytest.raises(InputError, match="class 1 is 'maillot' there and 'crane' here"):
         class_order(("crane", "crane", "maillot"), kept=kept, origin=file)
@@ -99,9 +100,10 @@ def test_official_weights_have_imagenets_classes(tmp_path):
     imagenet = filled(build_abstract_model(dataclasses.replace(MODEL, num_classes=1000)), scale=0.3)
     top_jax.save_torch_checkpoint(imagenet, file)
     assert read_class_names(file) is None
-    assert class_names_of(file, 1000) == synsets and class_names_of(file, 3) is None
+    saved = find_weights(file)
+    assert saved.class_names(1000) == synsets and saved.class_names(3) is None
     with pytest.raises(InputError, match="only there: 'n01440764'; only here: 'n00000001'"):
-        in_order_of(("n00000001", *synsets[1:]), {}, kept=class_names_of(file, 1000), origin=file)
+        in_order_of(("n00000001", *synsets[1:]), {}, kept=saved.class_names(1000), origin=file)
 
 
 def test_wrong_number_of_names(model, tmp_path):

@@ -19,7 +19,7 @@ from collectives import traffic
 from top_jax.config import RunConfig
 from top_jax.training.prepare import make_plan
 from top_jax.training.programs import TrainPrograms
-from top_jax.training.weights import initial_weights
+from top_jax.training.saved_weights import initial_weights
 
 CONFIG = RunConfig.from_config_dict(
     dict(

@@ -18,8 +18,9 @@ from top_jax.models.weights import split_weights, statistics_of, weights_of
 from top_jax.training.optimizer import depth_scales, make_optimizer
 from top_jax.training.prepare import prepare
 from top_jax.training.run_directory import RunDirectory
+from top_jax.training.saved_weights import find_weights, initial_weights
 from top_jax.training.steps import create_state, make_train_step
-from top_jax.training.weights import checkpoint_weights, initial_weights, save_weights
+from top_jax.training.weights import save_weights
 
 MODEL = ModelConfig(num_classes=5, img_size=(8,), patch_size=4, embed_dim=16, depth=1, d_state=4)
 THREE = dataclasses.replace(MODEL, num_classes=3)
@@ -57,7 +58,7 @@ def test_a_new_head(checkpoint, model):
     assert 0.01 < np.std(first["head"]["kernel"]) < 0.03  # trunc_normal's 0.02
     kept = weights_of(model)
     equal({**first, "head": 0}, {**kept, "head": 0})
-    same_count = checkpoint_weights(checkpoint, MODEL, class_names=tuple("vwxyz"), head="new")
+    same_count = find_weights(checkpoint).for_model(MODEL, class_names=tuple("vwxyz"), head="new")
     assert np.any(np.asarray(same_count["head"]["kernel"]) != np.asarray(kept["head"]["kernel"]))
 
 
@@ -67,12 +68,12 @@ def test_without_it_other_classes_are_refused(checkpoint):
     with pytest.raises(InputError, match="init_head='other'.*load or new"):
         RunConfig(init_head="other")
     with pytest.raises(InputError, match="head='fresh'.*load, new"):
-        checkpoint_weights(checkpoint, THREE, head="fresh")
+        find_weights(checkpoint).for_model(THREE, head="fresh")
 
 
 @pytest.mark.parametrize("size", [(16,), (8, 12)])
 def test_another_resolution(checkpoint, model, size, caplog):
-    weights = checkpoint_weights(checkpoint, dataclasses.replace(MODEL, img_size=size))
+    weights = find_weights(checkpoint).for_model(dataclasses.replace(MODEL, img_size=size))
     grid = (size[0] // 4, size[-1] // 4)
     kept = weights_of(model)
     resized = resize_position_embedding(np.asarray(kept["pos_embed"]), (2, 2), grid, class_token="middle")
@@ -83,7 +84,7 @@ def test_another_resolution(checkpoint, model, size, caplog):
 def test_a_file_of_another_model_says_so(checkpoint):
     """A new classifier excuses nothing else."""
     with pytest.raises(InputError, match="blocks|depth=2"):
-        checkpoint_weights(checkpoint, dataclasses.replace(THREE, depth=2), head="new")
+        find_weights(checkpoint).for_model(dataclasses.replace(THREE, depth=2), head="new")
 
 
 def test_rates_by_depth():

@@ -23,8 +23,9 @@ from top_jax.models.resizing import resize
 from top_jax.models.weights import weights_of
 from top_jax.training.optimizer import decay_mask, depth_scales, learning_rate_schedule
 from top_jax.training.run_directory import RunDirectory
+from top_jax.training.saved_weights import find_weights, initial_weights
 from top_jax.training.segmentation import IGNORED, losses, pixel_loss
-from top_jax.training.weights import checkpoint_weights, initial_weights, load_checkpoint, save_weights
+from top_jax.training.weights import load_checkpoint, save_weights
 
 
 def plain_loss(logits, label):
@@ -166,7 +167,7 @@ def test_starts_from_a_classifier(tmp_path):
     kernels = [weights["decode_head"]["fpn_bottleneck"]["conv"]["kernel"] for weights in (first, other)]
     assert not np.array_equal(*kernels)
     with pytest.raises(InputError, match="init_from"):
-        checkpoint_weights(tmp_path / "classifier", SEGMENTER)
+        find_weights(tmp_path / "classifier").for_model(SEGMENTER)
     file = tmp_path / "classifier.safetensors"
     save_torch_checkpoint(filled(build_abstract_model(CLASSIFIER), scale=0.3), file)
     from_file = start(file)
@@ -199,7 +200,7 @@ def test_starts_from_a_segmenter(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, weights["backbone"], there["backbone"])
     assert weights["decode_head"]["classifier"]["conv_seg"]["kernel"].shape[-1] == 3
     with pytest.raises(InputError, match="segmenter"):
-        checkpoint_weights(tmp_path / "seven", dataclasses.replace(CLASSIFIER, num_classes=7))
+        find_weights(tmp_path / "seven").for_model(dataclasses.replace(CLASSIFIER, num_classes=7))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from top_jax.config import DistillationConfig, OptimizerConfig, RunConfig
 from top_jax.errors import InputError, RunError
 from top_jax.training import step_speed
+from top_jax.training.saved_weights import initial_weights
 from top_jax.training.step_speed import measure_step, timed_batch_size
-from top_jax.training.weights import initial_weights
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from top_jax.errors import InputError
 from top_jax.models.weights import weights_of
 from top_jax.training.prepare import make_plan
 from top_jax.training.run_directory import RunDirectory
-from top_jax.training.weights import keep_teacher, save_weights, teacher_weights
+from top_jax.training.saved_weights import teacher_weights
+from top_jax.training.weights import keep_teacher, save_weights
 
 MODEL = ModelConfig(
     name="plain_mamba_l1", num_classes=3, img_size=(8,), patch_size=4, embed_dim=16, depth=2, d_state=4, drop_path=0.2

@@ -34,10 +34,9 @@ from top_jax.models.weights import Weights
 from top_jax.pruning import Pruning
 from top_jax.training.prepare import check_labels
 from top_jax.training.programs import enable_compilation_cache
-from top_jax.training.run_directory import RunDirectory
+from top_jax.training.saved_weights import find_weights
 from top_jax.training.seals import fingerprint
 from top_jax.training.tasks import task_of
-from top_jax.training.weights import checkpoint_weights
 from top_jax.values import counted
 
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -207,8 +206,9 @@ def _open_images(config: RunConfig, limit: int | None) -> EvaluationImages:
 def _load(
     path: str | Path, config: RunConfig, which: str, ema: bool | None, class_names: tuple[str, ...]
 ) -> Checkpoint:
-    weights = checkpoint_weights(path, config.model, which=which, ema=ema, class_names=class_names)
-    trained = RunDirectory(path).read_config() if Path(path).is_dir() else None
+    saved = find_weights(path, config.model.name)
+    weights = saved.for_model(config.model, which=which, ema=ema, class_names=class_names)
+    trained = saved.trained
     return Checkpoint(
         path=str(path),
         weights=weights,

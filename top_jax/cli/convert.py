@@ -60,15 +60,14 @@ _JSON = flags.DEFINE_string("json", None, "File for the report; by default in TA
 
 def main(arguments: list[str]) -> None:
     """Reads, checks every key, writes."""
-    from top_jax.training.class_names import class_names_of
-    from top_jax.training.weights import is_run
+    from top_jax.training.saved_weights import find_weights, is_run
 
     if len(arguments) != 2:
         raise InputError(f"got {len(arguments)} arguments; needed: SOURCE and TARGET (--help).")
     source, target = arguments[0], Path(arguments[1])
     to_file = _check_target(Path(source), target)  # before reading, which may take a while
     config, model, report, ema = _read_run(Path(source)) if is_run(source) else _read_file(source)
-    names = class_names_of(source, config.model.num_classes)
+    names = find_weights(source, config.model.name).class_names(config.model.num_classes)
     advice = (_write_file if to_file else _write_run)(target, config, model, names)
     print(f"{source} ({config.model.name}{', averaged weights' if ema else ''}) -> {target}\n")
     print(f"{report}\n\nevery key is used and every weight is set.\n{advice}")
@@ -85,7 +84,7 @@ def _check_target(source: Path, target: Path) -> bool:
     """
     from top_jax.convert.checkpoint_files import check_target, has_checkpoint_suffix
     from top_jax.training.run_directory import RunDirectory
-    from top_jax.training.weights import is_run
+    from top_jax.training.saved_weights import is_run
 
     runner.check_json(_JSON.value, source, target)
     if has_checkpoint_suffix(target):
@@ -110,14 +109,14 @@ def _read_file(source: str) -> tuple[RunConfig, Model, KeySummary, bool]:
     """Returns a file's config, model and key report, and whether the weights are averaged."""
     from top_jax.convert.torch_checkpoint import load_official
     from top_jax.models import MODELS
-    from top_jax.training.weights import holds_segmenter
+    from top_jax.training.saved_weights import find_weights
     from top_jax.values import one_of
 
     if _MODEL.value is not None:  # before the file is read
         one_of("model", _MODEL.value, MODELS)
     _sizes(_OVERRIDE.value, head="uper")
     _img_size(_CHECKPOINT_IMG_SIZE.value)
-    if holds_segmenter(source, _MODEL.value):
+    if find_weights(source, _MODEL.value).is_segmenter():
         return _read_segmenter(source)
     loaded = load_official(
         source,

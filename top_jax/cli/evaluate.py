@@ -55,7 +55,7 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: str | Path) -> dict[str, 
     from top_jax.data import check_classes, open_source
     from top_jax.evaluation.flops.of_config import costs
     from top_jax.training.prepare import check_labels
-    from top_jax.training.weights import about_weights
+    from top_jax.training.saved_weights import find_weights
 
     require("grain", purpose="evaluate")
     shared_flags.check_data_is_known()
@@ -67,7 +67,7 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: str | Path) -> dict[str, 
         result = _evaluate(model, source, config, advance)
     return {
         "checkpoint": str(checkpoint),
-        **about_weights(checkpoint, flags.FLAGS.which, flags.FLAGS.ema),
+        **find_weights(checkpoint, config.model.name).about(flags.FLAGS.which, flags.FLAGS.ema),
         "data": source.name,
         **result,
         **costs(config),

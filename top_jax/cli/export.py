@@ -156,12 +156,12 @@ def _images(config: RunConfig, count: int) -> np.ndarray:
 
     from top_jax.data import check_classes, open_source
     from top_jax.data.examples import ExampleReader
-    from top_jax.training.class_names import class_names_of, class_order
+    from top_jax.training.class_names import class_order
 
     shared_flags.check_data_is_known()
     source = open_source(config.data, train=False)
     check_classes(source, config.model.num_classes, "compare on the data it was trained for")
-    kept = class_names_of(_CHECKPOINT.value, config.model.num_classes)
+    kept = _class_names(config)
     if class_order(source.class_names, kept=kept, origin=_CHECKPOINT.value) is not None:
         logging.warning("the data's classes are in another order; the logits keep the order of %s", _CHECKPOINT.value)
     reader = ExampleReader(source, config.data, size)
@@ -185,12 +185,17 @@ def _check(parity: list[Any], target: Path) -> None:
             )
 
 
+def _class_names(config: RunConfig) -> tuple[str, ...] | None:
+    """Returns the names of the checkpoint's classes; None if they are not known."""
+    from top_jax.training.saved_weights import find_weights
+
+    return find_weights(_CHECKPOINT.value, config.model.name).class_names(config.model.num_classes)
+
+
 def _report(config: RunConfig, exported: Any, target: Path, parity: list[Any]) -> dict[str, Any]:
     """Returns the content of the JSON file."""
-    from top_jax.training.class_names import class_names_of
-
     argument, result = exported.in_avals[0], exported.out_avals[0]
-    names = class_names_of(_CHECKPOINT.value, config.model.num_classes)
+    names = _class_names(config)
     return {
         "file": str(target),
         "bytes": target.stat().st_size,

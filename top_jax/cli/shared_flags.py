@@ -152,7 +152,7 @@ def warn_of_changes(config: RunConfig, *, pruning: bool = True) -> None:
         pruning: whether to compare the pruning too.
     """
     from top_jax.training.run_directory import changed_settings
-    from top_jax.training.weights import patches
+    from top_jax.training.saved_weights import patches
 
     for path, trained in _runs():
         known = ("model.img_size", "model.stride") if patches(trained.model) != patches(config.model) else ()
@@ -238,9 +238,10 @@ def define_classifier() -> flags.FlagHolder[Any]:
 def check_classifier(checkpoint: str) -> None:
     """Raises InputError for the run of a segmenter, before images are looked for; reads its config only."""
     from top_jax.build import not_a_classifier
-    from top_jax.training.weights import holds_segmenter, is_run
+    from top_jax.training.saved_weights import find_weights
 
-    if is_run(checkpoint) and holds_segmenter(checkpoint, None):
+    trained = find_weights(checkpoint, flags.FLAGS.model).trained
+    if trained is not None and trained.model.is_segmenter:
         raise not_a_classifier("classification", checkpoint)
 
 
@@ -288,11 +289,13 @@ def load_model(checkpoint: str | Path, config: RunConfig, class_names: Sequence[
             cannot have.
     """
     from top_jax.build import build_abstract_model, build_reduction
-    from top_jax.training.weights import checkpoint_weights, fill
+    from top_jax.training.saved_weights import find_weights
+    from top_jax.training.weights import fill
 
     model = build_abstract_model(config.model, build_reduction(config.pruning))
     choice = {"which": flags.FLAGS.which, "ema": flags.FLAGS.ema}
-    weights = checkpoint_weights(checkpoint, config.model, **choice, class_names=class_names)
+    saved = find_weights(checkpoint, config.model.name)
+    weights = saved.for_model(config.model, **choice, class_names=class_names)
     warn_of_changes(config)
     return fill(model, weights)
 

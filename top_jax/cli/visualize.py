@@ -200,9 +200,9 @@ def _pictures(files: list[str], config: RunConfig) -> tuple[list[Any], Source | 
 def _names_of(checkpoint: str, config: RunConfig) -> tuple[str, ...]:
     """Returns the class names that the checkpoint keeps, or those of the config's data if it keeps none."""
     from top_jax.data import open_source
-    from top_jax.training.class_names import class_names_of
+    from top_jax.training.saved_weights import find_weights
 
-    names = class_names_of(checkpoint, config.model.num_classes)
+    names = find_weights(checkpoint, config.model.name).class_names(config.model.num_classes)
     if names is not None:
         return names
     try:

@@ -14,11 +14,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from top_jax.convert.checkpoint_files import read_class_names, weights_in_folder
-from top_jax.convert.hub import is_pretrained, local_file
 from top_jax.errors import InputError
 from top_jax.models.weights import Weights, is_of_classes
-from top_jax.training.run_directory import RunDirectory, first_difference
+from top_jax.training.run_directory import first_difference
 
 logger = logging.getLogger(__name__)
 
@@ -30,28 +28,6 @@ _WORDNET_ID: Final = re.compile(r"n\d{8}")
 def imagenet_synsets() -> tuple[str, ...]:
     """Returns the WordNet ids of ImageNet-1k's classes, in the order of every official checkpoint's logits."""
     return tuple((resources.files("top_jax.data") / "imagenet_synsets.txt").read_text().split())
-
-
-def class_names_of(checkpoint: str | Path, num_classes: int) -> tuple[str, ...] | None:
-    """Returns the names of a checkpoint's classes, in the order of its logits; None if they are not known.
-
-    A file of 1,000 classes without names is taken for an official one, whose classes are ImageNet's.
-
-    Args:
-        checkpoint: a run directory, a .pth or .safetensors file, or a name (`top_jax.convert.hub`).
-        num_classes: number of classes of its classifier.
-    """
-    if is_pretrained(checkpoint):
-        return imagenet_synsets() if num_classes == IMAGENET_CLASSES else None
-    path = local_file(checkpoint)
-    file = weights_in_folder(path) or path
-    if file.is_dir():
-        names = RunDirectory(file).class_names()
-    else:
-        names = read_class_names(file)
-        if names is None and num_classes == IMAGENET_CLASSES:
-            return imagenet_synsets()
-    return names if names is not None and len(names) == num_classes else None
 
 
 def in_order_of(names: Sequence[str], weights: Weights, *, kept: Sequence[str] | None, origin: str | Path) -> Weights:

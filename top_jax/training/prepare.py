@@ -23,9 +23,10 @@ from top_jax.training.checkpoints import Checkpoints, Position
 from top_jax.training.keep_ratio_warmup import Stage, stages
 from top_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from top_jax.training.run_directory import DataFacts, RunDirectory, flatten
+from top_jax.training.saved_weights import initial_weights, teacher_weights
 from top_jax.training.steps import TrainState, create_state
 from top_jax.training.tasks import Task, task_of
-from top_jax.training.weights import abstract_weights, initial_weights, keep_teacher, teacher_weights
+from top_jax.training.weights import abstract_weights, keep_teacher
 from top_jax.values import LARGEST_COUNT
 
 
