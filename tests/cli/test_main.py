@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from flax.traverse_util import flatten_dict
 
 from top_jax.cli import config_file, usage
 from top_jax.cli.main import COMMANDS
 from top_jax.config import RunConfig
 from top_jax.errors import InputError
-from top_jax.training.run_directory import flatten
 
 
 def test_every_command_is_listed(root):
@@ -43,7 +43,7 @@ def test_a_command_by_its_name(command):
 
 def test_help_of_train_lists_every_setting(command):
     settings = {one.key: one for one in usage.settings()}
-    assert settings.keys() == flatten(RunConfig().to_dict()).keys()
+    assert settings.keys() == flatten_dict(RunConfig().to_dict(), sep=".").keys()
     assert all(len(one.meaning) > 3 for one in settings.values())
     assert settings["data.min_area"].default == 0.08 and "smallest crop" in settings["data.min_area"].meaning
     result = command("train.py", "--help")

@@ -15,7 +15,9 @@ VIM = dict(num_patches=196, depth=24)
 
 
 def plan(config, *, steps_per_epoch=10.0, total_steps=100, **sizes):
-    return stages(config, steps_per_epoch=steps_per_epoch, total_steps=total_steps, **(VIM | sizes))
+    return stages(
+        build_reduction(config), config, steps_per_epoch=steps_per_epoch, total_steps=total_steps, **(VIM | sizes)
+    )
 
 
 def counts(found, **sizes):

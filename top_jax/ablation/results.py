@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from top_jax import files
 from top_jax.ablation.grid import fill_of
@@ -25,7 +26,7 @@ from top_jax.config import RunConfig
 from top_jax.errors import InputError
 from top_jax.files import write_json, write_text
 from top_jax.pruning import Pruning
-from top_jax.training.run_directory import FREE_TO_CHANGE, describe_changes, flatten
+from top_jax.training.run_directory import FREE_TO_CHANGE, describe_changes
 
 
 class Results:
@@ -113,9 +114,11 @@ class Results:
         stored = json.loads(file.read_text())
         if stored["training"] is None or self.settings["training"] is None:  # one of the two commands did not train
             stored["training"] = self.settings["training"] = stored["training"] or self.settings["training"]
-        here, unset = (flatten(json.loads(json.dumps(of))) for of in (self.settings, RunConfig().to_dict()))
+        here, unset = (
+            flatten_dict(json.loads(json.dumps(of)), sep=".") for of in (self.settings, RunConfig().to_dict())
+        )
         # A setting that an earlier release lacked had its present default.
-        there = {key: unset.get(key.removeprefix("training.")) for key in here} | flatten(stored)
+        there = {key: unset.get(key.removeprefix("training.")) for key in here} | flatten_dict(stored, sep=".")
         changed = [key for key in dict.fromkeys((*here, *there)) if there.get(key) != here.get(key)]
         if changed:
             raise InputError(
@@ -136,7 +139,9 @@ def common_settings(config: RunConfig, base: Pruning, limit_images: int | None, 
     Returns:
         JSON values by dotted key; `training` is None without fine-tuning.
     """
-    content = {key: value for key, value in flatten(config.to_dict()).items() if key not in FREE_TO_CHANGE}
+    content = {
+        key: value for key, value in flatten_dict(config.to_dict(), sep=".").items() if key not in FREE_TO_CHANGE
+    }
     of_training = ("batch_size", "augment.", "distillation.", "optimizer.")
     return {
         **{key: value for key, value in content.items() if key.startswith(("model.", "data."))},

@@ -16,7 +16,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from top_jax.errors import InputError
 from top_jax.models.weights import Weights, is_of_classes
-from top_jax.training.run_directory import first_difference
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +76,17 @@ def class_order(names: Sequence[str], *, kept: Sequence[str] | None, origin: str
         f"{origin} was trained on other classes than this data has: {first_difference(kept, names)}. Use the data that "
         "it was trained on, or rename the class folders (a run's names are in its data.json)."
     )
+
+
+def first_difference(there: Sequence[str], here: Sequence[str]) -> str:
+    """Describes the first class that differs between two lists, and the first name that only one of them has."""
+    pairs = list(zip(there, here, strict=False))
+    place = next((index for index, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    a, b = (repr(names[place]) if place < len(names) else "absent" for names in (there, here))
+    only = ((where, [name for name in names if name not in set(other)])
+            for where, names, other in (("there", there, here), ("here", here, there)))  # fmt: skip
+    more = "".join(f"; only {where}: {names[0]!r}{', ...' * (len(names) > 1)}" for where, names in only if names)
+    return f"class {place} is {a} there and {b} here{more}"
 
 
 def _kind(names: Sequence[str]) -> str:

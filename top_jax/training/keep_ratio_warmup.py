@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from top_jax.build import build_reduction
 from top_jax.config import PruningConfig
 from top_jax.errors import InputError
 from top_jax.pruning import Reduction
@@ -28,30 +27,30 @@ class Stage:
 
 
 def stages(
-    config: PruningConfig, *, num_patches: int, depth: int, steps_per_epoch: float, total_steps: int
+    target: Reduction, config: PruningConfig, *, num_patches: int, depth: int, steps_per_epoch: float, total_steps: int
 ) -> tuple[Stage, ...]:
     """Returns the stages of a run; they depend on its settings alone, so a resumed run is in the right one.
 
     The warm-up takes W = round(warmup_epochs x steps_per_epoch) steps. Its stage i of S = warmup_stages, i from 0,
-    starts at step ceil(i W / S) and keeps 1 - (1 - r) i / S where the config keeps r: the first is the dense model. At
-    step W the config's own ratios follow. A stage that has the same token counts as the one before it is left out, and
+    starts at step ceil(i W / S) and keeps 1 - (1 - r) i / S where the target keeps r: the first is the dense model. At
+    step W the target follows. A stage that has the same token counts as the one before it is left out, and
     so is one without steps.
 
     Args:
-        config: with or without a warm-up; without one there is one stage.
+        target: the run's reduction.
+        config: with `warmup_epochs` and `warmup_stages`; without a warm-up there is one stage.
         num_patches: M, patch tokens of an image.
         depth: number of blocks.
         steps_per_epoch: batches in an epoch.
         total_steps: length of the run.
 
     Returns:
-        At least one stage, by first_step from 0; the last has exactly the config's reduction.
+        At least one stage, by first_step from 0; the last has the target.
 
     Raises:
         InputError: a warm-up without pruning, one that takes the whole run, or token counts that the method cannot
             reach in some stage.
     """
-    target = build_reduction(config)
     cuts = target.schedule(num_patches, depth)
     if not config.warmup_epochs:
         return (Stage(0, target),)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import optax
 from flax import nnx
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding
 
 from top_jax import distributed
@@ -22,7 +23,7 @@ from top_jax.sharding import by_image, check_divisible, in_parts, make_mesh
 from top_jax.training.checkpoints import Checkpoints, Position
 from top_jax.training.keep_ratio_warmup import Stage, stages
 from top_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from top_jax.training.run_directory import DataFacts, RunDirectory, flatten
+from top_jax.training.run_directory import DataFacts, RunDirectory
 from top_jax.training.saved_weights import initial_weights, teacher_weights
 from top_jax.training.steps import TrainState, create_state
 from top_jax.training.tasks import Task, task_of
@@ -37,6 +38,7 @@ class Plan:
     Attributes:
         config: the run's config.
         model: with the final pruning; shapes only, in eval mode.
+        image_size: (height, width) of the images that it trains on.
         teacher: graph of the dense model to learn from, or None.
         total_steps: length of the run.
         eval_every: steps between evaluations.
@@ -49,6 +51,7 @@ class Plan:
 
     config: RunConfig
     model: Model
+    image_size: tuple[int, int]
     teacher: nnx.GraphDef[Any] | None
     total_steps: int
     eval_every: int
@@ -100,6 +103,7 @@ def make_plan(config: RunConfig, num_images: int) -> Plan:
         InputError: settings that do not fit together, or do not fit the devices.
     """
     check_divisible("batch_size", config.batch_size, config.optimizer.accumulate)
+    check_divisible("eval_batch_size", config.eval_batch_size or config.batch_size)
     mesh = make_mesh(config.fsdp)
     steps_per_epoch = num_images / config.batch_size
     length = config.total_steps or config.epochs * steps_per_epoch
@@ -113,15 +117,18 @@ def make_plan(config: RunConfig, num_images: int) -> Plan:
         config.optimizer, batch_size=config.batch_size, total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
     optimizer = make_optimizer(config.optimizer, schedule)
-    model = build_abstract_model(config.model, build_reduction(config.pruning))
+    reduction = build_reduction(config.pruning)
+    model = build_abstract_model(config.model, reduction)
     sizes = backbone_of(model).config
     return Plan(
         config=config,
         model=model,
+        image_size=crop_size(config),
         teacher=None if config.distillation.teacher is None else nnx.graphdef(build_abstract_model(config.model)),
         total_steps=total_steps,
         eval_every=max(1, round(config.eval_every_epochs * steps_per_epoch)),
         stages=stages(
+            reduction,
             config.pruning,
             num_patches=sizes.num_patches,
             depth=sizes.depth,
@@ -167,7 +174,7 @@ class Prepared:
             self.train_source,
             config.data,
             augment=config.augment,
-            img_size=crop_size(config),
+            img_size=self.plan.image_size,
             batch_size=config.batch_size,
             seed=config.seed,
             process_index=jax.process_index(),
@@ -180,7 +187,7 @@ class Prepared:
         return eval_batches(
             self.eval_source,
             config.data,
-            img_size=crop_size(config),
+            img_size=self.plan.image_size,
             batch_size=config.eval_batch_size or config.batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -215,14 +222,9 @@ def prepare(config: RunConfig, run: RunDirectory) -> Prepared:
     """
     # A host may keep its data elsewhere and read it in its own way.
     of_the_host = ("data.data_dir", "data.num_workers", "data.num_threads")
-    settings = {key: value for key, value in flatten(config.to_dict()).items() if key not in of_the_host}
+    settings = {key: value for key, value in flatten_dict(config.to_dict(), sep=".").items() if key not in of_the_host}
     distributed.check_same({"workdir": str(run.path), **settings})
-    train_source, eval_source = (open_source(config.data, train=train) for train in (True, False))
-    for source in (train_source, eval_source):
-        check_labels(source, config)
-        check_classes(source, config.model.num_classes, f"set --config.model.num_classes={source.num_classes}")
-    if is_dense(eval_source):
-        SegmentationReader(eval_source, config.data, crop_size(config)).check_sizes()
+    train_source, eval_source = (_open_split(config, train=train) for train in (True, False))
     data = _data_facts(train_source, eval_source)
     counts = {"images to train on": data["train"]["images"], "images to evaluate": data["eval"]["images"]}
     distributed.check_same({**counts, "class names": tuple(data["class_names"])})
@@ -232,7 +234,8 @@ def prepare(config: RunConfig, run: RunDirectory) -> Prepared:
             "set --config.init_from=RUN_OR_FILE."
         )
     plan = make_plan(config, num_images=len(train_source))
-    check_divisible("eval_batch_size", config.eval_batch_size or config.batch_size)
+    if is_dense(eval_source):
+        SegmentationReader(eval_source, config.data, plan.image_size).check_sizes()
     run.check_same_run(config, data)
     prepared = Prepared(
         run=run,
@@ -245,6 +248,13 @@ def prepare(config: RunConfig, run: RunDirectory) -> Prepared:
     prepared.train_batches()  # reads nothing yet, but checks the settings
     prepared.eval_batches()
     return prepared
+
+
+def _open_split(config: RunConfig, *, train: bool) -> Source:
+    source = open_source(config.data, train=train)
+    check_labels(source, config)
+    check_classes(source, config.model.num_classes, f"set --config.model.num_classes={source.num_classes}")
+    return source
 
 
 def check_labels(source: Source, config: RunConfig) -> None:

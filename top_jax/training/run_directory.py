@@ -17,15 +17,18 @@ import dataclasses
 import json
 import logging
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
+
+from flax.traverse_util import flatten_dict
 
 from top_jax import distributed, files, values
 from top_jax.build import build_reduction, build_sizes, segmenter_sizes
 from top_jax.config import RunConfig
 from top_jax.environment import environment
 from top_jax.errors import InputError, RunError
+from top_jax.training.class_names import first_difference
 
 logger = logging.getLogger(__name__)
 
@@ -249,7 +252,7 @@ def _meaning(config: RunConfig) -> dict[str, Any]:
         sizes = segmenter_sizes(config.model)
         content["model"] |= {name: getattr(sizes, name) for name in ("channels", "aux_channels", "stages")}
     content["pruning"] |= dataclasses.asdict(build_reduction(config.pruning))
-    return flatten(content)
+    return flatten_dict(content, sep=".")
 
 
 def changed_settings(there: RunConfig, here: RunConfig) -> dict[str, tuple[Any, Any]]:
@@ -303,29 +306,7 @@ def _data_changes(there: DataFacts, here: DataFacts) -> str:
     return "; ".join(found)
 
 
-def first_difference(there: Sequence[str], here: Sequence[str]) -> str:
-    """Describes the first class that differs between two lists, and the first name that only one of them has."""
-    pairs = list(zip(there, here, strict=False))
-    place = next((index for index, (a, b) in enumerate(pairs) if a != b), len(pairs))
-    a, b = (repr(names[place]) if place < len(names) else "absent" for names in (there, here))
-    only = ((where, [name for name in names if name not in set(other)])
-            for where, names, other in (("there", there, here), ("here", here, there)))  # fmt: skip
-    more = "".join(f"; only {where}: {names[0]!r}{', ...' * (len(names) > 1)}" for where, names in only if names)
-    return f"class {place} is {a} there and {b} here{more}"
-
-
 def describe_changes(changed: list[str], there: dict[str, Any], here: dict[str, Any]) -> str:
     """Lists the first three of the settings that changed, with both values."""
     first = ", ".join(f"{key} {there.get(key)!r} there, {here.get(key)!r} here" for key in changed[:3])
     return f"{first}{', ...' * (len(changed) > 3)}"
-
-
-def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns a nested dict as a flat one with dotted keys."""
-    flat = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

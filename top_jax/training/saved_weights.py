@@ -30,8 +30,9 @@ from top_jax.models.sizes import BackboneConfig
 from top_jax.models.weights import Weights, is_of_classes, weights_of
 from top_jax.training.class_names import IMAGENET_CLASSES, imagenet_synsets, in_order_of
 from top_jax.training.run_directory import RunDirectory
+from top_jax.training.seals import layout_difference
 from top_jax.training.weights import abstract_weights, fill, keeps_teacher, read_teacher, read_weights, which_weights
-from top_jax.values import counted, one_of
+from top_jax.values import one_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ class SavedWeights(abc.ABC):
         there, classifier = self._classifier(config.name)
         weights = weights_of(build_model(config, rngs=rngs))
         backbone = backbone_of_classifier(classifier, there, build_sizes(config))
-        if (different := _first_difference(backbone, weights["backbone"])) is not None:
+        if (different := layout_difference(backbone, weights["backbone"])) is not None:
             raise InputError(
                 f"the classifier {self.source} does not fit the segmenter's backbone: {different}; use the model "
                 "settings that it was trained with. Only img_size and num_classes may differ."
@@ -207,7 +208,7 @@ class _RunWeights(SavedWeights):
             advice = other_classes(trained.num_classes, config.num_classes)
             raise InputError(f"checkpoint {self.path} does not fit. {advice}")
         there, here = (_fixed_part(abstract_weights(model)) for model in (trained, config))
-        if (different := _first_difference(there, here)) is not None:
+        if (different := layout_difference(there, here)) is not None:
             raise InputError(
                 f"checkpoint {self.path} holds another model: {different}; use the model settings that it was trained "
                 "with. Only img_size and, with a new classifier, num_classes may differ."
@@ -315,21 +316,6 @@ def patches(config: ModelConfig) -> str:
     sizes = build_sizes(config)
     rows, columns = sizes.grid
     return f"a grid of {rows} x {columns} patches, stride {getattr(sizes, 'stride', sizes.patch_size)}"
-
-
-def _first_difference(there: Weights, here: Weights) -> str | None:
-    """Describes the first array that two sets of weights do not both have, in the same shape."""
-    shapes = [
-        {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (there, here))
-    ]
-    names = sorted(shapes[0].keys() | shapes[1].keys())
-    different = [name for name in names if shapes[0].get(name) != shapes[1].get(name)]
-    if not different:
-        return None
-    name = different[0]
-    there_, here_ = (shape.get(name, "absent") for shape in shapes)
-    return f"{counted(len(different), 'other shape')}, such as {name} ({there_} there, {here_} here)"
 
 
 def _fixed_part(weights: Weights) -> Weights:

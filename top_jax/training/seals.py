@@ -28,6 +28,7 @@ import tensorstore
 from jax.sharding import NamedSharding, PartitionSpec
 
 from top_jax.errors import InputError
+from top_jax.values import counted
 
 PRIME: Final = 2654435761  # Knuth's, 2**32 over the golden ratio: neighbouring positions get unlike numbers
 LATE_READS_SECONDS: Final = 60.0  # how long to wait for reads that are still running after an error
@@ -111,14 +112,14 @@ def restore_sealed(
 
     Raises:
         Damaged: an item is not what was saved, or a file cannot be read.
-        InputError: the checkpoint is sound and has another layout; the message names the first difference.
+        InputError: the checkpoint is sound and has another layout; the message names the first array that differs.
         MemoryError, jax.errors.JaxRuntimeError, OSError: a limit of this machine; the checkpoint may be sound.
     """
     folder = Path(manager.directory) / str(step)
     with reading():
         for name, item in like.items():
             saved = _saved_layout(folder / name)
-            if difference := _first_difference(saved, item):
+            if difference := layout_difference(saved, item):
                 # A flipped bit can change the layout too, so the seal decides: it raises Damaged where it is broken.
                 _restore(manager, step, {name: _placed(saved, like=item)}, with_data=False)
                 raise InputError(
@@ -159,13 +160,18 @@ def _saved_layout(item: Path) -> Any:
     return with_ints(found.tree)
 
 
-def _first_difference(saved: Any, wanted: Any) -> str | None:
-    """Describes the first array that differs in path, shape or dtype; None where none does."""
-    there, here = _by_path(saved), _by_path(wanted)
-    for path in [*here, *(path for path in there if path not in here)]:
-        if there.get(path) != here.get(path):
-            return f"{path} ({there.get(path, 'absent')} there, {here.get(path, 'absent')} here)"
-    return None
+def layout_difference(there: Any, here: Any) -> str | None:
+    """Describes how the arrays of two trees differ in path, dtype or shape; None if they do not.
+
+    Returns:
+        The first array that differs, such as "head.bias (float32[10] there, float32[3] here)", and how many more do.
+    """
+    there, here = _by_path(there), _by_path(here)
+    different = [path for path in here | there if there.get(path) != here.get(path)]
+    if not different:
+        return None
+    first, more = different[0], f" and {counted(len(different) - 1, 'other array')}" if len(different) > 1 else ""
+    return f"{first} ({there.get(first, 'absent')} there, {here.get(first, 'absent')} here){more}"
 
 
 def _by_path(tree: Any) -> dict[str, str]:
