@@ -375,7 +375,7 @@ def test_init_from_what_does_not_fit(tmp_path, make_run):
         start(num_classes=10)
     with pytest.raises(InputError, match=r"blocks\.2\..*\(absent there, float32.* here\)"):
         start(depth=3)
-    with pytest.raises(InputError, match=r"blocks\.0\.mixer\.backward\.A_log \(\(32, 4\) there, \(32, 8\) here"):
+    with pytest.raises(InputError, match=r"backward\.A_log \(float32\[32, 4\] there, float32\[32, 8\] here"):
         start(d_state=8)
     with pytest.raises(InputError, match="nowhere"):
         find_weights(tmp_path / "nowhere").for_model(MODEL)
