@@ -1,4 +1,4 @@
-"""A depthwise 2D convolution that is fast on a CPU too, forward and backward."""
+"""Depthwise 2D convolution, of maps and of the tokens that are left; fast on a CPU too, forward and backward."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from top_jax.models.traversals import Traversals, from_cells, to_cells
 from top_jax.typing import Array, Float
 
 Grid = Float[Array, "B H W E"]
 Taps = Float[Array, "taps taps E"]
+
+
+def convolve_tokens(x: Float[Array, "B L E"], kernel: Taps, paths: Traversals) -> Float[Array, "B L E"]:
+    """Convolves tokens, all or those that are left, on their grid: scatter (zeros in empty cells), convolve, gather."""
+    return from_cells(depthwise_conv2d(to_cells(x, paths), kernel), paths)
 
 
 def depthwise_conv2d(x: Grid, kernel: Taps) -> Grid:

@@ -18,14 +18,14 @@ from flax import nnx
 from top_jax.errors import InputError
 from top_jax.models import initializers as init
 from top_jax.models.backbone import Backbone, Block, make_head
-from top_jax.models.depthwise_conv import depthwise_conv2d
+from top_jax.models.depthwise_conv import convolve_tokens
 from top_jax.models.features import Features
 from top_jax.models.layers import BatchNorm, DropPath, layer_norm
 from top_jax.models.resizing import resize
 from top_jax.models.sizes import MambaConfig
-from top_jax.models.traversals import DIRECTIONS, Traversals, from_cells, to_cells, traverse
+from top_jax.models.traversals import DIRECTIONS, Traversals, traverse
 from top_jax.ops import ScanArguments, ScanPlan, directional_scan
-from top_jax.ops.selective_scan import gaps
+from top_jax.ops.alignment import gaps
 from top_jax.pruning import SCAN_EVIDENCE, Evidence, Reduction, Tokens, mean_time_step, scan_evidence
 from top_jax.typing import Array, Embedded, Float, Images, Inner, PerChannel, PerToken
 from top_jax.values import refused, several, whole
@@ -230,8 +230,8 @@ class PlainMambaMixer(nnx.Module):
         )
 
     def _convolved(self, x: Inner, paths: Traversals) -> Inner:
-        grid = depthwise_conv2d(to_cells(x, paths), self.conv_kernel[...].astype(x.dtype))
-        return from_cells(grid, paths) + self.conv_bias[...].astype(x.dtype)[None, None, :]
+        x = convolve_tokens(x, self.conv_kernel[...].astype(x.dtype), paths)
+        return x + self.conv_bias[...].astype(x.dtype)[None, None, :]
 
     def _direction_B(self, paths: Traversals) -> Float[Array, "4 B L N"]:
         """Returns the direction vector of each step's move; a product, because its gradient sums in a fixed order."""
@@ -255,7 +255,7 @@ class DepthwiseTail(nnx.Module):
 
     def __call__(self, x: Embedded, paths: Traversals) -> Embedded:
         """Maps `[B, L, D]` to `[B, L, D]`; the statistics are taken over the tokens that are left."""
-        x = from_cells(depthwise_conv2d(to_cells(x, paths), self.kernel[...].astype(x.dtype)), paths)
+        x = convolve_tokens(x, self.kernel[...].astype(x.dtype), paths)
         return jax.nn.gelu(self.norm(x), approximate=False)
 
 

@@ -24,7 +24,7 @@ from top_jax.models.features import Features
 from top_jax.models.layers import DropPath, PatchEmbed, causal_conv1d, patch_grid
 from top_jax.models.sizes import MambaConfig
 from top_jax.ops import ScanArguments, ScanPlan, selective_scan
-from top_jax.ops.selective_scan import gaps
+from top_jax.ops.alignment import gaps
 from top_jax.pruning import SCAN_EVIDENCE, ClassHome, Evidence, Reduction, Tokens, mean_time_step, scan_evidence
 from top_jax.typing import (
     Array,

@@ -1,7 +1,7 @@
 """Public operations: they check their arguments, choose an implementation and carry the gradients."""
 
 from top_jax.kernels.operands import ScanArguments, ScanPlan
-from top_jax.ops.checks import ALIGNMENTS, check_alignment
+from top_jax.ops.alignment import ALIGNMENTS, check_alignment
 from top_jax.ops.implementations import IMPLEMENTATIONS
 from top_jax.ops.selective_scan import directional_scan, selective_scan
 

@@ -11,9 +11,8 @@ from jax.core import Tracer
 from jax.experimental import checkify
 
 from top_jax.errors import InputError
-from top_jax.values import one_of, refused
+from top_jax.values import refused
 
-ALIGNMENTS: Final = ("none", "hold", "decay")
 DTYPES: Final = ("float32", "bfloat16", "float16")
 
 
@@ -72,11 +71,6 @@ def check_reverse(reverse: Any) -> bool:
     if not isinstance(reverse, bool | np.bool_):
         raise InputError(f"reverse is {reverse!r}; each direction needs True or False, known before jit.")
     return bool(reverse)
-
-
-def check_alignment(alignment: str) -> None:
-    """Raises InputError unless `alignment` is one of `ALIGNMENTS`."""
-    one_of("alignment", alignment, ALIGNMENTS)
 
 
 def check_positions(positions: Any, shape: tuple[Any, ...], alignment: str) -> None:

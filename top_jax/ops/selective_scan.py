@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 import jax
-import jax.numpy as jnp
 
 from top_jax.errors import InputError
 from top_jax.kernels.blocks import Blocks, choose_blocks
 from top_jax.kernels.operands import ScanArguments, ScanPlan
+from top_jax.ops.alignment import check_alignment, gaps
 from top_jax.ops.checks import (
-    check_alignment,
     check_arrays,
     check_increasing,
     check_permutations,
@@ -72,7 +71,7 @@ def selective_scan(
         delta_bias: `[E]` added to delta before softplus.
         positions: int32 `[B, L]` place of each token in the unpruned sequence, strictly increasing along L. `decay`
             needs them; they are checked with any alignment.
-        alignment: `none`, `hold` or `decay` (module docstring of `top_jax.pruning`).
+        alignment: `none`, `hold` or `decay` (`top_jax.ops.alignment`).
         reverse: scan from the last token to the first, without copying; positions stay in forward coordinates.
         implementation: `auto` chooses by device and logs its choice once; a named one runs or raises: `reference`
             (to read), `xla` (any device), `triton` and `pallas` (NVIDIA GPUs), `pallas_interpret` (tests `pallas` on
@@ -164,7 +163,7 @@ def directional_scan(
             row i, as the official PlainMamba does (docs/concepts/models.md).
         positions: int32 `[G?, B, L]` place of each *step* in the unpruned traversal, strictly increasing along L.
             `decay` needs them; checked as in `selective_scan`.
-        alignment: `none`, `hold` or `decay` (module docstring of `top_jax.pruning`).
+        alignment: `none`, `hold` or `decay` (`top_jax.ops.alignment`).
         score: None, or `clip`, `noclip`, `l1`, `l2`: mean over channels of max(0, y), y, |y|; root mean square of y.
         implementation: as in `selective_scan`.
         blocks: block sizes of a kernel implementation; None takes them from the device's tuning table, or by rule.
@@ -197,23 +196,6 @@ def directional_scan(
     plan = ScanPlan(tuple(bool(backwards) for backwards in reverse), reorder_parameters, score)
     gap = gaps(positions, plan.reverse) if alignment == "decay" and positions is not None else None
     return _scan(ScanArguments(u, delta, A, B, C, D, delta_bias, gap, order), z, plan, implementation, blocks)
-
-
-def gaps(positions: Int[Array, "_ B L"], reverse: tuple[bool, ...]) -> Float[Array, "G B L"]:
-    """Counts the pruned positions between each token and the one scanned before it; 0 for the first scanned.
-
-    Args:
-        positions: int32 `[G?, B, L]`, increasing along L; G? is 1 where all directions share them.
-        reverse: for each of the G directions, whether it scans its steps from the last to the first.
-
-    Returns:
-        float32 `[G, B, L]`.
-    """
-    places = jnp.broadcast_to(positions, (len(reverse), *positions.shape[1:])).astype(jnp.uint32)
-    between = jnp.diff(places, axis=-1) - 1  # exact modulo 2**32, where an int32 difference may overflow
-    sides = [(0, 1) if backwards else (1, 0) for backwards in reverse]
-    padded = [jnp.pad(row, ((0, 0), side)) for row, side in zip(between, sides, strict=True)]
-    return jnp.stack(padded).astype(jnp.float32)
 
 
 def _scan(

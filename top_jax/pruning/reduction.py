@@ -45,7 +45,7 @@ class Reduction(abc.ABC):
     Attributes:
         after_blocks: increasing 1-based block numbers; 5 reduces after the fifth block.
         keep_ratio: share of the patch tokens that each reduction keeps, in (0, 1]: one number, or one per reduction.
-        alignment: how a scan treats missing tokens: `none`, `hold` or `decay` (`top_jax.pruning`).
+        alignment: how a scan treats missing tokens: `none`, `hold` or `decay` (`top_jax.ops.alignment`).
 
     Raises:
         InputError: a value out of range.
