@@ -16,7 +16,7 @@ from top_jax.errors import InputError
 from top_jax.files import write_json
 
 TUNING: Final = Path(__file__).parent / "tuning"
-KERNELS: Final = 3  # generation of the kernels: blocks that were tuned for another say nothing about these
+KERNELS: Final = 3  # generation of the kernels; blocks tuned for another generation do not apply
 _MOST_WARPS: Final = 32  # per CUDA block
 _MOST_OF_A_BLOCK: Final = 1024
 
@@ -73,7 +73,7 @@ def choose_blocks(implementation: str, device: str, width: int, states: int) -> 
 
 
 def by_rule(implementation: str, width: int, states: int) -> Blocks:
-    """Gives a thread as much state as fits its registers without spilling (tests/kernels/test_*_compiles.py)."""
+    """Returns the blocks that give a thread as much state as its registers hold (tests/kernels/test_*_compiles.py)."""
     padded, most = power_of_two(states), power_of_two(width)
     of_512 = min(max(512 // padded, 8), 128, most)  # 16 elements of the state for each thread of a warp
     if implementation == "pallas":

@@ -58,7 +58,7 @@ class ScanArguments(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ScanPlan:
-    """What is fixed before a scan is compiled.
+    """Settings of a scan that are fixed when it is compiled.
 
     Attributes:
         reverse: for each direction, whether it scans its steps from the last to the first.
@@ -72,7 +72,7 @@ class ScanPlan:
 
 
 class ScanOutputs(NamedTuple):
-    """What a forward kernel returns.
+    """Results of a forward kernel.
 
     Attributes:
         y: `[G, B, L, E]` in u's dtype.
@@ -85,7 +85,7 @@ class ScanOutputs(NamedTuple):
 
 
 class ScanGradients(NamedTuple):
-    """What a backward kernel returns: gradients, and sums that are still split over images or blocks of channels.
+    """Results of a backward kernel: gradients, some of them still to be summed over images or blocks of channels.
 
     Attributes:
         u: `[G, B, L, E]` in u's dtype.

@@ -1,10 +1,10 @@
 """The aligned selective scan as Pallas kernels: for a GPU with JAX alone, and for any machine in interpret mode.
 
 The algorithm is that of `triton_kernels.py` (docs/concepts/kernels.md): one program per direction, image and block of
-channels, with the state in registers. Every chunk's start is saved. No masks are needed: channels and states are padded
-to whole blocks, and the last steps, which do not fill a chunk, are a shorter chunk.
+channels, with the state in registers. The state at the start of every chunk is saved. No masks are needed: channels and
+states are padded to whole blocks, and the last steps, which do not fill a chunk, are a shorter chunk.
 
-Letters: i place in the scan's own order, step = i counted from the front of the image, token = the row that step
+Letters: i index in the scan's own order, step = i counted from the front of the image, token = the row that step
 visits, row = the row its delta, B and C are read from.
 """
 
@@ -138,7 +138,7 @@ def _pull_back(refs: Refs, row: Row, adjoint: _Adjoint, a: jax.Array, bias: jax.
 
 
 def _load(refs: Refs, plan: ScanPlan, route: tuple[Any, Any], i: Any, names: tuple[str, ...]) -> Row:
-    """Loads the float32 rows `[E block]` or `[N]` of place i, with the indices of its token and row."""
+    """Loads the float32 rows `[E block]` or `[N]` of scan index i, with its token and row."""
     step = route[0] + route[1] * i
     token = refs["order"][step] if "order" in refs else step
     row: Row = {"token": token, "row": token if plan.reorder_parameters else step}
@@ -150,7 +150,7 @@ def _load(refs: Refs, plan: ScanPlan, route: tuple[Any, Any], i: Any, names: tup
 
 
 def _route(plan: ScanPlan, length: int) -> tuple[Any, Any]:
-    """The first step of this program's direction, and 1 or -1 to the next."""
+    """Returns the first step of this program's direction, and the increment to the next: 1 or -1."""
     if len(set(plan.reverse)) == 1:
         return (length - 1, -1) if plan.reverse[0] else (0, 1)
     backwards = sum(bit << g for g, bit in enumerate(plan.reverse)) >> pl.program_id(0) & 1
@@ -188,7 +188,7 @@ _AXES: Final = {
 
 
 def _padded_sizes(arguments: ScanArguments, plan: ScanPlan, blocks: Blocks, channels: int) -> dict[str, int]:
-    """Sizes by letter; E and N are filled up to whole blocks of channels and to a power of two of states."""
+    """Returns the size of each letter; E is padded to whole blocks of channels, and N to a power of two."""
     if not blocks.segment == blocks.forward_chunk == blocks.backward_chunk:
         raise InputError(
             f"blocks came with segment={blocks.segment}, forward_chunk={blocks.forward_chunk} and "
@@ -206,7 +206,7 @@ def _inputs(arguments: ScanArguments, sizes: dict[str, int]) -> dict[str, _Opera
 
 
 def _operand(array: jax.Array, axes: str, sizes: dict[str, int]) -> _Operand:
-    """Cuts E and N of an array to their sizes, or fills them up with zeros; the models' own sizes need none."""
+    """Crops or zero-pads an array to the padded E and N; the named models' arrays already have these sizes."""
     new = [sizes[letter] if letter in "EN" else size for letter, size in zip(axes.split(), array.shape, strict=True)]
     array = array[tuple(map(slice, new))]
     fill = [(0, size - now) for size, now in zip(new, array.shape, strict=True)]
@@ -251,7 +251,7 @@ def _call(
 
 
 def _spec(shape: tuple[int, ...], axes: str, channels: int) -> pl.BlockSpec:
-    """The direction, image and block of channels that program (g, image, block) sees of an array."""
+    """Returns the part of an array that program (g, image, block) sees: its direction, image and channels."""
     letters = axes.split()
     cut = {"G": None, "B": None, "b": None, "E": channels}
     shared = letters[0] == "G" and shape[0] == 1

@@ -3,7 +3,7 @@
 One program per (image, direction, block of channels), sequential in L, with the state in registers. A program shares
 nothing with another: it writes its own rows of y, and XLA sums the directions.
 
-Letters: g direction, i place in the scan's own order, step = i counted from the front of the image (`reverse` counts
+Letters: g direction, i index in the scan's own order, step = i counted from the front of the image (`reverse` counts
 down), token = the row that step visits, row = the row its delta, B and C are read from (token, or step where
 `reorder_parameters` is off). Steps are handled in chunks, unrolled. `A` comes multiplied by log2(e), because GPUs
 compute exp2. Saved states lie in parts of four states, `[.., N / 4, E, 4]`, so that a warp writes whole sectors.
@@ -137,9 +137,9 @@ def advance(
     reorder_parameters: tl.constexpr, ahead: tl.constexpr, pair: tl.constexpr, packed: tl.constexpr,
     packed_delta: tl.constexpr, lanes: tl.constexpr, parts: tl.constexpr,
 ):  # fmt: skip
-    """One step of a thread's channels: stores y; returns new states, dt, and B and C of place `at_b` if `ahead`.
+    """Runs one step for a thread's channels: stores y; returns the new states, dt and, if `ahead`, B and C at `at_b`.
 
-    Part by part: the next B and C arrive where those of this step have just become free.
+    Works part by part, so that the next B and C are loaded into the registers that those of this step have just left.
     """
     _, _, row = place(order, at_b, first, sign, has_order, reorder_parameters)
     x = unpack(raw_u, pair, packed, lanes)
@@ -186,12 +186,12 @@ def backward_kernel(
     segment: tl.constexpr,  # steps between two saved states, a multiple of CHUNK
     block_e: tl.constexpr, block_n: tl.constexpr,  # multiples of LANES_E and of CHUNK
 ):  # fmt: skip
-    """Runs back through the chunks, each first forward again; what a chunk reads is fetched one chunk ahead.
+    """Runs the backward, last chunk first: recomputes a chunk's states, and fetches the inputs one chunk ahead.
 
     One warp. Lane 8 q + r holds J channels and M states of each: tiles of the state are [32, J, M]. Of a chunk it holds
     u, delta and dout at step q, [32, J, 1], and B at step r or C at step r - 4, [32, 1, M]. So no two lanes compute the
-    same for a channel and step; a row reaches other lanes by a shuffle when its step comes. The states at the chunks of
-    a segment are rebuilt from its saved one; each lane reads from `scratch` the tiles that it wrote.
+    same value; a row reaches other lanes by a shuffle when its step comes. The states at the chunks of a segment are
+    rebuilt from its saved one; each lane reads from `scratch` the tiles that it wrote.
     """
     size_e: tl.constexpr = block_e // LANES_E
     size_n: tl.constexpr = block_n // CHUNK
@@ -287,7 +287,7 @@ def backward_kernel(
 
 @triton.jit
 def load_tile(at, j):
-    """`[32, J, M]` from `[32, 1, M]`, j by j: so that every release of Triton gives a lane its own states."""
+    """Loads `[32, J, M]` from pointers `[32, 1, M]`, one j at a time: then every Triton gives a lane its own states."""
     tile = tl.broadcast_to(tl.load(at), [at.shape[0], j.shape[1], at.shape[2]])
     for i in tl.static_range(1, j.shape[1]):
         tile = tl.where(j == i, tl.load(at + i * (at.shape[0] * at.shape[2])), tile)
@@ -296,7 +296,7 @@ def load_tile(at, j):
 
 @triton.jit
 def store_tile(at, tile, j):
-    """The reverse of `load_tile`. A sum of integers, of which all but one are 0, costs nothing."""
+    """Stores what `load_tile` loads, one j at a time, picked by a sum of integers of which all but one are 0."""
     bits = tile.to(tl.int32, bitcast=True)
     for i in tl.static_range(j.shape[1]):
         part = tl.sum(tl.where(j == i, bits, 0), axis=1, keep_dims=True)
@@ -305,7 +305,7 @@ def store_tile(at, tile, j):
 
 @triton.jit
 def held_by(lane, block, block_e: tl.constexpr, block_n: tl.constexpr, width: tl.constexpr):
-    """A lane's q, r, channels `[32, J, 1]` (none past the last), states `[32, 1, M]`, and which channels are real."""
+    """Returns a lane's q, r, channels `[32, J, 1]` (at most the last), states `[32, 1, M]`, and a mask of channels."""
     q, r = lane // LANES_E, lane % LANES_E
     e = block * block_e + r * (block_e // LANES_E) + tl.arange(0, block_e // LANES_E)[None, :, None]
     n = q * (block_n // CHUNK) + tl.arange(0, block_n // CHUNK)[None, None, :]
@@ -318,7 +318,7 @@ def load_chunk(
     arrays, c, held, length: tl.constexpr, width: tl.constexpr, states: tl.constexpr, has_gap: tl.constexpr,
     has_order: tl.constexpr, reorder_parameters: tl.constexpr,
 ):  # fmt: skip
-    """A lane's u, delta, dout, B or C of chunk c and, if has_gap, gap and the delta scanned before, all as stored."""
+    """Loads a lane's u, delta, dout, and B or C of chunk c; if has_gap, also the gap and the delta scanned before."""
     u, delta, dout, columns, gap, order, first, sign = arrays
     q, r, e, n, real_e = held
     i, last = c * CHUNK + q, length - 1
@@ -338,7 +338,7 @@ def load_chunk(
 
 @triton.jit
 def time_steps(loaded, bias, inside, has_gap: tl.constexpr):
-    """u, dt, tau and softplus's derivative of what `load_chunk` returned; only u is not 0 where not `inside`."""
+    """Returns u, dt, tau and the derivative of softplus for a loaded chunk; all but u are 0 outside of `inside`."""
     raw = tl.where(inside, loaded[1].to(tl.float32) + bias, -1e30)
     dt = softplus(raw)
     tau = dt + loaded[4] * softplus(loaded[5].to(tl.float32) + bias) if has_gap else dt
@@ -347,7 +347,7 @@ def time_steps(loaded, bias, inside, has_gap: tl.constexpr):
 
 @triton.jit
 def through_chunk(h, a, tau, drive, columns, q, r):
-    """The states before each step of a chunk and after the last one, and the steps' decays."""
+    """Returns the states before each step of a chunk and after the last one, and the decay of each step."""
     kept, decays = (h,), ()
     for s in tl.static_range(CHUNK):
         decay = tl.exp2(of_lane(tau, r + s * LANES_E) * a)
@@ -361,10 +361,10 @@ def through_chunk(h, a, tau, drive, columns, q, r):
 def back_through_chunk(
     dh, da, kept, decays, a, dy, less_tau, less_drive, less_columns, lane, q, r, again: tl.constexpr
 ):  # fmt: skip
-    """New dh (-g of docs/concepts/kernels.md), da; a lane's row of dB or dC; the gradients of its drive and tau.
+    """Returns the new dh (-g of docs/concepts/kernels.md) and da, a lane's row of dB or dC, and its ddrive and dtau.
 
-    Rows come with the other sign so that they are spread over the lanes once more: the compiler would keep those that
-    `through_chunk` spread, and registers are too few. The decays of the first `again` steps are computed again, too.
+    The arguments `less_*` are negated, so that the compiler cannot keep the copies that `through_chunk` spread over the
+    lanes: there are not enough registers. For the same reason the decays of the first `again` steps are recomputed.
     """
     dBs, dCs, ddrives, dtaus = (), (), (), ()
     for s in tl.static_range(CHUNK - 1, -1, -1):
@@ -394,15 +394,15 @@ def halve(tiles, lane, bit: tl.constexpr):
 
 @triton.jit
 def of_lane(tile, lane):
-    """What the given lanes hold. A shuffle where Triton lays the first axis out over the warp, as it does by itself."""
+    """Returns what the given lanes hold: a shuffle, if Triton lays the first axis out over the warp, its default."""
     return tl.gather(tile, tl.broadcast_to(lane, tile.shape), 0)
 
 
 @triton.jit
 def my_scan(batch: tl.constexpr, length: tl.constexpr, directions: tl.constexpr, reverse: tl.constexpr):
-    """This program's direction, image, row of arrays that have a row per scan, first step and sign of the next.
+    """Returns the program's direction, image, row in arrays with a row per scan, first step, and sign of the next.
 
-    Directions are the fastest axis, so that what they share is still in the cache.
+    Directions are the fastest axis, so that the arrays they share are still in the cache.
     """
     g = tl.program_id(0) % directions
     image = (tl.program_id(0) // directions).to(tl.int64)
@@ -418,7 +418,7 @@ def my_scan(batch: tl.constexpr, length: tl.constexpr, directions: tl.constexpr,
 
 @triton.jit
 def place(order, i, first, sign, has_order: tl.constexpr, reorder_parameters: tl.constexpr):
-    """(step, token, row) of place i; letters as in the module docstring. `order` is that of the program's scan."""
+    """Returns (step, token, row) of index i, as the module docstring defines them; `order` is the program's scan's."""
     step = first + sign * i
     token = tl.load(order + step) if has_order else step
     row = token if reorder_parameters else step
@@ -430,9 +430,9 @@ def channels_of(
     x, scan, block, length: tl.constexpr, width: tl.constexpr, lanes: tl.constexpr, pair: tl.constexpr,
     packed: tl.constexpr,
 ):  # fmt: skip
-    """Pointers to a program's channels of a scan's first row; past the last channel they point to that one.
+    """Returns pointers to a program's channels in the first row of a scan; those past the last channel point to it.
 
-    packed: two bfloat16 travel in an int32, which takes half the registers.
+    With `packed`, an int32 holds two bfloat16 values, which takes half the registers.
     """
     if packed:
         words = x.to(tl.pointer_type(tl.int32))
@@ -446,7 +446,7 @@ def channels_of(
 
 @triton.jit
 def unpack(raw, pair: tl.constexpr, packed: tl.constexpr, lanes: tl.constexpr):
-    """float32 values `[lanes]` of each of a thread's channels, out of what `channels_of` points to."""
+    """Returns float32 values `[lanes]` for each of a thread's channels, from what `channels_of` points to."""
     if packed:
         return (raw << 16).to(tl.float32, bitcast=True), (raw & -65536).to(tl.float32, bitcast=True)
     elif pair == 2:
@@ -458,7 +458,7 @@ def unpack(raw, pair: tl.constexpr, packed: tl.constexpr, lanes: tl.constexpr):
 
 @triton.jit
 def part_of(row, k: tl.constexpr, n, states: tl.constexpr):
-    """Part k of a row of states `[lanes, 4]`; zeros past the last state."""
+    """Loads part k of a row of states, `[lanes, 4]`, with zeros past the last state."""
     if (k + 1) * PART <= states:
         return tl.load(row + k * PART)
     else:
@@ -477,7 +477,7 @@ def keep(slot, h, block, n, width: tl.constexpr, lanes: tl.constexpr, pair: tl.c
 
 @triton.jit
 def softplus(x):
-    """log(1 + exp(x)) to float32 accuracy for any x, without a division: max(x, 0) + log(1 + t) with 0 <= t <= 1.
+    """Computes log(1 + exp(x)) to float32 accuracy, without a division: max(x, 0) + log(1 + t) with 0 <= t <= 1.
 
     log(1 + t) is t times a minimax polynomial of log(1 + t) / t, with a relative error of 2e-7.
     """

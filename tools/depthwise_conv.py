@@ -1,4 +1,4 @@
-"""Times PlainMamba's depthwise convolution: ours for a CPU against XLA's grouped one, in turn.
+"""Times PlainMamba's depthwise convolution on a CPU: our shifted products against XLA's grouped convolution.
 
 python -m tools.depthwise_conv [--batch 8] [--width 896] [--out FILE]
 """

@@ -6,8 +6,9 @@ python -m tools.scan_on_a_cpu [--json docs/results/NAME.json] [--length 197 785 
 their gradient to autodiff. `torch loop` is Mamba's published reference on the CPU, if PyTorch is installed. `plain` and
 ours are timed in turn, because the machine may be noisy. Each is called twice and the second call is timed, because the
 first pays for what the other left in the caches. `associative` and `torch loop` are timed alone, because their
-allocations would disturb any neighbour. Medians and quartiles are over at most --repeats rounds and at least one; no
-round starts after --seconds. `memory` is what XLA allocates besides arguments and results; PyTorch does not report it.
+allocations would disturb other measurements. Medians and quartiles are over at most --repeats rounds and at least one;
+no round starts after --seconds. `memory` is what XLA allocates besides arguments and results; PyTorch does not report
+it.
 """
 
 from __future__ import annotations

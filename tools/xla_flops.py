@@ -5,7 +5,7 @@ python -m tools.xla_flops --config configs/vim_s_top.py [--dtype float32] [--com
 XLA counts a multiplication and an addition as two operations; the body of a loop once, however often it runs; the taps
 of a convolution that meet data, not those on its padding; and one operation for each element that an elementwise
 operation produces (comparisons and conversions of type too). Exponentials, logarithms and roots are counted apart, as
-transcendentals. XLA adds up in 32-bit floats, so a sum of billions is off by some thousands.
+transcendentals. XLA sums in float32, so a total of billions is off by a few thousand.
 
 Source: `HloCostAnalysis` (openxla/xla, xla/service/hlo_cost_analysis.cc); single primitives, under JAX 0.10.2.
 """
@@ -112,7 +112,7 @@ def check_xla(model: TracedModel, *, compile: bool = False) -> XlaCheck | None:
 
 
 def expected_flops(program: ClosedJaxpr, platform: str) -> XlaFlops:
-    """Counts a program by XLA's rules, before XLA optimises it, for a platform such as `cpu`."""
+    """Counts a program's operations by XLA's rules, before XLA optimises it, for a platform such as `cpu`."""
     counts = dict.fromkeys(XlaFlops._fields, 0)
     for site in sites(program, platform):
         equation = site.equation
@@ -140,7 +140,7 @@ def _flops(program: Any) -> tuple[int, int] | None:
 
 def _elementwise(site: Site) -> int:
     name, size = site.equation.primitive.name, size_of_result(site.equation)
-    # x + 0 and x - 0 are gone before XLA sees them.
+    # JAX removes x + 0 and x - 0 before XLA sees them.
     if (name == "add" and "zero" in site.operands) or (name == "sub" and site.operands[1] == "zero"):
         return 0
     if name == "gather" and site.equation.params["mode"] == GatherScatterMode.FILL_OR_DROP:

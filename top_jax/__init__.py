@@ -3,7 +3,7 @@
     model = top_jax.create_model("vim_small", pruning=top_jax.Pruning(after_blocks=(5, 10, 15), keep_ratio=0.8))
     logits = model(images)
 
-Names load when they are first used, so that the operations and models need nothing but JAX, Flax and einops.
+Names are imported at their first use, so that operations and models need nothing but JAX, Flax and einops.
 """
 
 import importlib

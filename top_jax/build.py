@@ -59,7 +59,7 @@ def crop_size(config: RunConfig) -> tuple[int, int]:
     """Returns the (height, width) of the images that a run trains on: the model's, or a segmenter's `data.crop_size`.
 
     Raises:
-        InputError: as `build_sizes`, or a crop of another size than a ViM's.
+        InputError: as `build_sizes`, or a crop size other than the `img_size` of a ViM.
     """
     sizes = build_sizes(config.model)
     if config.data.crop_size is None:
@@ -100,12 +100,12 @@ def build_abstract_model(config: ModelConfig, reduction: Reduction | None = None
 
 
 def backbone_of(model: Model) -> Backbone:
-    """Returns a segmenter's backbone, and a classifier itself."""
+    """Returns the backbone of a segmenter; a classifier is its own backbone."""
     return model.backbone if isinstance(model, Segmenter) else model
 
 
 def as_classifier(model: Model, what: str, name: str = "the model") -> Backbone:
-    """Returns the model, which errors call `name`, if it is a classifier.
+    """Returns the model if it is a classifier; errors refer to it as `name`.
 
     Raises:
         InputError: it is a segmenter, and `what` does not work for one.
@@ -116,7 +116,7 @@ def as_classifier(model: Model, what: str, name: str = "the model") -> Backbone:
 
 
 def not_a_classifier(what: str, name: str) -> InputError:
-    """Returns the error for a segmenter, called `name`, where `what` needs a classifier."""
+    """Returns the error for passing the segmenter `name` to `what`, which needs a classifier."""
     return InputError(
         f"{name} is a segmenter, and {what} works for classifiers only; use top_jax.segment or top-jax visualize "
         "(docs/guides/segmentation.md)."

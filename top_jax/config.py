@@ -105,7 +105,7 @@ class ModelConfig:
     channels: int | None = None  # segmenter: width of the decode head, by default embed_dim (ViM) or 512 (PlainMamba)
     aux_channels: int = 256  # segmenter: width of the auxiliary head
     stages: tuple[int, ...] | None = None  # segmenter: four blocks, from 1, whose maps the heads read
-    fill: str = "frozen"  # segmenter: maps at pruned places: frozen, nearest, carry or zero
+    fill: str = "frozen"  # segmenter: fill of maps where tokens were dropped: frozen, nearest, carry or zero
     inference: str | None = None  # segmenter: slide (default of ViM) or whole (default of PlainMamba)
     slide_stride: int | None = None  # segmenter: pixels from one window to the next, by default 2/3 of img_size
 
@@ -145,7 +145,7 @@ class PruningConfig:
 
     method: str = "top"  # top (ToP and its ablations), evit or merge
     after_blocks: tuple[int, ...] = ()  # blocks to reduce after, from 1: 5 means after the fifth block
-    keep_ratio: tuple[float, ...] = ()  # share of the patch tokens kept, in (0, 1]: one for all places, or one for each
+    keep_ratio: tuple[float, ...] = ()  # share of the patch tokens kept, in (0, 1]: one, or one for each reduction
     score: str | None = None  # clip, noclip, l1, l2, delta, attention (DeiT), random or uniform
     alignment: str | None = None  # hold, decay or none: what a scan does at the positions of dropped tokens
     order: str | None = None  # order of the kept tokens: position, or score (best first)
@@ -193,11 +193,11 @@ class DataConfig:
     crop_size: tuple[int, ...] | None = None  # segmentation: training crop, (side,) or (height, width); None: img_size
     max_class_share: float = 0.75  # segmentation: a crop with more of one class is drawn again, up to 10 times
     num_classes: int | None = None  # segmentation_folder: classes; None: as many as data_dir/classes.txt has lines
-    ignore_label: int = 255  # segmentation: value of the label images that is not counted
-    reduce_zero_label: bool = False  # segmentation: in label images 0 is not counted, and 1 is the first class
+    ignore_label: int = 255  # segmentation: value of the label images that is ignored
+    reduce_zero_label: bool = False  # segmentation: in label images 0 is ignored, and 1 is the first class
     size_divisor: int = 1  # segmentation: evaluation stretches images to multiples of this many pixels
     on_corrupt: str = "skip"  # an unreadable image: skip (it is named, counted and gets weight 0) or raise
-    exif_rotate: bool = False  # turn images as their EXIF orientation says; False: as stored, as in torchvision
+    exif_rotate: bool = False  # rotate images by their EXIF orientation; False: as stored, as in torchvision
     max_pixels: int = MAX_PIXELS  # an image with more pixels is unreadable, because it may not fit into memory
     num_workers: int | None = 0  # decoding processes; 0: threads of the main process; None: one per core, at most 16
     num_threads: int = 2  # decoding threads per process
@@ -242,7 +242,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Random changes of the training images, in the order in which they are made.
+    """Random augmentation of the training images, in the order in which it is applied.
 
     The crop (`data.train_transform`) comes first. RandAugment and colour jitter follow in the decoding processes. Flip,
     erasing and mixing run on the device, inside the training step.
@@ -290,7 +290,7 @@ class OptimizerConfig:
     """AdamW with linear warm-up and decay, as `top_jax.training.optimizer` builds it."""
 
     learning_rate: float = 1e-3  # peak of the learning rate, for a batch of reference_batch_size images
-    reference_batch_size: int | None = None  # set: learning_rate is scaled by batch_size / reference_batch_size
+    reference_batch_size: int | None = None  # if set, learning_rate is scaled by batch_size / reference_batch_size
     schedule: str = "cosine"  # after the warm-up: cosine, or poly, mmseg's straight line (power 1)
     min_learning_rate: float = 1e-5  # learning rate at the end; not scaled
     warmup_learning_rate: float = 1e-6  # learning rate at step 0; not scaled
@@ -301,9 +301,9 @@ class OptimizerConfig:
     b2: float = 0.999  # AdamW's decay of the mean of its square, in [0, 1)
     clip_norm: float | None = None  # largest global norm of the gradient, above 0; None: no clipping
     label_smoothing: float = 0.1  # share of each target spread over all classes, in [0, 1)
-    ema_decay: float | None = None  # set: keeps a moving average of the weights, with this decay per step, in [0, 1)
-    freeze_backbone: bool = False  # train only the classifier; the rest stays as it is, in eval mode; no layer_decay
-    layer_decay: float | None = None  # set: rates fall by this factor per block from head to stem, in (0, 1]
+    ema_decay: float | None = None  # if set, keep a moving average of the weights, with this decay per step, in [0, 1)
+    freeze_backbone: bool = False  # train only the classifier; the rest is frozen, in eval mode; no layer_decay
+    layer_decay: float | None = None  # if set, rates fall by this factor per block from head to stem, in (0, 1]
     layer_decay_rule: str = "blocks"  # blocks; official: only the stem's rate falls, as in ViM's segmentation code
     aux_weight: float = 0.4  # segmentation: weight of the auxiliary head's loss, from 0
     accumulate: int = 1  # micro-batches per step, at least 1; batch_size counts all of them
@@ -391,10 +391,10 @@ class RunConfig:
 
 
 def make_config(**settings: Any) -> config_dict.ConfigDict:
-    """Returns a run's config: every default, with `settings` in their places.
+    """Returns a run's config: the defaults, overridden by `settings`.
 
     Args:
-        **settings: fields of `RunConfig`; sections (`model`, `data`...) as dicts of the fields to set.
+        **settings: fields of `RunConfig`; sections (`model`, `data`, ...) as dicts of the fields to set.
 
     Returns:
         A ConfigDict whose optional fields are typed placeholders.

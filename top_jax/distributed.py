@@ -1,4 +1,4 @@
-"""Several processes in one run: starts `jax.distributed`, and makes the decisions that all processes must share.
+"""Runs of several processes: starts `jax.distributed`, and makes the decisions that all processes must share.
 
 Every process runs the same program on its own devices, and a collective computation waits until all processes reach it.
 So what only one process knows (a signal, an error, a full disk) is sent to all before any of them acts on it.
@@ -30,7 +30,7 @@ from top_jax import sharding
 from top_jax.errors import InputError, RunError, write_last_line
 
 LEAVE_SECONDS: Final = 5.0  # for the other processes to end too, after an error
-# What collectives (Gloo, NCCL) and JAX's coordination service say when another process is gone.
+# Parts of the errors of collectives (Gloo, NCCL) and of JAX's coordination service when another process is gone.
 _OF_ANOTHER = re.compile(
     r"gloo|nccl|coordination.?service|heartbeat|barrier timed out|socket closed|connection (closed|reset|refused)"
     r"|^(unavailable|deadline_exceeded)\b",
@@ -40,7 +40,7 @@ _AGAIN: Final = "Start the same command again in every process: the run goes on 
 
 
 class ProcessLost(RunError):
-    """Another process of the run ended, or cannot be reached any more: no collective computation can end."""
+    """Raised when another process of the run ended or cannot be reached: no collective computation can finish."""
 
 
 def initialize(
@@ -53,7 +53,7 @@ def initialize(
 ) -> None:
     """Joins the other processes; must be called before anything uses a JAX device.
 
-    On SLURM, Cloud TPU, Open MPI and Kubernetes JAX detects what is not given.
+    On SLURM, Cloud TPU, Open MPI and Kubernetes, JAX detects arguments that are not given.
 
     Args:
         coordinator_address: "host:port" of process 0, reachable from all.
@@ -119,7 +119,7 @@ _leaving: list[int] = []  # the exit status, once `leave` is called
 
 
 def _end_aborts_with_a_line() -> None:
-    """Makes the last line of a process that JAX aborts ours, and its exit status 1.
+    """Makes a process that JAX aborts end with one line of ours, and with exit status 1.
 
     When another process is silent for too long, JAX's client aborts this one from a C++ thread, whatever the main
     thread waits for. JAX offers no way to replace that (in 0.10 its callback cannot be a Python function), and Python
@@ -167,7 +167,7 @@ def leave(status: int, *, wait: bool = True) -> NoReturn:
 
     Args:
         status: exit status.
-        wait: whether the others may be about to end too: process 0 must not take their coordinator away from them.
+        wait: whether the others may be about to end too. Process 0 runs their coordinator, so it must not end first.
     """
     _leaving.append(status)
     sys.stdout.flush()
@@ -180,7 +180,7 @@ def leave(status: int, *, wait: bool = True) -> NoReturn:
 
 
 def _shut_down() -> None:
-    with contextlib.suppress(Exception):  # whatever it says, the process ends with the error that was reported
+    with contextlib.suppress(Exception):  # the process ends with the error that was reported, whatever happens here
         jax.distributed.shutdown()
 
 
@@ -192,7 +192,7 @@ def is_primary() -> bool:
 def any_process(flag: bool) -> Any:
     """Returns whether `flag` is true in any process, as a scalar whose `bool` waits for the answer.
 
-    This is a collective: every process must call it at the same place.
+    This is a collective operation: every process must call it at the same point.
     """
     if jax.process_count() == 1:
         return np.bool_(flag)
@@ -222,7 +222,7 @@ def together() -> Iterator[None]:
     except Exception:
         try:
             bool(any_process(True))
-        except Exception as lost:  # then nobody is left to be informed
+        except Exception as lost:  # then no process is left to inform
             if lost_process(lost) is None:
                 raise
         raise
@@ -231,7 +231,7 @@ def together() -> Iterator[None]:
 
 
 def from_primary(value: Any) -> Any:
-    """Returns the first process's value, as JSON has it, in every process; every process must call this."""
+    """Returns the first process's value, a JSON value, in every process; every process must call this."""
     if jax.process_count() == 1:
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -262,7 +262,7 @@ def check_same(settings: dict[str, Any]) -> None:
 
 
 def to_global(tree: Any, shardings: Any) -> Any:
-    """Places arrays that every process has whole over the devices of all processes.
+    """Distributes arrays, of which every process has the whole, over the devices of all processes.
 
     Args:
         tree: arrays, equal in all processes.

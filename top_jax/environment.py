@@ -33,7 +33,7 @@ _SMI_QUERY: Final = ("name", "driver_version", "clocks.max.sm", "clocks.sm", "po
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices, git revision and date, for a reader who wants to repeat a run or a measurement.
+    """Returns versions, devices, git revision and date, which it takes to repeat a run or a measurement.
 
     Returns:
         JSON values. `packages` leaves out what is not installed; `device` is JAX's name of the first device; `driver`
@@ -57,13 +57,13 @@ def environment() -> dict[str, Any]:
         "nvidia_smi": card,
         "processor": _processor(),
         "cores": os.cpu_count(),
-        # `default` lets a GPU multiply float32 matrices in TF32.
+        # With `default` a GPU multiplies float32 matrices in TF32.
         "matmul_precision": jax.config.values["jax_default_matmul_precision"] or "default",
     }
 
 
 def nvidia_smi() -> dict[str, str]:
-    """Name, driver, highest and present SM clock (MHz) and power limit (W) of the first GPU; else `problem`."""
+    """Returns name, driver, highest and current SM clock (MHz) and power limit (W) of the first GPU; else `problem`."""
     if shutil.which("nvidia-smi") is None:
         return {"problem": "nvidia-smi is not there"}
     command = ["nvidia-smi", f"--query-gpu={','.join(_SMI_QUERY)}", "--format=csv,noheader,nounits"]
@@ -86,7 +86,7 @@ def _versions() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """The processor's name where Linux gives it, else the machine's architecture."""
+    """Returns the processor's name, on Linux, or else the machine's architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -94,7 +94,7 @@ def _processor() -> str:
 
 
 def _git_revision() -> str | None:
-    """The checkout's commit, with "-dirty" where it is changed; None for an installed package."""
+    """Returns the checkout's commit, with "-dirty" if files are changed; None for an installed package."""
     command = ["git", "-C", str(Path(top_jax.__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -1,4 +1,4 @@
-"""The exceptions that are messages to a person: the commands print them as one line, without a traceback."""
+"""Exceptions whose message is meant for the user: the commands print it as one line, without a traceback."""
 
 import os
 
@@ -10,13 +10,13 @@ class InputError(ValueError):
     """
 
     def add_note(self, note: str, /) -> None:
-        """Adds a note, unless it is JAX's about its own frames, which is not part of the message."""
+        """Adds a note to the error, except JAX's note about hidden frames."""
         if "JAX_TRACEBACK_FILTERING" not in note:
             super().add_note(note)
 
 
 class MissingPackageError(ImportError, InputError):
-    """A package is missing that only an extra installs: the message has the `pip install` command.
+    """A missing package that only an extra installs; the message has the `pip install` command.
 
     It is an `ImportError` too, so that `try: import ... except ImportError` works as usual.
     """
@@ -25,7 +25,7 @@ class MissingPackageError(ImportError, InputError):
 class RunError(RuntimeError):
     """A run that cannot continue although its input is right: the message says what is kept and what to do.
 
-    Commands exit with status 1. Anything else that escapes is a defect of ours and keeps its traceback.
+    Commands exit with status 1. Any other exception is a bug and keeps its traceback.
 
     Attributes:
         at_once: whether a command ends without Python's own exit, which would wait for threads that hang.

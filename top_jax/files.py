@@ -1,4 +1,4 @@
-"""Atomic file writing: at any moment, even after a kill, there is the old file or the whole new one."""
+"""Atomic file writing: at any moment, even after a kill, a path holds the old file or the complete new one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error or its cause is a full disk, in any library's form."""
+    """Whether an error, or its cause, reports a full disk, whichever library raised it."""
     while error is not None:
         if getattr(error, "errno", None) in _FULL or any(text in str(error) for text in _FULL_TEXTS):
             return True
@@ -37,7 +37,7 @@ def is_full(error: BaseException | None) -> bool:
 def lock(folder: Path) -> Iterator[None]:
     """Locks an existing folder against other writers, by a file `.lock` in it, until the block or this process ends.
 
-    File systems and platforms without locks (Windows) have none here either.
+    On file systems and platforms without locks (Windows) it does nothing.
 
     Raises:
         BlockingIOError: another process or thread holds it.
@@ -74,7 +74,7 @@ def new_file(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())  # mkstemp lets nobody else read
         os.replace(temporary, path)
     except Exception as error:
-        if is_full(error):  # what a library makes of it, PyTorch for one, does not always name the disk
+        if is_full(error):  # some libraries, such as PyTorch, raise an error that does not mention the disk
             raise OSError(errno.ENOSPC, "the disk is full", str(path)) from error
         raise
     finally:
@@ -100,7 +100,7 @@ def requested_file(path: str | Path) -> Iterator[Path]:
         with new_file(path) as temporary:
             yield temporary
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); choose another place.") from error
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose another path.") from error
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -115,7 +115,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def save_json(path: str | Path | None, content: Any) -> None:
-    """Writes a JSON file for a path that the user chose; None: no file. Raises InputError as `requested_file` does."""
+    """Writes a JSON file to a path that the user chose, if not None. Raises InputError as `requested_file` does."""
     if path is None:
         return
     with requested_file(path) as temporary:
@@ -129,13 +129,13 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Waits until the content is on the disk: a rename that outlives its content leaves an empty file."""
+    """Waits until the content is on the disk: if a crash kept only the rename, the file would be empty."""
     with path.open("r+b") as stream:  # Windows syncs only what is open for writing
         os.fsync(stream.fileno())
 
 
 def _umask() -> int:
-    """The process's file mode creation mask, which can only be read by setting it."""
+    """Returns the process's file mode creation mask, which can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

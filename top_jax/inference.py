@@ -3,7 +3,7 @@
     for result in top_jax.predict("runs/my_images_photos", ["cat.jpg", "photos/"]):
         print(result.image, result.classes[0], result.probabilities[0])
 
-Needs no more than the plain install.
+It needs no extra.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Prediction:
     Attributes:
         image: the file.
         classes: names, most probable first.
-        indices: their places among the logits.
+        indices: their indices in the logits.
         probabilities: their probabilities, from the softmax over all classes.
     """
 
@@ -139,8 +139,8 @@ def open_classifier(
     """Loads a checkpoint to run on image files, with the class names that it keeps.
 
     Args:
-        checkpoint: a run directory, which knows its model, pruning and preprocessing; an official file; or the name
-            of one (`top_jax.convert.hub`).
+        checkpoint: a run directory, which stores its model, pruning and preprocessing; an official file; or the name of
+            one (`top_jax.convert.hub`).
         model: name of a file's model, as for `load_torch_checkpoint`; None for a run, and to infer it.
         which: `best` or `latest`, of a run.
         ema: whether to take the averaged weights; None takes them where a run kept them.
@@ -155,7 +155,7 @@ def open_classifier(
         loaded, data = load_torch_checkpoint(checkpoint, model, ema=bool(ema), **overrides), DataConfig()
     else:
         if model is not None or overrides:
-            raise InputError(f"{checkpoint} is a run, which knows its model; drop model and its sizes.")
+            raise InputError(f"{checkpoint} is a run directory, which knows its model; drop model and its sizes.")
         loaded = load_checkpoint(saved.path, which=which, ema=ema)
         loaded, data = as_classifier(loaded, "classification", name=str(checkpoint)), saved.trained.data
     count = loaded.config.num_classes
@@ -164,10 +164,10 @@ def open_classifier(
 
 
 def image_files(places: Sequence[str | Path]) -> list[str]:
-    """Lists image files: for a folder, all in it and below it; for a pattern such as `photos/*.jpg`, all matches.
+    """Lists image files: for a folder, all files in it and below it; for a pattern such as `photos/*.jpg`, its matches.
 
     Raises:
-        InputError: a place holds no image.
+        InputError: a file, folder or pattern gives no image.
     """
     found: list[str] = []
     for place in map(str, places):
@@ -196,7 +196,7 @@ def predict(
 ) -> list[Prediction]:
     """Classifies image files with a checkpoint: a run with its own pruning, or an official file.
 
-    To classify again and again, keep `top_jax.inference.open_classifier(...)` and call its `predict`.
+    To classify repeatedly, keep `top_jax.inference.open_classifier(...)` and call its `predict`.
 
     Args:
         checkpoint: as for `open_classifier`, like model, which, ema and the overrides.
@@ -209,7 +209,7 @@ def predict(
         **overrides: sizes of a file's model.
 
     Returns:
-        One `Prediction` per readable image; a warning names each other one.
+        One `Prediction` per readable image; a warning names each unreadable one.
 
     Raises:
         InputError: no such checkpoint or image, or none of the images can be read.
@@ -249,15 +249,15 @@ def segment(model: Segmenter, image: str | Path | bytes | np.ndarray, *, data: D
     Args:
         model: a segmenter with weights.
         image: a path, the bytes of an image file, or pixels, uint8 [H, W, 3].
-        data: how it is prepared; None is as in the run that `load_checkpoint` read the model from (`Segmenter.data`). A
-            model of another origin follows the official protocol: (2048, 512) for images of 512, and in proportion
+        data: how the image is prepared; by default as in the run from which `load_checkpoint` read the model
+            (`Segmenter.data`). Other models follow the official protocol: (2048, 512) for images of 512, in proportion
             for a ViM of another `img_size`; whole inference stretches to multiples of 32.
 
     Returns:
         int32 [H, W], the classes, at the photograph's own size.
 
     Raises:
-        InputError: no segmenter, or no image that can be read.
+        InputError: the model is not a segmenter, or the image cannot be read.
     """
     if not isinstance(model, Segmenter):
         raise refused(

@@ -16,8 +16,8 @@ def program_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     Returns:
         Bytes: `arguments` (for a training step, the state and the batch), `outputs`, `temporaries` (activations kept
             for
-        the gradient, and work space), `donated` (outputs that lie where a donated argument lay), and their `total`,
-        arguments + outputs + temporaries - donated. Empty where the backend reports nothing.
+        the gradient, and work space), `donated` (outputs that reuse the memory of a donated argument), and their
+        `total`, arguments + outputs + temporaries - donated. Empty where the backend reports nothing.
     """
     plan = compiled.memory_analysis()
     if plan is None:
@@ -38,8 +38,8 @@ def peak_memory() -> dict[str, int | str] | None:
     Returns:
         `of` ("device" or "process") and `bytes`. On an accelerator: the peak of this process's fullest device, by its
         allocator, and `limit`, that device's memory in bytes, where the backend reports it. On a CPU, whose allocator
-        keeps no peak: the peak resident set of the process, with Python, libraries and the host's data in it. None
-        where neither is known (Windows).
+        keeps no peak: the peak resident set of the process, including Python, libraries and the host's data. None where
+        neither is known (Windows).
     """
     counted = [stats for device in jax.local_devices() if "peak_bytes_in_use" in (stats := device.memory_stats() or {})]
     if not counted:

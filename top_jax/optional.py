@@ -1,4 +1,4 @@
-"""Packages that only an extra installs, imported where they are first needed."""
+"""Imports of packages that only an extra installs, at their first use."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def optional_package(name: str, *, purpose: str, install: str | None = None) -> 
 
     Args:
         name: as in `import name`; a dotted name gives the submodule.
-        purpose: what needs it, as the subject of the message: `.pth files`.
-        install: what follows `pip install`: `'top-jax[convert]'`; by default the extra of `EXTRAS`.
+        purpose: what needs it, as the subject of the message, such as `.pth files`.
+        install: the argument of `pip install`, such as `'top-jax[convert]'`; by default the extra of `EXTRAS`.
 
     Raises:
         MissingPackageError: it is not installed, or its installation is broken.
     """
     package = name.partition(".")[0]
     try:
-        importlib.import_module(package)  # a submodule may be loaded already where its package is blocked
+        importlib.import_module(package)  # a submodule may be loaded already although its package is blocked
         return importlib.import_module(name)
     except ImportError as error:
         raise _missing(package, error, purpose, install) from error
@@ -56,10 +56,10 @@ def require(*packages: str, purpose: str) -> None:
 
     Args:
         *packages: as in `import name`.
-        purpose: what needs them, as the subject of the message: `training`.
+        purpose: what needs them, as the subject of the message, such as `training`.
 
     Raises:
-        MissingPackageError: some are not; the message has one command that installs the extras of all.
+        MissingPackageError: some are missing; the message has one command that installs all their extras.
     """
     lacking = [package for package in packages if not installed(package)]
     if len(lacking) > 1:
@@ -75,7 +75,7 @@ def needs_extras(purpose: str) -> Iterator[None]:
     """Turns a failed import of a package in `EXTRAS` into the message of `optional_package`.
 
     Args:
-        purpose: what needs it, as the subject of the message: `training`.
+        purpose: what needs it, as the subject of the message, such as `training`.
 
     Raises:
         MissingPackageError: such a package is not installed.
@@ -97,7 +97,7 @@ def missing_extra(error: ImportError, purpose: str) -> MissingPackageError | Non
 
 
 def installed(package: str) -> bool:
-    """Whether a package is there to be imported; it is not loaded."""
+    """Returns whether a package can be imported, without importing it."""
     return importlib.util.find_spec(package) is not None
 
 

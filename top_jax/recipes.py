@@ -1,10 +1,10 @@
-"""Published recipes, and ours for small images: whole runs, and the sections that they share.
+"""Training recipes, published ones and ours for small images: complete configs, and the sections that they share.
 
     return recipes.vim_imagenet("small", batch_size=512, learning_rate=1e-3, drop_path=0.05, weight_decay=0.05)
     return make_config(..., augment=recipes.deit())
 
-A file in `configs/` calls one of the runs with the values that differ from model to model. Each run returns every
-setting as a ConfigDict, each section a new dict of the settings of one part of `RunConfig`.
+A file in `configs/` calls one of the recipes with the values that differ from model to model. A recipe returns a
+ConfigDict of all settings; a section, such as `deit()`, returns a dict of one part of `RunConfig`.
 
 Some properties of the authors' training cannot be expressed by a setting:
 
@@ -12,7 +12,7 @@ Some properties of the authors' training cannot be expressed by a setting:
   authors' scripts pass (timm 0.4.12, data/transforms_factory.py); here a factor above 0 would be applied.
 - Mixing draws its share and its rectangle once per step for the whole batch; the authors draw once per GPU.
 - The flip runs on the device, after RandAugment. Only ShearY depends on this order: it fixes the left edge of an image,
-  so after a flip the right one.
+  which is the right edge if a flip follows.
 - The copies of repeated augmentation follow each other in one batch; the authors' copies go to different GPUs.
 - Matrix products run in bfloat16. The authors of DeiT and PlainMamba-L1 train under float16 autocast, those of ViM and
   of the larger PlainMambas in float32.
@@ -86,8 +86,8 @@ def plain_mamba_imagenet(
     """Trains a dense PlainMamba for 300 epochs as its authors do; the learning rate is per 512 images.
 
     Source: ChenhongyiYang/PlainMamba, plain_mamba_configs/plain_mamba_l*_in1k_300e.py. The authors' moving average of
-    L2 and L3 should change its pace at epoch 250 (`decay_factor=10`; the public hook has no value from there on); ours
-    keeps it.
+    L2 and L3 should change its decay at epoch 250 (`decay_factor=10`; the public hook defines no value from there on);
+    ours keeps its decay.
 
     Args:
         size: `l1`, `l2` or `l3`.
@@ -124,9 +124,9 @@ def finetune(
     Without `init_from` the run warns and starts from random weights.
 
     Source: ToP (arXiv 2409.18962): 8 x 64 images, 30 epochs, weight decay 1e-8, the augmentation of ViM's main.py. The
-    authors' script asks for a learning rate of 5e-6 with a minimum of 1e-5, which would make it rise; ours falls from
-    1e-5 to 1e-6. Averaged weights, main.py's default, are not kept. The paper gives no recipe for PlainMamba: it gets
-    ToP's for ViM, with PlainMamba's own gradient clipping, drop-path and augmentation.
+    authors' script sets a learning rate of 5e-6 with a minimum of 1e-5, so that it would rise; ours falls from 1e-5 to
+    1e-6. Averaged weights, main.py's default, are not kept. The paper gives no recipe for PlainMamba: we use ToP's for
+    ViM, with PlainMamba's own gradient clipping, drop-path and augmentation.
 
     Args:
         name: a ViM or PlainMamba, such as `vim_small`.
@@ -253,10 +253,10 @@ def vim_ade20k(size: str, pruning: Mapping[str, Any] | None = None) -> config_di
     Source: hustvl/Vim, seg/configs/vim/upernet and its scripts; mmseg 0.29.1. Ours differs from it:
 
     - The backbone is the pre-trained classifier itself (variant `residual`). The authors' ViM-T takes the mixers'
-      outputs as maps, and their ViM-S adds rotary embeddings and does not average the two directions; the
-      pre-trained weights know none of this. `--config.model.variant=official_tiny` or `official_small` trains theirs.
+      outputs as maps, and their ViM-S adds rotary embeddings and does not average the two directions; the pre-trained
+      classifier does neither. `--config.model.variant=official_tiny` or `official_small` trains theirs.
     - Only the stem's learning rate is lowered, as in the authors' code, which looks for blocks under another name.
-      `--config.optimizer.layer_decay_rule=blocks` lowers those of the blocks too, as their settings say.
+      `--config.optimizer.layer_decay_rule=blocks` lowers those of the blocks too, as the authors' settings intend.
     - A_log, norms, biases and the position embedding have no weight decay.
 
     Args:
@@ -284,8 +284,8 @@ def vim_ade20k(size: str, pruning: Mapping[str, Any] | None = None) -> config_di
 def plain_mamba_ade20k(size: str, pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDict:
     """Trains UPerNet over a PlainMamba on ADE20K for 160,000 steps as its authors do; `init_from` gives the backbone.
 
-    Source: ChenhongyiYang/PlainMamba, downstream/mmsegmentation; mmseg 0.23.0. The authors leave norms, position
-    embedding, A_log, D and direction_Bs without weight decay; ours also biases and the heads' BatchNorm.
+    Source: ChenhongyiYang/PlainMamba, downstream/mmsegmentation; mmseg 0.23.0. The authors exempt norms, position
+    embedding, A_log, D and direction_Bs from weight decay; we also exempt biases and the heads' BatchNorm.
 
     Args:
         size: `l1`, `l2` or `l3`.
@@ -304,12 +304,12 @@ def plain_mamba_ade20k(size: str, pruning: Mapping[str, Any] | None = None) -> c
 
 
 def seg_digits(pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDict:
-    """Trains a small PlainMamba with UPerNet on digits pasted on photographs, which need no download. Ours.
+    """Trains a small PlainMamba with UPerNet on digits pasted onto photographs, which need no download. Ours.
 
-    The photographs are the two of scikit-learn, and so are the digits: real pixels, labels by construction. 11 classes:
+    Photographs and digits are those of scikit-learn: real pixels, labels by construction. There are 11 classes:
     background, and the strokes of ten digits. Batches are small, because the model distinguishes digits only after 350
     to 500 steps, with batches of 8 and of 16. A ViM of this size still confused all digits after 300 steps of 16
-    images, with patches of 8 and of 12; why is not known.
+    images, with patches of 8 and of 12; the reason is not known.
 
     Args:
         pruning: the section of `RunConfig`; None is the dense model.
@@ -349,7 +349,7 @@ def my_labels(
     epochs: float = 40.0,
     learning_rate: float = 2e-4,
 ) -> config_dict.ConfigDict:
-    """Trains a segmenter over ViM-T on a folder of photographs and label maps of one's own. Ours.
+    """Trains a segmenter over ViM-T on your own folder of photographs and label maps. Ours.
 
     Classes, splits and batch size come from the folder (`data.infer`). `init_from` gives the weights to start from: a
     classifier's for the backbone, or a segmenter's.
@@ -387,7 +387,7 @@ def my_images(
     epochs: float = 30.0,
     learning_rate: float = 5e-4,
 ) -> config_dict.ConfigDict:
-    """Fine-tunes a ViM on an image folder of one's own; rates fall from the head towards the stem. Ours.
+    """Fine-tunes a ViM on your own image folder; learning rates fall from the head towards the stem. Ours.
 
     Classes, splits and batch sizes come from the folder (`data.infer`). `init_from` gives the weights to start from.
 
@@ -482,7 +482,7 @@ def naive(after_blocks: tuple[int, ...], keep_ratio: float) -> dict[str, Any]:
     """Returns `config.pruning` of the baseline, pruning as in a ViT: best tokens first, and positions re-indexed.
 
     ViM's class token moves to the middle of the kept tokens, and PlainMamba scans a condensed grid. An SSM has no
-    attention to rank tokens by, so the score is ToP's. `--config.pruning.fuse=True` adds EViT's fused token.
+    attention that could rank tokens, so the score is ToP's. `--config.pruning.fuse=True` adds EViT's fused token.
     """
     return dict(method="evit", after_blocks=after_blocks, keep_ratio=(keep_ratio,), score="clip", fuse=False)
 
@@ -510,16 +510,16 @@ def deit() -> dict[str, Any]:
 def plain_mamba() -> dict[str, Any]:
     """Returns `config.augment` of PlainMamba: DeiT's values, each image once.
 
-    Every batch is mixed, half of the time by mixup and half of the time by cutmix.
+    Every batch is mixed, with equal probability by mixup or cutmix.
 
     Source: ChenhongyiYang/PlainMamba, plain_mamba_configs/plain_mamba_l*_in1k_300e.py (BatchMixup and BatchCutMix,
     probability 0.5 each) and configs/_base_/datasets/imagenet_bs64_swin_224_lmdb.py. The authors' augmentation is that
-    of mmcls, ours follows timm. They differ in three places:
+    of mmcls, ours follows timm. They differ in three points:
 
     - RandAugment's operations are OpenCV's (mmcv) instead of PIL's, with the same ranges, so the pixels differ.
-    - Erased rectangles have the same limits (2 % to a third of the area, sides 3:10 to 10:3). One that does not fit is
-      cut to the image's side, where timm draws again; their noise is clipped to the range of pixels.
-    - Images are paired at random for mixing; ours pairs the first of the batch with the last, and so on.
+    - Erased rectangles have the same limits (2 % to a third of the area, sides 3:10 to 10:3). mmcls clips one that does
+      not fit, where timm draws again, and clips the noise to the range of pixels.
+    - mmcls pairs images at random for mixing; ours pairs the first of the batch with the last, and so on.
     """
     return deit() | {"repeats": 1}
 
@@ -527,8 +527,8 @@ def plain_mamba() -> dict[str, Any]:
 def small_images() -> dict[str, Any]:
     """Returns `config.augment` for CIFAR-10's 32 pixels: everything on, but milder, so that a small model still learns.
 
-    Ours. RandAugment shifts by a share of the image and so suits any size, but its colour changes at magnitude 9 leave
-    little to see in 32 pixels. Both RandAugment and colour jitter are therefore on, and weak.
+    Ours. RandAugment shifts by a share of the image and so suits any size, but its colour changes at magnitude 9 are
+    too strong for 32 pixels. Therefore both RandAugment and colour jitter are on, and weak.
     """
     return {
         "repeats": 2,

@@ -1,4 +1,4 @@
-"""Layouts of arrays over devices: images split over all of them, weights whole on each or in parts (FSDP)."""
+"""Layouts of arrays over devices: images are split over all of them; weights are replicated, or split (FSDP)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from top_jax.errors import InputError
 
-SMALLEST_PART: Final = 1024  # numbers; an array whose parts would be smaller stays whole, which costs little memory
+SMALLEST_PART: Final = 1024  # values; an array whose parts would be smaller is replicated, which costs little memory
 
 
 def make_mesh(fsdp: int = 1) -> Mesh:
@@ -31,7 +31,7 @@ def make_mesh(fsdp: int = 1) -> Mesh:
 
 
 def in_order(devices: Sequence[Any]) -> list[Any]:
-    """Sorts devices by process; by their ids alone they can be mixed (a host of a TPU pod owns a square)."""
+    """Sorts devices by process; the ids alone can interleave processes (a host of a TPU pod owns a square)."""
     return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 
@@ -41,7 +41,7 @@ def by_image(mesh: Mesh | AbstractMesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Returns the sharding of an array that every device has whole."""
+    """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 

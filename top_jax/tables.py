@@ -1,4 +1,4 @@
-"""Tables as text: Markdown that is also aligned, for a file or a terminal, and rows of a measurement made into one."""
+"""Tables as text: aligned Markdown for a file or a terminal, and the rows of a measurement as such a table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     Args:
         columns: headings. The first column is aligned to the left, the others to the right.
-        rows: as many texts each as there are columns.
+        rows: the texts of each row, one per column.
     """
     widths = [max(3, *(len(line[place]) for line in (columns, *rows))) for place in range(len(columns))]
     rule = ["-" * widths[0], *(f"{'-' * (width - 1)}:" for width in widths[1:])]
@@ -29,8 +29,8 @@ def rows_as_text(rows: Sequence[dict[str, Any]]) -> str:
     """Returns the rows of a measurement as a Markdown table; a row without a result becomes a line below it.
 
     Args:
-        rows: JSON values by column. `error` or `absent` says why a row has no result; `rounds` and `calls` are left
-            out. Columns are in the order in which they first appear.
+        rows: JSON values by column. `error` or `absent` gives the reason why a row has no result; `rounds` and `calls`
+            are left out. Columns are in the order in which they first appear.
     """
     good = [row for row in rows if not any(name in row for name in _PROBLEMS)]
     columns = [key for key in dict.fromkeys(key for row in good for key in row) if key not in _NOT_SHOWN]
@@ -43,7 +43,7 @@ def rows_as_text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def cell(value: Any) -> str:
-    """Returns a JSON value as the text of a table's cell: four digits, `-` for None, `a .. b` for a list."""
+    """Formats a JSON value as a table's cell: four digits, `-` for None, `a .. b` for a list."""
     if value is None:
         return "-"
     if isinstance(value, bool):

@@ -26,7 +26,7 @@ Positions = Int[Array, "B L"]
 ClassIndex = Int[Array, " B"]
 Slots = Int[Array, "B K"]  # indices along L
 SlotScores = Float[Array, "B K"]
-PixelLabels = Integer[Array, "B H W"]  # signed or not: uint8 as the data has them, int32 as predictions are
+PixelLabels = Integer[Array, "B H W"]  # signed or not: uint8 in the data, int32 for predictions
 
 __all__ = [
     "Array",

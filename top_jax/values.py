@@ -23,12 +23,12 @@ SEEDS: Final = (0, 2**32 - 1)
 
 
 def refused(name: str, value: Any, needed: str) -> InputError:
-    """Returns the error for a value that is not what is needed; one too long for a line is named by its type."""
+    """Returns the error for a value other than what is needed; a value longer than a line is named by its type."""
     return InputError(f"{name}{shown(value)}; needed: {needed}.")
 
 
 def shown(value: Any) -> str:
-    """Returns `=value`, or ` is a <type>` for a value longer than a line; an array is given by dtype and shape."""
+    """Formats a value for a message: `=value`, ` is a <type>` if that is too long, or an array's dtype and shape."""
     if getattr(value, "shape", ()) != () and hasattr(value, "dtype"):
         return f" is an array, {value.dtype}{list(value.shape)}"
     try:
@@ -39,12 +39,12 @@ def shown(value: Any) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Returns `1 key`, `1,200 keys`."""
+    """Formats a count with its noun: `1 key`, `1,200 keys`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def whole(name: str, value: Any, least: int | float = 1, most: int | float = LARGEST_COUNT) -> int:
-    """Returns an int, Python's or NumPy's, in [least, most]; a bool is refused."""
+    """Checks that a value is an int of Python or NumPy in [least, most], and not a bool; returns it as an int."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= most:
         range_ = f" of at least {least}" if most == LARGEST_COUNT else f" from {least} to {most}"
         raise refused(name, value, "a whole number" + ("" if least == -math.inf else range_))
@@ -52,7 +52,7 @@ def whole(name: str, value: Any, least: int | float = 1, most: int | float = LAR
 
 
 def number(name: str, value: Any, needed: str = "a finite number") -> float:
-    """Returns a finite number, Python's or NumPy's, as a float."""
+    """Checks that a value is a finite number of Python or NumPy; returns it as a float."""
     is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if not is_number or not abs(value) <= sys.float_info.max:
         raise refused(name, value, needed)
@@ -60,14 +60,14 @@ def number(name: str, value: Any, needed: str = "a finite number") -> float:
 
 
 def share(name: str, value: Any, needed: str = "a share in (0, 1]") -> float:
-    """Returns a number in (0, 1]."""
+    """Checks that a value is a number in (0, 1]; returns it as a float."""
     if not 0 < number(name, value, needed) <= 1:
         raise refused(name, value, needed)
     return float(value)
 
 
 def numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
-    """Returns `count` finite numbers, from a sequence or a one-dimensional array."""
+    """Checks that a sequence or one-dimensional array holds `count` finite numbers; returns them."""
     found = several(name, values, needed := f"{count} finite numbers")
     if len(found) != count:
         raise refused(name, values, needed)
@@ -75,7 +75,7 @@ def numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
 
 
 def several(name: str, values: Any, needed: str) -> tuple[Any, ...]:
-    """Returns the items of an ordered collection or a one-dimensional NumPy array; text and dicts are refused."""
+    """Returns the items of an ordered collection or a one-dimensional NumPy array; refuses strings and dicts."""
     if isinstance(values, np.ndarray) and values.ndim == 1:
         return tuple(values.tolist())
     if hasattr(values, "dtype") or not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping | set):
@@ -84,21 +84,21 @@ def several(name: str, values: Any, needed: str) -> tuple[Any, ...]:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Returns a bool, Python's or NumPy's."""
+    """Checks that a value is a bool of Python or NumPy; returns it as a bool."""
     if not isinstance(value, bool | np.bool_):
         raise refused(name, value, "True or False")
     return bool(value)
 
 
 def one_of(name: str, value: Any, known: Iterable[str]) -> str:
-    """Returns a text that is one of those known."""
+    """Checks that a value is one of the known strings; returns it."""
     if not isinstance(value, str) or value not in known:
         raise InputError(f"{name}{shown(value)} is unknown; choose one of {', '.join(known)}.")
     return value
 
 
 def path(name: str, value: Any) -> Path:
-    """Returns a path from text or a path; it need not exist."""
+    """Checks that a value is a string or path-like; returns it as a Path, which need not exist."""
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str) or not text or "\0" in text:
         raise refused(name, value, "a path, as text or pathlib.Path")
@@ -106,7 +106,7 @@ def path(name: str, value: Any) -> Path:
 
 
 def height_width(name: str, value: Any) -> tuple[int, int]:
-    """Returns an image size in pixels as (height, width), from a side, (side,) or (height, width)."""
+    """Returns an image size in pixels, given as a side, (side,) or (height, width), as (height, width)."""
     sides = (value,) if isinstance(value, int | np.integer) else value
     needed = f"a side in pixels, or (height, width), each at most {LARGEST_SIDE}"
     if isinstance(sides, np.ndarray) and sides.ndim == 1:
@@ -121,7 +121,7 @@ def height_width(name: str, value: Any) -> tuple[int, int]:
 
 
 def check_fields(node: Any) -> None:
-    """Gives each field of a frozen dataclass that is annotated as a plain type that type, or raises InputError.
+    """Converts the fields of a frozen dataclass that are annotated as plain types (`_PLAIN`), or raises InputError.
 
     An `int` is a whole number of any sign, a `float` is finite. The class must have string annotations.
     """

@@ -1,4 +1,4 @@
-"""Models by name, as in timm: which there are, how to build one with or without official weights, and its input."""
+"""Models by name, as in timm: lists them, builds them with or without official weights, and describes their input."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def create_model(
     """Builds a model, in eval mode; `.train()` turns on drop-path and batch statistics.
 
     Args:
-        name: a model's, such as `vim_small` or `plain_mamba_l1`; with `pretrained` also a variant's of
+        name: name of a model, such as `vim_small` or `plain_mamba_l1`; with `pretrained` also a name in
             `list_models(pretrained=True)`, such as `vim_small.stride8`.
         pretrained: load the official weights, downloaded once (`top_jax.convert.hub`). With another `num_classes` than
             1,000 the head is new, with random weights.
@@ -62,15 +62,15 @@ def create_model(
             `d_state`, `drop_path`, `dtype`, `implementation`, `remat` and others.
 
     Raises:
-        InputError: an unknown name or override, a value of another type or out of range, sizes that do not fit
-            together or are not those of the official weights, or huggingface_hub is missing.
+        InputError: an unknown name or override, a value of another type or out of range, sizes that do not fit together
+            or differ from those of the official weights, or huggingface_hub is missing.
         RunError: the weights are not cached, and cannot be downloaded.
     """
     if not flag("pretrained", pretrained):
         if isinstance(name, str) and name in OFFICIAL_FILES and name not in MODELS:
             sizes = "".join(f", {key}={value}" for key, value in OFFICIAL_FILES[name].sizes.items())
             raise InputError(
-                f"{name} is a name of weights; pass pretrained=True for them, or for random weights "
+                f"{name} is the name of official weights; pass pretrained=True to load them, or for random weights "
                 f"create_model({model_of(name)!r}{sizes})."
             )
         return models.create_model(name, rngs=rngs, pruning=pruning, **overrides)
@@ -84,9 +84,9 @@ def data_config(model: str | Path | Backbone) -> dict[str, Any]:
     """Returns how images are prepared for a model: the keyword arguments of `top_jax.preprocess`.
 
     Args:
-        model: a model's or variant's name, a model, or a run directory. Names and models get what all official weights
-            were trained and evaluated with; a model does not know on which data it was trained, so pass the run
-            directory for one of your own.
+        model: the name of a model or variant, a model, or a run directory. Names and models get the preprocessing of
+            the official weights; for a model that you trained, pass its run directory, because the model does not store
+            its data settings.
 
     Returns:
         `img_size` (height, width) in pixels, `eval_crop`, `interpolation`, `mean`, `std` and `exif_rotate`.

@@ -52,7 +52,9 @@ _SCORES = flags.DEFINE_list(
     "scores", None, "Scores to compare; by default all of the model's, and the controls random and uniform."
 )
 _FILLS = flags.DEFINE_list(
-    "fills", None, "What stands for dropped tokens in a segmenter's maps; by default frozen, nearest, carry and zero."
+    "fills",
+    None,
+    "How a segmenter's maps are filled where tokens were dropped; by default frozen, nearest, carry and zero.",
 )
 _RANDOM_SEEDS = flags.DEFINE_integer("random_seeds", 3, "Number of seeds of the control random.", lower_bound=1)
 _LIMIT = flags.DEFINE_integer("limit_images", None, "Use only the first N test images.", lower_bound=1)

@@ -2,7 +2,7 @@
 
 top-jax benchmark --config configs/vim_s_top.py    dense, pruned, every alignment and a DeiT, in turn
 top-jax benchmark --config seg_vim_t_top --train   a segmenter: crops to labels, and the train step; no DeiT
-top-jax benchmark --suite gpu --out FILE    contract, scans against their floor, models; under 6 minutes
+top-jax benchmark --suite gpu --out FILE    correctness, scans against the GPU's limits, models; under 6 minutes
 top-jax benchmark --suite cpu --out FILE    small versions of the same parts, for a CPU
 top-jax benchmark --tune [--out FILE]       searches block sizes, writes the table that the kernels read
 

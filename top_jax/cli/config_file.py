@@ -95,7 +95,9 @@ def _run_of(arguments: list[str]) -> str | None:
             raise InputError(
                 f"checkpoint {checkpoint} does not exist; pass a {CHECKPOINT_HELP[0].lower()}{CHECKPOINT_HELP[1:]}"
             )
-        raise InputError(f"--config is needed: {checkpoint} is a file, which does not keep its config. {CONFIG_HELP}")
+        raise InputError(
+            f"--config is needed: {checkpoint} is a file, which does not contain its config. {CONFIG_HELP}"
+        )
     if workdir and "workdir" in flags.FLAGS and (Path(workdir) / "config.json").is_file():
         return workdir
     return None
@@ -140,7 +142,7 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def _no_such_config(file: Path, such: str) -> str:
-    """Returns the message for a config that is not there, with the names that it may have meant."""
+    """Returns the message for a config that does not exist, with similar names."""
     close = difflib.get_close_matches(file.stem, shipped_configs(), n=3)
     if file.suffix or len(file.parts) > 1:  # a path
         hint = f"; --config={close[0]} comes with top-jax" if close and close[0] == file.stem else ""

@@ -6,9 +6,9 @@ top-jax convert runs/vim_s_top vim_s_top.pth
 top-jax convert vim_s.pth vim_s.safetensors
 
 SOURCE is a run directory, a .pth or .safetensors file with the official keys, a Hugging Face folder, or the name of
-weights: pretrained:NAME, hf://OWNER/REPO/FILE. The model and its sizes are read off the shapes of the weights, as far
-as these say them. TARGET is a file if it ends in .pth, .pt or .safetensors, and a run directory otherwise. The command
-prints every key, by module, and writes them as JSON.
+weights: pretrained:NAME, hf://OWNER/REPO/FILE. The model and its sizes are inferred from the shapes of the weights,
+where these determine them. TARGET is a file if it ends in .pth, .pt or .safetensors, and a run directory otherwise. The
+command prints every key, by module, and writes them as JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ _MODEL = flags.DEFINE_string(
     "model", None, "Model name, such as vim_small; by default the one with the shapes of the weights."
 )
 _OVERRIDE = flags.DEFINE_multi_string(
-    "override", [], "Size that the shapes of the weights do not say, as key=value, such as num_heads=2; repeatable."
+    "override",
+    [],
+    "Size that the shapes of the weights do not determine, as key=value, such as num_heads=2; repeatable.",
 )
 _EMA = flags.DEFINE_boolean(
     "ema",
@@ -214,7 +216,7 @@ def _write_file(target: Path, config: RunConfig, model: Model, names: tuple[str,
 
 
 def _overrides(config: RunConfig) -> str:
-    """Returns the --override flags for the sizes that are not the named model's."""
+    """Returns the --override flags for the sizes that differ from the named model's."""
     from top_jax.build import build_sizes
     from top_jax.models import MODELS
 

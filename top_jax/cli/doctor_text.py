@@ -1,4 +1,4 @@
-"""Prints the report of `top-jax doctor`, one function a part."""
+"""Prints the report of `top-jax doctor`, one function per part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint on its config's evaluation split, every image counted once.
+"""Evaluates a checkpoint on its config's evaluation split, counting every image once.
 
 top-jax evaluate --config configs/vim_s_top.py --checkpoint runs/a
 top-jax evaluate --config configs/vim_s_top.py --checkpoint vim_s.pth

@@ -47,7 +47,7 @@ _STABLEHLO = flags.DEFINE_string(
     "one platform and one batch size.",
 )
 _IMAGES = flags.DEFINE_enum(
-    "images", "random", ["random", "data"], "Images of the comparison: random pixels, or the config's evaluation split."
+    "images", "random", ["random", "data"], "Images to compare on: random pixels, or the config's evaluation split."
 )
 _TOLERANCE = flags.DEFINE_float(
     "tolerance",
@@ -123,7 +123,7 @@ def _portable(config: RunConfig) -> RunConfig:
 
 
 def _check_files(target: Path, json_file: Path) -> None:
-    """Raises InputError for a file that could not be written, before the work that would be lost."""
+    """Raises InputError if a file cannot be written, before any work that would be lost."""
     from top_jax.convert.stablehlo import check_module, check_platforms
 
     check_platforms(_PLATFORMS.value)
@@ -143,7 +143,7 @@ def _check_files(target: Path, json_file: Path) -> None:
 
 
 def _images(config: RunConfig, count: int) -> np.ndarray:
-    """Returns the images of the comparison, uint8 `[count, H, W, 3]`."""
+    """Returns the images to compare on, uint8 `[count, H, W, 3]`."""
     from top_jax.build import build_sizes
 
     size = build_sizes(config.model).img_size

@@ -9,7 +9,7 @@ from typing import Final, NoReturn
 
 import top_jax
 
-# Command -> what --help says about it. Each is a module of this package that ends in `runner.run(main)`.
+# Command -> its line in --help. Each is a module of this package that ends in `runner.run(main)`.
 COMMANDS: Final = {
     "train": "train a model, or resume a run",
     "evaluate": "accuracy of a run or an official file on its data",

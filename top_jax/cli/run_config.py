@@ -1,4 +1,4 @@
-"""The config file, in the sense of `--config`, of a run directory: `run_config.py:runs/a`."""
+"""Config file for the `--config` of a run directory: `run_config.py:runs/a` returns the config that runs/a keeps."""
 
 from __future__ import annotations
 

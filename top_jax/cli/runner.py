@@ -1,4 +1,4 @@
-"""Runs a command: parses its flags, reports an error as one line, and writes its JSON. absl is all that it loads."""
+"""Runs a command: parses its flags, reports an error as one line, and writes its JSON. Imports only absl."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from top_jax import files
 from top_jax.errors import InputError, RunError, write_last_line
 from top_jax.optional import missing_extra
 
-# Errors that say something about the user's path or disk, whatever the code that met them.
+# Errors about the user's path or disk, wherever they are raised.
 _OF_THE_PLACE = frozenset(
     (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 )
@@ -37,7 +37,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     Bad input ends in one line on stderr and status 2; a run that cannot continue ends in one line and status 1. Any
     other error is a bug and keeps its traceback.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes may be any bytes, and a terminal ASCII
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file and class names may hold any bytes; a terminal may be ASCII
         sys.stdout.reconfigure(errors="backslashreplace")
 
     def guarded(arguments: list[str]) -> None:
@@ -83,7 +83,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _unraisable(hook: Callable[[Any], object], found: Any) -> None:
-    """Repeats a Ctrl-C that was raised in a callback of the garbage collector (JAX has one), where Python drops it."""
+    """Repeats a Ctrl-C that Python dropped because it came during a garbage-collector callback, such as JAX's."""
     if not isinstance(found.exc_value, KeyboardInterrupt):
         hook(found)
         return
@@ -136,7 +136,7 @@ def _problem(error: Exception) -> Exception | None:
 
 
 def _drop_output() -> None:
-    """Sends stdout nowhere, because Python would flush the rest at its end to a reader that has ended."""
+    """Redirects stdout to the null device: at exit, Python would flush the rest to a reader that has ended."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -148,7 +148,7 @@ def no_more(arguments: list[str]) -> None:
 
 
 def check_json(file: str | Path | None, *others: Path) -> None:
-    """Raises InputError for a JSON file that could not be written, before the work that would be lost.
+    """Raises InputError if the JSON file cannot be written, before any work that would be lost.
 
     Args:
         file: the JSON file; None is fine.
@@ -174,11 +174,11 @@ def check_json(file: str | Path | None, *others: Path) -> None:
 
 
 def check_folder(folder: str | Path, what: str) -> None:
-    """Raises InputError for a folder that could not be made or written to, before the work that would be lost.
+    """Raises InputError if a folder cannot be created or written to, before any work that would be lost.
 
     Args:
         folder: where a command will write; it need not exist.
-        what: what the message calls it, such as `--out=pictures`.
+        what: its name in the message, such as `--out=pictures`.
     """
     place = Path(folder).absolute()
     try:
@@ -196,7 +196,7 @@ def _parse(arguments: list[str]) -> list[str]:
         try:
             print(usage.help_text(with_settings=Path(sys.argv[0]).stem == "train"), flush=True)
         except BrokenPipeError:
-            _drop_output()  # `--help | head` has read what it wanted
+            _drop_output()  # such as `--help | head`
         sys.exit(0)
     try:
         arguments = _with_flag_files(arguments)
@@ -249,13 +249,13 @@ def _given_flags(arguments: Sequence[str]) -> list[str]:
             continue
         several = name in flags.FLAGS and isinstance(flags.FLAGS[name], flags.MultiFlag)
         if name in given and not several:
-            raise InputError(f"--{name} is given more than once; leave one, so that its value is clear.")
+            raise InputError(f"--{name} is given more than once; keep only one of them.")
         given.append(name)
     return given
 
 
 def _check_values(given: Sequence[str]) -> None:
-    """Raises InputError for an empty text, and a number that is not finite, which absl's limits let through."""
+    """Raises InputError for an empty value, or a number that is not finite (absl's bounds accept NaN)."""
     for name in given:
         value = flags.FLAGS[name].value if name in flags.FLAGS else None
         for item in value if isinstance(value, (list, tuple)) else [value]:

@@ -1,7 +1,7 @@
 """Flags that several commands share: the config, the checkpoint, and the processes of a distributed run.
 
 A command calls the `define_*` functions that it needs, and then `flags.adopt_module_key_flags(shared_flags)` so that
---help lists them. absl and `top_jax.config` are all that is loaded until a flag is read.
+--help lists them. Until a flag is read, only absl and `top_jax.config` are loaded.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _keys_given() -> dict[str, Any]:
 
 
 def _check_same_use(config: RunConfig) -> None:
-    """Raises InputError if a run would be used for another task, or a pruned one as dense without a request."""
+    """Raises InputError if a run would be used for another task, or a pruned run as a dense model unasked."""
     dense = not config.pruning.after_blocks and "pruning.after_blocks" not in _keys_given()
     kinds = ("a classifier", "a segmenter")
     for path, trained in _runs():
@@ -229,7 +229,7 @@ def define_classifier() -> flags.FlagHolder[Any]:
         "Model name of an official file, such as vim_small; by default the one with the shapes of its weights.",
     )
     flags.DEFINE_multi_string(
-        "override", [], "Size that the shapes of the weights do not say, as key=value; repeatable."
+        "override", [], "Size that the shapes of the weights do not determine, as key=value; repeatable."
     )
     flags.DEFINE_integer("batch_size", 32, "Images per call of the model.", lower_bound=1)
     return define_checkpoint()
@@ -282,7 +282,8 @@ def load_model(checkpoint: str | Path, config: RunConfig, class_names: Sequence[
     Args:
         checkpoint: a run directory or an official file.
         config: the run's config.
-        class_names: classes of the data, in the order of its labels, into which the logits are put; None leaves them.
+        class_names: classes of the data, in the order of its labels; the logits are put into this order. None leaves
+            their order.
 
     Raises:
         InputError: no such checkpoint, weights of another model, class count or classes, or a reduction that the model

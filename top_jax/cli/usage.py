@@ -73,7 +73,7 @@ def help_text(*, with_settings: bool) -> str:
 
 
 def _flag(flag: flags.Flag[Any]) -> tuple[str, str]:
-    """Returns how a flag is typed, with its default, and its explanation."""
+    """Returns a flag as it is typed, with its default, and its explanation."""
     if isinstance(flag, flags.BooleanFlag):
         return f"--{'' if flag.default is False else '[no]'}{flag.name}", str(flag.help)
     if isinstance(flag, flags.EnumFlag):
@@ -93,7 +93,7 @@ def _value(default: Any) -> str:
 
 
 def _entry(name: str, text: str) -> str:
-    """Returns a name and its explanation, which begins in the same line if there is room."""
+    """Returns a name and its explanation, which begins on the same line if there is room."""
     width, indent = min(shutil.get_terminal_size((100, 24)).columns, 120), 34
     lines = textwrap.wrap(text, width, initial_indent=" " * indent, subsequent_indent=" " * indent)
     if len(name) + 3 < indent and lines:

@@ -106,7 +106,7 @@ def _visualize_segmenter(config: RunConfig, images: list[str]) -> None:
 
 
 def _label_maps(pictures: list[Any], source: Source, config: RunConfig) -> list[Any]:
-    """Returns the labels of pictures of a source, uint8 `[H, W]` each."""
+    """Returns the label maps of pictures that come from a source, uint8 `[H, W]` each."""
     from top_jax.build import crop_size
     from top_jax.data.pipeline import reader_of
     from top_jax.data.segmentation import SegmentationReader

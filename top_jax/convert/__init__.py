@@ -1,4 +1,4 @@
-"""Official PyTorch checkpoints to our models and back, and models exported as StableHLO.
+"""Converts official PyTorch checkpoints to our models and back, and exports models as StableHLO.
 
 .pth or .safetensors file <-> state_dict (checkpoint_files) <-> official key to our path (key_maps) <-> model
 (torch_checkpoint, segmenter_checkpoint).

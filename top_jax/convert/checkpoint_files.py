@@ -91,8 +91,8 @@ def _may_hold_weights(file: Path) -> bool:
 def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndarray]:
     """Reads the tensors of a checkpoint file, each in its own dtype.
 
-    Damage is found by checksums: those of a .pth file as PyTorch >= 1.6 writes it, and that of a .safetensors file
-    which `write_state_dict` wrote. Older .pth files and .safetensors files of others have none for their numbers.
+    Damage is detected by checksums, which .pth files of PyTorch >= 1.6 have, and .safetensors files that
+    `write_state_dict` wrote. Older .pth files and other .safetensors files have no checksum of their values.
 
     Args:
         path: a .safetensors file, or a Hugging Face folder; any other suffix is read as a PyTorch file.
@@ -202,7 +202,7 @@ def _read_pth(path: Path, ema: bool) -> dict[str, np.ndarray]:
         file = _checked(path)
         with torch.serialization.safe_globals(_harmless()):
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # damage reaches zlib, pickle and the constructors of everything that they read
+    except Exception as error:  # a damaged file makes zlib, pickle or any constructor raise
         raise _unreadable(path, error) from error
     weights = _choose_weights(content, path, ema)
     return {name: _array_of_tensor(path, name, tensor, torch) for name, tensor in weights.items()}
@@ -211,11 +211,11 @@ def _read_pth(path: Path, ema: bool) -> dict[str, np.ndarray]:
 def _checked(path: Path) -> Path | io.BytesIO:
     """Returns the bytes for torch.load: the file, or a copy of its records once their checksums are checked.
 
-    torch.load checks none. It also reads the directory of a zip file in its own way: one flipped bit there makes a
-    record a folder, whose tensor then has any numbers. So it gets a new directory.
+    torch.load verifies no checksum. It also trusts the directory of the zip file: one flipped bit there can turn a
+    record into a folder, whose tensor then has arbitrary values. So the copy gets a new directory.
 
     Raises:
-        zipfile.BadZipFile: a record is damaged. Other damage raises what zipfile raises, which is almost anything.
+        zipfile.BadZipFile: a record is damaged. Other damage may raise nearly any exception, from inside zipfile.
     """
     with path.open("rb") as stream:
         if stream.read(4) != b"PK\x03\x04":
@@ -263,7 +263,7 @@ def _torch() -> Any:
 def _harmless() -> list[Any]:
     """Lists the types that may be unpickled besides tensors and plain containers; none of them runs code.
 
-    Numpy's functions appear under both names that files know them by, from before and after numpy 2.
+    NumPy's functions are listed under two names, because files written before and after NumPy 2 differ.
     """
     scalar: Any = np.float64(0).__reduce__()[0]
     array: Any = np.zeros(0).__reduce__()[0]
@@ -297,7 +297,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 
 def _choose_weights(content: Any, path: Path, ema: bool) -> dict[str, Any]:
-    """Returns the state_dict of an unpickled file: an entry of `AVERAGED`, `model` or `state_dict`, or the whole."""
+    """Returns the state_dict of an unpickled file: an entry of `AVERAGED`, `model` or `state_dict`, or all."""
     found = content if isinstance(content, dict) else {}
     held = ", ".join(map(str, found)) if isinstance(content, dict) else f"a {type(content).__name__}"
     if ema:
@@ -322,7 +322,7 @@ def _array_of_tensor(path: Path, name: str, tensor: Any, torch: Any) -> np.ndarr
     tensor = tensor.detach()
     dtype = str(tensor.dtype).removeprefix("torch.")
     try:
-        if dtype == "bfloat16":  # numpy has it only as JAX's extension type
+        if dtype == "bfloat16":  # NumPy has no bfloat16 of its own; JAX registers one
             return tensor.view(torch.int16).numpy().view(jnp.bfloat16)
         return tensor.numpy()
     except (TypeError, RuntimeError) as error:
@@ -334,7 +334,7 @@ def _array_of_tensor(path: Path, name: str, tensor: Any, torch: Any) -> np.ndarr
 
 def _read_safetensors(path: Path, ema: bool) -> dict[str, np.ndarray]:
     if ema:
-        raise InputError(f"{path} holds one set of weights, as every .safetensors file; drop --ema (ema=False).")
+        raise InputError(f"{path} holds one set of weights, as every .safetensors file does; drop --ema (ema=False).")
     safetensors = _safetensors("safetensors")
     content = path.read_bytes()
     try:
@@ -372,7 +372,7 @@ def _split(content: bytes) -> tuple[dict[str, Any], memoryview]:
 
 
 def _crc32(header: Mapping[str, Any], data: memoryview) -> str:
-    """Returns the checksum of a .safetensors file, but for the checksum itself, in eight hexadecimal digits."""
+    """Returns the checksum of a .safetensors file without its own entry, in eight hexadecimal digits."""
     metadata = {name: value for name, value in header["__metadata__"].items() if name != CRC32}
     text = json.dumps({**header, "__metadata__": metadata}, sort_keys=True).encode()
     return f"{zlib.crc32(data, zlib.crc32(text)):08x}"

@@ -3,7 +3,7 @@
     pretrained:vim_small                an official file, by its name in `official_files`
     pretrained                          the official file of the model in question
     hf://OWNER/REPO/FILE                any file of the Hub; hf://OWNER/REPO@REVISION/FILE for a branch, tag or commit
-    runs/a, vim_s.pth                   a path, returned as it is
+    runs/a, vim_s.pth a path, returned unchanged
 
 Downloads go through huggingface_hub (extra `hub`): they are cached (HF_HOME), resumed after an interruption and shown
 with a progress bar. HF_HUB_OFFLINE=1 takes only what is cached, and HF_TOKEN gives access to gated repositories.
@@ -40,15 +40,15 @@ def is_pretrained(source: str | Path) -> bool:
 
 
 def local_file(source: str | Path, model: str | None = None) -> Path:
-    """Returns the local file or folder of weights; the one place that turns a name into a path.
+    """Returns the local file or folder of weights that are given by a name or a path.
 
     Args:
         source: a path or a name, as above.
-        model: model name, which `pretrained` alone stands for.
+        model: name of the model to which a bare `pretrained` refers.
 
     Raises:
         InputError: an unknown name; no such repository or file, or no access to it; huggingface_hub is not installed;
-            or the downloaded content is not that in the list of official files.
+            or the downloaded file differs from the one in the list of official files.
         RunError: the Hub cannot be reached, and the file is not cached.
     """
     if not is_name(source):
@@ -60,7 +60,7 @@ def local_file(source: str | Path, model: str | None = None) -> Path:
 
 
 def official_model(source: str | Path) -> tuple[str, dict[str, Any]] | None:
-    """Returns the model of a `pretrained:NAME`, and its sizes that are not the model's own; None for other sources."""
+    """Returns the model of `pretrained:NAME`, and the sizes in which its file differs; None for other sources."""
     scheme, _, name = str(source).partition(":")
     if scheme != PRETRAINED or not name:
         return None
@@ -71,7 +71,7 @@ def official_model(source: str | Path) -> tuple[str, dict[str, Any]] | None:
 def label_of(source: str | Path) -> str:
     """Returns a name for files about the weights of `source`.
 
-    That is vim_s.pth for hf://OWNER/REPO/vim_s.pth, vim_small for pretrained:vim_small, and a path as it is.
+    That is vim_s.pth for hf://OWNER/REPO/vim_s.pth, vim_small for pretrained:vim_small, and the path for a path.
     """
     if not is_name(source):
         return str(source)

@@ -1,4 +1,4 @@
-"""Reads a model's sizes off the shapes of its official weights, and its family off their names.
+"""Infers a model's sizes from the shapes of its official weights, and its family from their names.
 
 Shapes determine neither DeiT's number of heads nor settings without weights, such as drop_path and reorder_parameters.
 Image size and stride follow from the number of positions only where one of the two is known.
@@ -19,7 +19,8 @@ from top_jax.models import MODELS, BackboneConfig, DeitConfig, PlainMambaConfig,
 from top_jax.models.sizes import MambaConfig
 from top_jax.values import height_width, one_of
 
-# Parts of a key that wrap a module: DistributedDataParallel and DataParallel, torch.compile, FSDP, checkpointing.
+# Parts of a key that come from module wrappers: DistributedDataParallel and DataParallel, torch.compile, FSDP,
+# checkpointing.
 WRAPPERS: Final = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 HOLDERS: Final = ("model", "backbone")  # names that a training framework gives to the model, in front of its keys
 
@@ -27,18 +28,18 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def unwrapped(name: str) -> str:
-    """Returns a name without the parts that wrappers of a module add anywhere; no official name has them."""
+    """Returns a name without the parts that module wrappers add; no official name has such parts."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def core(name: str) -> str:
-    """Returns a name without wrappers and without the attributes in front that hold the model."""
+    """Returns a name without wrappers and without the leading attributes that hold the model."""
     parts = unwrapped(name).split(".")
     return ".".join(itertools.dropwhile(HOLDERS.__contains__, parts))
 
 
 def family_of_keys(names: Collection[str]) -> type[BackboneConfig] | None:
-    """Returns the config type of the family whose keys, for a model of one block, are mostly there, or None."""
+    """Returns the config type of the family most of whose keys, for one block, are present, or None."""
     names = {core(name) for name in names}
     share = {}
     for kind, family in FAMILIES.items():
@@ -61,20 +62,20 @@ def infer_model(
     Args:
         shapes: shapes of the weights by official name, perhaps changed by wrappers.
         name: the model's, or None to find the nearest named model.
-        overrides: settings given by the user, which win; those that the shapes contradict are an error. `num_classes`
-            may differ from the head's, which is checked when the head is loaded.
-        checkpoint_img_size: set where the image size of the weights is known not to be the model's.
-        source: what errors call the checkpoint.
+        overrides: settings given by the user, which take precedence; one that the shapes contradict is an error.
+            `num_classes` may differ from the head's, which is checked when the head is loaded.
+        checkpoint_img_size: the image size of the weights, if it is known to differ from the model's.
+        source: name of the checkpoint in errors.
 
     Raises:
-        InputError: keys of no family where a name is needed, a setting that the shapes contradict, the sizes of another
-            named model, or a re-sized DeiT without `num_heads`.
+        InputError: no name, and keys of no known family; a setting that the shapes contradict; the sizes of another
+            named model; or a re-sized DeiT without `num_heads`.
     """
     kind = family_of_keys(shapes)
     if name is None and kind is None:
         raise InputError(f"{source} has the keys of no known family; name its model, one of {', '.join(MODELS)}.")
     if name is not None and type(MODELS[one_of("model", name, MODELS)]) is not kind:
-        return name, dict(overrides)  # the check of the keys says what is wrong
+        return name, dict(overrides)  # the check of the keys reports what is wrong
     assert kind is not None
     shapes = {core(key): shape for key, shape in shapes.items()}
     found = {key: value for key, value in _SIZES[kind](shapes).items() if value is not None}
@@ -88,7 +89,7 @@ def infer_model(
     _check_same_name(name, kind, found, overrides, source)
     if kind is DeitConfig and chosen.get("embed_dim") != base.embed_dim and "num_heads" not in overrides:
         raise InputError(
-            f"{source} is a DeiT of embed_dim={chosen['embed_dim']}, whose shapes do not say how many heads it has; "
+            f"{source} is a DeiT of embed_dim={chosen['embed_dim']}, whose shapes do not determine num_heads; "
             "pass num_heads (DeiT's own heads are 64 wide)."
         )
     if classes is not None:
@@ -99,7 +100,7 @@ def infer_model(
 
 
 def tuple_of(value: Any) -> Any:
-    """Returns a list as a tuple, and anything else as it is."""
+    """Returns a list as a tuple, and anything else unchanged."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -115,16 +116,16 @@ def _check_same_name(
 
 
 def _named(kind: type, found: Mapping[str, Any]) -> str:
-    """Returns the named model of a family that has most of these sizes; the smallest of several."""
+    """Returns the named model of a family that shares the most of these sizes; the smallest one on a tie."""
     names = [name for name, config in MODELS.items() if isinstance(config, kind)]
     return max(names, key=lambda name: sum(getattr(MODELS[name], key) == value for key, value in found.items()))
 
 
 def _image_size(name: str, chosen: dict[str, Any], shapes: Shapes) -> dict[str, Any]:
-    """Returns the image size behind the number of positions where only one is possible, else nothing.
+    """Returns the image size that follows from the number of positions, if only one is possible.
 
-    Square images are assumed. With the stride open too, a grid that a smaller stride gives at the named model's image
-    size has two readings, between which the number of positions does not decide.
+    Assumes square images. If the stride is unknown too, the number of positions may fit both another image size and a
+    smaller stride; then nothing is inferred.
     """
     config = model_config(name, **chosen)
     positions = _size(shapes, "pos_embed", 1)

@@ -29,8 +29,8 @@ class Layout:
     Attributes:
         axes: PyTorch's axes in our order; None keeps their order.
         unit_axis: an axis of size 1 that PyTorch has and we do not, or None.
-        count: int64 in PyTorch and float32 in our models (`BatchNorm.num_batches` says why), exact up to LARGEST_COUNT.
-        meaning: the change of axes in words, for `KeySummary`; empty where they stay.
+        count: int64 in PyTorch and float32 in our models (see `BatchNorm.num_batches`), exact up to LARGEST_COUNT.
+        meaning: the change of axes in words, for `KeySummary`; empty if there is none.
     """
 
     axes: tuple[int, ...] | None = None
@@ -170,7 +170,7 @@ def segmenter_keys(config: SegmenterConfig) -> list[Key]:
     """Lists the keys of a segmenter's checkpoint (mmseg), but for the buffers of a rotary embedding."""
     sizes = config.backbone
     keys = vim_keys(sizes) if isinstance(sizes, VimConfig) else plain_mamba_keys(cast(PlainMambaConfig, sizes))
-    prefix = "backbone." if isinstance(sizes, VimConfig) else ""  # PlainMamba's keys have it as they are
+    prefix = "backbone." if isinstance(sizes, VimConfig) else ""  # PlainMamba's keys have the prefix already
     return [
         *(Key(f"{prefix}{key.torch}", ("backbone", *key.ours), key.layout) for key in keys),
         *(
@@ -281,7 +281,7 @@ def family_of(config: BackboneConfig) -> Family:
 
 
 def official_keys(config: BackboneConfig) -> list[Key]:
-    """Lists every parameter and buffer of an official checkpoint of this size, with its place in our model."""
+    """Lists every parameter and buffer of an official checkpoint of this size, with its path in our model."""
     return family_of(config).keys(config)
 
 

@@ -16,7 +16,7 @@ from top_jax.models.weights import variables_by_path
 from top_jax.values import counted
 
 WIDTH: Final = 100  # characters in a line
-NO_BREAK: Final = "\xa0"  # a space at which no line is broken
+NO_BREAK: Final = "\xa0"  # non-breaking space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,8 @@ class KeySummary:
 
     Attributes:
         groups: the keys, by module.
-        turned: number of tensors whose axes are in another order in our model, by the change in words: from the file
-            to the model, or, for a file that is written, from the model to the file.
+        turned: number of tensors whose axes are permuted, by the change in words (from the file to the model; for a
+            file that is written, from the model to the file).
         changes: what else loading changed, in words.
     """
 

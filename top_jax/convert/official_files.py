@@ -1,7 +1,7 @@
 """Official weights by name: address, licence and known facts of each file.
 
-The one list of them; `top_jax.list_models(pretrained=True)` and the names after `pretrained:` come from it. No file in
-it was opened while this library was developed: repositories, file names and accuracies are from the authors' READMEs,
+The one list of them; `top_jax.list_models(pretrained=True)` and the names after `pretrained:` come from it. None of
+these files was opened during development: repositories, file names and accuracies are from the authors' READMEs,
 checksums and licences from the pages of the repositories.
 """
 
@@ -28,7 +28,8 @@ class OfficialFile:
         top1: accuracy in per cent on ImageNet-1k's validation images, as the authors publish it.
         sha256: SHA-256 of the file's content, in hexadecimal digits; None if it is not known.
         sizes: settings of the model that differ from those of the named one.
-        authors_url: the authors' own file with the same weights, not on the Hub; its eight digits begin its SHA-256.
+        authors_url: the authors' own file with the same weights, not on the Hub; the eight digits in its name are
+            the first of its SHA-256.
         note: what else a user should know.
     """
 
@@ -60,7 +61,7 @@ def _deit(size: str, top1: float, digits: str, sha256: str | None = None) -> Off
     )
 
 
-# A name is a model's (`top_jax.models.MODELS`), or a model's and a variant's joined by a dot.
+# A name is that of a model (`top_jax.models.MODELS`), or MODEL.VARIANT.
 OFFICIAL_FILES: Final[dict[str, OfficialFile]] = {
     "vim_tiny": OfficialFile(
         "hustvl/Vim-tiny-midclstok",

@@ -56,19 +56,19 @@ def fit_position_embedding(
 ) -> list[str]:
     """Resizes the position embedding of an official state_dict, in place, if its grid is not the model's.
 
-    A file does not say its stride: 730 positions are stride 8 at 224 pixels or stride 16 at 432. So a warning names
-    what they may be, unless `checkpoint_img_size` does.
+    A file does not store its stride: 730 positions fit stride 8 at 224 pixels and stride 16 at 432. So a warning lists
+    the possible grids, unless `checkpoint_img_size` is given.
 
     Args:
         config: the model's.
         state_dict: float32 arrays by official name.
         checkpoint_img_size: the image size that the weights were trained at, side or (height, width) in pixels; None
             takes the model's grid if the number of patches agrees, else a square one.
-        source: what the warning calls the checkpoint.
+        source: name of the checkpoint in warnings.
         name: key of the embedding; None takes that of the family's classifiers.
 
     Returns:
-        What was changed, in words: one line or none. An embedding of another width is left to the caller's checks.
+        A description of the change: one line or none. An embedding of another width is left to the caller's checks.
 
     Raises:
         InputError: the number of patch tokens is not that of the grid.
@@ -123,7 +123,7 @@ def _reading(config: BackboneConfig) -> str:
 
 
 def _readings(config: BackboneConfig, grid: tuple[int, int]) -> list[str]:
-    """Lists models that have this grid: of the same image size, of ImageNet's, and of the same stride."""
+    """Lists settings that give this grid: at the model's image size, at ImageNet's, and at the model's stride."""
     size, patch = config.img_size, config.patch_size
     stride = getattr(config, "stride", patch)
     candidates = [(s, other) for s in (size, (IMAGENET_SIDE, IMAGENET_SIDE)) for other in range(patch, 0, -1)]
@@ -146,14 +146,14 @@ def resize_position_embedding(
 ) -> np.ndarray:
     """Interpolates a grid of position embeddings as torch's bicubic does (a = -0.75, no antialias).
 
-    The class token's own embedding is taken out of the sequence and inserted at its place in the new one. (ViM has it
-    in the *middle*; its official code takes index 0, a bug that shifts half of the grid by one place.)
+    The class token's own embedding is taken out of the sequence and inserted at its index in the new one. (ViM has it
+    in the *middle*; its official code takes index 0, a bug that shifts half of the grid by one patch.)
 
     Args:
         embedding: `[1, M, D]`, or `[1, M + 1, D]` with a class token.
         source: rows and columns of the grid that `embedding` was trained on.
         target: rows and columns of the new grid.
-        class_token: place of the class token: `first` (index 0, DeiT), `middle` (index M // 2, ViM), or None if there
+        class_token: index of the class token: `first` (index 0, DeiT), `middle` (index M // 2, ViM), or None if there
             is none (PlainMamba).
 
     Returns:

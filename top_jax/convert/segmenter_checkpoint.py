@@ -1,4 +1,4 @@
-"""Official segmentation checkpoints (mmseg) into our segmenters and back, strictly; classifiers into backbones."""
+"""Converts official segmentation checkpoints (mmseg) to our segmenters and back, and classifiers to backbones."""
 
 from __future__ import annotations
 
@@ -68,16 +68,16 @@ def load_torch_segmenter(
 ) -> Segmenter:
     """Builds the named segmenter with the weights of an official file, in eval mode.
 
-    Sizes that the shapes of the weights determine need not be given, as for `top_jax.load_torch_checkpoint`; nor
-    `channels`, nor the number of classes, nor PlainMamba's `stages`, which its norms name. A position embedding of
-    another grid than `img_size` is resized, with a warning. A PlainMamba keeps that of the file, and resizes it to each
-    image, so that it can be saved as it was.
+    As for `top_jax.load_torch_checkpoint`, sizes that follow from the shapes of the weights need not be given. The same
+    holds for `channels`, the number of classes and PlainMamba's `stages`. A position embedding of another grid than
+    `img_size` is resized, with a warning. A PlainMamba keeps that of the file, so that it can be saved unchanged, and
+    resizes it to each image.
 
     Args:
         path: a .pth file of mmseg (`{"meta", "state_dict"}`, read by PyTorch), or a .safetensors file with its keys.
         name: as for `top_jax.create_segmenter`.
-        variant: which official ViM segmenter wrote the file, as for `create_segmenter`; its keys do not say, but for
-            `official_small`, whose file has a rotary embedding.
+        variant: which official ViM segmenter wrote the file, as for `create_segmenter`. The keys do not show it, except
+            for `official_small`, whose file has a rotary embedding.
         num_classes: width of the logits; None takes the file's.
         channels: width of the decode head; None takes the file's.
         aux_channels: width of the auxiliary head; 0 for a file without one.
@@ -92,7 +92,7 @@ def load_torch_segmenter(
 
     Raises:
         InputError: the file cannot be read or is a classifier's; keys are missing, unexpected or misshapen (the message
-            names them); a size is not the file's; or it has another number of classes.
+            names them); a size differs from the file's; or it has another number of classes.
     """
     path = path if isinstance(path, str) else path_of("path", path)
     head, rngs = one_of("head", head, HEADS), checked_rngs(rngs)
@@ -205,8 +205,8 @@ def backbone_of_classifier(weights: Weights, there: BackboneConfig, here: Backbo
     """Converts a classifier's weights to those of a segmenter's backbone, `Segmenter.backbone`.
 
     The classifier's head is left out, and so are ViM's class token and its position, in the middle of the sequence. The
-    official code drops the first position instead, which shifts half of the others by one place. The position embedding
-    is resized (bicubic).
+    official code drops the first position instead, which shifts half of the others by one. The position embedding is
+    resized (bicubic).
 
     Args:
         weights: the classifier's, as `weights_of` returns them.
@@ -234,7 +234,7 @@ def backbone_of_classifier(weights: Weights, there: BackboneConfig, here: Backbo
 def _inferred(
     shapes: Mapping[str, tuple[int, ...]], name: str, overrides: Mapping[str, Any], source: str | Path
 ) -> dict[str, Any]:
-    """Returns the sizes that the shapes of the weights say, with the overrides, as keywords of `segmenter_config`."""
+    """Returns the sizes that the shapes of the weights determine, and the overrides, for `segmenter_config`."""
     _, found = infer_model(shapes, name, overrides, checkpoint_img_size=True, source=source)
     plain = {core(key): shape for key, shape in shapes.items()}
     last = plain.get(f"{DECODE_HEAD}conv_seg.weight", ())
@@ -267,7 +267,7 @@ def _take_rotary_tables(sizes: BackboneConfig, state_dict: dict[str, np.ndarray]
     """Removes the buffers of the rotary embedding, which our model computes.
 
     Raises:
-        InputError: they are missing, are there without being wanted, or are not what the model computes.
+        InputError: they are missing, unexpected, or differ from what the model computes.
     """
     there = [name for name in ROTARY if name in state_dict]
     if not _is_rotated(sizes):

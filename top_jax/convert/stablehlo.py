@@ -66,7 +66,7 @@ def export_model(
             calls, which neither Pallas nor Triton promises to keep readable for later releases.
         batch_size: images per call; None allows any number (the symbolic dimension `b`).
         platforms: the platforms to lower for, from `PLATFORMS`.
-        normalize: makes this part of the exported function, which then takes uint8 pixels.
+        normalize: include the normalisation in the exported function, which then takes uint8 pixels.
 
     Returns:
         The function: images float32 `[B, H, W, 3]`, normalised (with `normalize`: uint8), to logits float32
@@ -106,7 +106,7 @@ def largest_difference(
         normalize: as in `export_model`.
 
     Returns:
-        One entry for each batch size, on each platform of the exported model that this machine has a device of.
+        One entry for each batch size, on each platform of the exported model for which this machine has a device.
     """
     size = exported.in_avals[0].shape[0]
     batch_sizes = (size,) if isinstance(size, int) else sorted({1, len(images)})

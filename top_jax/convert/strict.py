@@ -75,7 +75,7 @@ def drop_mmcv_averages(state_dict: dict[str, np.ndarray]) -> list[str]:
     """Removes the buffers of mmcv's EMA hook: `ema_<name, with underscores for dots>` next to each `<name>`.
 
     The hook swaps the two sets before it saves, so the plain names, which the official code evaluates, hold the
-    averages. A buffer without its plain twin stays, and is then an unexpected key.
+    averages. A buffer without its plain counterpart stays, and is then an unexpected key.
     """
     twins = {f"ema_{name.replace('.', '_')}" for name in state_dict}
     averages = [name for name in state_dict if name in twins]

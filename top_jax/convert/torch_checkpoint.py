@@ -1,4 +1,4 @@
-"""Official weights into our models and back, strictly: no key missing, none left over."""
+"""Loads official weights into our models and saves them back; every key must match."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Loaded:
     Attributes:
         model: in eval mode.
         name: the model's name, given or inferred.
-        overrides: its settings that are not the named model's own.
+        overrides: its settings that differ from the named model's.
         summary: every key of the checkpoint.
     """
 
@@ -84,12 +84,13 @@ def load_torch_checkpoint(
         checkpoint_img_size: the image size that the file was trained at; needed only to resize the position embedding
             of a grid that is not square.
         **overrides: as for `create_model`. With another `img_size` the position embedding is resized (bicubic), with a
-            warning, because another stride looks the same.
+            warning, because a different stride cannot be ruled out.
 
     Raises:
         InputError: the file cannot be read, keys are missing, unexpected or misshapen (the message names them), a size
-            is not the file's, it has another number of classes, or an official file was trained at another stride.
-        RunError: a name that is not cached, while the Hub cannot be reached.
+            differs from the file's, it has another number of classes, or an official file was trained at another
+            stride.
+        RunError: the weights are not cached, and the Hub cannot be reached.
     """
     choice = {"head": head, "rngs": rngs, "checkpoint_img_size": checkpoint_img_size}
     return load_official(path, name, pruning, ema, **choice, **overrides).model
@@ -168,7 +169,7 @@ def load_state_dict(
         head: as for `load_torch_checkpoint`.
         rngs: as for `load_torch_checkpoint`.
         checkpoint_img_size: as for `load_torch_checkpoint`.
-        source: what warnings call the checkpoint.
+        source: name of the checkpoint in warnings.
 
     Returns:
         What was changed apart from the order of axes, in words.

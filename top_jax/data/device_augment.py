@@ -82,7 +82,7 @@ def random_erasing(images: jax.Array, keys: jax.Array, probability: float) -> ja
     Args:
         images: float32 `[B, H, W, 3]`, normalised; the noise is standard normal, for each pixel and channel.
         keys: `[B]` PRNG keys.
-        probability: probability that an image loses a rectangle.
+        probability: probability that a rectangle of an image is replaced.
     """
     height, width = images.shape[1:3]
     rectangle = functools.partial(_rectangle, size=(height, width), probability=probability)
@@ -102,7 +102,7 @@ def mix(
     uniformly drawn pixel. The box is clipped to the image, and lambda becomes the share of the image's own pixels.
     Targets are mixed by lambda.
 
-    A row of mask 0 holds no image: neither it nor its partner is mixed.
+    A row with mask 0 holds no image: neither it nor its partner is mixed.
 
     Args:
         images: float32 `[B, H, W, 3]`.
@@ -144,7 +144,7 @@ def _box_side(center: jax.Array, share: jax.Array, side: int) -> jax.Array:
 
 
 def _rectangle(key: jax.Array, size: Size, probability: float) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Draws top, left, height and width of the rectangle that an image loses; 0 x 0 if it loses none."""
+    """Draws top, left, height and width of the rectangle to erase in an image; 0 x 0 for none."""
     height, width = size
     draws = jax.random.uniform(jax.random.fold_in(key, BOX), (3 + 2 * ERASING_TRIES,))
     hit, top, left = draws[:3]
@@ -160,7 +160,7 @@ def _rectangle(key: jax.Array, size: Size, probability: float) -> tuple[jax.Arra
 
 
 def _floor(value: jax.Array) -> jax.Array:
-    """Rounds a drawn share of n < 2**23 down, to below n: uniform draws are at most 1 - 2**-23."""
+    """Rounds a drawn share of n < 2**23 down; the result is below n, because draws are at most 1 - 2**-23."""
     return jnp.floor(value).astype(jnp.int32)
 
 

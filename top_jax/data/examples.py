@@ -26,8 +26,8 @@ class Example(TypedDict):
     image: np.ndarray  # uint8 [H, W, 3]
     label: np.int32
     mask: np.float32
-    index: np.int64  # place in the source; -1 for padding
-    ignored: np.int8  # the EXIF orientation that is not followed, else 0; `Batches` removes it
+    index: np.int64  # index in the source; -1 for padding
+    ignored: np.int8  # the EXIF orientation if it was ignored, else 0; `Batches` removes this field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,9 @@ class ExampleReader:
     def random(self, index: int, rng: np.random.Generator) -> Example:
         """Returns image `index`, cropped and augmented for training; flip, erasing and mixing follow on the device.
 
-        timm flips before RandAugment, the device after it. The distribution of results is the same, because the signs
-        of rotations, shears and shifts are symmetric. The exception is ShearY: it keeps the image's left edge in
+        timm flips before RandAugment; here the device flips after it. The distribution of results is the same, because
+        the signs of rotations, shears and shifts are symmetric. The exception is ShearY: it keeps the image's left edge
+        in
         place, and for a flipped image the right edge.
         """
 

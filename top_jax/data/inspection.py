@@ -39,11 +39,11 @@ class SplitReport:
         classes_without_images: number of classes that have no image.
         decoded: number of images that were decoded as a test, evenly spread over the split.
         decoded_unreadable: number of these that could not be decoded.
-        unreadable: for each image that could not be read or decoded, its place and the reason.
+        unreadable: for each image that could not be read or decoded, its path or name and the reason.
         shorter_side: smallest, median and largest shorter side of the decoded images, in pixels; None if there are
             none.
         ignored: share of the pixels of the labels read that are not counted; None where images are labelled.
-        refused: for each label map that cannot serve, or has another size than its image, what is wrong.
+        refused: for each label map that is unusable or differs in size from its image, the reason.
     """
 
     source: str
@@ -126,7 +126,7 @@ def inspect_split(
 def _maps(
     reader: SegmentationReader, broken: dict[int, str], refused: dict[int, str], on_image: Callable[[int], None]
 ) -> tuple[np.ndarray, float, int]:
-    """Returns the images that show each class [classes], the share of ignored pixels, and the label maps read."""
+    """Returns the number of images that show each class, the share of ignored pixels, and the label maps read."""
     source = reader.source
     per_class, ignored, pixels, read = np.zeros(source.num_classes, np.int64), 0, 0, 0
     for index in spread(len(source), MOST_MAPS):
@@ -214,7 +214,7 @@ def published_images(dataset: PublishedDataset, config: DataConfig, *, train: bo
 
 
 def completeness(split: str, images: int, dataset: PublishedDataset, published: int) -> str:
-    """Says how many of a published split's images there are.
+    """Describes how many images of a published split are present.
 
     Args:
         split: name of the split for the message.

@@ -89,8 +89,8 @@ class Batches(Iterator[Batch]):
 
         Args:
             batches: a dataset of batches of `Example`s or `PixelExample`s.
-            reader: what makes them.
-            most_in_a_row: stop after so many different unreadable images without a readable one; None: never.
+            reader: reads and transforms the examples.
+            most_in_a_row: stop after this many distinct unreadable images without a readable one; None: never.
         """
         self.corrupt: dict[int, str] = {}
         self._most_in_a_row = most_in_a_row
@@ -126,7 +126,7 @@ class Batches(Iterator[Batch]):
             if (ended := re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))) is None:
                 raise
             raise RunError(_worker_ended(int(ended[1]))) from error
-        except OSError as error:  # the readers raise none
+        except OSError as error:  # not from the readers, which raise none
             if error.errno not in (errno.ENOSPC, errno.ENOMEM):
                 raise
             raise RunError(_worker_ended(-signal.SIGBUS)) from error
@@ -169,7 +169,8 @@ class Batches(Iterator[Batch]):
             error = RunError if self._any_readable else InputError
             raise error(
                 f"no image of the last {len(self._in_a_row)} of {self._reader.source.name} could be read, such as "
-                f"{self.corrupt[min(self._in_a_row)]}; is the data still there? Then start the same command again."
+                f"{self.corrupt[min(self._in_a_row)]}; check that the data is still accessible, then start the same "
+                "command again."
             )
 
     def _note_turned(self, batch: Batch, ignored: np.ndarray) -> None:
@@ -361,8 +362,8 @@ def _start(batches: Any, config: DataConfig) -> Any:
 def _first(iterator: Any) -> Batch:
     """Returns the first batch, for which Grain starts its worker processes.
 
-    Its threads, and through them the processes, take over the blocked signals of the thread that asks for the batch.
-    Ctrl-C and a cluster's SIGTERM would end a process that has not reached `_set_up_worker` yet.
+    Signals are blocked meanwhile, and Grain's threads and processes inherit that: Ctrl-C or a cluster's SIGTERM would
+    end a process that has not reached `_set_up_worker` yet.
 
     Raises:
         RunError: a process ended while it started: Python then waits forever to send it the rest of its data.
@@ -385,7 +386,7 @@ def _first(iterator: Any) -> Batch:
         except queue.Empty:
             ended = _ended_child()
             seen = seen + 1 if ended is not None and ended != before else 0
-            if ended is not None and seen == ENDED_SECONDS:  # Grain itself looks after those that have started
+            if ended is not None and seen == ENDED_SECONDS:  # Grain monitors those that have started
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(iterator))  # its end would wait for the threads that hang
                 problem = RunError(_worker_ended(ended[1]))
                 problem.at_once = True

@@ -2,7 +2,7 @@
 
 An image goes through `num_layers` operations drawn with replacement; each is applied with `probability`. A magnitude
 in 0..10 sets the strength of an operation. Geometric operations, and the enhancements of the increasing set, also have
-a random sign. Images are PIL's RGB, resampled bicubically, and random only through the given generator.
+a random sign. Images are PIL's RGB, resampled bicubically; the given generator is the only source of randomness.
 """
 
 from __future__ import annotations

@@ -33,16 +33,16 @@ class PixelExample(TypedDict):
     """A row of a training batch, or a whole evaluation batch with a leading axis."""
 
     image: np.ndarray  # float32 [H, W, 3], normalised
-    label: np.ndarray  # uint8 [H, W], 0 .. classes - 1 or IGNORED; in evaluation of the photograph's own size
+    label: np.ndarray  # uint8 [H, W], 0 .. classes - 1 or IGNORED; in evaluation at the photograph's own size
     mask: np.ndarray | np.float32  # 0: not to be counted (padding, or an unreadable image)
-    index: np.ndarray | np.int64  # place in the source; -1 for padding
-    ignored: np.ndarray | np.int8  # the EXIF orientation that is not followed, else 0; `Batches` removes it
+    index: np.ndarray | np.int64  # index in the source; -1 for padding
+    ignored: np.ndarray | np.int8  # the EXIF orientation if it was ignored, else 0; `Batches` removes this field
 
 
 class EvalPlan(TypedDict):
     """One evaluation batch: images of one size."""
 
-    indices: list[int]  # places in the source; -1 for padding
+    indices: list[int]  # indices in the source; -1 for padding
     size: Size  # size of the label maps
 
 
@@ -122,8 +122,9 @@ class SegmentationReader:
         """Returns the evaluation batches: every image once, by size of label map, the largest first.
 
         Args:
-            batch_size: most images in a batch, a multiple of `rows_multiple`. Large images come in smaller batches: a
-                batch has at most `MOST_AREA` times the pixels of `batch_size` crops, or `rows_multiple` images.
+            batch_size: largest number of images in a batch, a multiple of `rows_multiple`. Large images come in smaller
+                batches: a batch has at most `MOST_AREA` times the pixels of `batch_size` crops, or `rows_multiple`
+                images.
             rows_multiple: batches are padded to a multiple of this number of rows.
         """
         by_size: dict[Size, list[int]] = collections.defaultdict(list)
@@ -178,7 +179,7 @@ class SegmentationReader:
         return f"{self.source.describe(index)} (readable on a second try)"
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray, int] | None:
-        """Returns pixels, classes and the EXIF orientation that is not followed; None if unreadable."""
+        """Returns pixels, classes and the EXIF orientation if it was ignored; None for an unreadable image."""
         try:
             record = self.source[index]
             image = transforms.decode(record.image, **self.config.decoding())

@@ -1,4 +1,4 @@
-"""Changes a photograph and its label map together, as mmsegmentation 0.29.1 does: arrays in and out.
+"""Transforms a photograph together with its label map, as mmsegmentation 0.29.1 does, on NumPy arrays.
 
 Images are uint8 [H, W, 3] (RGB), label maps uint8 [H, W]. The arithmetic is OpenCV's for 8 bits (`resize`, `cvtColor`),
 in NumPy: its fixed-point bilinear interpolation without antialias, and its HSV with hues in 0..179.
@@ -69,7 +69,7 @@ def resize_image(image: np.ndarray, size: Size, window: Window | None = None) ->
     top, left, height, width = window or Window(0, 0, *size)
     if size == image.shape[:2]:
         return image[top : top + height, left : left + width]
-    if (image.shape[0], image.shape[1]) == (2 * size[0], 2 * size[1]):  # OpenCV then takes INTER_AREA, which is quicker
+    if (image.shape[0], image.shape[1]) == (2 * size[0], 2 * size[1]):  # OpenCV then takes INTER_AREA, which is faster
         part = image[2 * top : 2 * (top + height), 2 * left : 2 * (left + width)].astype(np.uint16)
         rows = part[::2] + part[1::2]
         return ((rows[:, ::2] + rows[:, 1::2] + 2) >> 2).astype(np.uint8)
@@ -94,7 +94,7 @@ def resize_image(image: np.ndarray, size: Size, window: Window | None = None) ->
 def _neighbours(
     old: int, new: int, start: int, count: int, *, at_edge: bool
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Returns for places start .. start + count of `new` the two places of `old` around each, and their weights.
+    """Returns, for pixels start .. start + count of `new`, the two nearest pixels of `old`, and their weights.
 
     The weights are int32 in 0 .. 2048. `at_edge`: columns past the edge take the edge's weight; rows only its value.
     """
@@ -110,7 +110,7 @@ def _neighbours(
 
 
 def resize_labels(labels: np.ndarray, size: Size, window: Window | None = None) -> np.ndarray:
-    """Resizes as OpenCV's INTER_NEAREST: place i of the result is place floor(i * old / new).
+    """Resizes as OpenCV's INTER_NEAREST: pixel i of the result is pixel floor(i * old / new).
 
     Args:
         labels: uint8 [H, W].
@@ -130,13 +130,13 @@ def _floor_places(old: int, new: int) -> np.ndarray:
 def random_crop(
     labels: np.ndarray, size: Size, crop: Size, rng: np.random.Generator, max_share: float
 ) -> tuple[Window, np.ndarray]:
-    """Draws a crop, up to 10 times anew while one class has too many of its labelled pixels (mmseg's RandomCrop).
+    """Draws a crop, up to 10 more times while one class has too many of its labelled pixels (mmseg's RandomCrop).
 
     Args:
         labels: uint8 [H, W], before resizing; `IGNORED` is not labelled.
         size: (height, width) of the resized image to crop from.
         crop: (height, width); a side that is longer than the image's is cut to it.
-        rng: makes the draws.
+        rng: the random generator.
         max_share: the largest class must have less than this share of the labelled pixels; 1 accepts every crop.
 
     Returns:
@@ -289,7 +289,7 @@ def pad(image: np.ndarray, labels: np.ndarray, size: Size) -> tuple[np.ndarray, 
 
 
 class LabelError(ValueError):
-    """A label map that is whole but cannot be used; its text says why, without the file's name."""
+    """Raised for a label map that is intact but unusable; the message gives the reason without the file's name."""
 
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
@@ -302,7 +302,7 @@ def png_size(header: bytes) -> Size:
 
     Raises:
         OSError: the header is damaged.
-        LabelError: it is no PNG, or one without 8-bit grey pixels.
+        LabelError: it is not a PNG, or has no 8-bit grey pixels.
     """
     if not header:
         raise OSError("the file is empty")
@@ -327,7 +327,7 @@ def decode_labels(labels: bytes | np.ndarray) -> np.ndarray:
 
     Raises:
         OSError: the bytes are damaged.
-        LabelError: they are no PNG, or one with other pixels.
+        LabelError: they are not a PNG, or one with other pixels.
     """
     if isinstance(labels, np.ndarray):
         if labels.dtype != np.uint8 or labels.ndim != 2 or not labels.size:
@@ -345,10 +345,10 @@ def to_classes(labels: np.ndarray, num_classes: int, *, ignore_label: int, reduc
     """Returns the classes 0 .. num_classes - 1 and `IGNORED` of a file's values, uint8 [H, W].
 
     Args:
-        labels: uint8 [H, W] as stored. 255 is never counted.
+        labels: uint8 [H, W] as stored. 255 is always ignored.
         num_classes: number of classes, at most 255.
-        ignore_label: another value that is not counted.
-        reduce_zero_label: 0 is not counted either, and class c is stored as c + 1, as in ADE20K.
+        ignore_label: another value that is ignored.
+        reduce_zero_label: 0 is ignored too, and class c is stored as c + 1, as in ADE20K.
 
     Raises:
         LabelError: a value stands for no class.
@@ -360,7 +360,7 @@ def to_classes(labels: np.ndarray, num_classes: int, *, ignore_label: int, reduc
         aside = ", ".join(map(str, sorted({*([0] if reduce_zero_label else []), ignore_label, IGNORED})))
         raise LabelError(
             f"has the value {unknown[0]} in {found[unknown[0]]:,} pixels, but the {num_classes} classes are "
-            f"{first} to {first + num_classes - 1} ({aside}: not counted)"
+            f"{first} to {first + num_classes - 1} ({aside}: ignored)"
         )
     return np.take(classes, labels)
 

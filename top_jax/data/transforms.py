@@ -1,4 +1,4 @@
-"""Turns encoded images into the model's pixels: PIL images in and out, random only through the given generator.
+"""Turns encoded images into the model's pixels, by functions on PIL images that draw from a given generator.
 
 A `size` is (height, width) of the model's input in pixels. Images are resized by PIL's bicubic with antialias, as in
 the official recipes.
@@ -43,7 +43,7 @@ FORMATS: Final = {
     "GIF": (".gif",),
 } | ({"AVIF": (".avif",)} if importlib.util.find_spec("PIL.AvifImagePlugin") else {})
 EXTENSIONS: Final = tuple(ending for endings in FORMATS.values() for ending in endings)  # in lower or upper case
-BACKGROUND: Final = (255, 255, 255, 255)  # what transparent pixels are laid over: white, as a browser's page
+BACKGROUND: Final = (255, 255, 255, 255)  # behind transparent pixels: white, as on a web page
 IGNORED: Final = "ignored_exif_orientation"  # key in the `info` of a decoded image that is shown as stored
 _ORIENTATION: Final = 0x0112  # EXIF
 _TURNS: Final = {
@@ -63,8 +63,8 @@ def decode(image: bytes | np.ndarray, *, exif_rotate: bool = False, max_pixels: 
 
     Args:
         image: a file in one of `FORMATS`, or pixels.
-        exif_rotate: turn the image as its EXIF orientation says; without it, it stays as stored, as in torchvision
-            (but Pillow itself turns a TIFF).
+        exif_rotate: rotate the image by its EXIF orientation; otherwise it stays as stored, as in torchvision (but
+            Pillow itself rotates a TIFF).
         max_pixels: largest number of pixels; a larger image is not decoded.
 
     Raises:
@@ -102,12 +102,12 @@ def header_size(image: bytes) -> Size:
 def to_rgb(image: Image.Image, *, exif_rotate: bool = False) -> Image.Image:
     """Converts an image of any mode with a defined range to 8-bit RGB.
 
-    16-bit grey keeps its upper 8 bits, as Pillow does for 16-bit colours. Transparency is laid over white. An
-    orientation that is not followed is kept in the result's `info[IGNORED]`.
+    16-bit grey keeps its upper 8 bits, as Pillow does for 16-bit colours. Transparent images are composed over white.
+    An orientation that is ignored is kept in the result's `info[IGNORED]`.
 
     Args:
         image: a PIL image.
-        exif_rotate: turn it as its EXIF orientation says.
+        exif_rotate: rotate it by its EXIF orientation.
 
     Raises:
         OSError: 32-bit integers or floats, which have no defined range; or the image has no pixels.
@@ -136,7 +136,7 @@ def _orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation, 1 (as stored) where there is none or the EXIF part is damaged."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # the pixels are whole
+    except Exception:  # the pixels are intact
         return 1
     return orientation if isinstance(orientation, int) else 1
 
@@ -146,7 +146,7 @@ def _upper_bits(image: Image.Image) -> Image.Image:
     values, tags = np.asarray(image).astype(np.uint16), getattr(image, "tag_v2", {})
     bits = 12 if tags.get(_BITS) == (12,) else 16
     grey = (values >> (bits - 8)).astype(np.uint8)
-    if tags.get(_PHOTOMETRIC) == 0:  # white is zero; Pillow turns only 8 bits around
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero; Pillow inverts only 8 bits
         grey = 255 - grey
     transparent = image.info.get("transparency")
     if not isinstance(transparent, int):
@@ -156,12 +156,12 @@ def _upper_bits(image: Image.Image) -> Image.Image:
 
 
 def read_image(file: str | Path, *, exif_rotate: bool = False, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Reads and decodes an image file, as `decode`; warns once if it does not follow an EXIF orientation.
+    """Reads and decodes an image file, as `decode`; warns once if it ignores an EXIF orientation.
 
     Raises:
         InputError: there is no such file, or it is not a complete image.
     """
-    if not Path(file).is_file():  # nor a folder, nor a pipe that would never end
+    if not Path(file).is_file():  # also not a folder, or a pipe that would never end
         raise InputError(f"no image file {file}.")
     try:
         image = decode(Path(file).read_bytes(), exif_rotate=exif_rotate, max_pixels=max_pixels)
@@ -178,7 +178,7 @@ NOT_FOLLOWED: Final = (
 
 
 def _note_ignored(image: Image.Image, name: str) -> None:
-    """Warns, once a process, that an image is shown as stored although its EXIF orientation says to turn it."""
+    """Warns, once per process, that an image is used as stored although its EXIF orientation asks to rotate it."""
     if (orientation := image.info.get(IGNORED)) and not _noted:
         _noted.add(name)
         logger.warning(NOT_FOLLOWED, name, orientation, "exif_rotate=True")
@@ -287,11 +287,11 @@ def preprocess(
         interpolation: `bicubic`, with antialias: the one that every recipe uses.
         mean: mean of each channel, for pixels scaled to 0..1.
         std: standard deviation of each channel, likewise.
-        exif_rotate: turn the image as its EXIF orientation says. By default it stays as stored, as in torchvision
-            and timm, and one warning says so.
+        exif_rotate: rotate the image by its EXIF orientation. By default it stays as stored, as in torchvision and
+            timm, with one warning.
 
     Returns:
-        float32 [H, W, 3], normalised. 16-bit grey is scaled, and transparency is laid over white (`to_rgb`).
+        float32 [H, W, 3], normalised. 16-bit grey is scaled, and transparent images are composed over white (`to_rgb`).
 
     Raises:
         InputError: there is no such file, it is not a complete image, its pixels have no defined range, or another

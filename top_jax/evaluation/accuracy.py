@@ -30,11 +30,11 @@ def make_eval_step(
 
     Args:
         graphdef: the model's graph definition; the step switches it to eval mode.
-        data: the config's data section, which says how pixels are normalised.
+        data: the config's data section; its mean and standard deviation normalise the pixels.
 
     Returns:
-        A function that returns float32 scalars: correct, correct_top5 (with six classes or more: with fewer it says
-        little or nothing), loss, count, and unreadable (images that could not be read).
+        A function that returns float32 scalars: correct, correct_top5 (with six classes or more; with fewer it is not
+        informative), loss, count, and unreadable (images that could not be read).
     """
 
     @jax.jit
@@ -81,8 +81,9 @@ def evaluate(
         summarize: computes the result from the step's sums, float64 scalars or arrays, such as `accuracies`.
 
     Returns:
-        What `summarize` gives; images: how many were counted; unreadable: how many could not be read; images_per_second
-        of the whole loop, including loading but not the first batch, which compiles (None without a second batch).
+        The result of `summarize`, and images: how many were counted; unreadable: how many could not be read;
+        images_per_second: of the whole loop with loading, except the first batch, which compiles (None without a second
+        batch).
 
     Raises:
         InputError: no image could be read.

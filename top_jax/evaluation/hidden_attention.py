@@ -5,7 +5,7 @@ gap_k delta_{k-1})::
 
     y_i = sum_j alpha_ij u_j + D u_i        alpha_ij = sum_n C_i[n] exp(A[n] sum_{k=j+1..i} tau_k) delta_j B_j[n]
 
-for j <= i in the scan's own order: one matrix per channel. The matrices of a block's G directions are brought into the
+for j <= i in the scan's own order: one matrix per channel. The matrices of a block's G directions are put into the
 tokens' order and added, as the outputs are. D and the gate SiLU(z) are left out, because they mix no tokens.
 
 Source: arXiv 2403.01590 (The Hidden Attention of Mamba Models), section 3.

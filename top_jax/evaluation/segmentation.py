@@ -1,7 +1,7 @@
-"""Areas of classes over a whole split, and their IoU, mean accuracy and pixel accuracy.
+"""Evaluates a segmenter: pixel counts per class over a whole split, and their IoU, mean and pixel accuracy.
 
-The pixels of all images are counted together, at the size of the labels. Ignored ones (255) do not count, and a class
-that neither labels nor predictions have does not count in a mean.
+The pixels of all images are counted together, at the size of the labels. Ignored ones (255) do not count. A class that
+occurs neither in labels nor in predictions does not count in a mean.
 
 Source: mmseg 0.29.1, core/evaluation/metrics.py (`total_intersect_and_union`, `mean_iou`).
 """
@@ -34,7 +34,7 @@ def make_eval_step(model: Segmenter) -> Callable[[Weights, DeviceBatch], dict[st
     """Builds `eval_step(weights, batch)`, which counts pixels of the normalised images with mask 1.
 
     Args:
-        model: its shapes are enough.
+        model: a segmenter, with weights or only their shapes.
 
     Returns:
         A function that returns float32 scalars count and unreadable (images), and int32 `[classes]`: `intersection`,
@@ -61,8 +61,8 @@ def make_predict(
     windows' logits to labels is compiled for each size. Whole inference compiles the model for each size of the images.
 
     Args:
-        model: its shapes are enough.
-        merge: makes the model, in eval mode, from the `weights` argument of `predict`; None if these are its weights.
+        model: a segmenter, with weights or only their shapes.
+        merge: builds the model, in eval mode, from the `weights` argument of `predict`; None if that holds its weights.
     """
     stride, own_size = model.slide_stride, model.config.backbone.img_size
     slides = model.inference == "slide"
@@ -106,7 +106,7 @@ def evaluate_segmenter(
         source: images with labelled pixels.
         data: how images become input.
         crop_size: (height, width) of a training crop; it bounds the pixels of a batch.
-        batch_size: most images in a batch.
+        batch_size: largest number of images in a batch.
         on_batch: called after each batch with its number of images.
 
     Returns:
@@ -180,7 +180,7 @@ def numbers(sums: dict[str, Any]) -> dict[str, float]:
     ious, accuracies = iou(sums), class_accuracy(sums)
     labelled = np.sum(sums["labelled"])
     if not labelled:
-        logger.warning("no pixel of the images to evaluate is labelled: an mIoU of 0 says nothing about the model")
+        logger.warning("no pixel of the images to evaluate is labelled: an mIoU of 0 does not describe the model")
     return {
         "miou": _mean(ious),
         "mean_accuracy": _mean(accuracies),
@@ -195,7 +195,7 @@ def iou(sums: dict[str, Any]) -> np.ndarray:
 
 
 def class_accuracy(sums: dict[str, Any]) -> np.ndarray:
-    """Returns the share of each class's pixels that are predicted right; nan for a class that no label has."""
+    """Returns the share of each class's pixels that are predicted correctly; nan for a class that no label has."""
     return _ratio(np.asarray(sums["intersection"]), np.asarray(sums["labelled"]))
 
 

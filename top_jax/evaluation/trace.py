@@ -27,9 +27,9 @@ class TracedStage(NamedTuple):
     """Record of one reduction.
 
     Attributes:
-        candidates: int32 `[B, K]` raster place of each patch token before it, `FUSED` for a fused one.
-        scores: float32 `[B, K]` scores of the candidates, the largest stay; None for a method without scores (merging).
-        survivors: int32 `[B, L]` place of each token after it, in the order of the blocks; may be `CLASS` or `FUSED`.
+        candidates: int32 `[B, K]` raster index of each patch token before it, `FUSED` for a fused one.
+        scores: float32 `[B, K]` scores of the candidates, of which the largest stay; None for merging, which has none.
+        survivors: int32 `[B, L]` raster index of each token after it, in their order; `CLASS` or `FUSED` for others.
         source: int32 `[B, M]` which patch token after it (0..K'-1, not counting the class token) stands for each patch
             of the image, -1 if none does.
     """
@@ -41,10 +41,10 @@ class TracedStage(NamedTuple):
 
 
 class BlockView(NamedTuple):
-    """How the tokens of one block see each other.
+    """Token interactions in one block: their order in its scans, and their attention.
 
     Attributes:
-        places: int32 `[B, L]` place of each token, in the order of the block; may be `CLASS` or `FUSED`.
+        places: int32 `[B, L]` raster index of each token, in the block's order; `CLASS` or `FUSED` for others.
         orders: int32 `[G, B, L]` the token that each step of each scan visits; None without a scan.
         attention: float32 `[B, L, L]` weight of each token's input (third axis) in each token's output: the scan's
             hidden attention |alpha|, averaged over the channels, or DeiT's attention, averaged over the heads. None
@@ -62,7 +62,7 @@ class Trace(NamedTuple):
     Attributes:
         logits: float32 `[B, classes]`.
         stages: record of each reduction, by its block's 1-based number.
-        blocks: how tokens see each other in each block, by its 1-based number.
+        blocks: token interactions in each block, by its 1-based number.
     """
 
     logits: Logits
@@ -96,7 +96,7 @@ def trace(model: Backbone, images: Images, *, attention_of: tuple[int, ...] = ()
 
 
 def places_of(tokens: Tokens) -> Int[Array, "B L"]:
-    """Returns the raster place of each token, int32 `[B, L]`: `CLASS` for the class token, `FUSED` for a fused one."""
+    """Returns the raster index of each token, int32 `[B, L]`: `CLASS` for the class token, `FUSED` for a fused one."""
     positions = tokens.positions
     fused = positions < 0
     if tokens.cls_index is not None:

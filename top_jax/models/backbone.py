@@ -37,7 +37,7 @@ class BlockRun(NamedTuple):
         entering: tokens that enter it.
         paths: what `Backbone.paths` returned for them.
         mixed: tokens after its mixing half; the candidates of the reduction if there is one.
-        evidence: what the block says about them.
+        evidence: the block's evidence about them, for token scores.
         leaving: tokens that leave it, after the reduction if there is one.
     """
 
@@ -55,7 +55,7 @@ class Block(nnx.Module, abc.ABC):
 
     @abc.abstractmethod
     def mix(self, tokens: Tokens, paths: Any, keys: jax.Array | None) -> tuple[Tokens, Evidence]:
-        """Runs the half in which tokens see each other.
+        """Runs the half that mixes tokens: the scans, or the attention.
 
         Args:
             tokens: tokens of this stage.
@@ -67,11 +67,11 @@ class Block(nnx.Module, abc.ABC):
         """
 
     def transform(self, tokens: Tokens, keys: jax.Array | None) -> Tokens:
-        """Runs the half that changes each token by itself (DeiT's MLP); a Mamba block has none."""
+        """Runs the half that acts on each token separately (DeiT's MLP); a Mamba block has none."""
         return tokens
 
     def scan_arguments(self, tokens: Tokens, paths: Any) -> tuple[ScanArguments, ScanPlan] | None:
-        """The arguments of the scans in `mix` (eval mode), and their plan; None for a block without a scan."""
+        """Returns the arguments of the scans in `mix` (eval mode), and their plan; None for a block without a scan."""
         return None
 
 
@@ -79,7 +79,7 @@ class Backbone(nnx.Module, abc.ABC):
     """A classifier; the dense model is the one whose reduction schedule is empty.
 
     A family sets `EVIDENCE`, `blocks` and `head`, and implements `embed`, `normalised` and `pool`. It overrides `paths`
-    if its scans depend on where the tokens are, and `stream` if x is not the residual stream.
+    if its scans depend on the tokens' positions, and `stream` if x is not the residual stream.
 
     Attributes:
         config: the family's `BackboneConfig`.
@@ -183,9 +183,9 @@ class Backbone(nnx.Module, abc.ABC):
             keys: as in `__call__`.
             stages: 1-based numbers of blocks whose tokens are returned too: `Features.stages` holds the residual
                 stream that leaves each of them (reduced, if the block is followed by a reduction), without a norm.
-                A `DenseVim` holds what its variant asks for instead.
-            watch: called with what happened in each block, in order: after the block, with tracers, inside a JAX
-                transformation; otherwise after the last block.
+                A `DenseVim` returns its variant's maps instead.
+            watch: called with a `BlockRun` for each block, in order. Inside a JAX transformation, it is called after
+                the block, with tracers; otherwise after the last block.
 
         Raises:
             InputError: the images do not have the model's size, `stages` names a block that does not exist, or
@@ -245,7 +245,7 @@ class Backbone(nnx.Module, abc.ABC):
         return None
 
     def before_block(self, tokens: Tokens) -> Tokens:
-        """Returns the tokens as the next block takes them; a family may change those that the previous block left."""
+        """Returns the tokens that enter the next block; a family may change those that leave the previous one."""
         return tokens
 
     def map_value(self, tokens: Tokens, number: int, keys: jax.Array | None) -> Embedded:
@@ -335,7 +335,7 @@ def checked_rngs(rngs: nnx.Rngs | None) -> nnx.Rngs:
     """Returns the source of initial weights; `nnx.Rngs(0)` for None.
 
     Raises:
-        InputError: it is of another kind, or has no stream for parameters.
+        InputError: it is not an `nnx.Rngs`, or has no stream for parameters.
     """
     if rngs is None:
         return nnx.Rngs(0)
@@ -355,8 +355,8 @@ def call_compiled(
 ) -> Any:
     """Returns `function(model, images, keys, *options)`, compiled; uncompiled it takes up to 70 times as long.
 
-    The weights are arguments, so models of the same settings share a program and it keeps none of them alive. What the
-    call changes in the model's variables, such as BatchNorm's statistics, is written back.
+    The weights are arguments, so models of the same settings share a program, which keeps no model alive. Changes of
+    the model's variables, such as BatchNorm's statistics, are written back.
     """
     result, moved = _compiled(function, options, model, images, keys)
     if moved:
@@ -382,7 +382,7 @@ def _watched(
 
 
 def _are_keys(keys: Any) -> bool:
-    """Returns whether an array holds a row of keys, typed or, as of jax.random.PRNGKey, raw."""
+    """Returns whether an array is a row of PRNG keys, typed or raw (as from jax.random.PRNGKey)."""
     return (
         keys.ndim == 1 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys.ndim == 2 and keys.dtype == "uint32"
     )

@@ -1,7 +1,7 @@
-"""How blocks run in a train step: equal ones as one loop, and with little kept for the backward pass.
+"""Runs the blocks of a train step: equal blocks as one loop, with few values stored for the backward pass.
 
-A loop compiles one block instead of each. For the backward a block keeps its matrix products and what its scans ask
-for; it computes the rest again, which is cheap: norms, ViM's convolutions, activations and gates.
+A loop compiles one block instead of all. For the backward pass a block stores its matrix products and what its scans
+need; it recomputes the rest, which is cheap: norms, ViM's convolutions, activations and gates.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _PRODUCTS_AND_SCANS: Final = jax.checkpoint_policies.save_from_both_policies(
 
 
 def is_training(block: nnx.Module) -> bool:
-    """Returns whether a block is in train mode, which its drop-paths know."""
+    """Returns whether a block is in train mode, according to its drop-paths."""
     return any(not part.deterministic for part in _drop_paths(block))
 
 
 def one_by_one(numbers: range) -> list[range]:
-    """Returns ranges of one number each, for blocks without a loop."""
+    """Returns a range for each number, for blocks that run without a loop."""
     return [range(number, number + 1) for number in numbers]
 
 
@@ -59,21 +59,21 @@ def groups(blocks: Sequence[nnx.Module], alone: Collection[int], last: Collectio
 def run_loop(
     run: Callable[[Any, Tokens], Tokens], blocks: Sequence[nnx.Module], tokens: Tokens, *, remat: bool
 ) -> Tokens:
-    """Returns the tokens after `blocks`, which have equal structure; moved statistics are written back into them.
+    """Returns the tokens after `blocks`, which have equal structure; updated statistics are written back into them.
 
     The blocks' weights are stacked, and so are the rates and indices of their drop-paths.
 
     Args:
-        run: maps a block, and the tokens that enter it, to those that leave it.
+        run: maps a block and the tokens that enter it to the tokens that leave it.
         blocks: one of the `groups`.
-        tokens: that enter the first block.
-        remat: keep nothing of a block for the backward pass, not even its matrix products and what its scans ask for.
+        tokens: the tokens that enter the first block.
+        remat: store nothing of a block for the backward pass, not even its matrix products and what its scans need.
     """
     graphdef = nnx.graphdef(blocks[0])
     weights = _stacked([nnx.to_pure_dict(nnx.state(block, nnx.Param)) for block in blocks])
     statistics = _stack([statistics_of(block) for block in blocks])
     drop_paths = [_drop_paths(block) for block in blocks]
-    rates = jnp.asarray([[part.rate for part in parts] for parts in drop_paths], float)  # as wide as a Python number
+    rates = jnp.asarray([[part.rate for part in parts] for parts in drop_paths], float)  # in JAX's default float type
     indices = jnp.asarray([[part.index for part in parts] for parts in drop_paths], jnp.int32)
     drops = any(part.rate for parts in drop_paths for part in parts)
 
@@ -86,7 +86,7 @@ def run_loop(
         return run(block, tokens), statistics_of(block)
 
     keep = None if remat else _PRODUCTS_AND_SCANS
-    body = jax.checkpoint(body, policy=keep, prevent_cse=False)  # a loop separates the two passes by itself
+    body = jax.checkpoint(body, policy=keep, prevent_cse=False)  # a loop already separates the two passes
     tokens, statistics = jax.lax.scan(body, tokens, (weights, statistics, rates, indices))
     for place, block in enumerate(blocks):
         if moves_statistics(block):
@@ -128,10 +128,10 @@ def _forward(blocks: list[Weights]) -> tuple[Weights, None]:
 
 
 def _backward(_: None, grads: Weights) -> tuple[list[Weights]]:
-    """Takes the blocks' gradients out of the stacked ones, at places that XLA does not know in advance.
+    """Takes the blocks' gradients out of the stacked ones, at indices that XLA does not know in advance.
 
-    XLA compiles equal operations once. Slices at constant places would all differ, and with them the optimizer's
-    updates that they are fused into. A sort is neither computed in advance nor fused.
+    XLA compiles equal operations once. Slices at constant indices would all differ, and so would the optimizer's
+    updates that they are fused into. XLA neither computes a sort in advance nor fuses it.
     """
     count = len(jax.tree.leaves(grads)[0])
     numbers = [jnp.full((2,), number, jnp.int32) for number in range(count)]
@@ -151,11 +151,11 @@ def _drop_paths(block: nnx.Module) -> list[DropPath]:
 
 
 def _structure(block: nnx.Module) -> Any:
-    """Returns what decides whether two blocks compute the same of their weights, apart from their drop-paths."""
+    """Returns a value that is equal for blocks that compute the same from their weights, except for drop-paths."""
     graphdef, state = nnx.split(block)
     modules = {type(part).__module__.partition(".")[0] for _, part in nnx.iter_modules(block)}
     if not modules <= {"top_jax", "flax"} or nnx.state(block, nnx.Not(nnx.Any(*KINDS))):
-        return object()  # equal to no other block: a user's class may count its calls, or keep what it computes
+        return object()  # equal to no other block: a user's class may count its calls, or store what it computes
     copy = nnx.merge(graphdef, state)
     for part in _drop_paths(copy):
         part.rate, part.index = 0.0, 0

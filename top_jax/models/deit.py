@@ -2,8 +2,8 @@
 
     images -> class token + patches + position -> [attention -> reduce -> MLP] * depth -> norm -> class token -> head
 
-Source: facebookresearch/deit (timm 0.3.2's `VisionTransformer`), and youweiliang/evit, evit.py, for the place of the
-reduction between a block's attention and its MLP.
+Source: facebookresearch/deit (timm 0.3.2's `VisionTransformer`), and youweiliang/evit, evit.py, for the reduction
+between a block's attention and its MLP.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from top_jax.values import LARGEST_COUNT, refused
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeitConfig(BackboneConfig):
-    """Sizes of a DeiT: those of `BackboneConfig`, and more.
+    """Sizes of a DeiT, in addition to those of `BackboneConfig`.
 
     Attributes:
         img_size: (height, width), multiples of patch_size.
@@ -121,7 +121,7 @@ class Mlp(nnx.Module):
         self.fc2 = _linear(config.mlp_dim, config.embed_dim, config, rngs)
 
     def __call__(self, x: Embedded) -> Embedded:
-        """Maps `[B, L, D]` to `[B, L, D]`, each token by itself."""
+        """Maps `[B, L, D]` to `[B, L, D]`, each token separately."""
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
 

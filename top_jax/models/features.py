@@ -1,4 +1,4 @@
-"""Features for dense tasks: the tokens that are left, their places in the image, and the map they form."""
+"""Features for dense tasks: the tokens that are left, their positions in the image, and the map they form."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Features:
 
     Attributes:
         x: float32 `[B, K, D]` patch tokens.
-        positions: int32 `[B, K]` each token's place in raster order, 0..M-1; -1 for a token that stands for no place
+        positions: int32 `[B, K]` each token's patch in raster order, 0..M-1; -1 for a token without a patch of its own
             (EViT's fused token).
         cls: float32 `[B, D]` the class token, or None for a model without one.
         source: int32 `[B, M]` which of the K tokens stands for each patch of the image, -1 if none does.
         grid: rows and columns of patches in the image; M = rows x columns.
         size: float32 `[B, K]` number of patches that each token stands for; None if nothing was merged.
-        canvas: float32 `[B, M, D]` each patch as it was before the last reduction that has happened: a token that was
-            dropped then or earlier as it left its last block, at its place. None before any reduction.
+        canvas: float32 `[B, M, D]` each patch as it was before the latest reduction; a token that was dropped earlier
+            is there as it left its last block. None before any reduction.
         whole: whether token i is patch i, because no reduction has happened.
         stages: the features after each of the requested blocks.
     """
@@ -67,7 +67,7 @@ def make_features(
 
 
 def _sources(positions: Int[Array, "B K"], num_patches: int) -> Int[Array, "B M"]:
-    """Returns the token at each place of the image, -1 for a place without one."""
+    """Returns the token of each patch of the image, -1 for a patch without one."""
     tokens = jnp.arange(positions.shape[1], dtype=jnp.int32)
     nowhere = jnp.full((num_patches,), -1, jnp.int32)
     places = jnp.where(positions < 0, num_patches, positions)  # outside of the image, so dropped
@@ -77,7 +77,7 @@ def _sources(positions: Int[Array, "B K"], num_patches: int) -> Int[Array, "B M"
 def painted(features: Features) -> Float[Array, "B M D"]:
     """Returns the value of every patch: its token's, or else the canvas's, as the fill `frozen` needs it.
 
-    Only gathers the tokens; a scatter into the canvas would give the same, more slowly on a CPU.
+    The tokens are gathered: a scatter into the canvas gives the same result, but is slower on a CPU.
 
     Raises:
         InputError: tokens are missing, and there is no canvas.
@@ -96,17 +96,17 @@ def painted(features: Features) -> Float[Array, "B M D"]:
 
 
 def to_grid(features: Features, fill: str = "frozen") -> Float[Array, "B H W D"]:
-    """Returns a feature map with every token back at its place in the image.
+    """Returns a feature map with every token at its patch of the image.
 
     Args:
         features: what `Backbone.features` returned, or one of its `stages`.
-        fill: value of the places whose token was dropped. `frozen`: that token as it left its last block. `nearest`:
+        fill: value of the patches whose token was dropped. `frozen`: that token as it left its last block. `nearest`:
             the closest token on the grid, the first in raster order among equally close ones. `carry`: the last token
-            before the place in raster order, as a `hold` scan would carry its state (places before the first token get
-            the first one). `zero`.
+            before the patch in raster order, as a `hold` scan carries its state (patches before the first token get
+            that one). `zero`: zeros.
 
     Returns:
-        float32 `[B, rows, columns, D]`. A merged token fills the places of all its patches.
+        float32 `[B, rows, columns, D]`. A merged token fills all its patches.
 
     Raises:
         InputError: an unknown fill, no `Features`, or `frozen` for features that lost tokens and have no `canvas`.

@@ -47,7 +47,7 @@ class ConvModule(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """Dropout2d, and logits of each place."""
+    """Dropout2d, and the logits of each pixel of a map."""
 
     def __init__(self, inputs: int, num_classes: int, *, dropout_index: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.dropout = Dropout2d(DROPOUT, dropout_index)
@@ -135,7 +135,7 @@ class UPerHead(nnx.Module):
 
 
 class FCNHead(nnx.Module):
-    """The auxiliary head, which only training reads: a 3 x 3 ConvModule of one map.
+    """The auxiliary head, used only in training: a 3 x 3 ConvModule of one map.
 
     Source: mmseg's `FCNHead` (num_convs=1, concat_input=False).
     """
@@ -159,7 +159,7 @@ class FCNHead(nnx.Module):
 
 
 class Upsample2x(nnx.Module):
-    """Transposed convolution, 2 x 2 with stride 2: every place becomes four.
+    """Transposed convolution, 2 x 2 with stride 2: every pixel becomes four.
 
     Its windows do not overlap, so it is one matrix product; XLA's transposed convolution is many times slower on a CPU.
 
@@ -184,8 +184,8 @@ class Upsample2x(nnx.Module):
 class VimNeck(nnx.Module):
     """Makes a pyramid of ViM's four maps, which have one size: 4, 2, 1 and 1/2 times as large for patches of 16.
 
-    With patches of 8 the factors are 2, 1, 1/2 and 1/4, as in the official code. With any other patch they are as for
-    16.
+    With patches of 8 the factors are 2, 1, 1/2 and 1/4, as in the official code. Any other patch size has the factors
+    of 16.
 
     Source: hustvl/Vim, seg/backbone/vim.py (`fpn1` to `fpn4`).
     """
@@ -209,7 +209,7 @@ class VimNeck(nnx.Module):
 
 
 def _max_pooled(x: Map, halvings: int) -> Resized:
-    """Takes the largest value of each 2^halvings x 2^halvings places; incomplete ones at the border are left out."""
+    """Takes the largest value of each square of 2^halvings pixels a side; incomplete squares are left out."""
     side = 2**halvings
     batch, rows, columns, channels = x.shape[0], x.shape[1] // side, x.shape[2] // side, x.shape[3]
     whole = x[:, : rows * side, : columns * side].reshape(batch, rows, side, columns, side, channels)

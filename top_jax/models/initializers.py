@@ -1,4 +1,4 @@
-"""Initial values as the official models have them; PyTorch's defaults if they set none."""
+"""Initial values of the official models; PyTorch's defaults where these set none."""
 
 from __future__ import annotations
 

@@ -67,9 +67,9 @@ def patch_grid(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple
 class BatchNorm(nnx.Module):
     """Normalises each channel over all other axes, in float32.
 
-    In train mode it uses the mean and variance of the batch, and moves the running ones by `momentum`. The running
-    variance moves towards the unbiased one, n / (n - 1) times the other, as in PyTorch but not in flax.nnx.BatchNorm.
-    In eval mode it uses the running ones. On a mesh, the batch is the global one, over all devices.
+    In train mode it uses the mean and variance of the batch, and updates the running ones by `momentum`. The running
+    variance tracks the unbiased variance, n / (n - 1) times that of the batch, as in PyTorch but not in
+    flax.nnx.BatchNorm. In eval mode it uses the running ones. On a mesh, the batch is the global one, over all devices.
 
     Source: torch.nn.BatchNorm2d (momentum 0.1, eps 1e-5).
     """
@@ -107,7 +107,7 @@ class BatchNorm(nnx.Module):
 
 
 def moves_statistics(module: nnx.Module) -> bool:
-    """Returns whether calling `module` would move the statistics of a BatchNorm in it, ours or Flax's."""
+    """Returns whether calling `module` would update the statistics of a BatchNorm in it, ours or Flax's."""
     return any(not getattr(part, "use_running_average", True) for _, part in nnx.iter_modules(module))
 
 
@@ -185,7 +185,7 @@ def _dropped(
         keys: `[B]` PRNG keys.
         rate: in [0, 1).
         index: folded into the keys.
-        shape: of one image's draws; they are broadcast over the rest of the image.
+        shape: shape of one image's draws, which are broadcast over the rest of the image.
     """
 
     def draw(key: jax.Array) -> jax.Array:
@@ -200,7 +200,7 @@ def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 
 def causal_conv1d(x: Inner, kernel: Float[Array, "width E"], bias: PerChannel, *, reverse: bool) -> Inner:
-    """Convolves each channel along L; a token sees only itself and tokens earlier in the scan.
+    """Convolves each channel along L, over the tokens that are left; a token sees itself and tokens scanned before it.
 
     Args:
         x: `[B, L, E]`.

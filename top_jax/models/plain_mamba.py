@@ -35,7 +35,7 @@ STEM_WIDTH = 64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlainMambaConfig(MambaConfig):
-    """Sizes of a PlainMamba: those of `MambaConfig`, and more.
+    """Sizes of a PlainMamba, in addition to those of `MambaConfig`.
 
     Attributes:
         img_size: any size; the stem pads an incomplete last patch with zeros.
@@ -191,7 +191,7 @@ class PlainMambaMixer(nnx.Module):
             positions=paths.positions,
             alignment="none" if paths.positions is None else "decay",
             implementation=self.config.implementation,
-            check_order=False,  # the model makes the order and the positions itself
+            check_order=False,  # valid by construction: the model computes the order and the positions
         )
         time_step = mean_time_step(scan.delta[0], self.dt_bias)
         return self.out_proj(y), scan_evidence(y, self._time_step(time_step, paths))
@@ -208,7 +208,7 @@ class PlainMambaMixer(nnx.Module):
         return self.dt_proj.bias[...]
 
     def scan_arguments(self, x: Embedded, paths: Traversals) -> tuple[ScanArguments, ScanPlan]:
-        """The arguments of the four scans that `__call__` runs on the same x and paths, and their plan."""
+        """Returns the arguments of the four scans that `__call__` runs for x and paths, and their plan."""
         scan = self._project(jnp.split(self.in_proj(x), 2, axis=-1)[0], paths)
         gap = None if paths.positions is None else gaps(paths.positions, self.plan.reverse)
         return scan._replace(gap=gap), self.plan
@@ -234,7 +234,7 @@ class PlainMambaMixer(nnx.Module):
         return x + self.conv_bias[...].astype(x.dtype)[None, None, :]
 
     def _direction_B(self, paths: Traversals) -> Float[Array, "4 B L N"]:
-        """Returns the direction vector of each step's move; a product, because its gradient sums in a fixed order."""
+        """Returns the direction vector of each step's move, by a product, whose gradient sums in a fixed order."""
         chosen = jax.nn.one_hot(paths.moves, DIRECTIONS + 1, dtype=jnp.float32)
         return jnp.einsum("gblm,mn->gbln", chosen, self.direction_Bs[...], precision=jax.lax.Precision.HIGHEST)
 
@@ -278,7 +278,7 @@ class PlainMambaLayer(Block):
         return dataclasses.replace(tokens, x=x), evidence
 
     def scan_arguments(self, tokens: Tokens, paths: Traversals) -> tuple[ScanArguments, ScanPlan]:
-        """The arguments of the four scans in `mix`, and their plan."""
+        """Returns the arguments of the four scans in `mix`, and their plan."""
         return self.mixer.scan_arguments(self._normed(tokens), paths)
 
     def _normed(self, tokens: Tokens) -> Embedded:
@@ -308,7 +308,7 @@ class PlainMamba(Backbone):
         return Tokens(x=x, residual=None, positions=positions, cls_index=None, grid=grid)
 
     def _positions(self, grid: tuple[int, int]) -> Float[Array, "1 M D"]:
-        """Returns the position embedding of a grid: the model's, resized if its grid is another."""
+        """Returns the position embedding of a grid: the model's own, resized if the grids differ."""
         if grid == self.config.grid:
             return self.pos_embed[...]
         embedding = self.pos_embed[...].reshape(1, *self.config.grid, -1)
@@ -334,7 +334,7 @@ class PlainMamba(Backbone):
 
 
 class DensePlainMamba(PlainMamba):
-    """A PlainMamba that gives feature maps (`Features.stages`) of images of any size.
+    """A PlainMamba that returns feature maps (`Features.stages`) for images of any size.
 
     The position embedding keeps the grid of `img_size`, and is resized (bicubic) to that of each call.
 
@@ -349,6 +349,7 @@ def _linear(
 ) -> nnx.Linear:
     """Returns a projection computed in the model's dtype, initialised as in the official training configs.
 
-    They initialise *every* linear layer like this, dt_proj too: mmcls applies `init_cfg` after the layer's own values.
+    They initialise *every* linear layer this way, including dt_proj: mmcls applies `init_cfg` after the layer's own
+    initialisation.
     """
     return nnx.Linear(inputs, outputs, use_bias=use_bias, dtype=config.dtype, kernel_init=init.trunc_normal, rngs=rngs)

@@ -1,7 +1,7 @@
-"""Resizing and pooling of maps as PyTorch computes them: a constant matrix for each of the two axes.
+"""Resizes and pools maps as PyTorch does, by a constant matrix for each of the two axes.
 
-Both are linear and separable, so a matrix product per axis does all of it, forward and backward. XLA has no faster
-form on a CPU: its `jax.image.resize` computes the same products, but with other weights (antialiasing).
+Both operations are linear and separable, so one matrix product per axis computes them, forward and backward. XLA has
+nothing faster on a CPU: `jax.image.resize` computes the same products, but with other weights (antialiasing).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Resized = Float[Array, "B rows columns D"]
 
 
 def resize(x: Map, size: tuple[int, int], method: str = "bilinear") -> Resized:
-    """Resizes a map; its own size changes nothing.
+    """Resizes a map; if it already has the size, it is returned unchanged.
 
     Args:
         x: `[B, H, W, D]`.
@@ -106,7 +106,7 @@ def pooling_matrix(size: int, bins: int) -> np.ndarray:
     return weights
 
 
-ROWS: Final = 16  # of a resized map that are made at a time where the whole would be too large
+ROWS: Final = 16  # rows of a resized map that are computed at a time, if the whole would be too large
 MATRICES: Final = {"bilinear": bilinear_matrix, "bicubic": cubic_matrix}
 
 Index = np.ndarray | jax.Array
@@ -114,12 +114,12 @@ Share = np.ndarray | jax.Array
 
 
 def combined(x: Map, index: Index, share: Share, *, axis: int) -> jax.Array:
-    """Returns sums of a map's rows (axis 1) or columns (axis 2): a product with a matrix that is nearly all zeros.
+    """Returns weighted sums of a map's rows (axis 1) or columns (axis 2): a product with a sparse matrix.
 
     Args:
         x: `[B, H, W, D]`.
-        index: int `[new size, taps]`, which rows or columns are summed.
-        share: `[new size, taps]`, their factors; both from `taps_of`.
+        index: int `[new size, taps]`, the rows or columns that are summed.
+        share: `[new size, taps]`, their weights; both from `taps_of`.
         axis: 1 or 2.
     """
     shape = [1, 1, 1]
@@ -129,9 +129,9 @@ def combined(x: Map, index: Index, share: Share, *, axis: int) -> jax.Array:
 
 
 def taps_of(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the entries of a matrix that are not 0, by row: their columns, int32, and values, float32.
+    """Returns the nonzero entries of a matrix, by row: their columns, int32, and values, float32.
 
-    Both are `[rows, taps]`; a row with fewer entries has zeros in their place.
+    Both are `[rows, taps]`; a row with fewer entries is padded with zeros.
     """
     taps = max(1, int((matrix != 0).sum(axis=1).max()))
     index = np.argsort(matrix == 0, axis=1, kind="stable")[:, :taps]
@@ -139,7 +139,7 @@ def taps_of(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def taps_by_rows(matrix: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Returns `taps_of` a matrix for `ROWS` of its rows at a time; rows of zeros fill up the last step.
+    """Returns `taps_of` a matrix for `ROWS` of its rows at a time; the last step is padded with rows of zeros.
 
     Both are `[steps, ROWS, taps]`, with fewer rows in the only step of a smaller matrix.
     """

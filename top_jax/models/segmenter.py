@@ -1,4 +1,4 @@
-"""Segmenters: a backbone whose maps go through UPerNet, with token reduction between the blocks.
+"""Segmenters: UPerNet on a backbone, with token reduction between the blocks.
 
     images -> backbone -> maps after four blocks, filled where tokens were dropped -> neck -> decoder -> logits
 
@@ -48,7 +48,7 @@ class SegmenterConfig:
         backbone: sizes of the backbone: a `DenseVimConfig` or a `PlainMambaConfig`, of 0 classes.
         num_classes: width of the logits.
         channels: width of the decode head.
-        aux_channels: width of the auxiliary head, which only training reads; 0 for none.
+        aux_channels: width of the auxiliary head, used only in training; 0 for none.
         stages: increasing 1-based numbers of the four blocks after which the maps are taken.
 
     Raises:
@@ -115,11 +115,11 @@ class Segmenter(nnx.Module):
     Attributes:
         config: sizes.
         backbone: a `DenseVim` or a `DensePlainMamba`, without a classifier.
-        map_norms: the norms of PlainMamba's maps, but for that of the last block.
+        map_norms: the norms of PlainMamba's maps, except that of the last block.
         neck: a `VimNeck`, or None.
         decode_head: a `UPerHead`.
         auxiliary_head: an `FCNHead`, or None.
-        fill: what stands in a map for dropped tokens, one of `top_jax.models.features.FILLS` (`to_grid`).
+        fill: how maps are filled where tokens were dropped, one of `top_jax.models.features.FILLS` (`to_grid`).
         inference: `slide` or `whole`: how images of any size are segmented.
         slide_stride: pixels from one window to the next of slide inference.
         data: how photographs are prepared, for `top_jax.segment`: `load_checkpoint` keeps its run's `DataConfig` here.
@@ -239,7 +239,7 @@ class Segmenter(nnx.Module):
         return tuple(to_grid(self._normed(i, stage), self.fill) for i, stage in enumerate(features.stages))
 
     def _normed(self, index: int, features: Features) -> Features:
-        """Applies the norm of one map, to tokens and canvas, so that the fill `zero` is zero after it."""
+        """Applies the norm of one map to tokens and canvas, before the fill: the fill `zero` stays zero."""
         if self.config.is_vim:
             return features
         norms = dict(zip(self.config.own_norms, self.map_norms, strict=True))
@@ -311,12 +311,12 @@ def create_segmenter(
         num_classes: width of the logits.
         rngs: source of the initial weights, `nnx.Rngs(0)` by default.
         pruning: how the backbone reduces tokens (`top_jax.pruning`); None is the dense model. It adds no parameters.
-        fill: what stands in a map for dropped tokens: `frozen` (the token as it left its last block), `nearest`,
+        fill: how maps are filled where tokens were dropped: `frozen` (the token as it left its last block), `nearest`,
             `carry` or `zero` (`top_jax.models.to_grid`). `zero` is zero after PlainMamba's norm of the map.
-        variant: which official ViM segmenter the backbone agrees with (`top_jax.models.DenseVim`): `residual` (None
-            means this), `official_tiny` or `official_small`. PlainMamba has none.
+        variant: which official ViM segmenter the backbone follows (`top_jax.models.DenseVim`): `residual` (the default
+            of None), `official_tiny` or `official_small`. PlainMamba has none.
         channels: width of the decode head; None is the backbone's for ViM, and 512 for PlainMamba.
-        aux_channels: width of the auxiliary head, which only training reads; 0 for none.
+        aux_channels: width of the auxiliary head, used only in training; 0 for none.
         stages: the four blocks, counted from 1, after which maps are taken; None takes every quarter of the depth.
         inference: `slide` or `whole`; None is `slide` for ViM and `whole` for PlainMamba, as officially.
         slide_stride: pixels from one window to the next; None is two thirds of the image size (341 of 512).

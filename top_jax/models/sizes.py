@@ -14,7 +14,7 @@ from top_jax.ops.implementations import IMPLEMENTATIONS
 from top_jax.pruning import ClassHome
 from top_jax.values import check_fields, height_width, one_of, refused, whole
 
-# Far above any model, so that a wrong number is named before it fills the memory.
+# Far above any model, so that a wrong number is an error before it fills the memory.
 MOST_CLASSES: Final = 2**20
 MOST_BLOCKS: Final = 2**10
 LARGEST_SIZE: Final = 2**16

@@ -1,10 +1,10 @@
-"""Labels of images of any size from a segmenter that reads windows of one size (slide), or the image (whole).
+"""Segments images of any size with a segmenter that reads windows of one size (slide), or whole images (whole).
 
     image [B, H, W, 3] -> windows -> logits of each -> resized to the window, averaged where windows overlap ->
-    resized to the size that is asked for -> labels
+    resized to the requested size -> labels
 
-Whole inference is the case of one window. All that follows the model is linear and separable: each window has one
-matrix for rows and one for columns. So labels are made some rows at a time, and no logits of the image's size exist.
+Whole inference is the case of one window. Everything after the model is linear and separable: each window has one
+matrix for rows and one for columns. So labels are computed a few rows at a time, without logits of the image's size.
 
 Source: mmseg 0.29.1, segmentors/encoder_decoder.py (`slide_inference`, `whole_inference`).
 """

@@ -25,13 +25,13 @@ START, RIGHT, LEFT, UP, DOWN = range(5)  # rows of direction_Bs: the move that r
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Traversals:
-    """The paths of one stage; computed once, used by all of its blocks.
+    """The four permutations of one stage, computed once per stage and used by all of its blocks.
 
     Attributes:
         order: int32 `[4, B, L]` the token that each step of each traversal visits.
         moves: int32 `[4, B, L]` the move with which the traversal of the whole grid reaches the token that each step
             visits (or, with `by_token`, each token).
-        positions: int32 `[4, B, L]` place of each step in the traversal of the whole grid, for `decay`; else None.
+        positions: int32 `[4, B, L]` index of each step in the traversal of the whole grid, for `decay`; else None.
         cells: int32 `[B, L]` cell of each token on the grid, in raster order; None if token i is in cell i.
         grid: rows and columns.
     """
@@ -47,9 +47,9 @@ def traverse(positions: Positions, image_grid: tuple[int, int], alignment: str, 
     """Returns the traversals of the tokens at `positions`.
 
     Args:
-        positions: int32 `[B, L]` raster places; increasing unless `alignment` is `none`.
+        positions: int32 `[B, L]` raster indices; increasing unless `alignment` is `none`.
         image_grid: rows and columns of the image.
-        alignment: `hold` and `decay` walk the image's grid and skip pruned places; `none` walks the condensed grid.
+        alignment: `hold` and `decay` walk the image's grid and skip pruned cells; `none` walks the condensed grid.
         by_token: whether to list the moves by token instead of by step.
     """
     batch, length = positions.shape
@@ -82,7 +82,7 @@ def condensed_grid(length: int) -> tuple[int, int]:
 
 
 def to_cells(x: Float[Array, "B L E"], traversals: Traversals) -> Float[Array, "B H W E"]:
-    """Puts tokens `[B, L, E]` on their grid, with zeros in empty cells."""
+    """Scatters tokens `[B, L, E]` to their grid, with zeros in empty cells."""
     batch, length, width = x.shape
     size = math.prod(traversals.grid)
     if traversals.cells is None:
@@ -95,7 +95,7 @@ def to_cells(x: Float[Array, "B L E"], traversals: Traversals) -> Float[Array, "
 
 
 def from_cells(grid: Float[Array, "B H W E"], traversals: Traversals) -> Float[Array, "B L E"]:
-    """Takes the tokens `[B, L, E]` back from the grid; the inverse of `to_cells`."""
+    """Gathers the tokens `[B, L, E]` from their grid; the inverse of `to_cells`."""
     x = grid.reshape(grid.shape[0], -1, grid.shape[-1])
     if traversals.cells is None:
         return x[:, : traversals.order.shape[-1]]
@@ -120,7 +120,7 @@ def _tables(grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _snake(places: np.ndarray) -> np.ndarray:
-    """Returns the places row by row, every other row from right to left."""
+    """Returns the cells row by row, every other row from right to left."""
     return np.concatenate([row[::-1] if i % 2 else row for i, row in enumerate(places)])
 
 

@@ -63,23 +63,24 @@ class VimConfig(MambaConfig):
 
     @property
     def halved(self) -> bool:
-        """Whether the two directions are averaged; without, they are added."""
+        """Whether the two directions are averaged instead of added."""
         return True
 
     def drop_path_rate(self, index: int) -> float:
-        """Returns the rate of block `index`, from 0, as officially: ([0] + linspace(0, drop_path, depth))[index]."""
+        """Returns the official rate of block `index` (from 0): ([0] + linspace(0, drop_path, depth))[index]."""
         return 0.0 if index == 0 or self.depth == 1 else self.drop_path * (index - 1) / (self.depth - 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenseVimConfig(VimConfig):
-    """Sizes of a ViM that gives feature maps: those of `VimConfig`, and one choice. It has no class token.
+    """Sizes of a ViM that returns feature maps, in addition to those of `VimConfig`. It has no class token.
 
     Attributes:
-        variant: which of the official segmentation models it agrees with (`DenseVim`), one of `VIM_VARIANTS`.
+        variant: which official segmentation model it follows (`DenseVim`), one of `VIM_VARIANTS`.
 
     Raises:
-        InputError: a value out of range, an unknown variant, or an embed_dim that rotary embeddings cannot halve twice.
+        InputError: a value out of range, an unknown variant, or, with rotary embeddings, an embed_dim that is not a
+            multiple of 4.
     """
 
     CLASS_TOKEN: ClassVar[ClassHome | None] = None
@@ -102,7 +103,7 @@ class DenseVimConfig(VimConfig):
 
 
 class ScanDirection(nnx.Module):
-    """One scan direction, with its own convolution, projections, A and D."""
+    """One scan direction, with its own convolution over the tokens that are left, projections, A and D."""
 
     def __init__(self, config: VimConfig, *, reverse: bool, rngs: nnx.Rngs):
         self.config = config
@@ -138,7 +139,7 @@ class ScanDirection(nnx.Module):
             alignment="none" if positions is None else "decay",
             reverse=self.reverse,
             implementation=self.config.implementation,
-            check_order=False,  # the model makes the positions itself
+            check_order=False,  # valid by construction: the model computes the positions
         )
         return y, mean_time_step(delta, self.dt_bias[...])
 
@@ -184,7 +185,7 @@ class MambaMixer(nnx.Module):
         return self.out_proj(y / 2 if self.halved else y), scan_evidence(y, forward_step + backward_step)
 
     def scan_arguments(self, x: Embedded, positions: Positions | None) -> tuple[ScanArguments, ScanPlan]:
-        """The arguments of the two scans that `__call__` runs on the same x and positions, and their plan."""
+        """Returns the arguments of the two scans that `__call__` runs for x and positions, and their plan."""
         x, _ = jnp.split(self.in_proj(x), 2, axis=-1)
         directions = (self.forward, self.backward)
         plan = ScanPlan(tuple(one.reverse for one in directions))
@@ -217,7 +218,7 @@ class VimBlock(Block):
         return dataclasses.replace(tokens, x=x, residual=residual), evidence
 
     def scan_arguments(self, tokens: Tokens, paths: Positions | None) -> tuple[ScanArguments, ScanPlan]:
-        """The arguments of the two scans in `mix`, and their plan."""
+        """Returns the arguments of the two scans in `mix`, and their plan."""
         return self.mixer.scan_arguments(self._add_and_norm(tokens, None)[1], paths)
 
     def added(self, tokens: Tokens, keys: jax.Array | None) -> Embedded:
@@ -286,7 +287,7 @@ class Vim(Backbone):
 
 
 class DenseVim(Vim):
-    """A ViM that gives feature maps (`Features.stages`), in one of three official variants.
+    """A ViM that returns feature maps (`Features.stages`), in one of three official variants.
 
     The official configs of ViM-T and ViM-S differ in more than their sizes, and neither agrees with the pre-trained
     classifiers in everything. The classifier has no rotary embedding, averages its two directions, and passes on the
@@ -297,7 +298,7 @@ class DenseVim(Vim):
         official_tiny    the mixer's output, without that stream     none               averaged
         official_small   the residual stream, rotated                before each block  added
 
-    `residual` is the default: it is the classifier itself, so pre-trained weights mean what they meant. The others load
+    `residual` is the default: it is the classifier itself, so pre-trained weights keep their meaning. The others load
     official segmentation files. The maps of `official_small`, except the last, are rotated once more than their block,
     because the official code takes them inside the next block. For the same reason the drop-path of the next block
     applies to a map in train mode, except for `official_tiny`. No variant has a class token. In the official
@@ -333,7 +334,7 @@ class DenseVim(Vim):
 def rotary_tables(grid: tuple[int, int], width: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns cos and sin of the angle of each patch and channel, float32 `[M, D]`.
 
-    The first half of the channels turns with the row, the second half with the column, in pairs of channels; the grid
+    The first half of the channels is rotated by the row, the second half by the column, in pairs of channels. The grid
     is stretched to the 14 x 14 of the pre-trained models.
 
     Source: hustvl/Vim, vim/rope.py, `VisionRotaryEmbeddingFast` (pt_seq_len 14, theta 10,000).
@@ -352,7 +353,7 @@ def rotary_tables(grid: tuple[int, int], width: int) -> tuple[np.ndarray, np.nda
 
 
 def _rotated(x: Embedded, cos: Embedded, sin: Embedded) -> Embedded:
-    """Turns each pair of channels."""
+    """Rotates each pair of channels."""
     pairs = x.reshape(*x.shape[:-1], -1, 2)
     turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
     return x * cos + turned * sin

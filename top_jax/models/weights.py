@@ -18,8 +18,8 @@ KINDS = (nnx.Param, nnx.BatchStat)
 class _AnyKey(nnx.Rngs):
     """Gives every weight the same key, because shapes do not depend on keys.
 
-    nnx.Rngs counts the keys that it gave out. While JAX traces, each step of the counter searches the whole program
-    (flax 0.12), which made a deep model three times as slow to build.
+        nnx.Rngs counts the keys it returns. Under tracing, each step of the counter searches the whole program (flax
+    0.12), which made building a deep model three times slower.
     """
 
     def params(self) -> jax.Array:
@@ -39,7 +39,7 @@ def weights_of(model: nnx.Module) -> Weights:
 
 
 def parameter_count(model: nnx.Module) -> int:
-    """Returns the number of learned values; a model of shapes is enough."""
+    """Returns the number of learned values of a model with weights, or with only their shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
@@ -49,7 +49,7 @@ def variables_by_path(model: nnx.Module) -> dict[tuple[Any, ...], Any]:
 
 
 def is_of_classes(path: Sequence[Any]) -> bool:
-    """Returns whether the weight at a path belongs to the last layer, so that its last axis is the classes."""
+    """Returns whether the weight at a path belongs to the last layer, whose last axis is the classes."""
     return path[0] == "head" or "conv_seg" in path
 
 

@@ -1,4 +1,4 @@
-"""Public operations: they check their arguments, choose an implementation and carry the gradients."""
+"""Public operations, which check their arguments, choose an implementation and define the gradients."""
 
 from top_jax.kernels.operands import ScanArguments, ScanPlan
 from top_jax.ops.alignment import ALIGNMENTS, check_alignment

@@ -1,4 +1,4 @@
-"""Checks of the scan's arguments for every implementation; each error says what to do."""
+"""Checks the scan's arguments, for every implementation; each error says what to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_arrays(names_without: tuple[str, ...], arrays: dict[str, Any]) -> None
     """Checks that every argument is an array of a dtype in `DTYPES`, or None if it is in `names_without`.
 
     Raises:
-        InputError: names the first argument that is neither.
+        InputError: an argument is neither; the message names the first.
     """
     for name, array in arrays.items():
         if array is None and name in names_without:
@@ -32,19 +32,19 @@ def check_arrays(names_without: tuple[str, ...], arrays: dict[str, Any]) -> None
 
 
 def is_array(value: Any) -> bool:
-    """Returns whether a value is an array: JAX's, traced or not, NumPy's, or a Flax variable that holds one."""
+    """Returns whether a value is an array of JAX (traced or not) or NumPy, or a Flax variable that holds one."""
     return isinstance(value, jax.Array | np.ndarray) or (hasattr(value, "__jax_array__") and hasattr(value, "dtype"))
 
 
 def check_shapes(sizes: dict[str, Any], arrays: dict[str, tuple[Any, str]]) -> None:
-    """Checks shapes against letters.
+    """Checks the shapes of arrays against the sizes of their axes, which are named by letters.
 
     Args:
         sizes: the size of each letter; an int, or a symbolic dimension of `jax.export`.
         arrays: name -> (array or None, its axes, such as `B L E`); `G?` may also be 1.
 
     Raises:
-        InputError: the first array that does not fit, or a size that is 0.
+        InputError: an array does not fit (the message names the first), or a size is 0.
     """
     for name, (array, axes) in arrays.items():
         if array is None:
@@ -82,7 +82,7 @@ def check_positions(positions: Any, shape: tuple[Any, ...], alignment: str) -> N
     if positions is None:
         if alignment == "decay":
             raise InputError(
-                "alignment='decay' came without positions; it needs the int32 place of each token in the unpruned "
+                "alignment='decay' came without positions; it needs the int32 position of each token in the unpruned "
                 "sequence: pass positions=..., or alignment='hold'."
             )
         return
@@ -100,7 +100,7 @@ def check_increasing(positions: jax.Array) -> None:
 
     Concrete positions are always checked; traced ones only under `checkify`, never under plain jit. A traced check
     costs every call of a compiled program several milliseconds, even unused, because JAX then dispatches from Python.
-    So models, whose positions increase by construction, omit it.
+    Models omit it, because their positions increase by construction.
 
     Raises:
         InputError: concrete positions do not increase.
@@ -121,12 +121,12 @@ def check_increasing(positions: jax.Array) -> None:
 
 
 def check_permutations(order: jax.Array) -> None:
-    """Checks that an order visits each of the L tokens once, because the kernels write to the tokens it names.
+    """Checks that an order visits each of the L tokens once, because the kernels write to these tokens.
 
     Traced orders are checked as in `check_increasing`, at the same cost.
 
     Raises:
-        InputError: a concrete order does not.
+        InputError: a concrete order is not a permutation.
     """
     all_tokens = np.arange(order.shape[-1], dtype=np.int32)[None, None, :]
     if isinstance(order, Tracer):

@@ -1,4 +1,4 @@
-"""Several directions of one sequence by scans of a single direction, with the token score of their gated sum."""
+"""Runs a scan in several directions, one at a time; computes the token scores of their gated sum."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOKEN_WORTH: Final = {
 TOKEN_SCORES: Final = tuple(TOKEN_WORTH)
 
 KEPT_OF_A_SCAN: Final = "kept of a scan"
-"""Name (`jax.ad_checkpoint.checkpoint_name`) of what `jax.checkpoint` has to keep so that it runs no scan again."""
+"""Name (`jax.ad_checkpoint.checkpoint_name`) of the values that `jax.checkpoint` must store to rerun no scan."""
 kept_of_a_scan = functools.partial(checkpoint_name, name=KEPT_OF_A_SCAN)
 
 
@@ -49,9 +49,9 @@ def score_of_sums(sums: PerToken, score: str, width: int) -> PerToken:
 
 
 def for_each_direction(arguments: ScanArguments, directions: int) -> ScanArguments:
-    """Converts all arrays but u and delta to float32 (order to int32) and repeats shared ones for every direction.
+    """Converts all arrays except u and delta to float32 (order to int32), and repeats shared ones for every direction.
 
-    B and C are a small part of the bytes, but converting them inside a kernel would take many of its instructions.
+    B and C are a small part of the bytes, but converting them inside a kernel would cost many instructions.
     """
 
     def convert(array: jax.Array | None, dtype: Any = jnp.float32) -> Any:
@@ -64,10 +64,10 @@ def for_each_direction(arguments: ScanArguments, directions: int) -> ScanArgumen
 def one_by_one(
     scan: Callable[[ScanArguments, bool], Inner], plan: ScanPlan, arguments: ScanArguments, z: Inner | None
 ) -> tuple[Inner, PerToken | None]:
-    """Computes `fused_scan` by one `scan` for each direction; XLA fuses the operations around it.
+    """Computes the result of `fused_scan` by one `scan` per direction; XLA fuses the operations around it.
 
     Args:
-        scan: takes and returns what `selective_scan_reference` does.
+        scan: a function with the arguments and result of `selective_scan_reference`.
         plan: directions and score.
         arguments: see `ScanArguments`.
         z: `[B, L, E]` gate of the sum over directions, before SiLU.
@@ -100,7 +100,7 @@ def gated_and_scored(total: Inner, z: Inner | None, plan: ScanPlan, dtype: Any) 
 
 
 def _in_order_of_steps(one: ScanArguments, *, reorder_parameters: bool) -> ScanArguments:
-    """The arrays of one direction as its steps read them; u and delta become float32."""
+    """Returns the arrays of one direction in the order of its steps, u and delta in float32."""
     u, delta, B, C = one.u.astype(jnp.float32), one.delta.astype(jnp.float32), one.B, one.C
     if one.order is not None:
         visited = one.order[:, :, None]

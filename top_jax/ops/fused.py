@@ -1,6 +1,6 @@
-"""The scan by a GPU kernel, with its gradient: one launch per pass, each device on its part of the batch.
+"""Runs the scan by a GPU kernel, with its gradient: one launch per pass, on each device for its part of the batch.
 
-The kernels scan; XLA adds up the directions, gates and scores, in float32.
+The kernels scan; XLA sums the directions, gates and scores, in float32.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _sum(y: jax.Array) -> jax.Array:
 def _split_over_batch(
     function: Callable[..., Any], arguments: tuple[Any, ...], *, in_axes: tuple[int | None, ...], out_axes: Any
 ) -> Any:
-    """`split_over_batch` for named tuples in which arrays may be missing; `in_axes` names an axis for each leaf."""
+    """Applies `split_over_batch` to named tuples with optional arrays; `in_axes` names an axis for each leaf."""
     arrays, tree = jax.tree.flatten(arguments)
     given = [leaf is not None for leaf in jax.tree.leaves(arguments, is_leaf=lambda leaf: leaf is None)]
     run = split_over_batch(
@@ -144,7 +144,7 @@ def _split_over_batch(
 
 
 def _over_directions(gradient: jax.Array, argument: jax.Array) -> jax.Array:
-    """`[G, B, L, E]` unchanged, or summed in float32 where all directions share the argument."""
+    """Returns `[G, B, L, E]` unchanged, or summed in float32 if all directions share the argument."""
     if gradient.shape == argument.shape:
         return gradient
     return jnp.sum(gradient, axis=0, keepdims=True, dtype=jnp.float32).astype(argument.dtype)

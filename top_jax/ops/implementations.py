@@ -91,7 +91,7 @@ def choose() -> AutoChoice:
 
 
 def obstacle(implementation: str) -> str | None:
-    """Why an implementation cannot run on the default device, and what to do about it; None if it can."""
+    """Returns why an implementation cannot run on the default device, and what to do about it; None if it can."""
     if implementation not in KERNELS:
         return None
     gpu = device()
@@ -107,7 +107,7 @@ def obstacle(implementation: str) -> str | None:
 
 @functools.cache
 def problem_with_jax_triton() -> str | None:
-    """Why jax-triton cannot be used, or None.
+    """Returns why jax-triton cannot be used, or None.
 
     Each release of jax-triton needs matching releases of JAX and Triton, so this lowers a tiny scan,
     without launching it.
@@ -138,12 +138,12 @@ def _log(choice: AutoChoice) -> None:
 
 
 def device_kind() -> str:
-    """JAX's name of the default device, such as `NVIDIA H200`."""
+    """Returns JAX's name of the default device, such as `NVIDIA H200`."""
     return device().device_kind
 
 
 def device() -> Any:
-    """The default `jax.Device`, as set by `jax.default_device` and the environment.
+    """Returns the default `jax.Device`, as set by `jax.default_device` and the environment.
 
     The choice depends on it alone, wherever the arrays of a call are.
 

@@ -39,11 +39,11 @@ def split_over_batch(function: Callable[..., Any], *, in_axes: InAxes, out_axes:
     gathered along it. On one device, and inside `jax.shard_map` over all mesh axes, `function` itself is compiled.
 
     Under `jax.vmap` the mapped axis becomes part of the batch, so `function` needs no batching rule. If an argument
-    without a batch is mapped, the call becomes a loop. It has no derivative: call it in the rules of a
+    without a batch is mapped, the call becomes a loop. The result has no derivative: call it in the rules of a
     `jax.custom_vjp`.
 
-    JAX limits a program with it on several devices: all its shardings must be on one mesh, the persistent
-    compilation cache never finds it again, and `jax.export` rejects it.
+    JAX limits programs that contain it on several devices: all their shardings must be on one mesh, the persistent
+    compilation cache never finds them again, and `jax.export` rejects them.
 
     Args:
         function: takes arrays, and returns an array or a tuple of arrays, each with a batch. Images must not influence
@@ -159,7 +159,7 @@ def _loop(function: Callable[..., Any], mapped: Sequence[bool], arguments: Seque
 
 
 def _fold(argument: jax.Array, is_mapped: bool, axis: int | None, *, size: int) -> jax.Array:
-    """Reshapes `[V, .., B, ..]`, or an unmapped argument, to `[.., B V, ..]`: B leads, so its split stays valid."""
+    """Reshapes `[V, .., B, ..]`, or an unmapped argument, to `[.., B V, ..]`: B is first, so its split stays valid."""
     if axis is None:
         return argument
     if not is_mapped:

@@ -69,15 +69,15 @@ def selective_scan(
         D: `[E]` skip weight.
         z: `[B, L, E]` gate, before SiLU.
         delta_bias: `[E]` added to delta before softplus.
-        positions: int32 `[B, L]` place of each token in the unpruned sequence, strictly increasing along L. `decay`
+        positions: int32 `[B, L]` index of each token in the unpruned sequence, strictly increasing along L. `decay`
             needs them; they are checked with any alignment.
         alignment: `none`, `hold` or `decay` (`top_jax.ops.alignment`).
         reverse: scan from the last token to the first, without copying; positions stay in forward coordinates.
-        implementation: `auto` chooses by device and logs its choice once; a named one runs or raises: `reference`
-            (to read), `xla` (any device), `triton` and `pallas` (NVIDIA GPUs), `pallas_interpret` (tests `pallas` on
-            any device, slowly).
-        check_order: False omits the check that positions increase, for callers who know that they do. In a jitted
-            program the check costs every call several milliseconds (`top_jax.ops.checks.check_increasing`).
+        implementation: `auto` chooses by device and logs its choice once; a named one runs or raises: `reference` (the
+            readable specification), `xla` (any device), `triton` and `pallas` (NVIDIA GPUs), `pallas_interpret` (runs
+            `pallas` on any device, slowly, for tests).
+        check_order: False omits the check that positions increase, for callers that guarantee it. In a jitted program
+            the check costs every call several milliseconds (`top_jax.ops.checks.check_increasing`).
 
     Returns:
         `[B, L, E]`, dtype of u; the GPU kernels round to it once more before the gate. Reverse-mode differentiable in
@@ -85,8 +85,8 @@ def selective_scan(
 
     Raises:
         InputError: shapes or dtypes that do not fit, an unknown name or one that cannot run here, `decay` without
-            positions, or positions that do not increase. That is checked where they are concrete and, when they are
-            traced, under `checkify`; plain jit does not check it.
+            positions, or positions that do not increase. Concrete positions are checked for this, and traced ones under
+            `checkify`, but not under plain jit.
 
     Source: Mamba, arXiv 2312.00752, section 3; mamba_ssm/ops/selective_scan_interface.py, `selective_scan_ref`;
     alignment: ToP, arXiv 2409.18962, section 4.2.
@@ -156,12 +156,12 @@ def directional_scan(
         D: `[G?, E]` skip weight, added in every direction.
         z: `[B, L, E]` gate of the sum, before SiLU.
         delta_bias: `[G?, E]` added to delta before softplus.
-        reverse: for each direction, whether it scans its steps from the last to the first; as long as G.
+        reverse: for each of the G directions, whether it scans its steps from the last to the first.
         order: int32 `[G?, B, L]` permutations of 0..L-1: the token that each step visits. None is 0..L-1.
             Checked in the same cases as positions.
         reorder_parameters: with an order, take delta, B and C at the visited token. False takes those of step i from
             row i, as the official PlainMamba does (docs/concepts/models.md).
-        positions: int32 `[G?, B, L]` place of each *step* in the unpruned traversal, strictly increasing along L.
+        positions: int32 `[G?, B, L]` index of each *step* in the unpruned traversal, strictly increasing along L.
             `decay` needs them; checked as in `selective_scan`.
         alignment: `none`, `hold` or `decay` (`top_jax.ops.alignment`).
         score: None, or `clip`, `noclip`, `l1`, `l2`: mean over channels of max(0, y), y, |y|; root mean square of y.
@@ -218,7 +218,7 @@ def _scan(
 
 
 def _check_directions(given: dict[str, Any], reverse: Any, order: Any, positions: Any, alignment: str) -> None:
-    """Raises InputError unless arrays, directions and positions fit each other, as `directional_scan` needs them."""
+    """Raises InputError unless arrays, directions and positions fit together, as `directional_scan` needs them."""
     check_arrays(("D", "z", "delta_bias"), given)
     u, A = given["u"], given["A"]
     if u.ndim != 4 or A.ndim != 3 or not isinstance(reverse, tuple | list) or not reverse:
@@ -237,5 +237,5 @@ def _check_directions(given: dict[str, Any], reverse: Any, order: Any, positions
 
 
 def _shape_of_steps(places: Any, directions: int, shape_of_u: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The shape that an order or positions must have: a row for each direction, or one that all share."""
+    """Returns the shape that an order or positions must have: a row per direction, or one that all share."""
     return (1 if getattr(places, "shape", ())[:1] == (1,) else directions, *shape_of_u[1:3])

@@ -1,14 +1,14 @@
-"""The selective scan in plain XLA operations, for CPU, TPU and any shape, with a gradient of its own.
+"""The selective scan in plain XLA operations, for CPU, TPU and any shape, with a hand-written gradient.
 
-Everything that is O(B L E) (bias, softplus, gaps, skip) is ordinary JAX and differentiates itself. Only the
-recurrence, whose autodiff would keep every state, has a hand-written gradient::
+Everything that is O(B L E) (bias, softplus, gaps, skip) is ordinary JAX with automatic gradients. Only the recurrence
+has a hand-written one, because autodiff would store every state::
 
     h_t = exp(tau_t A) h_{t-1} + x_t B_t            y_t = C_t . h_t            (float32 throughout)
 
-In it time is the first axis and channels are the last: the carried state is `[B, N, E]`, so that every step is one
-contiguous, vectorised pass. The sequence is cut into chunks. The forward saves only the state at the start of each
-chunk; the backward rebuilds the states of one chunk at a time. So memory is O(B L E + B (L / chunk) E N) and never O(B
-L E N). Nothing is ever divided by a decay: exp(-sum) overflows for the decays of a trained model.
+In the recurrence, time is the first axis and channels are the last: the carried state is `[B, N, E]`, so that every
+step is one contiguous, vectorised pass. The sequence is cut into chunks. The forward saves only the state at the start
+of each chunk; the backward rebuilds the states of one chunk at a time. So memory is O(B L E + B (L / chunk) E N) and
+never O(B L E N). Nothing is divided by a decay: exp(-sum) overflows for the decays of a trained model.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Steps(NamedTuple):
 
 
 def selective_scan_xla(one: ScanArguments, reverse: bool) -> Inner:
-    """Same arguments and result as `selective_scan_reference`; chunked, with a gradient of its own."""
+    """Scans one direction in chunks, with its own gradient; arguments and result as in `selective_scan_reference`."""
     u, delta, A, B, C = (a.astype(jnp.float32) for a in (one.u, one.delta, one.A, one.B, one.C))
     bias = one.delta_bias
     delta = jax.nn.softplus(delta if bias is None else delta + bias.astype(jnp.float32)[None, None, :])
@@ -65,7 +65,7 @@ def selective_scan_xla(one: ScanArguments, reverse: bool) -> Inner:
 
 
 def scanned_before(delta: Inner, reverse: bool) -> Inner:
-    """The delta of the token scanned before each token; zero for the first."""
+    """Returns the delta of the token scanned before each token; zero for the first."""
     if reverse:
         return jnp.pad(delta[:, 1:], ((0, 0), (0, 1), (0, 0)))
     return jnp.pad(delta[:, :-1], ((0, 0), (1, 0), (0, 0)))
@@ -112,7 +112,7 @@ def chunked_scan_forward(
         inputs: float32 steps, time first.
         A: `[N, E]` float32 decay rates.
         reverse: visit the last step first.
-        longest_chunk: most steps between two saved states; chunk lengths are as equal as possible.
+        longest_chunk: largest number of steps between two saved states; chunk lengths are as equal as possible.
 
     Returns:
         y `[L, B, E]`, and the state `[ceil(L / longest_chunk), B, N, E]` at the start of each chunk.
@@ -131,7 +131,7 @@ def chunked_scan_forward(
 def chunked_scan_backward(
     inputs: Steps, A: jax.Array, starts: jax.Array, dy: jax.Array, *, reverse: bool
 ) -> tuple[Steps, jax.Array]:
-    """Gradients of sum(y * dy), visiting the chunks in the opposite order of the forward.
+    """Computes the gradients of sum(y * dy), visiting the chunks in the opposite order of the forward.
 
     Args:
         inputs: the forward's inputs.
@@ -196,22 +196,22 @@ def _initial_state(inputs: Steps, A: jax.Array) -> jax.Array:
 
 
 def _decay(tau: jax.Array, A: jax.Array) -> jax.Array:
-    """exp(tau A), `[..., N, E]`, for tau `[..., E]` and A `[N, E]` with leading axes of length 1."""
+    """Returns exp(tau A), `[..., N, E]`, for tau `[..., E]` and A `[N, E]` with leading axes of length 1."""
     return jnp.exp(tau[..., None, :] * A)
 
 
 def _outer(over_n: jax.Array, over_e: jax.Array) -> jax.Array:
-    """Outer products `[..., N, E]` of `[..., N]` and `[..., E]`."""
+    """Returns the outer products `[..., N, E]` of `[..., N]` and `[..., E]`."""
     return over_n[..., :, None] * over_e[..., None, :]
 
 
 def _sum_over_n(a: jax.Array, weights: jax.Array) -> jax.Array:
-    """Weighted sums `[chunk, B, E]` of `[chunk, B, N, E]` with weights `[chunk, B, N]`."""
+    """Sums `[chunk, B, N, E]` over N to `[chunk, B, E]`, with weights `[chunk, B, N]`."""
     return _einsum("tbne,tbn->tbe", a, weights)
 
 
 def _sum_over_e(a: jax.Array, weights: jax.Array) -> jax.Array:
-    """Weighted sums `[chunk, B, N]` of `[chunk, B, N, E]` with weights `[chunk, B, E]`."""
+    """Sums `[chunk, B, N, E]` over E to `[chunk, B, N]`, with weights `[chunk, B, E]`."""
     return _einsum("tbne,tbe->tbn", a, weights)
 
 
@@ -226,5 +226,5 @@ def _split(steps: Tree, chunks: int) -> Tree:
 
 
 def _join(chunks: jax.Array, length: int) -> jax.Array:
-    """Joins chunks to `[L, ...]` again: the inverse of `_split`."""
+    """Joins chunks to `[L, ...]`: the inverse of `_split`."""
     return chunks.reshape(-1, *chunks.shape[2:])[:length]

@@ -1,10 +1,11 @@
 """Token reduction, above all pruning with hidden-state alignment (ToP, arXiv 2409.18962).
 
-What a scan does at the positions of pruned tokens (its alignment) is defined in `top_jax.ops.alignment`.
+`top_jax.ops.alignment` defines the alignments: what the state of a scan does at the positions of pruned tokens.
 
-A method is a `Reduction` (reduction.py). Its schedule says where and how many tokens stay, in Python ints. Its call
-maps `Tokens`, and what a block says about them, to fewer `Tokens`. Each method is one file: `Pruning` is ToP and its
-ablations (top.py), `Evit` fuses the tokens that it drops (evit.py), `Merging` is ToMe's and R-MeeTo's (merging.py).
+A method is a `Reduction` (reduction.py). Its schedule lists, in Python ints, how many tokens stay after which block.
+Its call maps `Tokens`, and a block's evidence about them (score.py), to fewer `Tokens` (tokens.py); the class token
+always stays. Each method is one file: `Pruning` is ToP and its ablations (top.py), `Evit` fuses the tokens that it
+drops (evit.py), `Merging` is that of ToMe and R-MeeTo (merging.py).
 """
 
 from top_jax.pruning.evit import Evit

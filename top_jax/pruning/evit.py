@@ -1,4 +1,4 @@
-"""EViT: keep the tokens that the class token attends to most, and fuse the others into one."""
+"""EViT: keeps the tokens that the class token attends to most, and fuses the others into one."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ from top_jax.typing import Array, Embedded, Float, PerToken, Slots, SlotScores
 class Evit(Reduction):
     """EViT on DeiT; on ViM and PlainMamba, with a scan's score, the naive baseline.
 
-    The best tokens stay, sorted best first, followed by one token fused from all others. The fused token has no place
-    in the image (position -1) and is a candidate like any other in the next reduction. A scan reads the remaining
+    The best tokens stay, sorted best first, followed by one token fused from all others. The fused token has no
+    position in the image (-1) and is a candidate like any other in the next reduction. A scan reads the remaining
     tokens as a smaller image: the alignment is `none`.
 
-    As in the official code, the fused token is the sum of the others weighted by the attention that they got, without
-    normalising. Only attention gives such weights: they sum to less than one and say how much the class token saw of
-    each token. With any other score the fused token is the mean of the others, weighted by the patches that each stands
-    for.
+    As in the official code, the fused token is the sum of the others, weighted by the class token's attention to them
+    and not normalised. Only attention gives such weights, which sum to less than one. With any other score the fused
+    token is the mean of the others, weighted by the number of patches that each stands for.
 
     Attributes:
         after_blocks, keep_ratio: as in `Reduction`. The paper's after_blocks=(4, 7, 10) with keep_ratio=0.7 leaves
             139, 99 and 71 of 196 tokens, the fused one included. A ratio that keeps every token changes nothing.
         score: the token score: `attention` (DeiT), or one of `Pruning`'s.
-        fuse: whether to make the fused token; without it the others are dropped.
+        fuse: whether to append the fused token; otherwise the others are dropped.
         order: `score` sorts the survivors best first, as in the official code; `position` keeps their order.
         seed: seed of the control `random`.
 

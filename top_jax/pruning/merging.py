@@ -1,4 +1,4 @@
-"""ToMe as R-MeeTo adapted it to Mamba: similar tokens become one, and the scan's order is kept."""
+"""Token merging (ToMe), as R-MeeTo adapted it to Mamba: merges similar tokens and keeps the scan's order."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Merging(Reduction):
 
     The patch tokens alternate between sources (1st, 3rd, ...) and targets (2nd, 4th, ...). Each source finds its most
     similar target, by the cosine of their hidden states x. The excess sources are merged, most similar first: a target
-    becomes the mean of itself and its sources, weighted by the patches that each stands for, in x and in the residual
-    stream. A target keeps its place, and the remaining tokens keep their order. The matching has no gradient; the means
-    have one.
+    becomes the mean of itself and its sources, weighted by the number of patches that each stands for, in x and in the
+    residual stream. A target keeps its position, and the remaining tokens keep their order. Gradients flow through the
+    means, not through the matching.
 
     `Tokens.size` counts the patches of each token (1 for the class token, which is never merged), and `Tokens.source`
     gives the token of each patch. Both are set by the first merge, which sees all patches, since a model has one
@@ -32,12 +32,12 @@ class Merging(Reduction):
 
     Differences from R-MeeTo and ToMe:
 
-    * The number of merged tokens follows from a share (`keep_ratio`); theirs is the same number each time.
+    * The number of merged tokens follows from a share (`keep_ratio`); theirs is a constant.
     * A `keep_ratio` that would merge more than all sources at once is an error; they merge half of the tokens.
-    * R-MeeTo moves the class token to int(place * (L - merged) / L). Ours stays between its neighbours or, with
-      `alignment="none"`, moves to its place in an image with that many patches.
+    * R-MeeTo moves the class token to int(position * (L - merged) / L). Ours stays between its neighbours or, with
+      `alignment="none"`, moves to its position in an image with that many patches.
     * x is what a block adds to the residual stream in ViM, as in R-MeeTo, and the stream itself in PlainMamba and DeiT.
-    * R-MeeTo has no alignment. Here the place of a token that was merged into another is a gap for `decay`.
+    * R-MeeTo has no alignment. Here the position of a token that was merged into another is a gap for `decay`.
     * The similarity of a token x = 0 is 0; theirs is NaN.
     * On DeiT, patches are split and compared as on Mamba. ToMe compares attention keys there, and counts the class
       token as the first source (which is never merged), so that the 2nd, 4th, ... patches are its sources.
@@ -68,7 +68,7 @@ class Merging(Reduction):
         return cut
 
     def __call__(self, tokens: Tokens, evidence: Evidence, cut: Cut) -> Tokens:
-        """Merges until `cut.after` patch tokens are left; keeping all of them changes nothing, bit for bit."""
+        """Merges until `cut.after` patch tokens are left; returns the tokens unchanged if all of them stay."""
         count, keep = cut.before, cut.after
         if keep == count:
             return tokens

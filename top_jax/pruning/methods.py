@@ -1,4 +1,4 @@
-"""The names of token reduction methods in configs."""
+"""Token reduction methods by the names that configs use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METHODS: Final[dict[str, type[Reduction]]] = {"top": Pruning, "evit": Evit, "mer
 
 
 def make_reduction(method: str, **settings: Any) -> Reduction:
-    """Builds the method of that name.
+    """Builds the reduction of a method, by its name.
 
     Raises:
         InputError: an unknown method, a setting that it does not have, or a value out of range.

@@ -19,12 +19,12 @@ from top_jax.values import check_fields, counted, refused, several, share, whole
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """How many patch tokens one reduction takes away, the same in every image; the class token is not counted.
+    """Numbers of patch tokens before and after one reduction, equal for all images; the class token is not counted.
 
     Attributes:
-        block: 1-based number of the block after whose token mixing it happens.
-        before: patch tokens that come in.
-        kept: patch tokens that stay (for `Merging`: those that others are merged into, or that stay alone).
+        block: 1-based number of the block after whose token mixing the reduction happens.
+        before: patch tokens that enter the reduction.
+        kept: patch tokens that stay (for `Merging`: those that others are merged into, and those left alone).
         after: patch tokens that continue: `kept`, and for `Evit` one more, fused from the others if there are any.
     """
 
@@ -36,10 +36,10 @@ class Cut:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reduction(abc.ABC):
-    """A way to continue with fewer tokens. Without `after_blocks`, the model is dense.
+    """A token reduction method and its schedule. Without `after_blocks`, the model is dense.
 
     After the token mixing of each block in `after_blocks` (in DeiT, before the block's MLP) the model passes the tokens
-    and the block's evidence to `__call__`. It continues with the result. Counts are Python ints, so that every stage
+    and the block's evidence to `__call__`, and continues with the result. Counts are Python ints, so that every stage
     has a static shape.
 
     Attributes:
@@ -84,7 +84,7 @@ class Reduction(abc.ABC):
 
         Args:
             tokens: `cut.before` patch tokens per image, and the class token of a model that has one.
-            evidence: what the block that just ran says about them.
+            evidence: the evidence about them, from the block that just ran.
             cut: the entry of `schedule` for that block.
 
         Returns:
@@ -107,7 +107,7 @@ class Reduction(abc.ABC):
         return (self.keep_ratio,) * len(self.after_blocks)
 
     def schedule(self, num_patches: int, depth: int) -> tuple[Cut, ...]:
-        """Lists what each reduction cuts in a model of `depth` blocks that starts with `num_patches` patch tokens.
+        """Lists the cut of each reduction, in a model of `depth` blocks that starts with `num_patches` patch tokens.
 
         Raises:
             InputError: a reduction at or after the last block, or one that leaves no token.
@@ -121,7 +121,7 @@ class Reduction(abc.ABC):
             if block >= depth:
                 raise InputError(
                     f"after_blocks={self.after_blocks} prunes after block {block} of {depth}: no block would run on "
-                    f"the tokens that are left; the last place to prune is after block {depth - 1}."
+                    f"the tokens that are left; the last block to prune after is {depth - 1}."
                 )
             cuts.append(self.cut(block, num_patches, ratio))
             num_patches = cuts[-1].after

@@ -1,4 +1,4 @@
-"""Token scores: the paper's, its ablations, those of other papers, and two controls."""
+"""Token scores (the paper's, its ablations, those of other papers, two controls), and ranking tokens by them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_ranking(score: str, order: str, seed: int) -> None:
 
 
 def scan_evidence(y: Inner, time_step: PerToken) -> Evidence:
-    """Returns the evidence that a scan gives, under the names `SCAN_EVIDENCE`.
+    """Returns the scores that follow from a scan, under the names `SCAN_EVIDENCE`.
 
     Args:
         y: `[B, L, E]` sum over all directions, each in image order, after the gate SiLU(z).
@@ -38,10 +38,10 @@ def scan_evidence(y: Inner, time_step: PerToken) -> Evidence:
 
     Returns:
         One float32 `[B, L]` per score. `clip` is the paper's S = mean_e max(0, y_e). `delta` is MTR's: the time step
-        with which the scans read the token, the mean over channels of delta after softplus, summed over the scans. If
-        it is large, the state changes with the token; if it is small, the state keeps its memory.
+        with which the scans read the token, the mean over channels of delta after softplus, summed over the scans. A
+        large one lets the token change the state; a small one preserves the state.
 
-    Source of `delta`: MTR, arXiv 2507.14042, read in a public summary, not in the paper itself. MTR then splits the
+    Source of `delta`: MTR, arXiv 2507.14042, known to us from a public summary, not from the paper. MTR then splits the
     tokens into kept ones, merge targets and merge sources. We found no published sizes of these groups, so only the
     score of MTR is implemented.
     """
@@ -72,8 +72,8 @@ def token_scores(
 
     Args:
         name: one of `SCORES`.
-        evidence: what the block says about the tokens.
-        positions: int32 `[B, L]` places in the unpruned scan.
+        evidence: the block's evidence about the tokens.
+        positions: int32 `[B, L]` indices in the unpruned sequence.
         slots: int32 `[B, K]` indices of the patch tokens along L.
         keep: number of tokens that will be kept (`uniform` spaces them evenly).
         seed: seed of `random`.
@@ -90,7 +90,7 @@ def token_scores(
 
 
 def _random_by_position(positions: Positions, seed: int, block: int) -> PerToken:
-    """Draws one number per place of the image, so that an image's tokens do not depend on the rest of the batch."""
+    """Draws one number per position of the image, so that the choice does not depend on the rest of the batch."""
     key = jax.random.fold_in(jax.random.key(seed), block)
     draw = lambda position: jax.random.uniform(jax.random.fold_in(key, position))  # noqa: E731
     return jax.vmap(jax.vmap(draw))(positions)

@@ -1,4 +1,4 @@
-"""The remaining tokens, as they are passed from block to block."""
+"""The tokens that are passed from block to block, how a reduction gathers them, and where the class token goes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from top_jax.typing import Array, ClassIndex, Embedded, Float, Int, PerToken, Positions, Slots
 
 ClassHome = Literal["middle", "first"]
-"""Place of the class token among the tokens of an unpruned image."""
+"""Position of the class token among the tokens of an unpruned image."""
 
 
 @jax.tree_util.register_dataclass
@@ -20,17 +20,17 @@ class Tokens:
     """Tokens in the order in which the blocks see them, class token included.
 
     Attributes:
-        x: `[B, L, D]` hidden state. With a separate residual stream in the computation dtype; otherwise it is the
-            float32 residual stream itself.
+        x: `[B, L, D]` hidden state. It has the computation dtype if there is a separate residual stream; otherwise it
+            is the float32 residual stream itself.
         residual: float32 `[B, L, D]` residual stream, to which x has not been added yet (ViM), or None.
-        positions: int32 `[B, L]` place of each token in the unpruned sequence. Without a class token, this is the
-            patch's raster place; ViM's class token has place M // 2, DeiT's has place 0. -1 for a token without one.
+        positions: int32 `[B, L]` index of each token in the unpruned sequence; -1 for a token without one. Without a
+            class token it is the patch's raster index; the class token has index M // 2 in ViM, and 0 in DeiT.
         cls_index: int32 `[B]` index of each image's class token along L, or None for a model without one. It differs
             between images once tokens are pruned.
         size: float32 `[B, L]` number of patches that each token stands for; None (one each) before the first merge.
         source: int32 `[B, M]` which patch token (0..K-1, not counting the class token) stands for each patch of the
             image, -1 for none; None if nothing was merged, because then it follows from `positions`.
-        cls_home: place of the class token in an unpruned image.
+        cls_home: position of the class token in an unpruned image.
         grid: rows and columns of patches of the unpruned image; None where they are those of the model's config.
     """
 
@@ -49,7 +49,7 @@ class Tokens:
         return self.positions.shape[1] - (self.cls_index is not None)
 
     def patch_slots(self) -> Slots:
-        """Returns the indices of the patch tokens along L, in order, int32 `[B, K]`."""
+        """Returns the indices of the patch tokens along L, int32 `[B, K]`; the class token is never a candidate."""
         batch, length = self.positions.shape
         if self.cls_index is None:
             return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None, :], (batch, length))
@@ -57,11 +57,11 @@ class Tokens:
         return slots + (slots >= self.cls_index[:, None]).astype(jnp.int32)
 
     def keep(self, kept: Slots, *, condensed: bool) -> Tokens:
-        """Returns the patch tokens at `kept`, and the class token.
+        """Gathers the patch tokens at `kept`, and the class token.
 
         Args:
             kept: `[B, K]` slots along L, increasing unless `condensed`.
-            condensed: whether to move the class token to its place in an image of K patches; otherwise it stays
+            condensed: whether to move the class token to its position in an image of K patches; otherwise it stays
                 between its neighbours.
         """
         if self.cls_index is None:
@@ -73,12 +73,12 @@ class Tokens:
     def append(
         self, x: Float[Array, "B D"], residual: Float[Array, "B D"] | None, size: Float[Array, " B"] | None
     ) -> Tokens:
-        """Returns the tokens with one more at the end, which has no place in the image: its position is -1.
+        """Appends a token that belongs to no single patch: its position is -1.
 
         Args:
-            x: `[B, D]` its hidden state.
-            residual: `[B, D]` its residual stream, or None if there is none.
-            size: `[B]` number of patches that it stands for, or None if sizes are not counted.
+            x: `[B, D]` hidden state of the token.
+            residual: `[B, D]` residual stream of the token, or None if there is none.
+            size: `[B]` number of patches that the token stands for, or None if sizes are not counted.
         """
 
         def end(array: Array | None, new: Array | None) -> Array | None:
@@ -111,7 +111,7 @@ class Tokens:
         )
 
     def _sources_among(self, slots: Slots) -> Int[Array, "B M"]:
-        """Returns `source` after only the tokens at `slots` are left; -1 for the patches of a token that is gone."""
+        """Returns `source` once only the tokens at `slots` are left; -1 for the patches of a dropped token."""
         assert self.source is not None
         is_patch = jnp.ones(slots.shape, bool) if self.cls_index is None else slots != self.cls_index[:, None]
         rank = jnp.where(is_patch, jnp.cumsum(is_patch, axis=1, dtype=jnp.int32) - 1, -1)

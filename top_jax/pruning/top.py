@@ -1,4 +1,4 @@
-"""ToP: keep the tokens with the largest scan outputs, in the scan's own order."""
+"""ToP: keeps the tokens with the largest scan outputs, by a per-image top-k, in the scan's own order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training, from a config to a summary. `train` loads when it is first used: it needs the extra `train`."""
+"""Training, from a config to a summary. `train` is imported at its first use, because it needs the extra `train`."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a run: how they are saved, and how the newest sound one is restored.
+"""Saves Orbax checkpoints of a run, and restores the newest intact one.
 
 Each holds up to four items, so that weights can be read without an optimizer:
 
@@ -35,8 +35,8 @@ of those that were left out because they gave a NaN or infinity. `evaluated`: wh
 class Checkpoints:
     """Keeps `latest/` (the last two, complete) and `best/` (one, weights only). Saving is asynchronous and atomic.
 
-    With several processes each makes one, on the same directory, and calls the same methods. Orbax has each process
-    write its own part of an array.
+    With several processes, each creates one on the same directory and calls the same methods. With Orbax each process
+    writes its own part of an array.
 
     Args:
         directory: the run's checkpoints/.
@@ -54,7 +54,7 @@ class Checkpoints:
         self._best = ocp.CheckpointManager(directory / "best", options=keep_best)
 
     def save(self, state: TrainState, position: Position) -> None:
-        """Saves everything, once a step; returns when the state is copied from the devices."""
+        """Saves everything, at most once per step; returns when the state is copied from the devices."""
         step = int(state.step)
         if step == self._latest.latest_step():
             return
@@ -95,10 +95,10 @@ class Checkpoints:
         return self._best.best_step()
 
     def restore(self, like: TrainState) -> tuple[TrainState, Position] | None:
-        """Restores the newest sound checkpoint.
+        """Restores the newest intact checkpoint.
 
-        Newer ones that are damaged are reported and moved into `damaged/`: a run that continues saves their steps
-        again.
+                Newer ones, which are damaged, are reported and moved into `damaged/`: a run that continues saves their
+        steps again.
 
         Args:
             like: shapes, dtypes and shardings of the state.
@@ -108,7 +108,7 @@ class Checkpoints:
 
         Raises:
             RunError: every checkpoint is damaged; nothing is moved.
-            InputError: the newest sound checkpoint has another layout; nothing is moved.
+            InputError: the newest intact checkpoint has another layout; nothing is moved.
             MemoryError, jax.errors.JaxRuntimeError, OSError: a limit of this machine; nothing is moved.
         """
         self.wait()
@@ -133,7 +133,7 @@ class Checkpoints:
         try:
             return self._restore_sound(step, like)
         except Damaged as error:
-            return error.with_traceback(None)  # its frames would hold what was read
+            return error.with_traceback(None)  # its frames would keep what was read in memory
 
     def _restore_sound(self, step: int, like: TrainState) -> tuple[TrainState, Position]:
         items = {"weights": like.weights(), "progress": _progress(like)}
@@ -147,13 +147,13 @@ class Checkpoints:
         for step, why in damaged.items():
             place = self._directory / "damaged" / f"{step}"
             logger.warning(
-                "the checkpoint of step %d is damaged (%s): moved to %s; going on from step %d",
+                "the checkpoint of step %d is damaged (%s): moved to %s; continuing from step %d",
                 *(step, why, place, good),
             )
             if distributed.is_primary():
                 _move(self._directory / "latest" / str(step), place)
         if damaged:
-            with distributed.together():  # no process lists the folder before they are gone
+            with distributed.together():  # no process lists the folder before they are moved
                 pass
             self._latest.reload()
 

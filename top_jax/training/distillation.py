@@ -1,4 +1,4 @@
-"""Losses by which a pruned model learns from the dense one.
+"""Distillation losses: a pruned model learns from the dense one.
 
 The loss of an image is (1 - weight) CE + weight T^2 KL(teacher_T || student_T) + token_weight MSE(tokens).
 
@@ -7,9 +7,9 @@ teacher is the model itself before pruning, and kept tokens should keep its valu
 and Inference"; raoyongming/DynamicViT, losses.py, `DistillDiffPruningLoss` with mse_token). Its weights of the three
 terms are 1, 0.5 and 0.5.
 
-Ours: the class token counts as one more token. The mean is over the tokens of each image, then over images (during
-DynamicViT's training images keep different numbers of tokens, and all tokens count equally). A merged token is compared
-at the position that it kept. A fused token has no position and is left out.
+Ours: the class token counts as one more token. The mean is over the tokens of each image, then over images (in
+DynamicViT's training, images keep different numbers of tokens, and all tokens count equally). A merged token is
+compared at the position that it kept. A fused token has no position and is left out.
 """
 
 from __future__ import annotations

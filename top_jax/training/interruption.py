@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as requests to stop after the current step."""
+"""Handles SIGTERM and Ctrl-C as requests to stop after the current step."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from top_jax import distributed
 
 
 class Interruption:
-    """Turns the first SIGTERM or SIGINT into a request (`requested`); a later SIGINT is for the handler before this.
+    """Turns the first SIGTERM or SIGINT into a request (`requested`); passes a later SIGINT to the previous handler.
 
-    That one raises KeyboardInterrupt, unless a command has installed its own (`top_jax.cli.runner`).
+    The previous handler raises KeyboardInterrupt, unless a command has installed its own (`top_jax.cli.runner`).
 
     A context manager. Outside the main thread, where Python allows no signal handlers, it does nothing.
     """
@@ -51,8 +51,8 @@ class Agreement:
     def decide(self) -> bool:
         """Returns whether to stop; every process calls it after every step.
 
-        With several processes it returns the answer to the previous call, which has arrived by now, so that the devices
-        do not wait for it.
+        With several processes it returns the answer to the previous call, which has already arrived, so that the
+        devices need not wait.
         """
         requested = self._signals.requested is not None
         if jax.process_count() == 1:

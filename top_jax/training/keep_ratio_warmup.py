@@ -1,7 +1,7 @@
 """Warm-up of the keep ratio: a run starts dense and reaches its pruning in a few stages, each one compiled program.
 
 EViT lowers the ratio from 1 with every step, along half a cosine (arXiv 2202.07800; youweiliang/evit, helpers.py,
-`adjust_keep_rate`). Token counts are static, so that each ratio would be a program; the few equal steps are ours.
+`adjust_keep_rate`). Here token counts are static and each ratio needs its own program, so we take a few equal steps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Stage:
 def stages(
     target: Reduction, config: PruningConfig, *, num_patches: int, depth: int, steps_per_epoch: float, total_steps: int
 ) -> tuple[Stage, ...]:
-    """Returns the stages of a run; they depend on its settings alone, so a resumed run is in the right one.
+    """Returns the stages of a run; they depend only on its settings, so a resumed run continues in the right stage.
 
     The warm-up takes W = round(warmup_epochs x steps_per_epoch) steps. Its stage i of S = warmup_stages, i from 0,
     starts at step ceil(i W / S) and keeps 1 - (1 - r) i / S where the target keeps r: the first is the dense model. At
@@ -79,5 +79,5 @@ def stages(
 
 
 def stage_at(stages: tuple[Stage, ...], step: int) -> Stage:
-    """Returns the stage of the step that follows `step` steps."""
+    """Returns the stage of the step after the first `step` steps."""
     return [stage for stage in stages if stage.first_step <= step][-1]

@@ -1,4 +1,4 @@
-"""The training loop: step, evaluate, save, and go back after a number that is not finite."""
+"""The training loop: step, evaluate, save, and roll back after a value that is not finite."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ Summary = dict[str, Any]
 def train(config: RunConfig, workdir: str | Path) -> Summary | None:
     """Trains the run that `config` describes, or resumes it.
 
-    A run that was killed and is started again ends with the numbers of one that never stopped. SIGTERM (and Ctrl-C)
-    saves after the current step and returns. After a loss, gradient or weight that is not finite the run goes back to
-    its last checkpoint and continues without that batch.
+    A run that was killed and restarted gives the same numbers as one that never stopped. SIGTERM (and Ctrl-C) saves
+    after the current step and returns. After a loss, gradient or weight that is not finite the run goes back to its
+    last checkpoint and continues without that batch.
 
     With several processes (`top_jax.distributed`) each calls this with the same config and the same directory, on a
     file system that they share.
@@ -57,12 +57,12 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
     Raises:
         InputError: bad input, before anything is written, a package of the extra `train` that is not installed, or a
             checkpoint of another layout.
-        RunError: too many numbers that are not finite, a full disk, only damaged checkpoints, or another process that
+        RunError: too many values that are not finite, a full disk, only damaged checkpoints, or another process that
             failed.
     """
     if not isinstance(config, RunConfig):
         raise refused("config", config, "a RunConfig, such as RunConfig.from_config_dict(make_config(...))")
-    require("grain", "tensorboardX", purpose="training")  # used much later
+    require("grain", "tensorboardX", purpose="training")  # checked now, although used much later
     config = infer(config)
     enable_compilation_cache()
     with contextlib.ExitStack() as held:
@@ -89,7 +89,7 @@ def train(config: RunConfig, workdir: str | Path) -> Summary | None:
 
 
 def _another_form(prepared: Prepared, summary: Summary) -> Exception | None:
-    """Returns why numbers read from a damaged file cannot be a summary's; None if they can."""
+    """Returns why numbers from a possibly damaged file cannot be those of a summary; None if they can."""
     try:
         conclusion(prepared, summary)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
@@ -123,13 +123,13 @@ class Dispatched:
 
 
 class Loop:
-    """The steps from one start of a run to its end.
+    """Runs the steps of one start of a run, to the end of the run or to a signal.
 
     Args:
-        prepared: the run, claimed.
+        prepared: the prepared run, already claimed.
         checkpoints: checkpoints of its directory.
         reporter: this process's reporter.
-        signals: active.
+        signals: the active `Interruption`.
     """
 
     def __init__(
@@ -162,20 +162,20 @@ class Loop:
         return summary
 
     def run(self, state: TrainState, position: Position) -> bool:
-        """Steps until the end (True) or a signal (False), and saves the state that was reached."""
+        """Runs steps until the end (returns True) or a signal (False), and saves the state."""
         while True:
             try:
                 return self._run(state, position)
             except _NotFinite as error:
-                found = error.with_traceback(None)  # its frames would hold the state while another is read
+                found = error.with_traceback(None)  # its frames would keep the state in memory while another is read
             state, position = self._roll_back(found)
 
     def _has_evaluation(self) -> bool:
-        """Whether the last evaluation is known and whole: a flipped bit of metrics.jsonl may have renamed a number."""
+        """Whether the last evaluation is known and complete: a flipped bit of metrics.jsonl may rename a metric."""
         return bool(self.last_evaluation) and _another_form(self.prepared, self.summary()) is None
 
     def summary(self) -> Summary:
-        """Returns the result, for summary.json."""
+        """Returns the content of summary.json."""
         rates = self.throughput.overall()
         return {
             "steps": self.plan.total_steps,
@@ -194,7 +194,7 @@ class Loop:
     def _run(self, state: TrainState, position: Position) -> bool:
         """Runs as `run` does, but raises _NotFinite.
 
-        A step's numbers are read after the next step is dispatched, so that the devices are never idle. Before an
+        A step's metrics are read after the next step is dispatched, so that the devices are never idle. Before an
         evaluation or a save, and at the end, all of them are read.
         """
         plan, step = self.plan, int(state.step)
@@ -259,7 +259,7 @@ class Loop:
         self.reporter.step(step, {**shown, **self.throughput.overall()})
 
     def _roll_back(self, found: _NotFinite) -> tuple[TrainState, Position]:
-        """Returns the last checkpoint, to continue from without the batch that gave the bad number.
+        """Returns the last checkpoint, to continue from it without the batch that gave the bad value.
 
         Raises:
             RunError: `max_rollbacks` batches have been skipped already.
@@ -284,7 +284,7 @@ class Loop:
         return state, {**position, "skipped": skipped}
 
     def _evaluate(self, state: TrainState, step: int) -> bool:
-        """Evaluates the weights, and their average if one is kept, which then decides which checkpoint is best.
+        """Evaluates the weights and, if it is kept, their average, which then determines the best checkpoint.
 
         Returns:
             False if a signal stopped it.
@@ -340,7 +340,7 @@ class _Stopped(Exception):
 
 
 class _NotFinite(Exception):
-    """Raised when a step gives a number that is not finite."""
+    """Raised when a step gives a value that is not finite."""
 
     def __init__(self, name: str, value: float, step: int, batch: int):
         super().__init__(f"the {name} of step {step} is {value}")
@@ -349,7 +349,7 @@ class _NotFinite(Exception):
 
 @contextlib.contextmanager
 def _faults(run: RunDirectory) -> Iterator[None]:
-    """Turns a full disk, however it is reported, a run directory that was moved and a lost process into a RunError."""
+    """Turns errors from a full disk, a moved run directory or a lost process into a RunError."""
     try:
         yield
     except RunError:

@@ -1,4 +1,4 @@
-"""AdamW with its learning-rate schedule, its weight-decay mask, rates by depth and a frozen backbone."""
+"""AdamW, with learning-rate schedule, weight-decay mask, layer-wise learning rates and a frozen backbone."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ NOT_DECAYED: Final = ("A_log", "direction_Bs", "pos_embed", "cls_token")
 def learning_rate_schedule(
     config: OptimizerConfig, *, batch_size: int, total_steps: int, steps_per_epoch: float
 ) -> optax.Schedule:
-    """Returns a linear warm-up, then a decay to `min_learning_rate` at the last step: half a cosine, or a line.
+    """Returns a linear warm-up, then a decay to `min_learning_rate` at the last step: half a cosine, or linear.
 
-    The warm-up takes at most half of the run, so that even a run of a few steps has both parts. With `schedule=poly`
-    it multiplies the line, which falls from step 0 on.
+    The warm-up takes at most half of the run, so that even a run of a few steps has both parts. With `schedule=poly` it
+    is a factor of the linear decay, which starts at step 0.
 
     Source of poly: mmcv 1.7.1, PolyLrUpdaterHook with power 1 and a linear warm-up.
     """
@@ -44,7 +44,7 @@ def _poly(config: OptimizerConfig, *, peak: float, warmup_steps: int, total_step
     end, start = config.min_learning_rate, config.warmup_learning_rate / peak if peak else 1.0
 
     def rate(step: Any) -> Any:
-        # optax.linear_schedule subtracts nearly equal numbers, which costs a hundredth of the first rate in float32.
+        # optax.linear_schedule subtracts nearly equal numbers: in float32 the first rate would be off by a hundredth.
         line = end + (peak - end) * (total_steps - step) / total_steps
         share = jax.numpy.minimum(step, warmup_steps) / max(1, warmup_steps)
         return line * (start + (1 - start) * share) if warmup_steps else line
@@ -73,12 +73,12 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
 
 
 def freeze(params: Any) -> Any:
-    """Returns the same parameters, of which only the heads have a gradient; XLA then drops the backward pass."""
+    """Returns the parameters, with gradients only for the heads; XLA then drops the rest of the backward pass."""
     return {name: part if name in HEADS else jax.lax.stop_gradient(part) for name, part in params.items()}
 
 
 def depth_scales(params: Any, layer_decay: float, rule: str = "blocks") -> Any:
-    """Returns for each parameter the factor of its learning rate, `layer_decay` to the power of its distance.
+    """Returns the learning-rate factor of each parameter: `layer_decay` to the power of its distance from the head.
 
     Heads, a segmenter's neck and final norms have distance 0, the last block 1, the first block `depth`; patch
     embedding, position embedding and class token have `depth + 1`.

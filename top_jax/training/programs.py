@@ -31,11 +31,11 @@ class TrainPrograms:
         self._compiled: dict[Stage, jax.stages.Compiled] = {}
 
     def __call__(self, step: int, state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
-        """Runs the step that follows `step` steps; the state's memory is reused (donated)."""
+        """Runs the step after the first `step` steps; the state's memory is reused (donated)."""
         return self.compile(step, state, batch)(state, batch, self._teacher_weights)
 
     def compile(self, step: int, state: TrainState, batch: DeviceBatch) -> jax.stages.Compiled:
-        """Returns the program of the step that follows `step` steps, compiling it at the first call of its stage."""
+        """Returns the program of the step after the first `step` steps, compiling it at the first call of its stage."""
         stage = stage_at(self._plan.stages, step)
         if stage not in self._compiled:
             function = make_train_step(
@@ -48,7 +48,7 @@ class TrainPrograms:
         return self._compiled[stage]
 
     def is_compiled(self, step: int) -> bool:
-        """Whether the step that follows `step` steps can start at once."""
+        """Whether the step after the first `step` steps is compiled already."""
         return stage_at(self._plan.stages, step) in self._compiled
 
     def memory(self) -> dict[str, int]:
@@ -60,7 +60,8 @@ class TrainPrograms:
 def enable_compilation_cache() -> None:
     """Turns on JAX's persistent compilation cache, unless JAX_COMPILATION_CACHE_DIR is set.
 
-    Its folder is $XDG_CACHE_HOME/top_jax (by default ~/.cache/top_jax). It holds what took over a second to compile.
+    Its folder is $XDG_CACHE_HOME/top_jax (by default ~/.cache/top_jax). It holds programs that took over a second to
+    compile.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

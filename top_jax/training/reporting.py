@@ -1,4 +1,4 @@
-"""Reports of a run: metrics.jsonl, TensorBoard, and lines on the terminal."""
+"""Reports a run: to metrics.jsonl, TensorBoard and the terminal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Values = dict[str, float | int | None]
 
 
 class Reporter:
-    """Writes metrics as they come and moves a progress bar; a context manager.
+    """Writes metrics immediately and advances a progress bar; a context manager.
 
     With several processes the first one reports; the others use a `Silence` (`make_reporter`).
 
@@ -46,7 +46,7 @@ class Reporter:
         first_step: steps before this start. Reports of later steps, by an earlier start, are dropped: the run will
             report them again.
         total_steps: length of the bar.
-        tracking: where to report as well; None reports to the run directory only.
+        tracking: a further service to report to; None reports to the run directory only.
     """
 
     def __init__(self, run: RunDirectory, *, first_step: int, total_steps: int, tracking: Tracking | None = None):
@@ -73,12 +73,12 @@ class Reporter:
         self._open(step)
 
     def step(self, step: int, values: Values) -> None:
-        """Moves the bar and shows `values` next to it."""
+        """Advances the bar and shows `values` next to it."""
         self._progress.update(self._training, completed=step, status=_readable(values))
 
     @contextlib.contextmanager
     def evaluating(self, images: int) -> Iterator[Callable[[int], None]]:
-        """Shows a second bar, for an evaluation; yields the function that moves it on by a number of images."""
+        """Shows a second bar, for an evaluation; yields the function that advances it by a number of images."""
         task = self._progress.add_task("eval", total=images, status="")
         try:
             yield lambda count: self._progress.advance(task, count)
@@ -86,11 +86,11 @@ class Reporter:
             self._progress.remove_task(task)
 
     def reported(self, kind: str) -> Values | None:
-        """Returns the report of an earlier start on the step that this one starts from."""
+        """Returns what an earlier start reported for the step from which this one starts."""
         return self._reported.get(kind)
 
     def metrics(self, kind: str, step: int, values: Values) -> None:
-        """Reports numbers of the state after `step` steps everywhere, unless an earlier start already has."""
+        """Reports metrics of the state after `step` steps, unless an earlier start has done so."""
         if kind != "train" or not self.console.is_terminal:
             self.say(f"{kind} {step}/{self._total_steps}  {_readable(values)}")
         if step == self._first_step and kind in self._reported:
@@ -171,7 +171,7 @@ class Throughput:
         self._since: float | None = None
 
     def add(self, images: int) -> None:
-        """Counts a step of `images` images that has ended."""
+        """Counts a completed step of `images` images."""
         now = time.perf_counter()
         if self._since is not None:
             self._images += images
@@ -218,7 +218,7 @@ def _rates(images: int, seconds: float, waited: float) -> Values:
 def _keep_until(file: Path, step: int) -> dict[str, Values]:
     """Removes the lines of steps after `step` from metrics.jsonl, and those that cannot be read.
 
-    If a line is damaged, a copy of the old file stays next to it. A last line that a kill cut short needs no copy.
+    If a line is damaged, a copy of the old file is kept, except for a last line that a kill cut short.
 
     Returns:
         The reports of `step`, by kind.
@@ -252,9 +252,9 @@ def _keep_until(file: Path, step: int) -> dict[str, Values]:
 
 
 def _reports_in(line: bytes) -> tuple[list[tuple[str, dict[str, Any]]], bool]:
-    """Returns the reports in a line, each with its text, and whether something else is there too.
+    """Returns the reports in a line, each with its text, and whether the line contains anything else.
 
-    There are two reports where the line break between them was damaged.
+    A line has two reports if the line break between them was damaged.
     """
     decoder, found, at = json.JSONDecoder(), [], 0
     text = line.decode(errors="surrogateescape")
@@ -349,7 +349,7 @@ def announce(prepared: Prepared, reporter: Reporter | Silence, first_step: int) 
 
 
 def conclusion(prepared: Prepared, summary: dict[str, Any]) -> list[str]:
-    """Returns the result in lines.
+    """Returns the final result of a run as lines of text.
 
     Raises:
         KeyError, TypeError, ValueError: the summary has another form.
@@ -365,7 +365,7 @@ def conclusion(prepared: Prepared, summary: dict[str, Any]) -> list[str]:
     best = summary.get("best_step")  # summaries of older releases have none
     best = "" if best is None else f" at step {best}, which evaluate takes by default"
     skipped = [int(batch) for batch in summary["skipped_batches"]]
-    speed = summary["images_per_second"]  # None of one batch, which is compiled
+    speed = summary["images_per_second"]  # None if there was only one batch, during which the step compiles
     evaluation = "" if speed is None else f", {_speed(speed)} img/s evaluation"
     return [
         f"{task.title} {summary[task.score]:.2%}{average} at step {int(summary['steps'])}, best "

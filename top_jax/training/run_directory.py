@@ -1,4 +1,4 @@
-"""The folder of one run: its files, and which run owns it.
+"""The directory of one run: its files, and checks of which run owns it.
 
 config.json        the run's config; a run with another config is refused
 data.json          numbers of images of both splits, and the names of the classes in the order of the labels
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 DataFacts = dict[str, Any]
 """Content of data.json. `train`, `eval`: {"name", "images"} of a split. `class_names`: in the order of the labels."""
 
-# Settings that may change when a run is resumed. They change none of its numbers, except that fsdp, like the number of
+# Settings that may change when a run is resumed. They do not change its results, except that fsdp, like the number of
 # devices, changes the order of sums.
 FREE_TO_CHANGE: Final = (
     "log_every",
@@ -85,7 +85,7 @@ class RunDirectory:
 
         Args:
             config: the run's config.
-            data: about the images it trains on; None if they are not known.
+            data: facts about its images, for data.json; None if they are not known.
 
         Raises:
             InputError: it cannot be written, or it holds the checkpoints of a run with another config or other data.
@@ -110,7 +110,7 @@ class RunDirectory:
             raise self._not_writable(error) from error
 
     def remember_place(self) -> None:
-        """Notes which folder this is, for `check_in_place`."""
+        """Records the identity of the folder, for `check_in_place`."""
         self._place = _identity(self.path)
 
     def check_in_place(self) -> None:
@@ -118,7 +118,7 @@ class RunDirectory:
         if self._place is not None and _identity(self.path) != self._place:
             raise RunError(
                 f"the run directory {self.path} was moved or removed during the run, which stops here; start the same "
-                "command again with --workdir at its present place."
+                "command again, with --workdir set to its present path."
             )
 
     @contextlib.contextmanager
@@ -152,7 +152,7 @@ class RunDirectory:
             yield
 
     def has_checkpoints(self, which: str = "*") -> bool:
-        """Whether there is a complete checkpoint: Orbax names it by its number when it is complete.
+        """Whether there is a complete checkpoint. Orbax renames a checkpoint to its step number when it is complete.
 
         Args:
             which: `latest` or `best`; by default any kind.
@@ -195,7 +195,7 @@ class RunDirectory:
         return None
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """Reads a JSON file that can be written again; None, after a warning if it is damaged, if there is none."""
+        """Reads a JSON file that can be regenerated; returns None if it is missing or, with a warning, damaged."""
         file = self.path / name
         if not file.is_file():
             return None
@@ -213,7 +213,7 @@ class RunDirectory:
         return InputError(f"workdir {self.path} cannot be written ({error.strerror}); choose another with --workdir.")
 
     def check_same_run(self, config: RunConfig, data: DataFacts | None = None) -> None:
-        """Checks that the directory is empty of checkpoints, or holds those of this run.
+        """Checks that the directory holds no checkpoints, or those of this run.
 
         Raises:
             InputError: it holds checkpoints without a config.json, or of a run with another config or other data.
@@ -244,7 +244,7 @@ class RunDirectory:
 def _meaning(config: RunConfig) -> dict[str, Any]:
     """Returns settings by dotted key, with the defaults of the model and of the pruning method filled in.
 
-    So two spellings of one run are equal: older releases wrote out what is now a default.
+    This makes two spellings of one run equal: older releases wrote settings that are now defaults.
     """
     content = config.to_dict()
     content["model"] |= dataclasses.asdict(build_sizes(config.model))
@@ -278,7 +278,7 @@ def _read_object(file: Path) -> dict[str, Any]:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Returns which file a path leads to; None if there is none."""
+    """Returns the identity (device and inode) of the file at a path; None if there is none."""
     try:
         found = path.stat()
     except OSError:

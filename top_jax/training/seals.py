@@ -30,26 +30,26 @@ from jax.sharding import NamedSharding, PartitionSpec
 from top_jax.errors import InputError
 from top_jax.values import counted
 
-PRIME: Final = 2654435761  # Knuth's, 2**32 over the golden ratio: neighbouring positions get unlike numbers
+PRIME: Final = 2654435761  # Knuth's, 2**32 divided by the golden ratio: maps neighbouring positions to distant numbers
 LATE_READS_SECONDS: Final = 60.0  # how long to wait for reads that are still running after an error
 
-# Limits of the machine, which a sound checkpoint can run into too: error numbers, and codes of TensorStore and XLA.
+# Errors that an intact checkpoint can cause too, by a limit of the machine: errno values, TensorStore and XLA codes.
 LIMITS: Final = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM)
 LIMIT_CODES: Final = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")
 
 
 class Damaged(Exception):
-    """A seal or a file of a checkpoint is not as it was saved; the message is one line."""
+    """Raised when a seal or a file of a checkpoint differs from what was saved; the message is one line."""
 
 
 def fingerprint(tree: Any) -> int:
     """Hashes every value and its position; the result does not depend on how arrays are split over devices.
 
-    The devices that hold the numbers scramble the bits of each together with its position, by a bijection. They sum the
-    results as integers modulo 2**32, so that the order of the sum cannot matter.
+    Each device scrambles the bits of its values together with their positions, by a bijection. The results are summed
+    modulo 2**32, so that the order of the sum does not matter.
 
     Args:
-        tree: arrays of numbers of 32 bits or fewer; with several processes all must call this.
+        tree: arrays of at most 32 bits per value; with several processes all must call this.
 
     Returns:
         0 .. 2**32 - 1.
@@ -88,7 +88,7 @@ def sealed(
     Args:
         arrays: trees by the name of their item.
         data: becomes the item "data".
-        metrics: saved by the manager itself, so only fingerprinted here.
+        metrics: only fingerprinted here, because the manager saves them.
     """
     items: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in arrays.items()}
     seal = {name: fingerprint(item) for name, item in arrays.items()}
@@ -102,18 +102,18 @@ def sealed(
 def restore_sealed(
     manager: ocp.CheckpointManager, step: int, like: dict[str, Any], *, with_data: bool = False
 ) -> dict[str, Any]:
-    """Restores items of a checkpoint, bit for bit as they were saved.
+    """Restores items of a checkpoint, and checks that every bit is as it was saved.
 
     Args:
         manager: Orbax's manager of the folder that holds the checkpoint.
         step: its number.
-        like: arrays, or their shapes and shardings, of the items that are wanted.
-        with_data: whether the item "data" is wanted too.
+        like: arrays, or their shapes and shardings, for the items to restore.
+        with_data: whether to restore the item "data" too.
 
     Raises:
-        Damaged: an item is not what was saved, or a file cannot be read.
-        InputError: the checkpoint is sound and has another layout; the message names the first array that differs.
-        MemoryError, jax.errors.JaxRuntimeError, OSError: a limit of this machine; the checkpoint may be sound.
+        Damaged: an item differs from what was saved, or a file cannot be read.
+        InputError: the checkpoint is intact but has another layout; the message names the first array that differs.
+        MemoryError, jax.errors.JaxRuntimeError, OSError: a limit of this machine; the checkpoint may be intact.
     """
     folder = Path(manager.directory) / str(step)
     with reading():
@@ -146,7 +146,7 @@ def _abstract(tree: Any) -> Any:
 
 
 def _saved_layout(item: Path) -> Any:
-    """Shapes and dtypes of an item on disk, as a tree; its numbered keys are ints, as they were when it was saved."""
+    """Returns shapes and dtypes of an item on disk, as a tree; its numbered keys are ints, as when it was saved."""
 
     def with_ints(node: Any) -> Any:
         if isinstance(node, dict):
@@ -181,7 +181,7 @@ def _by_path(tree: Any) -> dict[str, str]:
 
 
 def _placed(saved: Any, like: Any) -> Any:
-    """The layout on disk, to be restored whole on every device that `like` lies on."""
+    """Returns the layout on disk, to be restored whole on every device of `like`."""
     place = jax.tree.leaves(like)[0].sharding
     if isinstance(place, NamedSharding):
         place = NamedSharding(place.mesh, PartitionSpec())
@@ -189,10 +189,10 @@ def _placed(saved: Any, like: Any) -> Any:
 
 
 def check_metrics(folder: Path) -> None:
-    """Checks a checkpoint's metrics before Orbax reads them, which cannot even list a folder with a broken file.
+    """Checks a checkpoint's metrics before Orbax reads them: with a broken file Orbax cannot even list the folder.
 
     Raises:
-        ValueError, OSError: they cannot be read, or are not what was saved.
+        ValueError, OSError: they cannot be read, or differ from what was saved.
     """
     wanted = json.loads((folder / "seal" / "metadata").read_text()).get("metrics")  # a converted one has none
     if wanted is not None and _checksum(json.loads((folder / "metrics" / "metrics").read_text())) != wanted:
@@ -203,12 +203,12 @@ def check_metrics(folder: Path) -> None:
 def reading() -> Iterator[None]:
     """Turns Orbax's errors for a damaged file into `Damaged`, and keeps Orbax's own reports off the terminal.
 
-    Orbax gives up at the first array that it cannot read. The threads that read the other arrays then find no one
-    waiting, which they report to `sys.unraisablehook`, some of them later. So after an error the block waits for them,
-    and only then restores the hook.
+    Orbax stops at the first array that it cannot read. The threads that read the other arrays then report to
+    `sys.unraisablehook`, some of them later, that no one waits for them. So after an error the block waits for these
+    threads, and only then restores the hook.
 
     Raises:
-        Damaged: the block raised anything but an InputError or an error that a sound checkpoint can cause too.
+        Damaged: the block raised an error, except an InputError or an error that an intact checkpoint can cause too.
     """
     loggers, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
     levels = [logger.level for logger in loggers]
@@ -266,7 +266,7 @@ def _is_limit(error: BaseException | None) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error's root cause."""
+    """Returns the first line of an error's root cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error).strip().splitlines() or [type(error).__name__]

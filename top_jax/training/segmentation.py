@@ -2,7 +2,7 @@
 
 Resized logits of a whole batch, [B, H, W, classes] in float32, would be a training step's largest array by far: 2.5 GB
 for 16 images of 512 x 512 pixels and 150 classes. Automatic differentiation would keep several of them. Here each pass
-makes them for a few rows at a time, of every image, so that a batch that is split over devices stays split.
+computes them for a few rows of every image at a time, so that a batch that is split over devices stays split.
 
 Source: mmseg 0.29.1, decode_head.py (`losses`) and cross_entropy_loss.py with avg_non_ignore=False: the mean over all
 pixels, ignored ones counting as zero.
@@ -26,9 +26,9 @@ class PixelLoss(NamedTuple):
     """Loss of each image, and shares of its pixels, float32 `[B]` each.
 
     Attributes:
-        loss: mean over all its pixels of the cross entropy, in nats; ignored pixels count as zero.
-        correct: share of its pixels whose class has the largest logit.
-        labelled: share of its pixels that are not ignored.
+        loss: mean cross entropy over all pixels, in nats; ignored pixels count as zero.
+        correct: share of the pixels whose class has the largest logit.
+        labelled: share of the pixels that are not ignored.
     """
 
     loss: Float[Array, " B"]
@@ -40,7 +40,7 @@ def losses(model: Any, images: Images, label: PixelLabels, keys: Any, aux_weight
     """Returns the parts of a training step's loss, each float32 `[B]`.
 
     Args:
-        model: a `Segmenter`, in the mode that it trains in.
+        model: a `Segmenter`, in the mode in which it trains.
         images: normalised.
         label: class of each pixel; `IGNORED` where there is none.
         keys: `[B]` PRNG keys, for drop-path and dropout.
@@ -76,7 +76,7 @@ def pixel_loss(logits: Maps, label: PixelLabels) -> PixelLoss:
 
     Args:
         logits: float32, of any smaller or larger size than the label.
-        label: integers; `IGNORED`, and any value that is no class, is not counted.
+        label: integers; `IGNORED`, and any other value that is not a class, is ignored.
     """
     return PixelLoss(*_pixel_loss(logits, label))
 
@@ -122,7 +122,7 @@ _pixel_loss.defvjp(_forward, _backward)
 
 
 class _Chunk(NamedTuple):
-    """Some rows of the label, and the rows of the logits that they are made of."""
+    """Some rows of the label, and the rows of the logits from which theirs are interpolated."""
 
     places: jax.Array  # int32 [rows, taps]
     shares: jax.Array  # float32 [rows, taps]

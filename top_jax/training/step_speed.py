@@ -1,4 +1,4 @@
-"""Times a run's own compiled training step, on a batch of random pixels that lies on the devices."""
+"""Times a run's own compiled training step, on a batch of random pixels in the devices' memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StepSpeed:
     """A timed training step.
 
     Attributes:
-        batch_size: images a step, over all devices and micro-batches.
+        batch_size: images per step, over all devices and micro-batches.
         devices: number of devices.
         device: their kind.
         steps: number of timed steps, after a first one that is not timed.
@@ -53,7 +53,7 @@ class StepSpeed:
 
 
 def timed_batch_size(config: RunConfig) -> int:
-    """Returns the run's batch size; on CPUs, which would take minutes for it, a small one that the devices divide."""
+    """Returns the run's batch size; on CPUs, which would take minutes, a small multiple of the number of devices."""
     devices = jax.devices()
     if devices[0].platform != "cpu":
         return config.batch_size
@@ -65,13 +65,13 @@ def timed_batch_size(config: RunConfig) -> int:
 def measure_step(config: RunConfig, *, batch_size: int | None = None, seconds: float = 3.0) -> StepSpeed:
     """Compiles and times the config's training step, with its final pruning and its teacher, if it has one.
 
-    Nothing is read from a disk: weights (the teacher's too), pixels and labels are random, and lie on the devices
+    Nothing is read from disk: weights (also the teacher's), pixels and labels are random, and in the devices' memory
     before the first step.
 
     Args:
         config: the run's config.
         batch_size: images per step over all devices; None takes `timed_batch_size`.
-        seconds: no step starts later than this, but at least three steps are timed, and at most twenty.
+        seconds: no step starts later than this; at least three and at most twenty steps are timed.
 
     Raises:
         InputError: impossible model settings, or a batch that the devices do not divide.
@@ -92,7 +92,7 @@ def measure_step(config: RunConfig, *, batch_size: int | None = None, seconds: f
 
 
 def _measure(config: RunConfig, seconds: float) -> StepSpeed:
-    # Only the final pruning is timed, and an epoch of one step will do: the schedules do not change a step's cost.
+    # Only the final pruning is timed, and the epoch has one step: the schedules do not change a step's cost.
     pruning = dataclasses.replace(config.pruning, warmup_epochs=0.0)
     plan = make_plan(dataclasses.replace(config, pruning=pruning), num_images=config.batch_size)
     weights = jax.device_get(initial_weights(config))
@@ -134,6 +134,6 @@ def _random_batch(plan: Plan) -> DeviceBatch:
         "mask": np.ones(size, np.float32),
         "index": np.arange(size, dtype=np.int32),
     }
-    if dense:  # as the pipeline gives them
+    if dense:  # as the pipeline returns them
         batch |= {"image": batch["image"].astype(np.float32) / 128 - 1, "label": batch["label"].astype(np.uint8)}
     return jax.device_put(batch, plan.by_image)

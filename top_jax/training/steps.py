@@ -93,9 +93,9 @@ def make_train_step(
     `optimizer.accumulate` micro-batches. Their gradients are summed with the weights that they have in the whole batch,
     so that the result is that of the large batch. Images with mask 0 do not contribute.
 
-    BatchNorm is the exception to both. It normalises with the statistics of one micro-batch, over all devices, and
-    updates the running statistics once per micro-batch, in order. It includes images with mask 0, by the pixels that
-    replace them: the model does not see the mask.
+    BatchNorm is an exception. It normalises with the statistics of one micro-batch, over all devices, and updates the
+    running statistics once per micro-batch, in order. It includes the pixels that replace images with mask 0, because
+    the model does not see the mask.
 
     With `optimizer.freeze_backbone` the model stays in eval mode: no drop-path, and BatchNorm normalises with its
     running statistics and keeps them. The neck and the heads of a segmenter still train.
@@ -108,14 +108,14 @@ def make_train_step(
         config: its sections optimizer (label smoothing, micro-batches, the moving average), data (pixel
             normalisation), augment and distillation, and `model.num_classes`.
         teacher: graph of the dense model to learn from (`top_jax.training.distillation`); each call then needs its
-            weights. Both models are `Backbone`s. None turns distillation off, whatever the config says.
+            weights. Both models are `Backbone`s. None turns distillation off, whatever the config sets.
 
     Returns:
         A pure function, to be jitted; it raises InputError for a teacher without weights, or weights without a teacher.
-        Metrics (`METRICS`) are float32 scalars. loss: minimised. accuracy: over the batch; the class of a mixed
-        image is that of its larger share, and the lower class if both are equal. pixel_accuracy: over the labelled
-        pixels of the batch (0 if there are none). auxiliary_loss, distillation_loss, token_loss: before they are
-        weighted. grad_norm: before clipping. param_norm: after the step. stats_norm: of BatchNorm's running
+        Metrics (`METRICS`) are float32 scalars. loss: minimised. accuracy: over the batch; the class of a mixed image
+        is that of the larger share, or the lower class if both are equal. pixel_accuracy: over the labelled pixels of
+        the batch (0 if there are none). auxiliary_loss, distillation_loss, token_loss: before they are weighted.
+        grad_norm: before clipping. param_norm: after the step. stats_norm: of BatchNorm's running
         means and variances after the step. If all of them are finite, so is every number of the new state.
     """
     recipe = config.optimizer

@@ -1,4 +1,4 @@
-"""Differences between classification and segmentation in a run: how a model is evaluated, and by which number."""
+"""The two tasks of a run, classification and segmentation: how each is evaluated, and its score."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Task:
     """Classification or segmentation.
 
     Attributes:
-        score: name of the evaluation's number that decides which checkpoint is better.
-        title: its name in text.
+        score: name of the evaluation metric that decides which checkpoint is better.
+        title: name of the score in text.
         shown: metrics of a step that are shown next to the progress bar.
         make_eval_step: builds the evaluation step from a model (shapes are enough) and the config's data section.
         summarize: computes an evaluation's numbers from the sums over its steps.

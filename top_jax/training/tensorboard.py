@@ -16,12 +16,12 @@ from top_jax.optional import needs_extras
 class ScalarWriter:
     """Writes one event file.
 
-    tensorboardX's own SummaryWriter hands scalars to a thread that writes them later, and stops writing on a full disk.
-    A killed run would lose scalars, and a full disk would block it. So only its records and messages are used.
+    tensorboardX's SummaryWriter writes in a thread, with a delay, and stops writing when the disk is full. A killed run
+    would lose scalars, and a full disk would block it. So only tensorboardX's records and messages are used.
 
     Args:
         directory: created if it does not exist; holds one file per start of a run.
-        purge_step: TensorBoard ignores what earlier files hold for this step and later ones.
+        purge_step: TensorBoard ignores the values of earlier files for this step and later ones.
     """
 
     def __init__(self, directory: Path, *, purge_step: int):
@@ -43,7 +43,7 @@ class ScalarWriter:
         self._write(step=purge_step, session_log=started)
 
     def write(self, step: int, values: Mapping[str, float | int | None]) -> None:
-        """Writes scalars by tag; None is left out."""
+        """Writes scalars by tag; leaves out None."""
         known = {tag: value for tag, value in values.items() if value is not None}
         scalars = [self._summary.Value(tag=tag, simple_value=value) for tag, value in known.items()]
         self._write(step=step, summary=self._summary(value=scalars))
@@ -58,7 +58,7 @@ class ScalarWriter:
 
 
 def _import_without_torch(name: str) -> None:
-    """Imports a module, but not PyTorch, which it would import if installed: that takes seconds and is not needed."""
+    """Imports a module, and keeps it from importing PyTorch, which takes seconds and is not needed."""
     if name in sys.modules or "torch" in sys.modules:
         return
     sys.modules["torch"] = None  # type: ignore[assignment]  # to `import`, this means "not installed"

@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """A service to which numbers are reported."""
+    """A service to which metrics are reported."""
 
     def log(self, step: int, values: Mapping[str, float | int | None]) -> None:
-        """Reports numbers of the state after `step` steps, by names such as `train/loss`."""
+        """Reports metrics of the state after `step` steps, by names such as `train/loss`."""
         ...
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class Wandb:
         run.write_json("wandb.json", {"id": run_id})
 
     def log(self, step: int, values: Mapping[str, float | int | None]) -> None:
-        """Reports numbers; None is left out."""
+        """Reports metrics; leaves out None."""
         self._run.log({"step": step, **{name: value for name, value in values.items() if value is not None}})
 
     def close(self) -> None:
@@ -80,7 +80,7 @@ class Tracking:
         self._tracker: Tracker | None = _TRACKERS[config.tracker](run, config)
 
     def log(self, step: int, values: Mapping[str, float | int | None]) -> None:
-        """Reports numbers as `Tracker.log`."""
+        """Reports metrics as `Tracker.log`."""
         self._try(lambda tracker: tracker.log(step, values))
 
     def close(self) -> None:
@@ -96,4 +96,6 @@ class Tracking:
         except Exception as error:
             self._tracker = None
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            logger.warning("the tracker failed and gets nothing more (%s); metrics.jsonl and TensorBoard do", reason)
+            logger.warning(
+                "the tracker failed and is no longer used (%s); metrics.jsonl and TensorBoard continue", reason
+            )

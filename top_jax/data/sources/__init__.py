@@ -90,10 +90,10 @@ def infer(config: RunConfig) -> RunConfig:
 
 
 def _note_same_split(config: DataConfig) -> None:
-    """Warns, once a process, where the evaluation split is, or is part of, the training split."""
+    """Warns, once per process, if the evaluation split is the training split or part of it."""
     train, evaluation = config.train_split, config.eval_split
     same = train == evaluation
-    if config.source == "tfds":  # train[:90%] and train[90%:] are two parts, but train holds both
+    if config.source == "tfds":  # train[:90%] and train[90%:] are disjoint, but train contains both
         parts = [split.partition("[") for split in (train, evaluation)]
         same |= parts[0][0] == parts[1][0] and not (parts[0][1] and parts[1][1])
     elif config.source in FOLDERS and config.data_dir is not None:
@@ -136,8 +136,8 @@ def _open_tfds(config: DataConfig, split: str) -> Source:
         )
     if config.data_dir is None:
         raise InputError(
-            f"where is {name}? Pass --config.data.data_dir=DIR, a TFDS data_dir with {name} in array_record "
-            f"format. {how_to_prepare(name, 'DIR')}"
+            f"config.data.data_dir is not set; pass --config.data.data_dir=DIR, a TFDS data_dir with {name} in "
+            f"array_record format. {how_to_prepare(name, 'DIR')}"
         )
     return TfdsSource(name, config.data_dir, split)
 
@@ -146,7 +146,7 @@ def _open_image_folder(config: DataConfig, split: str) -> Source:
     root = config.data_dir
     if root is None:
         raise InputError(
-            "where are the images? Pass --config.data.data_dir=DIR, laid out as DIR/<split>/<class>/*.jpg."
+            "config.data.data_dir is not set; pass --config.data.data_dir=DIR, laid out as DIR/<split>/<class>/*.jpg."
         )
     if config.eval_share is not None:
         return open_part(config, train=split == config.train_split)
@@ -164,5 +164,7 @@ def _open_hf(config: DataConfig, split: str) -> Source:
 
 def _open_packed(config: DataConfig, split: str) -> Source:
     if config.data_dir is None:
-        raise InputError("where is the file? Pass --config.data.data_dir=FILE.npz, as top-jax pack writes.")
+        raise InputError(
+            "config.data.data_dir is not set; pass --config.data.data_dir=FILE.npz, as top-jax pack writes it."
+        )
     return open_packed(config.data_dir, split, config)

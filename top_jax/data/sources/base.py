@@ -47,7 +47,7 @@ class Source(Protocol):
         ...
 
     def describe(self, index: int) -> str:
-        """Returns the place of image `index` for a message, even if the image cannot be read."""
+        """Returns the path or name of image `index` for messages, even if the image cannot be read."""
         ...
 
 
@@ -59,7 +59,7 @@ class DenseSource(Source, Protocol):
     """
 
     def describe_labels(self, index: int, /) -> str:
-        """Returns the place of label map `index` for a message, even if it cannot be read."""
+        """Returns the path or name of label map `index` for messages, even if it cannot be read."""
         ...
 
     def label_size(self, index: int, /) -> tuple[int, int]:
@@ -90,7 +90,7 @@ def check_split(source: Source) -> None:
 
 
 def check_label(source: Source, index: int, label: int | bytes | np.ndarray) -> int:
-    """Returns the label of record `index`; raises InputError, naming both, unless it is one of the classes."""
+    """Returns the label of record `index`; raises InputError unless it is one of the source's classes."""
     if isinstance(label, bytes | np.ndarray):
         raise InputError(
             f"{source.name} labels pixels, but one label per image is needed; choose a source for classification."
@@ -104,6 +104,6 @@ def check_label(source: Source, index: int, label: int | bytes | np.ndarray) -> 
 
 
 def check_classes(source: Source, num_classes: int, advice: str) -> None:
-    """Raises InputError, ending in `advice`, unless the source has `num_classes` classes, as the model has."""
+    """Raises InputError, ending in `advice`, unless the source has as many classes as the model, `num_classes`."""
     if source.num_classes != num_classes:
         raise InputError(f"{source.name} has {source.num_classes} classes and the model {num_classes}; {advice}.")

@@ -14,9 +14,9 @@ from top_jax.optional import optional_package
 SIDE: Final = 64  # side of a scene, in pixels
 PHOTOGRAPHS: Final = ("china.jpg", "flower.jpg")
 TRAIN_WIDTH: Final = 0.75  # training scenes lie in the left part of the photographs, test scenes in the rest
-BACKGROUND_SIDES: Final = (64, 160)  # side of the part of a photograph that becomes a scene, in its pixels
+BACKGROUND_SIDES: Final = (64, 160)  # side of a scene's background, in pixels of the photograph
 BRIGHTNESS: Final = 0.6  # factor for the photographs, so that digits are lighter than their background
-DIGITS: Final = (1, 2)  # per scene; one where no place is free
+DIGITS: Final = (1, 2)  # per scene; one if there is no room for two
 PLACE_TRIES: Final = 10
 DIGIT_SIDES: Final = (32, 48)  # in pixels of the scene
 STROKE, EMPTY = 0.45, 0.15  # ink from which a pixel is the digit, and up to which it is background
@@ -28,8 +28,8 @@ class DigitScenesSource:
     """Photographs with handwritten digits on them: real pixels, labels by construction.
 
     Scene i of a split shows digit i of that split of `DigitsSource`, and often another one of the same split. The
-    digits have random sizes, places and light colours. A pixel of a stroke has the digit's class, and one at its edge,
-    where the colours mix, is not counted.
+    digits have random sizes, positions and light colours. A pixel of a stroke has the digit's class; one at its edge,
+    where the colours mix, is ignored.
     """
 
     num_classes = 11
@@ -89,14 +89,14 @@ class DigitScenesSource:
     def _draw(
         self, digit: int, scene: np.ndarray, labels: np.ndarray, taken: np.ndarray, rng: np.random.Generator
     ) -> None:
-        """Draws a digit in place, unless `PLACE_TRIES` draws find no free place for it.
+        """Draws a digit into a scene, in place; leaves it out if `PLACE_TRIES` tries find no free position.
 
         Args:
             digit: its index.
             scene: float32 [SIDE, SIDE, 3].
             labels: uint8 [SIDE, SIDE].
             taken: bool [SIDE, SIDE], true where another digit lies.
-            rng: makes the draws.
+            rng: the random generator.
         """
         side = int(rng.integers(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1))
         for _ in range(PLACE_TRIES):

@@ -1,4 +1,4 @@
-"""An image classification set of the `datasets` library (extra `hf`): of the Hub, in its cache, or in local files."""
+"""Image classification datasets of the `datasets` library (extra `hf`): from the Hub, its cache, or local files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from top_jax.optional import optional_package
 
 logger = logging.getLogger(__name__)
 
-USUAL_LABELS: Final = ("label", "labels", "class", "target")  # names of the label column, the first that is there
+USUAL_LABELS: Final = ("label", "labels", "class", "target")  # the first column that exists is used
 
 
 class HuggingFaceSource:
     """One split of a Hugging Face dataset with an image column and a label column; images stay encoded.
 
     The image column is the one with the feature `Image`. The label column is a `ClassLabel`: the one with a usual name
-    (`USUAL_LABELS`), else the one with the most classes. A column of texts or whole numbers with a usual name serves
+    (`USUAL_LABELS`), else the one with the most classes. A column of strings or integers with a usual name is accepted
     too; its classes are then its sorted values in this split.
 
     Attributes:
@@ -30,12 +30,12 @@ class HuggingFaceSource:
     """
 
     def __init__(self, name: str | None, data_dir: str | Path | None, split: str):
-        """Opens the split; of the Hub, it is downloaded unless it is in the cache or HF_HUB_OFFLINE=1 is set.
+        """Opens the split; one on the Hub is downloaded, unless it is cached or HF_HUB_OFFLINE=1 is set.
 
         Args:
-            name: a dataset of the Hub, such as `cifar10` or `owner/name`, or a loader of local files: `imagefolder` or
+            name: a dataset on the Hub, such as `cifar10` or `owner/name`, or a loader of local files: `imagefolder` or
                 `parquet`. None: `data_dir` holds what `save_to_disk` wrote, or .parquet files.
-            data_dir: the files of a loader or of `save_to_disk`; for a dataset of the Hub, its cache.
+            data_dir: the files of a loader or of `save_to_disk`; for a dataset on the Hub, its cache.
             split: such as `train`, or a slice such as `train[:10%]` (not after `save_to_disk`).
 
         Raises:
@@ -95,7 +95,7 @@ def _open(datasets: Any, name: str | None, data_dir: str | Path | None, split: s
         )
     except InputError:
         raise
-    except Exception as error:  # of the Hub, the network, the files or pyarrow
+    except Exception as error:  # from the Hub, the network, the files or pyarrow
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise InputError(
             f"datasets cannot open {name or data_dir}/{split} ({reason}); check config.data.name, data_dir, "
@@ -108,7 +108,7 @@ def _of_disk(datasets: Any, folder: Path, split: str) -> Any:
     if not isinstance(found, datasets.DatasetDict):
         raise InputError(f"{folder} holds one split without a name; save a DatasetDict with train and test there.")
     if split not in found:
-        raise InputError(f"no split {split!r} in {folder}; there is {', '.join(found)}.")
+        raise InputError(f"no split {split!r} in {folder}; it has {', '.join(found)}.")
     return found[split]
 
 

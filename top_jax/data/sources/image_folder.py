@@ -24,7 +24,7 @@ LAYOUT = "An image folder is laid out as <data_dir>/<split>/<class>/*.jpg."
 EVAL_FOLDERS: Final = ("val", "valid", "validation", "test", "eval")  # usual names; the first that exists is used
 ONE_FOLDER: Final = "Needed: FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg and FOLDER/val/<class>/*.jpg."
 DEFAULT_EVAL_SHARE: Final = 0.2
-STEPS_AN_EPOCH: Final = 4  # at least, with an inferred batch size
+STEPS_AN_EPOCH: Final = 4  # least number, with an inferred batch size
 
 
 _noted: set[str] = set()  # folders whose left-out files a warning has named
@@ -47,7 +47,7 @@ class ImageFolderSource:
             root: the folder.
             split: folder of the split in it.
             eval_share: root holds the class folders itself, and this share of each class is for evaluation; at least
-                one image of each class is in either part. An image's part depends on its name, not on a seed.
+                one image of each class is in each part. An image's part depends on its name, not on a seed.
             train: with `eval_share`, whether this is the part to train on.
 
         Raises:
@@ -114,7 +114,7 @@ def part_of(files: list[str], folder: Path, eval_share: float, *, train: bool) -
     """Returns the files of a folder for training or evaluation, in their order.
 
     Raises:
-        InputError: there is one image.
+        InputError: there is only one image.
     """
     if len(files) < 2:
         raise InputError(
@@ -132,7 +132,7 @@ def infer(config: RunConfig) -> RunConfig:
     - The splits: the folders `train` and one of `EVAL_FOLDERS`. If there is only `train`, or the class folders
       themselves, `data.eval_share` of each class is for evaluation.
     - `model.num_classes`.
-    - Smaller batches, where the configured ones leave fewer than `STEPS_AN_EPOCH` steps an epoch.
+    - Smaller batches, where the configured ones leave fewer than `STEPS_AN_EPOCH` steps per epoch.
 
     Raises:
         InputError: no such folder, or one of another layout.
@@ -161,7 +161,7 @@ def infer(config: RunConfig) -> RunConfig:
 def fitted(config: RunConfig, data: DataConfig, train: Source) -> RunConfig:
     """Returns a run on `data`: the classes of `train`, batches halved until an epoch has `STEPS_AN_EPOCH`.
 
-    A segmenter's have two images or more, because a BatchNorm in its heads sees one value per image.
+    A segmenter's batches have at least two images, because a BatchNorm in its heads sees one value per image.
 
     Raises:
         InputError: `model.num_classes` is set to another number than the data's.
@@ -195,7 +195,7 @@ def class_names(root: str | Path, split: str) -> tuple[str, ...]:
         raise InputError(f"data_dir {root} does not exist. {LAYOUT}")
     if not folder.is_dir():
         raise InputError(
-            f"no split {split!r} in {root}; there is {', '.join(folders_in(root)) or 'no folder'}. {LAYOUT} "
+            f"no split {split!r} in {root}; it has {', '.join(folders_in(root)) or 'no folder'}. {LAYOUT} "
             "The splits' names are config.data.train_split and config.data.eval_split."
         )
     if not (names := folders_in(folder)):
@@ -235,8 +235,8 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
 def files_in(folder: Path) -> Iterator[str]:
     """Yields the paths in `folder` of its files and of those in its sub-folders, in torchvision's order.
 
-    A folder to which links lead twice is read once, and none that `folder` lies in: its images have other classes.
-    Pipes and devices are left out.
+    A folder to which several links lead is read once. One that contains `folder` is skipped: its images have other
+    classes. Pipes and devices are left out.
     """
     outside = map(os.stat, folder.absolute().parents)
     seen, waiting = {(status.st_dev, status.st_ino) for status in outside}, [""]
@@ -261,7 +261,7 @@ def _ending(file: str) -> str:
 
 
 def _counted(left_out: collections.Counter[str]) -> str:
-    """Says which files are left out, as a sentence after a space; empty if there are none."""
+    """Returns a sentence, after a space, on the files that are left out; empty if there are none."""
     if not left_out:
         return ""
     endings = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in left_out.most_common(5))

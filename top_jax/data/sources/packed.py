@@ -1,4 +1,4 @@
-"""A whole dataset in one .npz file, for a machine to which only a small file can be copied.
+"""Datasets packed into one .npz file, for machines that can neither download nor prepare them.
 
 `pack` (top-jax pack) writes the file from any other source. Its arrays:
 
@@ -89,7 +89,7 @@ class PackedDenseSource:
         return f"the label map of {self.describe(index)}"
 
     def label_size(self, index: int) -> tuple[int, int]:
-        """Returns (height, width) of label map `index`; raises OSError or LabelError if it cannot serve."""
+        """Returns (height, width) of label map `index`; raises OSError or LabelError if it is unusable."""
         return dense.png_size(self._maps[index])
 
 
@@ -97,7 +97,7 @@ def open_packed(path: str | Path, split: str, config: DataConfig) -> Source:
     """Opens a split of a packed file, of labelled images or of labelled pixels.
 
     Raises:
-        InputError: as the sources; or the values of the label maps do not mean what `config` says.
+        InputError: as the sources; or the file was packed with another `ignore_label` or `reduce_zero_label`.
     """
     meaning = _read_meaning(path, split)
     if meaning is None:
@@ -136,7 +136,7 @@ def _contradiction(path: str | Path) -> InputError:
 
 
 def _load(path: str | Path, split: str, read: Callable[[Any], Any]) -> Any:
-    """Returns `read` of the open file.
+    """Opens a packed file and returns the result of `read`.
 
     Raises:
         InputError: there is no such file or split, or `read` fails.
@@ -151,7 +151,7 @@ def _load(path: str | Path, split: str, read: Callable[[Any], Any]) -> Any:
             return read(file)
     except InputError:
         raise
-    except Exception as error:  # damage inside a zip raises nearly anything, such as zlib.error and MemoryError
+    except Exception as error:  # a damaged zip may raise nearly any exception, such as zlib.error and MemoryError
         raise InputError(
             f"{path} is not a packed dataset, or is damaged ({type(error).__name__}: {error}); {AGAIN}."
         ) from error
@@ -199,9 +199,9 @@ def pack(
     if os.path.lexists(path):
         raise InputError(f"{path} exists; choose another name, or delete it.")
     try:
-        check_writable(path)  # before the work that would be lost
+        check_writable(path)  # before any work that would be lost
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); choose another place.") from error
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose another path.") from error
     arrays: dict[str, Any] = {"name": np.array(name)}
     for split, source in splits.items():
         arrays["classes"] = np.array(source.class_names)

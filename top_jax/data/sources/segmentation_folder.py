@@ -1,4 +1,4 @@
-"""Photographs with label maps: root/images/<split>/*.jpg and root/annotations/<split>/*.png, as ADE20K is laid out."""
+"""Photographs with label maps: root/images/<split>/*.jpg and root/annotations/<split>/*.png, ADE20K's layout."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from top_jax.values import counted
 logger = logging.getLogger(__name__)
 
 IMAGES, LABELS, CLASSES = "images", "annotations", "classes.txt"
-TRAIN_FOLDERS: Final = ("train", "training")  # usual names, the first that is there is taken
+TRAIN_FOLDERS: Final = ("train", "training")  # usual names; the first that exists is used
 LAYOUT: Final = (
     f"Needed: DIR/{IMAGES}/NAME.jpg with DIR/{LABELS}/NAME.png, an 8-bit grey PNG of class numbers (or both in folders "
     f"of splits); DIR/{CLASSES} names the classes, one a line."
 )
-HEADER: Final = 33  # bytes of a PNG up to its size and kind of pixels
+HEADER: Final = 33  # bytes of a PNG that hold its size and kind of pixels
 MOST_SCANNED: Final = 5_000  # label maps that `infer` reads to find the number of classes
 
 ADE20K: Final = "ADEChallengeData2016"
@@ -73,7 +73,7 @@ class SegmentationFolderSource:
             split: folder of the split in both.
             class_names: the name of each class.
             eval_share: both hold files instead of splits, and this share is for evaluation; at least one image is in
-                either part. An image's part depends on its name, not on a seed.
+                each part. An image's part depends on its name, not on a seed.
             train: with `eval_share`, whether this is the part to train on.
 
         Raises:
@@ -122,7 +122,7 @@ class SegmentationFolderSource:
         return str(self._map(index))
 
     def label_size(self, index: int) -> tuple[int, int]:
-        """Returns (height, width) of label map `index`; raises OSError or LabelError if it cannot serve."""
+        """Returns (height, width) of label map `index`; raises OSError or LabelError if it is unusable."""
         with self._map(index).open("rb") as file:
             return dense.png_size(file.read(HEADER))
 
@@ -164,7 +164,7 @@ def _split_folder(root: Path, kind: str, split: str) -> Path:
         raise InputError(f"no folder {kind} in {root}, which holds {_listed(root)}. {LAYOUT}")
     if not (root / kind / split).is_dir():
         raise InputError(
-            f"no split {split!r} in {root / kind}; there is {_listed(root / kind)}. {LAYOUT} The splits' names are "
+            f"no split {split!r} in {root / kind}; it has {_listed(root / kind)}. {LAYOUT} The splits' names are "
             "config.data.train_split and eval_split; without splits, set config.data.eval_share=0.2."
         )
     return root / kind / split
@@ -188,7 +188,7 @@ def open_folder(config: DataConfig, split: str) -> SegmentationFolderSource:
 
 def _root_of(config: DataConfig) -> Path:
     if config.data_dir is None:
-        raise InputError(f"where are the images? Pass --config.data.data_dir=DIR. {LAYOUT}")
+        raise InputError(f"config.data.data_dir is not set; pass --config.data.data_dir=DIR. {LAYOUT}")
     return Path(config.data_dir)
 
 
@@ -196,13 +196,13 @@ def class_names_of(root: Path, num_classes: int | None) -> tuple[str, ...]:
     """Returns the class names of a folder: the lines of its classes.txt, else "class 0" to the last.
 
     Raises:
-        InputError: there is neither file nor number, they contradict each other, or a line is empty or there twice.
+        InputError: there is neither a file nor a number, they contradict each other, or a line is empty or repeated.
     """
     file = root / CLASSES
     try:
         text = file.read_text("utf-8-sig") if file.is_file() else ""
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {file} ({error}); it needs one class name a line, saved as UTF-8.") from error
+        raise InputError(f"cannot read {file} ({error}); it needs one class name per line, saved as UTF-8.") from error
     names = tuple(line.strip() for line in text.rstrip().splitlines())
     for line, name in enumerate(names):
         if not name or name in names[:line]:
@@ -210,8 +210,8 @@ def class_names_of(root: Path, num_classes: int | None) -> tuple[str, ...]:
             raise InputError(f"line {line + 1} of {file} {fault}; it needs one class name per line, each only once.")
     if not names and num_classes is None:
         raise InputError(
-            f"the number of classes in {root} is not known: {file} is missing or empty. Write one name a line, or pass "
-            "--config.data.num_classes=N."
+            f"the number of classes in {root} is not known: {file} is missing or empty. Write one name per line, or "
+            "pass --config.data.num_classes=N."
         )
     if names and num_classes not in (None, len(names)):
         raise InputError(f"{file} names {len(names)} classes, but config.data.num_classes={num_classes}.")
@@ -249,7 +249,7 @@ def _largest_label(root: Path, config: DataConfig) -> int:
     maps = [file for file in files_in(folder) if file.lower().endswith(".png")]
     if not maps or len(maps) > MOST_SCANNED:
         raise InputError(
-            f"{folder} has {len(maps):,} label maps; write {root / CLASSES}, one class name a line, or pass "
+            f"{folder} has {len(maps):,} label maps; write {root / CLASSES}, one class name per line, or pass "
             "--config.data.num_classes=N."
         )
     largest = 0
@@ -270,14 +270,14 @@ def _largest_label(root: Path, config: DataConfig) -> int:
 def open_ade20k(config: DataConfig, split: str) -> SegmentationFolderSource:
     """Opens `training` or `validation` of ADE20K's scene parsing benchmark, with 150 classes.
 
-    `config.data_dir` is the folder ADEChallengeData2016 or the one that holds it. A number of images other than the
-    official one, and images without labels, are warnings.
+    `config.data_dir` is the folder ADEChallengeData2016 or the one that holds it. Warns of a number of images other
+    than the official one, and of images without labels.
 
     Raises:
         InputError: it is another folder, such as the instance annotations or the full ADE20K.
     """
     if config.data_dir is None:
-        raise InputError(f"where is ADE20K? Pass --config.data.data_dir=DIR. {ADE20K_GET}")
+        raise InputError(f"config.data.data_dir is not set; pass --config.data.data_dir=DIR. {ADE20K_GET}")
     root = Path(config.data_dir)
     root = root / ADE20K if (root / ADE20K).is_dir() else root
     _check_ade20k(root)
@@ -307,7 +307,7 @@ def open_ade20k(config: DataConfig, split: str) -> SegmentationFolderSource:
 
 
 def _check_ade20k(root: Path) -> None:
-    """Raises InputError, with what the folder is instead, unless it is laid out as the benchmark."""
+    """Raises InputError unless the folder is laid out as the benchmark; the message says what it is instead."""
     if not root.is_dir():
         raise InputError(f"data_dir {root} does not exist. {ADE20K_GET}")
     folders = folders_in(root)

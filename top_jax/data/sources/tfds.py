@@ -54,13 +54,13 @@ class TfdsSource:
         split_name = _check_split(directory, info, split)
         _check_features(directory / "features.json")
 
-        optional_package("array_record", purpose="data.source=tfds")  # TFDS imports it by itself, later
+        optional_package("array_record", purpose="data.source=tfds")  # TFDS imports it later
         # Takes seconds, so only after the checks and only if needed.
         tfds = optional_package("tensorflow_datasets", purpose="data.source=tfds")
         try:
             builder: Any = tfds.builder_from_directory(directory)
             features = builder.info.features
-        except Exception as error:  # TFDS trusts its files
+        except Exception as error:  # TFDS does not check its files
             raise InputError(_damaged(directory, error)) from error
         if not {"image", "label"} <= set(features):
             raise InputError(f"{directory} has the features {sorted(features)}; training needs 'image' and 'label'.")
@@ -111,19 +111,19 @@ def find_dataset(name: str, data_dir: str | Path) -> Path:
     """Returns the directory data_dir/name[/config]/version that has a dataset_info.json.
 
     Raises:
-        InputError: there is none; the message says what exists and how to prepare the dataset.
+        InputError: there is none; the message lists what exists, and says how to prepare the dataset.
     """
     root, (dataset, _, version) = Path(data_dir).expanduser(), name.partition(":")
     if not root.is_dir():
         raise InputError(f"data_dir {root} does not exist. {how_to_prepare(name, root)}")
     if not (root / dataset).is_dir():
-        raise InputError(f"no dataset {dataset!r} in {root}; there is {_listing(root)}. {how_to_prepare(name, root)}")
+        raise InputError(f"no dataset {dataset!r} in {root}; it has {_listing(root)}. {how_to_prepare(name, root)}")
     versions = sorted((path.parent for path in (root / dataset).glob("*/dataset_info.json")), key=_version_key)
     chosen = [path for path in versions if version in ("", path.name)]
     if not chosen:
         wanted = f"version {version} of {dataset!r}" if version else f"prepared version of {dataset!r}"
         raise InputError(
-            f"no {wanted} in {root / dataset}; there is {_listing(root / dataset)}. "
+            f"no {wanted} in {root / dataset}; it has {_listing(root / dataset)}. "
             f"Name it as <dataset>[/<config>][:<version>] in config.data.name. {how_to_prepare(name, root)}"
         )
     return chosen[-1]
@@ -141,7 +141,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _check_features(file: Path) -> None:
-    """Checks the classes that features.json names: TFDS imports the modules of those that it does not know.
+    """Checks the classes that features.json names, because TFDS imports the module of any class it does not know.
 
     Raises:
         InputError: the file is damaged, or names a class outside TFDS.
@@ -191,7 +191,7 @@ def _check_split(directory: Path, info: dict[str, Any], split: str) -> str:
     wanted = split.partition("[")[0]
     if wanted not in names:
         raise InputError(
-            f"no split {wanted!r} in {directory}; there is {', '.join(names) or 'none'}. "
+            f"no split {wanted!r} in {directory}; it has {', '.join(names) or 'none'}. "
             "Set config.data.train_split and config.data.eval_split."
         )
     return wanted

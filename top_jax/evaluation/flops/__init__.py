@@ -4,7 +4,7 @@ Every number that we print names its convention:
 
     published        What the papers print as "FLOPs": matrix products, convolutions and 9 L E N per scan, stem and head
                      included; biases, norms and activations excluded. ViM counts *one* of its two scan directions,
-                     PlainMamba all four. Whatever acts on tokens, also a convolution on the grid, is counted for the
+                     PlainMamba all four. What acts on tokens, including a convolution on the grid, is counted for the
                      tokens that are left.
     all_directions   The same with both directions of ViM.
     executed         What our code computes: both directions of ViM; PlainMamba's convolutions on every cell of their
@@ -16,8 +16,8 @@ Every number that we print names its convention:
 
 A convolution's taps on the zeros beyond the border count in all three.
 
-`parts.py` says what each part of a model family costs and `count.py` adds up. `of_config.py` counts for a run's config
-and checks `executed` against the model that JAX traces; `traced.py` counts that one.
+`parts.py` defines the cost of each part of a model family, and `count.py` adds them up. `of_config.py` counts for a
+run's config and checks `executed` against the model that JAX traces, which `traced.py` counts.
 """
 
 from top_jax.evaluation.flops.count import Cost, count_macs

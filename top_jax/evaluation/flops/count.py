@@ -42,7 +42,7 @@ class Cost:
 
     @property
     def backbone_macs(self) -> dict[str, int]:
-        """Multiply-accumulates of the backbone alone by convention: without neck and heads."""
+        """Multiply-accumulates of the backbone alone, by convention; neck and heads are excluded."""
         return {
             convention: sum(macs for part, macs in self.parts(convention).items() if part in BACKBONE_PARTS)
             for convention in self.blocks
@@ -107,9 +107,9 @@ def count_macs(
 
 
 def reduction_macs(reduction: Reduction, cut: Cut, width: int, streams: int, class_tokens: int) -> int:
-    """Counts the products that one reduction needs for one image; scores, sorts and gathers have none.
+    """Counts the products of one reduction for one image; scores, sorts and gathers have none.
 
-    A method that is not known here counts as 0; `check_config` reports the difference if it multiplies after all.
+    A method that is not listed here counts as 0; if it does multiply, `check_config` reports the difference.
 
     Args:
         reduction: the method.

@@ -25,12 +25,12 @@ CHECK_STEPS: Final = 2  # how often `check_config` calls `on_step`
 
 
 class TracedModel(NamedTuple):
-    """A model's traced forward pass of one image, its scans as plain XLA operations whatever the config says.
+    """A model's traced forward pass of one image; its scans are plain XLA operations whatever the config sets.
 
     Attributes:
         traced: `jax.stages.Traced`.
         parameters: number of learned values.
-        platform: the platform that it is lowered for, JAX's default.
+        platform: JAX's default platform, for which it is lowered.
     """
 
     traced: Any
@@ -104,7 +104,7 @@ def _sizes_of(config: RunConfig) -> BackboneConfig | SegmenterConfig:
 def trace_model(
     config: BackboneConfig | SegmenterConfig, pruning: Reduction | None, *, img_size: tuple[int, int] | None = None
 ) -> TracedModel:
-    """Traces the model without making its weights; `img_size` as for `count_macs`.
+    """Traces the model without creating its weights; `img_size` as for `count_macs`.
 
     Raises:
         InputError: a reduction that the model cannot have.

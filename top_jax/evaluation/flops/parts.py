@@ -46,7 +46,7 @@ class BlockTokens(NamedTuple):
 
 
 class FamilyCost(NamedTuple):
-    """How to count the multiply-accumulates of one image for a model family.
+    """Functions that count the multiply-accumulates of one image for a model family.
 
     Attributes:
         stem_and_head: takes the model's config; the same in every convention.
@@ -122,7 +122,7 @@ def segmenter_heads(config: SegmenterConfig, img_size: tuple[int, int], conventi
 
     Args:
         config: the segmenter's.
-        img_size: (height, width) of the image. The backbone's is that of the position embedding.
+        img_size: (height, width) of the image. The backbone's own `img_size` is that of its position embedding.
         convention: `executed` counts the products that resize and pool maps, and resize the logits to the image.
     """
     sizes = config.backbone

@@ -1,4 +1,4 @@
-"""Counts the multiplications of a traced function from its jaxpr; knows JAX's primitives and nothing of our models.
+"""Counts the multiplications of a traced function from its jaxpr; knows JAX's primitives, but not our models.
 
 The walk enters every function that is called and takes the branch of the given platform. For each array it remembers
 whether it is padded, or a window of a padded array: a product with such a window is one tap of a convolution that is
@@ -17,7 +17,7 @@ from jax.extend import core
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters import partial_eval
 
-# Parameters of jit, remat and custom derivatives that hold the jaxpr which they call.
+# Parameters of jit, remat and custom derivatives that hold the jaxpr they call.
 _CALLED: Final = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 # Primitives whose result is padded, a window or zero if their operand is.
 _KEEPS: Final = ("broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze")
@@ -31,7 +31,7 @@ class Site(NamedTuple):
 
     Attributes:
         equation: its equation in the jaxpr.
-        trips: how often it runs.
+        trips: number of times it runs.
         in_loop: whether it is in an innermost loop.
         operands: what is known about each operand.
     """
@@ -43,7 +43,7 @@ class Site(NamedTuple):
 
     @property
     def is_tap(self) -> bool:
-        """Whether it multiplies a window of a padded array by something."""
+        """Whether the operation is a product with a window of a padded array: one tap of a convolution."""
         return self.equation.primitive.name == "mul" and "window" in self.operands
 
 
@@ -62,7 +62,7 @@ class Multiplications(NamedTuple):
 
 
 def count_multiplications(program: ClosedJaxpr, platform: str) -> Multiplications:
-    """Counts the multiplications that the program does on a platform such as `cpu` or `cuda`."""
+    """Counts the multiplications that the program executes on a platform such as `cpu` or `cuda`."""
     products = taps = loops = 0
     for site in sites(program, platform):
         name, macs = site.equation.primitive.name, site.trips * macs_of(site.equation)
