@@ -147,7 +147,7 @@ class Checkpoints:
         for step, why in damaged.items():
             place = self._directory / "damaged" / f"{step}"
             logger.warning(
-                "the checkpoint of step %d is damaged (%s): moved to %s; continuing from step %d",
+                "the checkpoint of step %d is damaged (%s): moved to %s; going on from step %d",
                 *(step, why, place, good),
             )
             if distributed.is_primary():
