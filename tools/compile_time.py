@@ -20,17 +20,9 @@ from typing import Any
 
 import jax
 
-from top_jax.benchmark.programs import (
-    INFERENCE,
-    TRAIN_STEP,
-    Entry,
-    lowering,
-    make_batches,
-    random_weights,
-    time_entries,
-)
+from top_jax.benchmark.programs import INFERENCE, TRAIN_STEP, lowering, make_batches, random_weights, run_of
 from top_jax.benchmark.race import paired_speedup
-from top_jax.benchmark.timing import Rounds, Timing
+from top_jax.benchmark.timing import Program, Rounds, Timing, time_in_turn
 from top_jax.environment import environment
 from top_jax.files import save_json
 from top_jax.memory import program_memory
@@ -47,17 +39,18 @@ def measure(name: str, batch: int, turns: int) -> list[Row]:
     model = abstract_model(name, drop_path=0.1)
     weights, sets = (random_weights(model), make_batches(model, batch)) if turns else (weights_of(model), None)
     example = sets[0] if sets else jax.eval_shape(lambda: make_batches(model, batch))[0]
-    rows, entries = [], []
+    rows, programs = [], {}
     for program in ("forward", ONE_BY_ONE, LOOP):
         lower = lowering(model, INFERENCE if program == "forward" else TRAIN_STEP, weights, example)
         with _blocks_one_by_one() if program == ONE_BY_ONE else contextlib.nullcontext():
             compiled, seconds = _compile(lower)
         rows.append({"model": name, "program": program, **seconds, "program_mib": _mebibytes(compiled)})
         if program != "forward":
-            entries.append(Entry(program, model, weights, (compiled, seconds["sum_s"])))
+            programs[program] = Program(compiled, seconds["sum_s"])
     if sets:
         rounds = Rounds(most=turns, seconds=0, measurement=0, least=turns, settle=True)
-        timed = time_entries(entries, TRAIN_STEP, sets, rounds)
+        runs = {name: run_of(found, model, TRAIN_STEP, weights, sets) for name, found in programs.items()}
+        timed = time_in_turn(runs, rounds)
         before, after = (_timing(timed[row["program"]]) for row in rows[1:])
         rows[1] |= before.row()
         rows[2] |= after.row() | {"ratio": [round(part, 3) for part in paired_speedup(after.each, before.each)]}

@@ -89,6 +89,22 @@ def check_writable(path: str | Path) -> None:
         pass
 
 
+def check_folder(folder: str | Path, what: str) -> None:
+    """Raises InputError if a folder cannot be created or written to, before any work that would be lost.
+
+    Args:
+        folder: where a command will write; it need not exist.
+        what: its name in the message, such as `--out=pictures`.
+    """
+    place = Path(folder).absolute()
+    try:
+        while not place.exists():
+            place = place.parent
+        check_writable(place / "file")
+    except OSError as error:
+        raise InputError(f"{what} cannot be written ({error.strerror}); choose another place.") from error
+
+
 @contextlib.contextmanager
 def requested_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary file as `new_file` does, for a path that the user chose.

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from top_jax.benchmark.cases import MODELS, VIM_SMALL, ScanCase, make_arrays, model_case
+from top_jax.benchmark.scans import SCANNED, VIM_SMALL, ScanCase, make_arrays
 from top_jax.models.traversals import walks
 
 
-def test_lengths_are_those_of_the_schedules():
-    lengths = {model.name: (model.tokens, *model.pruned_lengths()) for model in MODELS}
+def test_sizes_are_those_of_the_published_models():
+    lengths = {model.label: model.lengths() for model in SCANNED}
     assert lengths == {
         "ViM-S": (197, 158, 127, 102),
         "ViM-T": (197, 168, 143),
@@ -16,20 +16,12 @@ def test_lengths_are_those_of_the_schedules():
         "PlainMamba-L1": (196, 138, 97, 68),
         "PlainMamba-L3": (196, 138, 97, 68),
     }
-    assert {model.name: model.width for model in MODELS} == {
-        "ViM-S": 768, "ViM-T": 384, "ViM-B": 1536, "PlainMamba-L1": 384, "PlainMamba-L3": 896,
-    }  # fmt: skip
-
-
-def test_widths_are_those_of_the_models():
-    from top_jax.models import model_config
-
-    names = {"ViM-T": "vim_tiny", "ViM-S": "vim_small", "ViM-B": "vim_base"}
-    for model in MODELS:
-        if model.name in names:
-            config = model_config(names[model.name])
-            assert (config.inner_dim, config.depth, config.num_patches + 1) == (model.width, model.depth, model.tokens)
-            assert config.d_state == model_case(model, "float32").states
+    cases = [model.scan("bfloat16") for model in SCANNED]
+    assert [(case.name, case.width, case.directions) for case in cases] == [
+        ("ViM-S", 768, 1), ("ViM-T", 384, 1), ("ViM-B", 1536, 1), ("PlainMamba-L1", 384, 4), ("PlainMamba-L3", 896, 4),
+    ]  # fmt: skip
+    assert {(case.states, case.batch) for case in cases} == {(16, 128)}
+    assert [case.gated for case in cases] == [False] * 3 + [True] * 2
 
 
 @pytest.mark.parametrize("directions", [1, 2, 4])
@@ -48,10 +40,10 @@ def test_arrays(directions):
 
 
 def test_dense_orders_are_the_traversals():
-    case = model_case(MODELS[-1], "bfloat16")
+    case = SCANNED[-1].scan("bfloat16")
     orders = np.asarray(make_arrays(ScanCase("x", case.length, 1, 1, directions=4, batch=1), 0)["order"])
     assert (orders[:, 0] == walks((14, 14))).all()
 
 
 def test_label():
-    assert model_case(VIM_SMALL, "bfloat16", length=102, decay=True).label() == "ViM-S L102 bfloat16 decay"
+    assert VIM_SMALL.scan("bfloat16", length=102, decay=True).label() == "ViM-S L102 bfloat16 decay"

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from top_jax.benchmark import floor
-from top_jax.benchmark.cases import VIM_SMALL, ScanCase, make_arrays, model_case
 from top_jax.benchmark.floor import Ceilings, Work, floor_of, measure_ceilings, scan_work
+from top_jax.benchmark.scans import VIM_SMALL, ScanCase, make_arrays
 from top_jax.benchmark.timing import Rounds
 
 # About an H200's copy bandwidth and clock: round numbers to calculate with, not measured by this code.
@@ -14,13 +14,12 @@ H200_LIKE = Ceilings(4.3e12, 132, 1.98e9, "by hand")
 
 
 def work(case, gradient):
-    arrays = jax.eval_shape(lambda: make_arrays(case, 0))
-    return scan_work(arrays, case.directions, case.batch, case.length, case.width, case.states, gradient=gradient)
+    return scan_work(jax.eval_shape(lambda: make_arrays(case, 0)), gradient=gradient)
 
 
 def test_vim_small():
     """B 128, L 197, E 768, N 16: 19,365,888 channels of tokens, each 2 bytes in u, delta and y."""
-    case = model_case(VIM_SMALL, "bfloat16")
+    case = VIM_SMALL.scan("bfloat16")
     read = 2 * 38_731_776 + 2 * 806_912 + 49_152 + 2 * 3_072
     assert work(case, False) == Work(read + 38_731_776, 309_854_208)
     assert work(case, True) == Work(3 * read + 2 * 38_731_776, 619_708_416)
@@ -31,8 +30,8 @@ def test_orders_are_read_and_have_no_gradient():
     arrays = make_arrays(case, 0)
     floats = 4 * (6 + 6 + 2 + 4 * 3 + 3 + 2 + 2 + 6)  # u, delta, A, B for each direction, C, D, delta_bias, z
     assert arrays["order"].shape == (4, 1, 3)
-    assert scan_work(arrays, 4, 1, 3, 2, 1, gradient=False) == Work(floats + 4 * 12 + 24, 24)
-    assert scan_work(arrays, 4, 1, 3, 2, 1, gradient=True) == Work(3 * floats + 2 * (4 * 12 + 24), 48)
+    assert scan_work(arrays, gradient=False) == Work(floats + 4 * 12 + 24, 24)
+    assert scan_work(arrays, gradient=True) == Work(3 * floats + 2 * (4 * 12 + 24), 48)
 
 
 def test_the_larger_time_is_the_floor():
@@ -53,12 +52,16 @@ def test_ceilings(h200):
     found = measure_ceilings(h200, {"clocks.max.sm": "1980"}, rounds, copy_bytes=4096)
     assert found[1:] == (132, 1.98e9, "nvidia-smi clocks.max.sm, 1980 MHz")
     assert found.bandwidth is not None and found.bandwidth > 0
+    row = found.row()
+    assert row["exponentials"] == found.exponentials == 132 * 1.98e9 * 16
+    assert row["bandwidth"] > 0 and row["dispatch_us"] > 0 and "error" not in row
     blind = measure_ceilings(h200, {"problem": "nvidia-smi is not there"}, rounds, copy_bytes=4096)
     assert blind.exponentials is None and blind.clock_source == "unknown: nvidia-smi is not there"
+    assert "nvidia-smi is not there" in blind.row()["error"]
 
 
 def test_a_cpu_has_no_ceilings():
-    assert measure_ceilings(jax.devices()[0], {}, Rounds(1, 1.0, 0.0)) == Ceilings(None, None, None, "no GPU")
+    assert measure_ceilings(jax.devices()[0], {}, Rounds(1, 1.0, 0.0)) == Ceilings(clock_source="no GPU")
 
 
 def test_copy_counts_read_and_written(monkeypatch):
@@ -68,7 +71,7 @@ def test_copy_counts_read_and_written(monkeypatch):
 
     def fake_time(runs, rounds):
         seen.extend(jnp.asarray(run(0)).nbytes for run in runs.values())
-        return {"copy": Timing(2.0, 2.0, 2.0, 1, 1), "negate": Timing(1.0, 1.0, 1.0, 1, 1)}
+        return {"copy": Timing((2.0,)), "negate": Timing((1.0,))}
 
     monkeypatch.setattr(floor, "time_in_turn", fake_time)
     assert floor.copy_bandwidth(4096, Rounds(1, 1.0, 0.0)) == 8192.0

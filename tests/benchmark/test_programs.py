@@ -12,7 +12,6 @@ from flax.traverse_util import flatten_dict
 
 from top_jax.benchmark.programs import (
     INFERENCE,
-    ModelCase,
     make_batches,
     make_inference,
     make_train_step,
@@ -29,11 +28,12 @@ from top_jax.training import segmentation
 
 SIZES = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "d_state": 2, "num_classes": 3}
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiling takes most of the time
-CASE = ModelCase("vim_tiny", Pruning(after_blocks=(1,), keep_ratio=0.5), 2, "float32", overrides=SIZES)
+HALF = Pruning(after_blocks=(1,), keep_ratio=0.5)
 
 
 def test_inference_rows():
-    rows = time_model(CASE, Rounds(1, 0.0, 0.0), passes=(INFERENCE,))
+    options = {"passes": (INFERENCE,), "dtype": "float32", **SIZES}
+    rows = time_model("vim_tiny", HALF, 2, Rounds(1, 0.0, 0.0), **options)
     assert [(row["model"], row["variant"], row["pass"], row["implementation"]) for row in rows] == [
         ("vim_tiny", "dense", "inference", "xla"), ("vim_tiny", "pruned", "inference", "xla"),
     ]  # fmt: skip
@@ -43,14 +43,14 @@ def test_inference_rows():
 
 @pytest.mark.slow
 def test_training_rows(small, attentive):
-    rows = time_model(ModelCase("deit_tiny", attentive, 2, "float32", overrides=small), Rounds(2, 60.0, 0.0))
+    rows = time_model("deit_tiny", attentive, 2, Rounds(2, 60.0, 0.0), dtype="float32", **small)
     assert [row["pass"] for row in rows] == ["inference"] * 2 + ["train step"] * 2
     assert all(row["images_per_s"] > 0 for row in rows)
 
 
 def test_one_that_cannot_run():
     with pytest.raises(ValueError, match="triton"):
-        time_model(CASE._replace(implementation="triton"), Rounds(1, 0.0, 0.0), passes=(INFERENCE,))
+        time_model("vim_tiny", HALF, 2, Rounds(1, 0.0, 0.0), implementation="triton", **SIZES)
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_train_step_learns(name):
 @pytest.mark.slow
 def test_segmenters_run_as_they_are_evaluated_and_trained(micro_segmenter):
     """Labels of a crop are those of evaluation; the loss is training's, with dropout and the batch's statistics."""
-    model = build_model(micro_segmenter, Pruning(after_blocks=(1,), keep_ratio=0.5))
+    model = build_model(micro_segmenter, HALF)
     weights, (batch, _) = random_weights(model), make_batches(model, 2)
     images, labels, keys = batch
     assert (images.shape, labels.shape, labels.dtype) == ((2, 32, 32, 3), (2, 32, 32), jnp.uint8)

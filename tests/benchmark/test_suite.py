@@ -5,12 +5,9 @@ import time
 
 import pytest
 
-from top_jax.benchmark.cases import BATCH, VIM_SMALL, model_case
-from top_jax.benchmark.suite import MeasuredCeilings, Part, cpu_parts, failed, gpu_parts, run_parts, run_suite
-from top_jax.benchmark.timing import Rounds
+from top_jax.benchmark.scans import BATCH, VIM_SMALL
+from top_jax.benchmark.suite import Part, cpu_parts, failed, gpu_parts, run_parts, run_suite
 from top_jax.errors import InputError
-
-BRIEF = Rounds(1, 0.0, 0.0)
 
 
 def explode():
@@ -95,7 +92,7 @@ def test_what_a_gpu_would_run(fake_h200):
         "model vim_small bfloat16",
     ]  # fmt: skip
     assert parts[4].implementations == ("triton", "pallas", "xla", "associative")
-    assert model_case(VIM_SMALL, "bfloat16").batch == BATCH == 128
+    assert VIM_SMALL.scan("bfloat16").batch == BATCH == 128
     models = {"ViM-T": (197, 143), "ViM-S": (197, 102), "ViM-B": (197, 102), "PlainMamba-L1": (196, 68)}
     for model, lengths in (models | {"PlainMamba-L3": (196, 68)}).items():
         for dtype in ("float32", "bfloat16"):
@@ -112,18 +109,3 @@ def test_a_kernel_that_cannot_run_is_named(fake_h200):
     (row,) = parts["triton is not measured"].run()
     assert row["absent"].startswith("jax-triton is not installed")
     assert "contract triton" not in parts and "contract pallas" in parts
-
-
-def test_ceilings(h200):
-    ceilings = MeasuredCeilings(h200, {"clocks.max.sm": "1980"}, BRIEF, copy_bytes=4096)
-    assert ceilings.get().bandwidth is None
-    (row,) = ceilings.rows()
-    assert row["exponentials"] == ceilings.get().exponentials == 132 * 1.98e9 * 16
-    assert row["bandwidth"] > 0 and row["dispatch_us"] > 0 and "error" not in row
-
-
-def test_no_clock_no_floor(h200):
-    ceilings = MeasuredCeilings(h200, {"problem": "nvidia-smi is not there"}, BRIEF, copy_bytes=4096)
-    results = run_parts([Part("ceilings", 0, ceilings.rows)], 60.0, lambda results: None)
-    assert failed(results) == ["ceilings"]
-    assert "nvidia-smi is not there" in results[0]["rows"][0]["error"]

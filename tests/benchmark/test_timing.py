@@ -14,7 +14,7 @@ def test_functions_take_turns():
     results = time_in_turn(runs, ONCE)
     assert seen == list("aabb" + "ab" * 3)  # a warm-up and a sizing call each, then the rounds
     assert list(results) == ["a", "b"]
-    assert all(isinstance(result, Timing) and (result.rounds, result.calls) == (3, 1) for result in results.values())
+    assert all(isinstance(result, Timing) and result.calls == 1 for result in results.values())
     assert all(isinstance(result, Timing) and len(result.each) == 3 for result in results.values())
     low, high = results["a"].row()["quartiles_ms"]
     assert low <= results["a"].row()["median_ms"] <= high
@@ -30,9 +30,9 @@ def test_settled_functions_are_called_twice():
 
 def test_the_least_rounds_count_even_without_time():
     counted = []
-    assert time_in_turn({"a": lambda number: None}, Rounds(5, 0.0, 0.0))["a"].rounds == 1
+    assert len(time_in_turn({"a": lambda number: None}, Rounds(5, 0.0, 0.0))["a"].each) == 1
     found = time_in_turn({"a": lambda number: None}, Rounds(5, 0.0, 0.0, least=3), lambda: counted.append(1))
-    assert found["a"].rounds == len(counted) == 3
+    assert len(found["a"].each) == len(counted) == 3
 
 
 def test_short_calls_are_queued():
@@ -55,7 +55,7 @@ def test_what_fails_is_left_out():
         one_line(results["at once"]) == "RuntimeError: no launch"
         and one_line(results["later"]) == "ValueError: no more"
     )
-    assert isinstance(results["good"], Timing) and results["good"].rounds == 3
+    assert isinstance(results["good"], Timing) and results["good"].row()["rounds"] == 3
 
 
 def test_sets_rotate():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from top_jax.benchmark.cases import ScanCase
+from top_jax.benchmark.scans import ScanCase
 from top_jax.benchmark.timing import Rounds
 from top_jax.benchmark.tuning import Space, Target, fastest_first, this_gpu, tune
 from top_jax.errors import InputError

@@ -7,12 +7,11 @@
 
     suite          everything below, within a budget of time
     contract       whether the implementations of the scan are right on this device
-    cases          the scans of the published models
-    scans          how fast they are
+    scans          the scans of the published models, and how fast the implementations run them
     floor          the least time that a scan can take
     tuning         searches the kernels' block sizes
 
-    timing         times several functions in turn
+    timing         compiles several functions, and times them in turn
 
 Only JAX, Flax, Optax and NumPy are needed, so that it runs on a borrowed GPU.
 """

@@ -162,8 +162,9 @@ def conclusions(rows: list[dict[str, Any]]) -> list[str]:
 
 def as_text(report: dict[str, Any]) -> str:
     """Returns the report as text: the contestants, a table for each pass, limits, and where pruning does not pay."""
-    parts = [_environment_text(report), _contestants_text(report)]
-    parts += [_pass_text(report, which) for which in dict.fromkeys(row["pass"] for row in report["rows"])]
+    passes = list(dict.fromkeys(row["pass"] for row in report["rows"]))
+    parts = [_environment_text(report, passes), _contestants_text(report)]
+    parts += [_pass_text(report, which) for which in passes]
     if report["conclusions"]:
         pays = "\n".join(["Where pruning does not pay:", *(f"  {line}" for line in report["conclusions"])])
     else:
@@ -226,116 +227,99 @@ def _has_heads(row: dict[str, Any]) -> bool:
     return "backbone_macs_ratio" in row or "backbone_gmacs" in row
 
 
-def _environment_text(report: dict[str, Any]) -> str:
+def _environment_text(report: dict[str, Any], passes: list[str]) -> str:
     driver = f", driver {report['driver']}" if report["driver"] else ""
-    versions = ", ".join(f"{name} {version}" for name, version in report["packages"].items())
-    height, width = report["img_size"]
     scans = f", scans by {report['implementation']}" if report["implementation"] else ""
-    method, has_heads = report["method"], _has_heads(report["contestants"][0])
+    (height, width), method, has_heads = report["img_size"], report["method"], _has_heads(report["contestants"][0])
     name = f"{report['model']} with UPerNet's heads, {report['num_classes']} classes," if has_heads else report["model"]
     both = ", of the whole model / of its backbone alone" if has_heads else ""
-    return "\n".join(
-        [
-            f"{name} at {height} x {width}, {report['dtype']}{scans}; {report['device']} "
-            f"({report['platform']}, {report['cores']} cores){driver}; {report['date']}",
-            versions,
-            f"{method['timing']}; {method['warm_up']}.",
-            f"Weights: {method['weights']}.",
-            *(f"{which}: {report['passes'][which]}." for which in dict.fromkeys(row["pass"] for row in report["rows"])),
-            "Medians (quartiles). Speed-up: dense time / own time of each round. MACs: dense / own, by convention"
-            f"{both}.",
-        ]
-    )
+    lines = [
+        f"{name} at {height} x {width}, {report['dtype']}{scans}; {report['device']} "
+        f"({report['platform']}, {report['cores']} cores){driver}; {report['date']}",
+        ", ".join(f"{name} {version}" for name, version in report["packages"].items()),
+        f"{method['timing']}; {method['warm_up']}.",
+        f"Weights: {method['weights']}.",
+        *(f"{which}: {report['passes'][which]}." for which in passes),
+        f"Medians (quartiles). Speed-up: dense time / own time of each round. MACs: dense / own, by convention{both}.",
+    ]
+    return "\n".join(lines)
 
 
 def _contestants_text(report: dict[str, Any]) -> str:
-    conventions = list(report["contestants"][0]["gmacs"])
-    alone = " / backbone" if _has_heads(report["contestants"][0]) else ""
-    columns = ["", "parameters", *(f"GMACs, {name}{alone}" for name in conventions), "tokens, last block"]
+    contestants = report["contestants"]
+    descriptions = [f"{row['contestant']}: {row['what']}" for row in contestants]
+    columns = ["", "parameters", *_macs_columns(report, "GMACs"), "tokens, last block"]
     rows = [
-        [
-            row["contestant"],
-            f"{row['parameters']:,}",
-            *(_both(row, "gmacs", name, ".4g") for name in conventions),
-            str(row["tokens_per_block"][-1]),
-        ]
-        for row in report["contestants"]
+        [row["contestant"], f"{row['parameters']:,}", *_macs(row, "gmacs", ".4g"), str(row["tokens_per_block"][-1])]
+        for row in contestants
     ]
-    descriptions = [f"{row['contestant']}: {row['what']}" for row in report["contestants"]]
     return "\n".join([*descriptions, "", markdown(columns, rows)])
 
 
 def _pass_text(report: dict[str, Any], which: str) -> str:
-    conventions = list(report["contestants"][0]["gmacs"])
-    alone = " / backbone" if _has_heads(report["contestants"][0]) else ""
-    macs = [f"MACs, {name}{alone}" for name in conventions]
-    columns = [which, "batch", "ms", "img/s", "speed-up", *macs, "MiB", "pruning"]
+    columns = [which, "batch", "ms", "img/s", "speed-up", *_macs_columns(report, "MACs"), "MiB", "pruning"]
     rows = []
     for row in (row for row in report["rows"] if row["pass"] == which):
-        first = [row["contestant"], str(row["batch"])]
+        cells = [row["contestant"], str(row["batch"])]
         if "error" in row:
-            reason = "out of memory" if row["out_of_memory"] else "failed"
-            rows.append([*first, *[_NOTHING] * (len(columns) - 3), reason])
-            continue
-        rows.append(
-            [
-                *first,
+            cells += [_NOTHING] * (len(columns) - 3) + ["out of memory" if row["out_of_memory"] else "failed"]
+        else:
+            cells += [
                 _spread(row["median_ms"], row["quartiles_ms"]),
                 _spread(row["images_per_s"], row["images_per_s_quartiles"]),
                 _speedup(row) if "speedup" in row else _NOTHING,
-                *(_both(row, "macs_ratio", name, ".2f") for name in conventions),
+                *_macs(row, "macs_ratio", ".2f"),
                 f"{row['program_mib']:.0f}" if "program_mib" in row else _NOTHING,
                 row.get("verdict", _NOTHING),
             ]
-        )
+        rows.append(cells)
     return markdown(columns, rows)
 
 
 def _limits_text(report: dict[str, Any]) -> str:
     """Returns the limits of the measurement: the largest batch sizes, and the parts that were left out."""
-    memory = report["memory_limit_mib"]
+    memory, load = report["memory_limit_mib"], report["load_average"]
     limits = f"{report['budget_s']:.0f} s" + (f" and {memory} MiB for a program" if memory else "")
     lines = [f"Budget: {limits}; used {report['seconds']:.0f} s."]
-    load = report["load_average"]
     if load["start"] is not None:
         lines.append(
             f"Load average {load['start']} at the start, {load['end']} at the end, on {report['cores']} cores."
         )
-    peaks = [row["process_peak_mib"] for row in report["rows"] if "process_peak_mib" in row]
-    if peaks:
+    if peaks := [row["process_peak_mib"] for row in report["rows"] if "process_peak_mib" in row]:
         lines.append(f"Peak memory of this process on the device: {max(peaks):.0f} MiB.")
     for largest in report["largest_batch"]:
         if largest["out_of_memory_at"]:
             ran = f"{largest['batch']} fits" if largest["batch"] else "no size was measured"
             where = f"{largest['pass']}, {largest['contestant']}"
             lines.append(f"{where}: {ran}, {largest['out_of_memory_at']} does not.")
-    lines += [_skipped_text(row, report) for row in report["skipped"]]
+    for row in report["skipped"]:
+        everyone = len(row["contestants"]) == len(report["contestants"])
+        who = "everything" if everyone else "; ".join(row["contestants"])
+        larger = " and above" if row.get("and_larger") else ""
+        where = f"{row['pass']}, batch {row['batch']}{larger}, " if "batch" in row else ""
+        lines.append(f"Skipped: {where}{who}: {row['reason']}.")
     return "\n".join(lines)
 
 
-def _skipped_text(row: dict[str, Any], report: dict[str, Any]) -> str:
-    names = row["contestants"]
-    who = "everything" if len(names) == len(report["contestants"]) else "; ".join(names)
-    where = (
-        f"{row['pass']}, batch {row['batch']}{' and above' if row['and_larger'] else ''}, " if "batch" in row else ""
-    )
-    return f"Skipped: {where}{who}: {row['reason']}."
+def _macs_columns(report: dict[str, Any], what: str) -> list[str]:
+    """Returns the headings of the columns of `_macs`, one per convention."""
+    dense = report["contestants"][0]
+    alone = " / backbone" if _has_heads(dense) else ""
+    return [f"{what}, {convention}{alone}" for convention in dense["gmacs"]]
 
 
-def _both(row: dict[str, Any], key: str, convention: str, form: str) -> str:
-    """Returns the count of the whole model and, for a segmenter, also of its backbone."""
-    shown = (row[name][convention] for name in (key, f"backbone_{key}") if name in row)
-    return " / ".join(format(value, form) for value in shown)
+def _macs(row: dict[str, Any], key: str, form: str) -> list[str]:
+    """Returns a count or ratio of the whole model and, for a segmenter, also of its backbone, by convention."""
+    counts = [row[name] for name in (key, f"backbone_{key}") if name in row]
+    return [" / ".join(format(count[convention], form) for count in counts) for convention in row[key]]
 
 
 def _spread(median: float, quartiles: list[float]) -> str:
-    return f"{_short(median)} ({_short(quartiles[0])} .. {_short(quartiles[1])})"
+    """Returns a median and its quartiles, each with three digits or more."""
+    shown, low, high = (f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in (median, *quartiles))
+    return f"{shown} ({low} .. {high})"
 
 
 def _speedup(row: dict[str, Any]) -> str:
     low, high = row["speedup_quartiles"]
     return f"{row['speedup']:.2f} ({low:.2f} .. {high:.2f})"
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"

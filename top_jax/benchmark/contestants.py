@@ -9,7 +9,7 @@ from top_jax.build import Model, backbone_of, build_abstract_model
 from top_jax.config import ModelConfig
 from top_jax.errors import InputError
 from top_jax.evaluation.flops import Cost, count_macs
-from top_jax.models import MODELS, BackboneConfig, DeitConfig, Segmenter, abstract_model
+from top_jax.models import MODELS, DeitConfig, Segmenter, abstract_model
 from top_jax.models.sizes import MambaConfig
 from top_jax.models.weights import parameter_count
 from top_jax.pruning import METHODS, WAYS, Pruning, Reduction
@@ -33,7 +33,6 @@ class Contestant(NamedTuple):
         name: unique, as in the tables.
         what: description.
         weights: contestants with the same value have weights of the same shapes, and share them.
-        prunes: whether it is the config's model with a reduction.
         model: without weights, only their shapes.
         img_size: (height, width) of the images.
         cost: multiply-accumulates of one image.
@@ -43,11 +42,15 @@ class Contestant(NamedTuple):
     name: str
     what: str
     weights: str
-    prunes: bool
     model: Model
     img_size: tuple[int, int]
     cost: Cost
     parameters: int
+
+    @property
+    def prunes(self) -> bool:
+        """Whether it is the config's model with a reduction."""
+        return bool(self.model.reduction.after_blocks)
 
     def row(self) -> dict[str, Any]:
         """Returns the contestant as JSON values, for a report."""
@@ -83,11 +86,11 @@ def field_of(
     """
     name, config = config.name, dataclasses.replace(config, drop_path=0.0)
 
-    def contestant(label: str, what: str, reduction: Reduction | None) -> Contestant:
+    def contestant(label: str, what: str, reduction: Reduction | None = None) -> Contestant:
         model = build_abstract_model(config, reduction)
-        return _contestant(label, f"{name}, {what}", DENSE, model, reduction, _size_of(model, img_size))
+        return _contestant(label, f"{name}, {what}", DENSE, model, _size_of(model, img_size))
 
-    dense = contestant(DENSE, "all tokens", None)
+    dense = contestant(DENSE, "all tokens")
     field = [dense]
     if reduction.after_blocks:
         field.append(contestant(f"{_label(reduction)} (config)", f"the config's {reduction}", reduction))
@@ -122,12 +125,10 @@ def _label(reduction: Reduction) -> str:
     return f"{method} {reduction.alignment}{', score order' if by_score else ''}"
 
 
-def _contestant(
-    label: str, what: str, weights: str, model: Model, reduction: Reduction | None, img_size: tuple[int, int]
-) -> Contestant:
+def _contestant(label: str, what: str, weights: str, model: Model, img_size: tuple[int, int]) -> Contestant:
     sized = img_size if isinstance(model, Segmenter) else None
-    cost = count_macs(model.config, reduction, img_size=sized)
-    return Contestant(label, what, weights, reduction is not None, model, img_size, cost, parameter_count(model))
+    cost = count_macs(model.config, model.reduction, img_size=sized)
+    return Contestant(label, what, weights, model, img_size, cost, parameter_count(model))
 
 
 def _yardstick(name: str, dense: Contestant) -> tuple[Contestant | None, str | None]:
@@ -141,22 +142,17 @@ def _yardstick(name: str, dense: Contestant) -> tuple[Contestant | None, str | N
         "img_size": config.img_size, "patch_size": config.stride, "num_classes": config.num_classes,
         "dtype": config.dtype, "remat": config.remat,
     }  # fmt: skip
-    named = _YARDSTICKS.get(name) if _as_named(name, config) else None
+    usual = MODELS[name]
+    as_named = (config.embed_dim, config.depth) == (usual.embed_dim, usual.depth)
+    named = _YARDSTICKS.get(name) if as_named else None
     try:
-        if named is None:
-            sizes |= _same_size(dense, sizes)
-        model = abstract_model(named or "deit_tiny", **sizes)
-        found = _contestant(named or "deit", "", "deit", model, None, dense.img_size)
+        model = abstract_model(named or "deit_tiny", **sizes, **({} if named else _same_size(dense, sizes)))
     except InputError as problem:
         return None, f"there is no DeiT of this size: {problem}"
     made = model.config
     how = f"{named}, which the papers compare with" if named else "the DeiT of this width with about as many parameters"
-    return found._replace(what=f"{how}: {made.embed_dim} wide, {made.depth} blocks, {made.num_heads} heads"), None
-
-
-def _as_named(name: str, config: BackboneConfig) -> bool:
-    """Returns whether width and depth equal the named model's."""
-    return (config.embed_dim, config.depth) == (MODELS[name].embed_dim, MODELS[name].depth)
+    what = f"{how}: {made.embed_dim} wide, {made.depth} blocks, {made.num_heads} heads"
+    return _contestant(named or "deit", what, "deit", model, dense.img_size), None
 
 
 def _same_size(dense: Contestant, sizes: dict[str, Any]) -> dict[str, int]:

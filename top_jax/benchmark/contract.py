@@ -14,9 +14,8 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from top_jax.benchmark.cases import ScanCase, make_arrays, make_cotangent
-from top_jax.benchmark.scans import scan_of, with_gradients
-from top_jax.benchmark.timing import Row, compile_all, one_line
+from top_jax.benchmark.scans import ScanCase, make_arrays, make_cotangent, scan_of, with_gradients
+from top_jax.benchmark.timing import Program, Row, compile_all, one_line
 
 # Largest error, relative to the largest value of the array compared. float32: sums and exponentials in another order
 # and by another unit (a GPU's exp2 is good to 2 ulp). bfloat16: computed in float32 and rounded to 8 bits at the end; a
@@ -124,7 +123,7 @@ def relative_error(got: Any, want: Any) -> float:
     return float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-12))
 
 
-def _program(compiled: Any) -> Any:
+def _program(compiled: Program | Exception) -> Any:
     if isinstance(compiled, Exception):
         raise compiled
-    return compiled[0]
+    return compiled.run

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from top_jax.benchmark.timing import Rounds, Timing, one_line, over_sets, time_in_turn
+from top_jax.benchmark.timing import Rounds, Row, Timing, dispatch_seconds, one_line, over_sets, time_in_turn
 
 EXPONENTIALS_PER_CLOCK: Final = 16  # per multiprocessor
 COPY_BYTES: Final = 2**30  # per array: far beyond any cache
@@ -37,10 +37,10 @@ class Ceilings(NamedTuple):
         clock_source: where the clock was read, or why it is unknown.
     """
 
-    bandwidth: float | None
-    multiprocessors: int | None
-    clock: float | None
-    clock_source: str
+    bandwidth: float | None = None
+    multiprocessors: int | None = None
+    clock: float | None = None
+    clock_source: str = "not measured"
 
     @property
     def exponentials(self) -> float | None:
@@ -48,6 +48,14 @@ class Ceilings(NamedTuple):
         if self.multiprocessors is None or self.clock is None:
             return None
         return self.multiprocessors * self.clock * EXPONENTIALS_PER_CLOCK
+
+    def row(self) -> Row:
+        """Returns the rates and the time of a dispatch, measured now, for a report; an `error` if no floor is known."""
+        dispatch = {"dispatch_us": round(dispatch_seconds() * 1e6, 1)}
+        row = {**self._asdict(), "exponentials": self.exponentials, **dispatch}
+        if self.exponentials is None:
+            row["error"] = f"no floor without multiprocessors and clock ({self.clock_source})"
+        return row
 
 
 class Work(NamedTuple):
@@ -57,30 +65,23 @@ class Work(NamedTuple):
     exponentials: int
 
 
-def scan_work(
-    arrays: Mapping[str, Any], directions: int, batch: int, length: int, width: int, states: int, *, gradient: bool
-) -> Work:
+def scan_work(arrays: Mapping[str, Any], *, gradient: bool) -> Work:
     """Counts the least work of `directional_scan`.
 
     The forward pass reads every argument and writes y. The backward pass reads every argument and the cotangent of y,
     and writes a gradient of every floating-point argument in its own shape and dtype.
 
     Args:
-        arrays: arrays or `jax.ShapeDtypeStruct`s by argument name.
-        directions: G.
-        batch: B.
-        length: L.
-        width: E.
-        states: N.
+        arrays: arrays or `jax.ShapeDtypeStruct`s by argument name: u `[.., B, L, E]`, B `[G, B, L, N]` and the others.
         gradient: count forward and backward together.
     """
-    size = lambda array: array.size * jnp.dtype(array.dtype).itemsize  # noqa: E731
-    read = sum(size(array) for array in arrays.values())
+    size = {name: array.size * jnp.dtype(array.dtype).itemsize for name, array in arrays.items()}
+    read, (directions, batch, length, states), width = sum(size.values()), arrays["B"].shape, arrays["u"].shape[-1]
     out = batch * length * width * jnp.dtype(arrays["u"].dtype).itemsize
     exponentials = directions * batch * length * width * states
     if not gradient:
         return Work(read + out, exponentials)
-    gradients = sum(size(array) for array in arrays.values() if jnp.issubdtype(array.dtype, jnp.floating))
+    gradients = sum(size[name] for name, array in arrays.items() if jnp.issubdtype(array.dtype, jnp.floating))
     return Work(read + out + read + out + gradients, 2 * exponentials)
 
 
@@ -93,11 +94,8 @@ def floor_of(work: Work, ceilings: Ceilings) -> dict[str, Any]:
         "exponentials": work.exponentials / ceilings.exponentials * 1e3,
     }
     larger = max(times, key=lambda name: times[name])
-    return {
-        "floor_ms": round(times[larger], 4),
-        "floor_is": larger,
-        **{f"{k}_ms": round(v, 4) for k, v in times.items()},
-    }
+    rounded = {f"{name}_ms": round(ms, 4) for name, ms in times.items()}
+    return {"floor_ms": rounded[f"{larger}_ms"], "floor_is": larger, **rounded}
 
 
 def measure_ceilings(device: Any, card: dict[str, str], rounds: Rounds, copy_bytes: int = COPY_BYTES) -> Ceilings:
@@ -110,7 +108,7 @@ def measure_ceilings(device: Any, card: dict[str, str], rounds: Rounds, copy_byt
         copy_bytes: size of the array that is copied.
     """
     if device.platform != "gpu":
-        return Ceilings(None, None, None, "no GPU")
+        return Ceilings(clock_source="no GPU")
     clock = card.get("clocks.max.sm", "")
     known = clock.replace(".", "", 1).isdigit()
     return Ceilings(
@@ -131,7 +129,7 @@ def copy_bandwidth(size: int, rounds: Rounds) -> float:
     sets = [(jax.random.normal(jax.random.key(seed), (words,), jnp.float32),) for seed in (0, 1)]
     functions = {"copy": jax.jit(jnp.copy), "negate": jax.jit(jnp.negative)}
     results = time_in_turn({name: over_sets(function, sets) for name, function in functions.items()}, rounds)
-    times = [timing.median for timing in results.values() if isinstance(timing, Timing)]
+    times = [timing.spread.median for timing in results.values() if isinstance(timing, Timing)]
     if not times:
         problems = "; ".join(one_line(result) for result in results.values() if isinstance(result, Exception))
         raise RuntimeError(f"no copy of {size} bytes ran ({problems})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from top_jax.benchmark.timing import Rounds, Row, Run, Timing, compile_all, one_line, over_sets, time_in_turn
+from top_jax.benchmark.timing import Program, Rounds, Row, Run, Timing, compile_all, one_line, over_sets, time_in_turn
 from top_jax.build import Model, backbone_of
 from top_jax.config import OptimizerConfig
 from top_jax.evaluation.flops import count_macs
@@ -32,123 +32,71 @@ _MOST_LABELS: Final = 255  # classes of a label map, which holds bytes; 255 is n
 Batch = tuple[jax.Array, jax.Array, jax.Array]
 """Images float32 `[B, H, W, 3]`; int32 labels `[B]`, a segmenter's uint8 `[B, H, W]`; and `[B]` keys for dropout."""
 
-Compiled = tuple[Any, float]  # a program and the seconds of tracing and compiling it
-
-
-class ModelCase(NamedTuple):
-    """A model to be timed, dense and pruned.
-
-    Attributes:
-        name: model name, as for `create_model`.
-        pruning: reduction of the pruned model.
-        batch: images per call.
-        dtype: dtype of the matrix products.
-        implementation: implementation of the scan; None is the model's own choice.
-        overrides: sizes that replace the named model's own.
-    """
-
-    name: str
-    pruning: Reduction
-    batch: int
-    dtype: str = "bfloat16"
-    implementation: str | None = None
-    overrides: dict[str, Any] | None = None
-
 
 def time_model(
-    case: ModelCase, rounds: Rounds, *, passes: tuple[str, ...] = BOTH_PASSES, workers: int = 4
+    name: str,
+    pruning: Reduction,
+    batch: int,
+    rounds: Rounds,
+    *,
+    passes: tuple[str, ...] = BOTH_PASSES,
+    workers: int = 4,
+    dtype: str = "bfloat16",
+    **overrides: Any,
 ) -> list[Row]:
     """Times the dense and the pruned model in turn.
 
     Args:
-        case: the model.
+        name: model name, as for `create_model`.
+        pruning: reduction of the pruned model.
+        batch: images per call.
         rounds: how long to time.
         passes: `INFERENCE`, `TRAIN_STEP` or both. A train step is forward in train mode, cross entropy, backward and
             AdamW.
         workers: programs compiled at a time.
+        dtype: dtype of the matrix products.
+        **overrides: other settings that replace the named model's own.
 
     Returns:
         A row for each pass and variant. `compile_s` is the time of tracing and compiling, `program_mib` what XLA
         reserves for the program, arguments and results included.
     """
-    overrides = {**(case.overrides or {}), "dtype": case.dtype}
-    if case.implementation is not None:
-        overrides["implementation"] = case.implementation
-    models = {
-        name: abstract_model(case.name, pruning=pruning, **overrides)
-        for name, pruning in (("dense", None), ("pruned", case.pruning))
-    }
+    reductions = {"dense": None, "pruned": pruning}
+    models = {k: abstract_model(name, pruning=r, dtype=dtype, **overrides) for k, r in reductions.items()}
     weights = random_weights(models["dense"])  # pruning adds no parameters
-    sets = make_batches(models["dense"], case.batch)
-    lower = {
-        (name, which): lowering(model, which, weights, sets[0]) for name, model in models.items() for which in passes
-    }
+    sets = make_batches(models["dense"], batch)
+    lower = {(k, which): lowering(model, which, weights, sets[0]) for k, model in models.items() for which in passes}
     compiled = compile_all(lower, workers)
     rows = []
     for which in passes:  # one after the other, so that a train step's memory is free while inference is timed
-        entries = [Entry(name, model, weights, compiled[name, which]) for name, model in models.items()]
-        timed = time_entries(entries, which, sets, rounds)
-        for entry in entries:
-            cost = count_macs(entry.model.config, entry.model.reduction)
+        runs = {k: run_of(compiled[k, which], model, which, weights, sets) for k, model in models.items()}
+        timed = time_in_turn(runs, rounds)
+        for variant, model in models.items():
+            cost = count_macs(model.config, model.reduction)
             start: Row = {
-                "model": case.name, "variant": entry.name, "pass": which, "dtype": case.dtype, "batch": case.batch,
-                "implementation": entry.model.scan_implementation,
-                "gmacs_published": round(cost.gmacs("published"), 6),
+                "model": name, "variant": variant, "pass": which, "dtype": dtype, "batch": batch,
+                "implementation": model.scan_implementation, "gmacs_published": round(cost.gmacs("published"), 6),
             }  # fmt: skip
-            rows.append(start | speed_row(entry, timed[entry.name], case.batch))
+            rows.append(start | speed_row(compiled[variant, which], timed[variant], batch))
     return rows
 
 
-class Entry(NamedTuple):
-    """A compiled program of a model, to be timed.
+def speed_row(program: Program | Exception, result: Timing | Exception, batch: int) -> Row:
+    """Returns speed, compile time and memory of a timed program, or its `error`, for a report.
 
-    Attributes:
-        name: unique among those timed together.
-        model: without weights.
-        weights: weights to run with; they are not changed.
-        compiled: what `compile_all` returned for it.
+    `program_mib` is what XLA planned for it, and `process_peak_mib` the peak of this process on the device; each is
+    left out where it is not known.
     """
-
-    name: str
-    model: Model
-    weights: Weights
-    compiled: Compiled | Exception
-
-
-def time_entries(
-    entries: list[Entry],
-    which: str,
-    sets: list[Batch],
-    rounds: Rounds,
-    on_round: Callable[[], None] = lambda: None,
-) -> dict[str, Timing | Exception]:
-    """Times compiled programs in turn.
-
-    Args:
-        entries: the programs; one that was not compiled is left out.
-        which: `INFERENCE` or `TRAIN_STEP`.
-        sets: batches that the calls rotate through.
-        rounds: how long to time.
-        on_round: called after each round.
-
-    Returns:
-        By name the timing, or the exception that compiling or running raised.
-    """
-    runs = {
-        entry.name: _run_of(entry, entry.compiled[0], which, sets)
-        for entry in entries
-        if not isinstance(entry.compiled, Exception)
-    }
-    refused = {entry.name: entry.compiled for entry in entries if isinstance(entry.compiled, Exception)}
-    return {**refused, **time_in_turn(runs, rounds, on_round)}
-
-
-def speed_row(entry: Entry, result: Timing | Exception, batch: int) -> Row:
-    """Returns speed, compile time and memory of a timed program, or its `error`, for a report."""
     if isinstance(result, Exception):
         return {"error": one_line(result)}
-    program, seconds = cast("Compiled", entry.compiled)
-    return {**result.rates(batch), **result.row(), "compile_s": round(seconds, 1), **_memory_row(program)}
+    assert isinstance(program, Program)
+    row: Row = {**result.rates(batch), **result.row(), "compile_s": round(program.seconds, 1)}
+    if planned := program_memory(program.run):
+        row["program_mib"] = round(planned["total"] / 2**20, 2)
+    peak = peak_memory()
+    if peak is not None and peak["of"] == "device":
+        row["process_peak_mib"] = round(int(peak["bytes"]) / 2**20, 1)
+    return row
 
 
 def lowering(model: Model, which: str, weights: Weights, batch: tuple[Any, Any, Any]) -> Callable[[], Any]:
@@ -266,33 +214,33 @@ def make_batches(model: Model, batch: int, img_size: tuple[int, int] | None = No
     return [draw(seed) for seed in (1, 2)]
 
 
-def _run_of(entry: Entry, program: Any, which: str, sets: list[Batch]) -> Run:
+def run_of(
+    program: Program | Exception, model: Model, which: str, weights: Weights, sets: list[Batch]
+) -> Run | Exception:
+    """Returns what `time_in_turn` times: a compiled program over batches, or the exception that compiling raised.
+
+    Args:
+        program: what `compile_all` returned.
+        model: the model, without weights.
+        which: `INFERENCE` or `TRAIN_STEP`.
+        weights: weights to run with; they are not changed.
+        sets: batches that the calls rotate through.
+    """
+    if isinstance(program, Exception):
+        return program
     if which == INFERENCE:
-        return over_sets(program, [(entry.weights, images) for images, *_ in sets])
-    return _TrainSteps(program, entry, sets)
+        return over_sets(program.run, [(weights, images) for images, *_ in sets])
+    return _train_steps(program.run, model, weights, sets)
 
 
-class _TrainSteps:
-    """A train step that keeps its state from call to call and reuses its buffers, as in training."""
+def _train_steps(program: Callable[..., Any], model: Model, weights: Weights, sets: list[Batch]) -> Run:
+    """Returns a train step that keeps its state from call to call and reuses its buffers, as in training."""
+    weights = jax.tree.map(jnp.copy, weights)  # they are donated, and others need them
+    state = OPTIMIZER.init(split_weights(weights, statistics_of(model))[0])
 
-    def __init__(self, program: Callable[..., Any], entry: Entry, sets: list[Batch]):
-        self._program, self._sets = program, sets
-        self._weights = jax.tree.map(jnp.copy, entry.weights)  # they are donated, and others need them
-        self._state = OPTIMIZER.init(split_weights(self._weights, statistics_of(entry.model))[0])
-
-    def __call__(self, number: int) -> dict[str, jax.Array]:
-        """Runs one step and returns its metrics."""
-        batch = self._sets[number % len(self._sets)]
-        self._weights, self._state, metrics = self._program(self._weights, self._state, *batch)
+    def run(number: int) -> dict[str, jax.Array]:
+        nonlocal weights, state
+        weights, state, metrics = program(weights, state, *sets[number % len(sets)])
         return metrics
 
-
-def _memory_row(program: Any) -> Row:
-    """Returns the MiB of a program and the peak of this process on the device, where they are known."""
-    row: Row = {}
-    if planned := program_memory(program):
-        row["program_mib"] = round(planned["total"] / 2**20, 2)
-    peak = peak_memory()
-    if peak is not None and peak["of"] == "device":
-        row["process_peak_mib"] = round(int(peak["bytes"]) / 2**20, 1)
-    return row
+    return run

@@ -29,8 +29,8 @@ from typing import Any, Final
 import jax
 
 from top_jax.benchmark.contestants import DENSE, Contestant
-from top_jax.benchmark.programs import Batch, Entry, lowering, make_batches, random_weights, speed_row, time_entries
-from top_jax.benchmark.timing import Rounds, Row, Spread, Timing, compile_all, spread
+from top_jax.benchmark.programs import Batch, lowering, make_batches, random_weights, run_of, speed_row
+from top_jax.benchmark.timing import Program, Rounds, Row, Spread, Timing, compile_all, spread, time_in_turn
 from top_jax.memory import program_memory
 from top_jax.ops import implementations
 
@@ -128,20 +128,20 @@ class Race:
         programs = self._compile(running, which, batch, sets[0], pace)
         compiled = time.perf_counter()
         entrants = [c for c in running if c.name in programs]
-        entries = [Entry(c.name, c.model, self._weights[c.weights], programs[c.name]) for c in entrants]
+        runs = {c.name: run_of(programs[c.name], c.model, which, self._weights[c.weights], sets) for c in entrants}
         seconds = min(SHARE_OF_ROUNDS * self._seconds, pace.left())
         rounds = Rounds(MOST_ROUNDS, seconds, measurement=0.0, least=LEAST_ROUNDS)
-        timed = time_entries(entries, which, sets, rounds, self._tick)
+        timed = time_in_turn(runs, rounds, self._tick)
         finished = time.perf_counter()
-        pace.note_rounds(sum((found.median for found in timed.values() if isinstance(found, Timing)), 0.0), batch)
+        pace.note_rounds(sum((t.spread.median for t in timed.values() if isinstance(t, Timing)), 0.0), batch)
         rows = [
-            {"pass": which, "batch": batch, "contestant": c.name} | self._results(c, entry, timed, batch)
-            for c, entry in zip(entrants, entries, strict=True)
+            {"pass": which, "batch": batch, "contestant": c.name} | self._results(c, programs[c.name], timed, batch)
+            for c in entrants
         ]
         self.rows.extend(rows)
         count = max((row["rounds"] for row in rows if "rounds" in row), default=0)
         print(
-            f"{which}, batch {batch}: {len(entries)} programs compiled in {compiled - start:.0f} s, {count} rounds in "
+            f"{which}, batch {batch}: {len(entrants)} programs compiled in {compiled - start:.0f} s, {count} rounds in "
             f"{finished - compiled:.0f} s",
             flush=True,
         )
@@ -151,9 +151,11 @@ class Race:
         failed = {row["contestant"] for row in rows if "error" in row}
         return [c for c in running if c.name not in failed]
 
-    def _compile(self, running: list[Contestant], which: str, batch: int, example: Batch, pace: Pace) -> dict[str, Any]:
+    def _compile(
+        self, running: list[Contestant], which: str, batch: int, example: Batch, pace: Pace
+    ) -> dict[str, Program | Exception]:
         """Compiles in groups while there is time; the first group is always compiled. Returns as `compile_all` does."""
-        found: dict[str, Any] = {}
+        found: dict[str, Program | Exception] = {}
         for place in range(0, len(running), self._workers):
             group = running[place : place + self._workers]
             if place and (reason := pace.too_long(batch)):
@@ -166,18 +168,20 @@ class Race:
             self._tick()
         return {name: self._within_memory(result) for name, result in found.items()}
 
-    def _within_memory(self, compiled: Any) -> Any:
+    def _within_memory(self, compiled: Program | Exception) -> Program | Exception:
         """Returns the program, or a MemoryError if it takes more than it may."""
         if isinstance(compiled, Exception) or self._memory is None:
             return compiled
-        planned = program_memory(compiled[0]).get("total", 0)
+        planned = program_memory(compiled.run).get("total", 0)
         if planned <= self._memory:
             return compiled
         return MemoryError(f"it needs {planned / 2**20:.1f} MiB; the limit is {self._memory / 2**20:.1f} MiB")
 
-    def _results(self, contestant: Contestant, entry: Entry, timed: dict[str, Timing | Exception], batch: int) -> Row:
+    def _results(
+        self, contestant: Contestant, program: Program | Exception, timed: dict[str, Timing | Exception], batch: int
+    ) -> Row:
         result, dense = timed[contestant.name], timed[DENSE]
-        row = speed_row(entry, result, batch)
+        row = speed_row(program, result, batch)
         if isinstance(result, Exception):
             return {**row, "out_of_memory": out_of_memory(result)}
         row["times_ms"] = [round(seconds * 1e3, 4) for seconds in result.each]

@@ -12,12 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from top_jax.benchmark import cases, contract
-from top_jax.benchmark.cases import ScanCase, both_directions, model_case
-from top_jax.benchmark.floor import COPY_BYTES, Ceilings, measure_ceilings
-from top_jax.benchmark.programs import INFERENCE, ModelCase, time_model
-from top_jax.benchmark.scans import APART, ASSOCIATIVE, time_scans
-from top_jax.benchmark.timing import Rounds, Row, dispatch_seconds, one_line
+from top_jax.benchmark import contract
+from top_jax.benchmark.floor import Ceilings, measure_ceilings
+from top_jax.benchmark.programs import INFERENCE, time_model
+from top_jax.benchmark.scans import APART, ASSOCIATIVE, BATCH, SCANNED, ScanCase, both_directions, time_scans
+from top_jax.benchmark.timing import Rounds, Row, one_line
 from top_jax.environment import environment, nvidia_smi
 from top_jax.files import save_json
 from top_jax.ops import implementations
@@ -138,97 +137,80 @@ def gpu_parts(device: Any, card: dict[str, str]) -> list[Part]:
         card: what `top_jax.environment.nvidia_smi` returned.
     """
     memory = int((device.memory_stats() or {}).get("bytes_limit", 0) * _SHARE_OF_MEMORY) or None
-    ceilings = MeasuredCeilings(device, card, _GPU_ROUNDS)
     usable = tuple(name for name in KERNELS if implementations.obstacle(name) is None)
     everyone = (*usable, "xla", ASSOCIATIVE)
+    known = Ceilings()
+
+    def ceilings() -> list[Row]:
+        nonlocal known
+        known = measure_ceilings(device, card, _GPU_ROUNDS)
+        return [known.row()]
 
     def scans(case: ScanCase, names: tuple[str, ...], seconds: int) -> Part:
-        run = lambda: time_scans(case, names, ceilings.get(), _GPU_ROUNDS, memory=memory, workers=8)  # noqa: E731
+        run = lambda: time_scans(case, names, known, _GPU_ROUNDS, memory=memory, workers=8)  # noqa: E731
         return Part(f"scan {case.label()}", seconds, run, names)
 
     def contracts(name: str) -> Part:
         return Part(f"contract {name}", 60, lambda: contract.check_contract(name, contract.FULL, 8, _CONTRACT_RUNS))
 
     def models(name: str, pruning: Reduction, dtype: str, seconds: int) -> Part:
-        case = ModelCase(name, pruning, cases.BATCH, dtype)
-        return Part(f"model {name} {dtype}", seconds, lambda: time_model(case, _MODEL_ROUNDS))
+        run = lambda: time_model(name, pruning, BATCH, _MODEL_ROUNDS, dtype=dtype)  # noqa: E731
+        return Part(f"model {name} {dtype}", seconds, run)
 
     def one_image(name: str, pruning: Reduction) -> Part:
-        case = ModelCase(name, pruning, 1)
-        return Part(f"one image {name}", 30, lambda: time_model(case, _MODEL_ROUNDS, passes=(INFERENCE,)))
-
-    small, tiny, base, *mambas = cases.MODELS
-    whole: dict[str, Reduction] = {"vim_small": small.pruning, "vim_tiny": tiny.pruning, "vim_base": base.pruning}
-    whole |= {"plain_mamba_l1": mambas[0].pruning, "plain_mamba_l3": mambas[1].pruning}
-    whole |= {"deit_small": Evit(after_blocks=(4, 7, 10), keep_ratio=0.7)}
+        return Part(f"one image {name}", 30, lambda: time_model(name, pruning, 1, _MODEL_ROUNDS, passes=(INFERENCE,)))
 
     def pruned(dtype: str, *, decay: bool) -> list[Part]:
-        others = (model for model in cases.MODELS if (model, dtype, decay) != (small, "bfloat16", False))
-        lengths = ((model, model.pruned_lengths()[-1]) for model in others)
-        return [scans(model_case(m, dtype, length=length, decay=decay), usable, 15) for m, length in lengths]
+        """Returns the scans after the last prune; those of the first model without decay are in the list already."""
+        cases = (model.scan(dtype, length=model.lengths()[-1], decay=decay) for model in SCANNED)
+        return [scans(case, usable, 15) for case in cases if case not in small]
 
-    parts = [Part("ceilings", 10, ceilings.rows), *(_unusable(name) for name in KERNELS if name not in usable)]
+    first, *others = SCANNED
+    small = [first.scan("bfloat16", length=length) for length in first.lengths()]
+    whole = {model.name: model.pruning for model in SCANNED}
+    whole |= {"deit_small": Evit(after_blocks=(4, 7, 10), keep_ratio=0.7)}
+
+    parts = [Part("ceilings", 10, ceilings), *(_unusable(name) for name in KERNELS if name not in usable)]
     parts += [contracts(name) for name in (*usable, "xla")]
-    parts += [scans(model_case(small, "bfloat16"), everyone, 30), models("vim_small", small.pruning, "bfloat16", 90)]
-    parts += [scans(model_case(small, "bfloat16", length=length), everyone, 20) for length in small.pruned_lengths()]
-    parts += [scans(both_directions(small, "bfloat16"), (*usable, APART), 20)]
-    parts += [scans(model_case(model, "bfloat16"), everyone, 30) for model in (tiny, base, *mambas)]
+    parts += [scans(small[0], everyone, 30), models(first.name, first.pruning, "bfloat16", 90)]
+    parts += [scans(case, everyone, 20) for case in small[1:]]
+    parts += [scans(both_directions(first, "bfloat16"), (*usable, APART), 20)]
+    parts += [scans(model.scan("bfloat16"), everyone, 30) for model in others]
     parts += pruned("bfloat16", decay=False)
-    parts += [models(name, pruning, "bfloat16", 60) for name, pruning in whole.items() if name != "vim_small"]
+    parts += [models(name, pruning, "bfloat16", 60) for name, pruning in whole.items() if name != first.name]
     parts += [one_image(name, pruning) for name, pruning in whole.items()]
     parts += pruned("bfloat16", decay=True)
-    parts += [scans(model_case(model, "float32"), everyone, 30) for model in cases.MODELS]
-    return [*parts, *pruned("float32", decay=False), models("vim_small", small.pruning, "float32", 90)]
+    parts += [scans(model.scan("float32"), everyone, 30) for model in SCANNED]
+    return [*parts, *pruned("float32", decay=False), models(first.name, first.pruning, "float32", 90)]
 
 
 def cpu_parts() -> list[Part]:
     """Returns small parts of every kind, which also check the kernels as far as interpret mode can."""
-    ceilings = Ceilings(None, None, None, "no GPU")
+    no_gpu = Ceilings(clock_source="no GPU")
     scan = ScanCase("ViM-like", 33, 32, dtype="float32", batch=2)
-    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "d_state": 4, "num_classes": 10}
-    micro = ModelCase("vim_tiny", Pruning(after_blocks=(1,), keep_ratio=0.5), 4, "float32", overrides=sizes)
+    micro: dict[str, Any] = {
+        "img_size": 16,
+        "patch_size": 4,
+        "embed_dim": 16,
+        "depth": 2,
+        "d_state": 4,
+        "num_classes": 10,
+    }
+    half = Pruning(after_blocks=(1,), keep_ratio=0.5)
     one, *_, rounded = contract.TINY
     return [
         *(_unusable(name) for name in KERNELS if implementations.obstacle(name)),
         Part("contract xla", 60, lambda: contract.check_contract("xla", contract.TINY)),
         Part("contract pallas_interpret", 60, lambda: contract.check_contract("pallas_interpret", (one, rounded))),
-        Part("scan, small", 30, lambda: time_scans(scan, ("xla", ASSOCIATIVE), ceilings, _CPU_ROUNDS)),
-        Part("model, micro ViM", 60, lambda: time_model(micro, _CPU_ROUNDS)),
+        Part("scan, small", 30, lambda: time_scans(scan, ("xla", ASSOCIATIVE), no_gpu, _CPU_ROUNDS)),
+        Part("model, micro ViM", 60, lambda: time_model("vim_tiny", half, 4, _CPU_ROUNDS, dtype="float32", **micro)),
     ]
-
-
-class MeasuredCeilings:
-    """Ceilings of a device, which the first part measures and later parts use.
-
-    Args:
-        device: a `jax.Device`.
-        card: what `top_jax.environment.nvidia_smi` returned.
-        rounds: how long to time the copies.
-        copy_bytes: size of the array that is copied.
-    """
-
-    def __init__(self, device: Any, card: dict[str, str], rounds: Rounds, copy_bytes: int = COPY_BYTES):
-        self._measure = lambda: measure_ceilings(device, card, rounds, copy_bytes)
-        self._ceilings = Ceilings(None, None, None, "not measured")
-
-    def rows(self) -> list[Row]:
-        """Measures, and returns a row for the report."""
-        self._ceilings = found = self._measure()
-        row = {**found._asdict(), "exponentials": found.exponentials, "dispatch_us": round(dispatch_seconds() * 1e6, 1)}
-        if found.exponentials is None:
-            row["error"] = f"no floor without multiprocessors and clock ({found.clock_source})"
-        return [row]
-
-    def get(self) -> Ceilings:
-        """Returns the measured ceilings, or unknown ones."""
-        return self._ceilings
 
 
 def _unusable(name: str) -> Part:
     """Returns a part that only says why an implementation is not measured, which is not a failure."""
-    return Part(
-        f"{name} is not measured", 0, lambda: [{"implementation": name, "absent": str(implementations.obstacle(name))}]
-    )
+    rows = [{"implementation": name, "absent": str(implementations.obstacle(name))}]
+    return Part(f"{name} is not measured", 0, lambda: rows)
 
 
 def _run_part(part: Part, elapsed: float) -> dict[str, Any]:

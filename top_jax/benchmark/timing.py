@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
@@ -52,75 +52,82 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 class Timing(NamedTuple):
-    """Seconds per call: median and quartiles over the rounds.
+    """Measured times of a function.
 
     Attributes:
-        median: seconds.
-        low: lower quartile.
-        high: upper quartile.
-        rounds: number of rounds that were counted.
-        calls: number of calls that each round's time is the mean of.
         each: seconds per call in each round. Functions timed together were called one after the other in each round.
+        calls: number of calls that each round's time is the mean of.
     """
 
-    median: float
-    low: float
-    high: float
-    rounds: int
-    calls: int
-    each: tuple[float, ...] = ()
+    each: tuple[float, ...]
+    calls: int = 1
+
+    @property
+    def spread(self) -> Spread:
+        """Seconds per call over the rounds."""
+        return spread(self.each)
 
     def row(self) -> Row:
         """Returns the times in milliseconds, for a report."""
-        median, low, high = (round(seconds * 1e3, 4) for seconds in self[:3])
-        return {"median_ms": median, "quartiles_ms": [low, high], "rounds": self.rounds, "calls": self.calls}
+        median, low, high = (round(seconds * 1e3, 4) for seconds in self.spread)
+        return {"median_ms": median, "quartiles_ms": [low, high], "rounds": len(self.each), "calls": self.calls}
 
     def rates(self, images: int) -> Row:
         """Returns images per second, for a report, where each call takes `images` of them."""
-        quartiles = [round(images / self.high, 2), round(images / self.low, 2)]
-        return {"images_per_s": round(images / self.median, 2), "images_per_s_quartiles": quartiles}
+        median, low, high = (round(images / seconds, 2) for seconds in self.spread)
+        return {"images_per_s": median, "images_per_s_quartiles": [high, low]}
+
+
+class Program(NamedTuple):
+    """A compiled program, and the seconds that tracing and compiling it took."""
+
+    run: Any
+    seconds: float
 
 
 def time_in_turn(
-    runs: dict[str, Run], rounds: Rounds, on_round: Callable[[], None] = lambda: None
-) -> dict[str, Timing | Exception]:
+    runs: Mapping[Any, Run | Exception], rounds: Rounds, on_round: Callable[[], None] = lambda: None
+) -> dict[Any, Timing | Exception]:
     """Times all functions in turn, round after round, after a warm-up call and a call that sizes a measurement.
 
     A device runs calls in the order in which they are queued, so waiting for the last waits for all.
 
     Args:
-        runs: functions by name.
+        runs: functions by name; an exception instead of a function is passed on to the result.
         rounds: how long to time.
         on_round: called after each round.
 
     Returns:
         Each function's timing, or the exception that it raised; after an exception it was not called again.
     """
-    results: dict[str, Timing | Exception] = {}
-    calls: dict[str, int] = {}
+    results: dict[Any, Timing | Exception] = {}
+    ready: dict[Any, tuple[Run, int]] = {}
     for name, run in runs.items():
+        if isinstance(run, Exception):
+            results[name] = run
+            continue
         try:
             jax.block_until_ready(run(0))
-            calls[name] = int(min(max(rounds.measurement / _seconds(run, 1), 1), _MOST_CALLS))
+            ready[name] = run, int(min(max(rounds.measurement / _seconds(run, 1), 1), _MOST_CALLS))
         except Exception as error:  # a kernel that cannot be launched is a result; the others are still timed
             results[name] = error
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[Any, list[float]] = {name: [] for name in ready}
     started, counted = time.perf_counter(), 0
     while times and (
         counted < rounds.least or (counted < rounds.most and time.perf_counter() - started < rounds.seconds)
     ):
         for name in list(times):
+            run, calls = ready[name]
             try:
                 if rounds.settle:
-                    jax.block_until_ready(runs[name](0))
-                times[name].append(_seconds(runs[name], calls[name]) / calls[name])
+                    jax.block_until_ready(run(0))
+                times[name].append(_seconds(run, calls) / calls)
             except Exception as error:
                 results[name] = error
                 del times[name]
         counted += 1
         on_round()
-    for name, seconds in times.items():
-        results[name] = Timing(*spread(seconds), counted, calls[name], tuple(seconds))
+    results |= {name: Timing(tuple(seconds), ready[name][1]) for name, seconds in times.items()}
     return {name: results[name] for name in runs}
 
 
@@ -130,8 +137,8 @@ def over_sets(function: Callable[..., Any], sets: list[tuple[Any, ...]]) -> Run:
 
 
 def compile_all(
-    lower: dict[Any, Callable[[], Any]], workers: int, options: dict[str, Any] | None = None
-) -> dict[Any, tuple[Any, float] | Exception]:
+    lower: Mapping[Any, Callable[[], Any]], workers: int, options: dict[str, Any] | None = None
+) -> dict[Any, Program | Exception]:
     """Traces one function after the other and compiles several at a time.
 
     Args:
@@ -140,25 +147,22 @@ def compile_all(
         options: compiler options.
 
     Returns:
-        For each name (the compiled program, seconds of tracing and compiling), or the exception.
+        The program for each name, or the exception that tracing or compiling raised.
     """
 
-    def guarded(function: Callable[[], Any]) -> tuple[Any, float] | Exception:
+    def finish(lowered: Any, tracing: float) -> Program:
         start = time.perf_counter()
-        try:
-            return function(), time.perf_counter() - start
-        except Exception as error:  # a program that the compiler refuses is a result
-            return error
+        return Program(lowered.compile(compiler_options=options), tracing + time.perf_counter() - start)
 
-    def finish(lowered: tuple[Any, float] | Exception) -> tuple[Any, float] | Exception:
-        if isinstance(lowered, Exception):
-            return lowered
-        compiled = guarded(lambda: lowered[0].compile(compiler_options=options))
-        return compiled if isinstance(compiled, Exception) else (compiled[0], lowered[1] + compiled[1])
-
+    found: dict[Any, Any] = dict.fromkeys(lower)
     with ThreadPoolExecutor(workers) as pool:
-        waiting = {name: pool.submit(finish, guarded(function)) for name, function in lower.items()}
-        return {name: future.result() for name, future in waiting.items()}
+        for name, trace in lower.items():
+            start = time.perf_counter()
+            try:
+                found[name] = pool.submit(finish, trace(), time.perf_counter() - start)
+            except Exception as error:  # a program that cannot be traced or compiled is a result
+                found[name] = error
+    return {name: one if isinstance(one, Exception) else one.exception() or one.result() for name, one in found.items()}
 
 
 def dispatch_seconds() -> float:

@@ -10,32 +10,32 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from top_jax.benchmark.cases import MODELS, ScanCase, model_case
 from top_jax.benchmark.floor import Ceilings
-from top_jax.benchmark.scans import FORWARD, WITH_GRADIENTS, input_sets, scan_of, time_programs, time_scans
+from top_jax.benchmark.scans import (
+    FORWARD,
+    SCANNED,
+    WITH_GRADIENTS,
+    ScanCase,
+    input_sets,
+    scan_of,
+    time_programs,
+    time_scans,
+)
 from top_jax.benchmark.timing import Rounds, Row, Timing, one_line
 from top_jax.environment import environment, nvidia_smi
 from top_jax.errors import InputError
-from top_jax.kernels.blocks import KERNELS as GENERATION
-from top_jax.kernels.blocks import (
-    Blocks,
-    by_rule,
-    table_key,
-    table_path,
-    write_table,
-)
+from top_jax.files import check_folder
+from top_jax.kernels import blocks as kernel_blocks
+from top_jax.kernels.blocks import Blocks, by_rule, table_key, table_path, write_table
 from top_jax.ops import implementations
-from top_jax.ops.implementations import KERNELS
 
 ROUNDS: Final = Rounds(most=9, seconds=3.0, measurement=0.01)
 BUDGET: Final = 200.0  # seconds: 4 minutes, less an overrun of the last shape
 _WORKERS: Final = 8
-_UNKNOWN: Final = Ceilings(None, None, None, "not needed")
 
 
 class Space(NamedTuple):
@@ -78,7 +78,7 @@ def this_gpu() -> Target:
         InputError: the device is not a GPU, or none of the kernels runs on it.
     """
     device = implementations.device()
-    problems = {name: implementations.obstacle(name) for name in KERNELS}
+    problems = {name: implementations.obstacle(name) for name in implementations.KERNELS}
     usable = tuple(name for name, problem in problems.items() if problem is None)
     if device.platform != "gpu":
         raise InputError(
@@ -89,8 +89,8 @@ def this_gpu() -> Target:
         reasons = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
         raise InputError(f"no kernel runs on this {device.device_kind} ({reasons}); fix that before --tune.")
     shapes: dict[int, ScanCase] = {}
-    for model in MODELS:
-        shapes.setdefault(model.width, model_case(model, "bfloat16"))  # the first of a width; ViM-S comes first
+    for case in (model.scan("bfloat16") for model in SCANNED):
+        shapes.setdefault(case.width, case)  # the first of a width; ViM-S comes first
     return Target(device.device_kind, nvidia_smi().get("driver_version"), usable, ("xla",), tuple(shapes.values()))
 
 
@@ -107,15 +107,15 @@ def tune(
         rounds: how long to time each candidate.
 
     Raises:
-        InputError: the table cannot be written; this is checked before the search.
+        InputError: the table cannot be written there; this is checked before the search.
     """
     place = file or table_path(target.device)
-    _check_writable(place)
+    check_folder(place.parent, f"the tuning table {place} (--out writes it elsewhere)")
     start = time.perf_counter()
     table: dict[str, Any] = {
         "device": target.device,
         "driver": target.driver,
-        "kernels": GENERATION,
+        "kernels": kernel_blocks.KERNELS,
         "date": datetime.date.today().isoformat(),
         "packages": environment()["packages"],
         "fastest_first": list(target.implementations),
@@ -130,14 +130,13 @@ def tune(
         best = {name: _search(name, case, space, rounds, table["measured"]) for name in target.implementations}
         for name, blocks in best.items():
             if blocks is not None:
-                table["blocks"][table_key(name.removesuffix("_interpret"), case.width, case.states)] = (
-                    dataclasses.asdict(blocks)
-                )
+                key = table_key(name.removesuffix("_interpret"), case.width, case.states)
+                table["blocks"][key] = dataclasses.asdict(blocks)
             print(f"{case.label()} {name}: {blocks or 'no candidate runs'}", flush=True)
-        table["measured"] += time_scans(case, target.rivals, _UNKNOWN, rounds, passes=(WITH_GRADIENTS,))
+        table["measured"] += time_scans(case, target.rivals, Ceilings(), rounds, passes=(WITH_GRADIENTS,))
         table["fastest_first"] = fastest_first(table["measured"]) or table["fastest_first"]
         table["not_tuned"].remove(case.label())
-        _write(table, place)
+        write_table(table, place)
     print(f"fastest first: {', '.join(table['fastest_first'])}; written to {place}", flush=True)
     if file is not None:
         print(f"to use it, copy it to {table_path(target.device)}", flush=True)
@@ -158,18 +157,16 @@ def fastest_first(measured: list[Row]) -> list[str]:
 
 def _search(name: str, case: ScanCase, space: Space, rounds: Rounds, measured: list[Row]) -> Blocks | None:
     """Returns the best blocks found, or None if none runs; adds every candidate to `measured`."""
-
     sets = input_sets(case, rotate=rounds.measurement > 0)
 
     def best_of(candidates: list[Blocks], which: str) -> Blocks | None:
-        by_text = {str(blocks): blocks for blocks in candidates}
-        scans = {text: scan_of(case, name, blocks) for text, blocks in by_text.items()}
+        scans = {blocks: scan_of(case, name, blocks) for blocks in candidates}
         results = time_programs(scans, sets, rounds, _WORKERS, gradient=which == WITH_GRADIENTS)
-        for text, result in results.items():
-            row: Row = {"case": case.name, "implementation": name, "pass": which, **dataclasses.asdict(by_text[text])}
+        for blocks, result in results.items():
+            row: Row = {"case": case.name, "implementation": name, "pass": which, **dataclasses.asdict(blocks)}
             measured.append(row | ({"error": one_line(result)} if isinstance(result, Exception) else result.row()))
-        times = {text: result.median for text, result in results.items() if isinstance(result, Timing)}
-        return by_text[min(times, key=lambda text: times[text])] if times else None
+        times = {blocks: result.spread.median for blocks, result in results.items() if isinstance(result, Timing)}
+        return min(times, key=lambda blocks: times[blocks], default=None)
 
     start = by_rule(name.removesuffix("_interpret"), case.width, case.states)
     sizes = [(channels, warps) for channels, warps in space.channels_warps if channels < 2 * case.width]
@@ -197,22 +194,3 @@ def _other_steps(name: str, start: Blocks, space: Space) -> list[Blocks]:
         *(change(start, forward_chunk=c) for c in chunks),
         *(change(start, segment=c, forward_chunk=c) for c in chunks if c % start.backward_chunk == 0),
     ]
-
-
-def _check_writable(file: Path) -> None:
-    folder = next((parent for parent in file.absolute().parents if parent.exists()), file.absolute().parent)
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise _not_writable(file, f"{folder} is not a writable folder")
-
-
-def _write(table: dict[str, Any], file: Path) -> None:
-    try:
-        write_table(table, file)
-    except OSError as error:
-        raise _not_writable(file, error.strerror) from error
-
-
-def _not_writable(file: Path, why: str | None) -> InputError:
-    return InputError(
-        f"the tuning table {file} cannot be written ({why}); write it elsewhere with --out and copy it there later."
-    )

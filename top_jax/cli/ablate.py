@@ -18,6 +18,7 @@ from typing import Any
 
 from absl import flags
 
+from top_jax import files
 from top_jax.cli import runner, shared_flags, terminal
 from top_jax.errors import InputError
 from top_jax.optional import require
@@ -71,7 +72,7 @@ def main(arguments: list[str]) -> None:
     """Makes the grid of settings, runs it and prints its tables."""
     runner.no_more(arguments)
     require("grain", "matplotlib", purpose="ablate")
-    runner.check_folder(_OUT.value, f"--out={_OUT.value}")
+    files.check_folder(_OUT.value, f"--out={_OUT.value}")
     config = shared_flags.read_config(_CONFIG, own_pruning=not _AFTER_BLOCKS.value)
     shared_flags.check_data_is_known()
     from top_jax import ablation

@@ -98,7 +98,7 @@ def _check_target(source: Path, target: Path) -> bool:
             ".safetensors."
         )
     _check_empty(RunDirectory(target))
-    runner.check_folder(target, str(target))
+    files.check_folder(target, str(target))
     return False
 
 

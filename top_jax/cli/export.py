@@ -139,7 +139,7 @@ def _check_files(target: Path, json_file: Path) -> None:
             raise InputError(f"{file} {problem}; choose another place.")
         if file.exists() and not _OVERWRITE.value:
             raise InputError(f"{file} exists; choose another name, or pass --overwrite.")
-        runner.check_folder(file.parent, str(file))
+        files.check_folder(file.parent, str(file))
 
 
 def _images(config: RunConfig, count: int) -> np.ndarray:

@@ -173,22 +173,6 @@ def check_json(file: str | Path | None, *others: Path) -> None:
         raise InputError(f"--json={file} {problem}; choose another place.")
 
 
-def check_folder(folder: str | Path, what: str) -> None:
-    """Raises InputError if a folder cannot be created or written to, before any work that would be lost.
-
-    Args:
-        folder: where a command will write; it need not exist.
-        what: its name in the message, such as `--out=pictures`.
-    """
-    place = Path(folder).absolute()
-    try:
-        while not place.exists():
-            place = place.parent
-        files.check_writable(place / "file")
-    except OSError as error:
-        raise InputError(f"{what} cannot be written ({error.strerror}); choose another place.") from error
-
-
 def _parse(arguments: list[str]) -> list[str]:
     if {"-h", "--help"} & set(arguments):
         from top_jax.cli import usage

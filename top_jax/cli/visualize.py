@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     """Runs the model once per variant and image, draws, and writes the index."""
     config, checkpoint, out = shared_flags.read_config(_CONFIG), _CHECKPOINT.value, Path(_OUT.value)
     _check_drawn()
-    runner.check_folder(out, f"--out={out}")
+    files.check_folder(out, f"--out={out}")
     require("matplotlib", purpose="visualize")
     if config.model.is_segmenter:
         _visualize_segmenter(config, arguments)
