@@ -10,18 +10,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from top_jax.data.transforms import resize_center_crop
-from top_jax.figures.examine import name_of, variants_of, with_reduction
-from top_jax.figures.kept_tokens import kept_section, kept_tokens, score_maps, scores_section
+from top_jax.figures.examine import ARRAYS, arrays_of, name_of, variants_of, with_reduction
 from top_jax.figures.page import DPI, MARGIN, PITCH, Panel, Section, draw_map, draw_page
-from top_jax.figures.photo import crop_for_display
-from top_jax.figures.scan_paths import paths_section, scan_paths
-from top_jax.figures.sheet import ARRAYS, Subject, describe_reduction, draw_sheet
+from top_jax.figures.photo import Picture, crop_for_display
+from top_jax.figures.sections import kept_section, paths_section, scores_section
+from top_jax.figures.sheet import describe_reduction, draw_sheet
 from top_jax.models import abstract_model, model_config
 from top_jax.pruning import Evit, Merging, Pruning
 
 
 def test_dropped_patches_are_grey_and_kept_ones_are_not(examination, photo, pixels_of):
-    section = kept_section(kept_tokens(examination.own, 6), photo, merges=False)
+    section = kept_section(arrays_of(examination, 6), photo, merges=False)
     (panels,) = section.rows
     assert "2 x 3 = 6 tokens" in panels[0].title and "block 1: 3 of 6 tokens" in panels[1].title
     before, after = (pixels_of(panel.draw, photo).astype(int) for panel in panels)
@@ -36,9 +35,8 @@ def test_dropped_patches_are_grey_and_kept_ones_are_not(examination, photo, pixe
 
 
 def test_merged_patches_have_one_colour(examination, photo, pixels_of):
-    stage = examination.own.stages[1]._replace(source=np.array([[0, 0, 1, 2, 2, 2]]), scores=None)
-    kept = kept_tokens(examination.own._replace(stages={1: stage}), 6)
-    (panels,) = kept_section(kept, photo, merges=True).rows
+    arrays = {**arrays_of(examination, 6), "source": np.array([[0, 0, 1, 2, 2, 2]])}
+    (panels,) = kept_section(arrays, photo, merges=True).rows
     assert "block 1: 6 patches in 3 tokens" in panels[1].title
     after = pixels_of(panels[1].draw, photo)
     np.testing.assert_array_equal(after[16, 16], (100, 0, 100))  # half red, half blue
@@ -47,15 +45,15 @@ def test_merged_patches_have_one_colour(examination, photo, pixels_of):
 
 
 def test_fused_tokens_are_in_the_title(examination, photo):
-    kept = kept_tokens(examination.own, 6)._replace(tokens=np.array([4]), fused=np.array([1]))
-    (panels,) = kept_section(kept, photo, merges=False).rows
+    arrays = {**arrays_of(examination, 6), "tokens": np.array([4]), "fused": np.array([1])}
+    (panels,) = kept_section(arrays, photo, merges=False).rows
     assert "3 of 6 tokens" in panels[1].title and "fused into 1" in panels[1].title
 
 
 def test_the_brightest_score_and_the_hatched(examination, photo, pixels_of):
-    maps = score_maps(examination.own, 6)
-    maps = maps._replace(scores=np.where(np.arange(6) == 4, np.nan, maps.scores))
-    (panels,) = scores_section(maps, photo, score="clip").rows
+    arrays = arrays_of(examination, 6)
+    arrays["scores"] = np.where(np.arange(6) == 4, np.nan, arrays["scores"])
+    (panels,) = scores_section(arrays, photo, score="clip").rows
     picture = pixels_of(panels[0].draw, photo).astype(int)
     centres = [picture[row * 32 + 16, column * 32 + 16] for row in range(2) for column in range(3)]
     brightness = [centre.sum() for place, centre in enumerate(centres) if place != 4]
@@ -65,7 +63,7 @@ def test_the_brightest_score_and_the_hatched(examination, photo, pixels_of):
 
 def test_paths_of_equal_shape_are_one_panel(examination, photo):
     traces = {**examination.traces, "decay": examination.own}
-    (panels,) = paths_section(scan_paths(examination._replace(traces=traces)), photo).rows
+    (panels,) = paths_section(arrays_of(examination._replace(traces=traces), 6), photo).rows
     titles = [panel.title for panel in panels]
     assert len(titles) == 6 and "hold = decay: forward" in titles and "dense: backward" in titles
 
@@ -96,8 +94,8 @@ def test_sheet(examination, photo, tmp_path):
         num_classes=2,
         pruning=Pruning(after_blocks=(1,), keep_ratio=0.5),
     )
-    subject = Subject("a.jpg", photo, 0)
-    said = draw_sheet(tmp_path / "a.b", subject, examination, model, about="a model", class_names=("cat", "dog"))
+    picture, options = Picture("a.jpg", "a.b", Image.new("RGB", (1, 1)), 0), {"about": "a model"}
+    said = draw_sheet(tmp_path / "a.b", picture, photo, examination, model, class_names=("cat", "dog"), **options)
     assert said["png"] == "a.b.png" and said["prediction"] == "dog" and said["label"] == "cat"
     assert said["probability"] == pytest.approx(1 / (1 + np.exp(-2))) and said["tokens"] == {"1": 3}
     assert json.loads(json.dumps(said))["predictions"] == dict.fromkeys(examination.traces, "dog")

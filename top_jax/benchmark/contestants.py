@@ -146,7 +146,9 @@ def _yardstick(name: str, dense: Contestant) -> tuple[Contestant | None, str | N
     as_named = (config.embed_dim, config.depth) == (usual.embed_dim, usual.depth)
     named = _YARDSTICKS.get(name) if as_named else None
     try:
-        model = abstract_model(named or "deit_tiny", **sizes, **({} if named else _same_size(dense, sizes)))
+        if named is None:
+            sizes |= _same_size(dense, sizes)
+        model = abstract_model(named or "deit_tiny", **sizes)
     except InputError as problem:
         return None, f"there is no DeiT of this size: {problem}"
     made = model.config

@@ -23,7 +23,8 @@ from top_jax.optional import require
 
 if TYPE_CHECKING:
     from top_jax.data import Source
-    from top_jax.models import Backbone
+    from top_jax.figures.photo import Picture
+    from top_jax.models import Backbone, Segmenter
 
 _CONFIG, _CHECKPOINT = shared_flags.define_config(), shared_flags.define_checkpoint()
 flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
@@ -41,72 +42,100 @@ _BLOCKS = flags.DEFINE_list(
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the model once per variant and image, draws, and writes the index."""
+    """Runs the model on each image (a classifier once per variant), draws, and writes the index."""
     config, checkpoint, out = shared_flags.read_config(_CONFIG), _CHECKPOINT.value, Path(_OUT.value)
     _check_drawn()
     files.check_folder(out, f"--out={out}")
     require("matplotlib", purpose="visualize")
-    if config.model.is_segmenter:
-        _visualize_segmenter(config, arguments)
-        return
-    from top_jax.build import as_classifier
-
     pictures, source = _pictures(arguments, config)  # before the model, which takes longer
     class_names = None if source is None else source.class_names
-    model = as_classifier(shared_flags.load_model(checkpoint, config, class_names), "visualize")
+    labels = _label_maps(pictures, source, config) if config.model.is_segmenter else []
+    model = shared_flags.load_model(checkpoint, config, class_names)
     class_names = class_names or _names_of(checkpoint, config)
-    from top_jax.figures.sheet import as_class
+    from top_jax.figures.sheet import as_class, describe_reduction
+    from top_jax.models import Segmenter
 
-    index = visualize(model, config, pictures, class_names, checkpoint=checkpoint, out=out)
-    for image in index["images"]:
-        print(f"{out / image['png']}: predicted {as_class(image['prediction'])} ({100 * image['probability']:.0f} %)")
-    _write_index(out, index)
+    if isinstance(model, Segmenter):
+        index = _segment(model, config, pictures, labels, class_names)
+    else:
+        index = _examine(model, config, pictures, class_names)
+    about = {"checkpoint": str(checkpoint), "model": config.model.name, "pruning": describe_reduction(model.reduction)}
+    for sheet in index["images"]:
+        if "classes" in sheet:
+            result = ", ".join(f"{name} {share:.0%}" for name, share in list(sheet["classes"].items())[:3])
+        else:
+            result = f"predicted {as_class(sheet['prediction'])} ({100 * sheet['probability']:.0f} %)"
+        print(f"{out / sheet['png']}: {result}")
+    files.save_json(out / "index.json", {**about, **index})
+    print(f"{out / 'index.json'} says what the arrays in the .npz files are.")
 
 
-def _visualize_segmenter(config: RunConfig, images: list[str]) -> None:
-    """Draws labels, prediction and remaining tokens of each image, and writes the index."""
+def _segment(
+    model: Segmenter, config: RunConfig, pictures: list[Picture], labels: list[Any], class_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Draws labels, prediction and remaining tokens of each image; returns their part of the index."""
     import numpy as np
 
     from top_jax.data import prepare_image
-    from top_jax.figures.photo import stems_of
     from top_jax.figures.segmentation import ARRAYS, draw_segmentation, make_segment
-    from top_jax.figures.sheet import describe_reduction
-    from top_jax.models import Segmenter
 
-    out, checkpoint = Path(_OUT.value), _CHECKPOINT.value
-    pictures, source = _pictures(images, config)
-    class_names = None if source is None else source.class_names
-    labels = [None] * len(pictures) if source is None else _label_maps(pictures, source, config)
-    model = shared_flags.load_model(checkpoint, config, class_names)
-    assert isinstance(model, Segmenter)
-    class_names = class_names or _names_of(checkpoint, config)
-    about = f"{config.model.name} with UPerNet, {model.inference} inference, from {checkpoint}"
-    _make_folder(out)
+    about = f"{config.model.name} with UPerNet, {model.inference} inference, from {_CHECKPOINT.value}"
+    options = {"about": about, "class_names": class_names}
     segment, sheets = make_segment(model), []
     with terminal.progress("running and drawing", len(pictures)) as advance:
-        for stem, picture, label in zip(stems_of(pictures), pictures, labels, strict=True):
+        for stem, picture, label in zip(_stems(pictures), pictures, labels, strict=True):
             pixels = np.asarray(picture.image)
             found = segment(prepare_image(pixels, config.data), (pixels.shape[0], pixels.shape[1]))
-            options = {"about": about, "class_names": class_names}
-            sheets.append(draw_segmentation(out / stem, picture.name, pixels, label, found, model, **options))
+            sheets.append(draw_segmentation(stem, picture.name, pixels, label, found, model, **options))
             advance(1)
-    index = {
-        "checkpoint": str(checkpoint),
-        "model": config.model.name,
-        "pruning": describe_reduction(model.reduction),
-        "fill": model.fill,
+    return {"fill": model.fill, "device": jax.devices()[0].device_kind, "images": sheets, "arrays": ARRAYS}
+
+
+def _examine(
+    model: Backbone, config: RunConfig, pictures: list[Picture], class_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Draws what a classifier's reduction does to each image; returns its part of the index."""
+    from top_jax.data import preprocess
+    from top_jax.figures.examine import ARRAYS, examiner, name_of, variants_of
+    from top_jax.figures.photo import crop_for_display
+    from top_jax.figures.sheet import describe_reduction, draw_sheet
+
+    data, blocks = config.data, _blocks(model)
+    (height, width), patch = model.config.img_size, model.config.patch_size
+    about = f"{config.model.name} at {height} x {width} pixels, patches of {patch}, from {_CHECKPOINT.value}"
+    options = {"about": about, "class_names": class_names, "kinds": tuple(_DRAW.value)}
+    compared = {"paths", "attention"} & set(_DRAW.value)
+    variants = variants_of(model) if compared else {name_of(model.reduction): model.reduction}
+    sheets = []
+    with terminal.progress("running and drawing", len(pictures) * len(variants)) as advance:
+        examine = examiner(model, variants, blocks, on_pass=advance)
+        for stem, picture in zip(_stems(pictures), pictures, strict=True):
+            size, crop = model.config.img_size, data.eval_crop
+            examination = examine(preprocess(picture.image, size, eval_crop=crop, mean=data.mean, std=data.std))
+            photo = crop_for_display(picture.image, model.config, eval_crop=crop)
+            sheets.append(draw_sheet(stem, picture, photo, examination, model, **options))
+    return {
+        "variants": {name: describe_reduction(reduction) for name, reduction in variants.items()},
+        "attention_of_blocks": list(blocks),
         "device": jax.devices()[0].device_kind,
         "images": sheets,
         "arrays": ARRAYS,
     }
-    for sheet in sheets:
-        largest = ", ".join(f"{name} {share:.0%}" for name, share in list(sheet["classes"].items())[:3])
-        print(f"{out / sheet['png']}: {largest}")
-    _write_index(out, index)
 
 
-def _label_maps(pictures: list[Any], source: Source, config: RunConfig) -> list[Any]:
-    """Returns the label maps of pictures that come from a source, uint8 `[H, W]` each."""
+def _stems(pictures: list[Picture]) -> list[Path]:
+    """Makes the folder; returns the path of each picture's files in it, without a suffix."""
+    from top_jax.figures.photo import stems_of
+
+    folder = Path(_OUT.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    return [folder / stem for stem in stems_of(pictures)]
+
+
+def _label_maps(pictures: list[Picture], source: Source | None, config: RunConfig) -> list[Any]:
+    """Returns the label maps of the pictures, uint8 `[H, W]` each; None for files, which have none."""
+    if source is None:
+        return [None] * len(pictures)
     from top_jax.build import crop_size
     from top_jax.data.pipeline import reader_of
     from top_jax.data.segmentation import SegmentationReader
@@ -115,74 +144,11 @@ def _label_maps(pictures: list[Any], source: Source, config: RunConfig) -> list[
     check_labels(source, config)
     reader = reader_of(source, config.data, crop_size(config))
     assert isinstance(reader, SegmentationReader)
-    return [reader.pixels(picture.place)[1] for picture in pictures]
+    return [reader.pixels(picture.place)[1] for picture in pictures if picture.place is not None]
 
 
-def visualize(
-    model: Backbone,
-    config: RunConfig,
-    pictures: list[Any],
-    class_names: tuple[str, ...],
-    *,
-    checkpoint: str | Path,
-    out: Path,
-) -> dict[str, Any]:
-    """Draws the pictures into a folder and returns their index."""
-    from top_jax.data import preprocess
-    from top_jax.figures.examine import examiner, name_of, variants_of
-    from top_jax.figures.photo import crop_for_display, stems_of
-    from top_jax.figures.sheet import ARRAYS, Subject, describe_reduction, draw_sheet
-
-    data, blocks = config.data, _blocks(model)
-    (height, width), patch = model.config.img_size, model.config.patch_size
-    about = f"{config.model.name} at {height} x {width} pixels, patches of {patch}, from {checkpoint}"
-    _make_folder(out)
-    compared = {"paths", "attention"} & set(_DRAW.value)
-    variants = variants_of(model) if compared else {name_of(model.reduction): model.reduction}
-    images = []
-    with terminal.progress("running and drawing", len(pictures) * len(variants)) as advance:
-        examine = examiner(model, variants, blocks, on_pass=advance)
-        for stem, picture in zip(stems_of(pictures), pictures, strict=True):
-            image = picture.image
-            pixels = preprocess(image, model.config.img_size, eval_crop=data.eval_crop, mean=data.mean, std=data.std)
-            photo = crop_for_display(image, model.config, eval_crop=data.eval_crop)
-            subject = Subject(picture.name, photo, picture.label)
-            sheet = draw_sheet(
-                out / stem,
-                subject,
-                examine(pixels),
-                model,
-                about=about,
-                class_names=class_names,
-                kinds=tuple(_DRAW.value),
-            )
-            images.append(sheet)
-    return {
-        "checkpoint": str(checkpoint),
-        "model": config.model.name,
-        "pruning": describe_reduction(model.reduction),
-        "variants": {name: describe_reduction(reduction) for name, reduction in variants.items()},
-        "attention_of_blocks": list(blocks),
-        "device": jax.devices()[0].device_kind,
-        "images": images,
-        "arrays": ARRAYS,
-    }
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out={out} cannot be created ({error.strerror}); choose another.") from error
-
-
-def _write_index(out: Path, index: dict[str, Any]) -> None:
-    files.save_json(out / "index.json", index)
-    print(f"{out / 'index.json'} says what the arrays in the .npz files are.")
-
-
-def _pictures(files: list[str], config: RunConfig) -> tuple[list[Any], Source | None]:
-    """Returns the `Picture`s to draw, and the source that they come from; None for files."""
+def _pictures(files: list[str], config: RunConfig) -> tuple[list[Picture], Source | None]:
+    """Returns the pictures to draw, and the source that they come from; None for files."""
     from top_jax.data import check_classes, open_source
     from top_jax.figures.photo import of_files, of_source
 

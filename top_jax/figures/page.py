@@ -34,7 +34,7 @@ PURPLE: Final = "#CC79A7"
 VERMILLION: Final = "#D55E00"
 INK: Final = "#222222"
 FAINT: Final = "#555555"
-GREY = np.array([225, 225, 225])
+GREY: Final = 225
 MAP: Final = "cividis"  # perceptually uniform, for any kind of colour vision
 
 DPI = 120
@@ -191,17 +191,17 @@ def draw_photo(axes: Axes, photo: Photo, *, dropped: np.ndarray | None = None, p
     Args:
         axes: in pixels of the model's input.
         photo: the photo.
-        dropped: bool `[M]`; these patches lose their colour and almost all contrast.
+        dropped: bool or float `[h, w]`, from 0 to 1 for each pixel of the photo: at 1 it loses its colour and almost
+            all contrast.
         pale: share of white mixed into the photo, from 0 to 1.
     """
     height, width = photo.size
+    place = {"extent": (0, width, height, 0), "interpolation": "nearest"}
     pixels = photo.pixels * (1 - pale) + 255 * pale
-    axes.imshow(pixels.astype(np.uint8), extent=(0, width, height, 0), interpolation="nearest")
-    if dropped is None:
-        return
-    grey = photo.pixels.mean(axis=-1, keepdims=True) * 0.12 + GREY * 0.88
-    veil = np.concatenate([np.broadcast_to(grey, pixels.shape), dropped[photo.places()][:, :, None] * 255], axis=-1)
-    axes.imshow(veil.astype(np.uint8), extent=(0, width, height, 0), interpolation="nearest")
+    axes.imshow(pixels.astype(np.uint8), **place)
+    if dropped is not None:
+        grey = np.broadcast_to(photo.pixels.mean(axis=-1, keepdims=True) * 0.12 + GREY * 0.88, pixels.shape)
+        axes.imshow(np.concatenate([grey, 255 * dropped[:, :, None]], axis=-1).astype(np.uint8), **place)
 
 
 def draw_grid(axes: Axes, photo: Photo) -> None:

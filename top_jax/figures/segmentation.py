@@ -15,10 +15,9 @@ from flax import nnx
 
 from top_jax.data import IGNORED
 from top_jax.evaluation.segmentation import make_predict
-from top_jax.figures.page import INK, Panel, Section, draw_page, draw_photo
+from top_jax.figures.page import INK, Panel, Section, draw_photo
 from top_jax.figures.photo import Photo
-from top_jax.figures.sheet import describe_reduction
-from top_jax.files import write_arrays
+from top_jax.figures.sheet import describe_reduction, write_sheet
 from top_jax.models import Segmenter
 from top_jax.models.backbone import BlockRun
 from top_jax.models.features import make_features
@@ -144,13 +143,11 @@ def draw_segmentation(
     if label is not None and (label != IGNORED).any():
         entry["pixel_accuracy"] = float(np.mean((found.prediction == label)[label != IGNORED]))
         title += f": {entry['pixel_accuracy']:.1%} of the labelled pixels right"
-    png, npz = (stem.with_name(f"{stem.name}.{suffix}") for suffix in ("png", "npz"))
-    draw_page(png, title, f"{about}; {describe_reduction(model.reduction)}; fill '{model.fill}'.", photo, sections)
-    arrays = {"photo": pixels, "prediction": found.prediction}
-    arrays |= {f"kept/{block}": kept for block, kept in found.kept.items()}
-    write_arrays(npz, arrays if label is None else {**arrays, "label": label})
+    subtitle = f"{about}; {describe_reduction(model.reduction)}; fill '{model.fill}'."
+    arrays = {"prediction": found.prediction, **{f"kept/{block}": kept for block, kept in found.kept.items()}}
+    arrays |= {} if label is None else {"label": label}
     tokens = {str(block): left for block, (left, _) in found.tokens.items()}
-    return {**entry, "png": png.name, "npz": npz.name, "tokens": tokens}
+    return {**entry, **write_sheet(stem, title, subtitle, photo, sections, arrays), "tokens": tokens}
 
 
 def palette(count: int) -> np.ndarray:
@@ -176,23 +173,25 @@ def _labels_section(
     present: list[int],
     class_names: Sequence[str],
 ) -> Section:
+    def picture(title: str, pixels: np.ndarray) -> Panel:
+        return Panel(title, functools.partial(draw_photo, photo=photo._replace(pixels=pixels.astype(np.uint8))))
+
     predicted = _coloured(prediction, colours)
-    panels = [Panel("photo", functools.partial(draw_photo, photo=photo))]
+    panels = [picture("photo", photo.pixels)]
     note = "The legend lists the classes of the prediction, the largest first."
     if label is not None:
-        panels.append(Panel("labels", functools.partial(_image, photo, _coloured(label, colours))))
+        panels.append(picture("labels", _coloured(label, colours)))
         note = f"{note} Grey: not labelled."
-    overlay = (0.45 * photo.pixels + 0.55 * predicted).astype(np.uint8)
     panels += [
-        Panel("prediction", functools.partial(_image, photo, predicted)),
-        Panel("prediction on the photo", functools.partial(_image, photo, overlay)),
+        picture("prediction", predicted),
+        picture("prediction on the photo", 0.45 * photo.pixels + 0.55 * predicted),
         Panel("classes", functools.partial(_legend, photo, colours, present, class_names)),
     ]
     if label is not None:
         wrong = (label != IGNORED) & (prediction != label)
         pale = photo.pixels * 0.25 + 255 * 0.75
         errors = np.where(wrong[..., None], (213, 94, 0), np.where((label == IGNORED)[..., None], GREY, pale))
-        panels.append(Panel("errors", functools.partial(_image, photo, errors.astype(np.uint8))))
+        panels.append(picture("errors", errors))
     return Section("Segmentation", note, [panels])
 
 
@@ -206,20 +205,12 @@ def _kept_section(photo: Photo, found: Segmented) -> Section:
     return Section("Remaining tokens", note, [panels])
 
 
-def _image(photo: Photo, pixels: np.ndarray, axes: Axes) -> None:
-    axes.imshow(pixels, extent=(0, photo.size[1], photo.size[0], 0), interpolation="nearest")
-
-
 def _kept(photo: Photo, kept: np.ndarray, axes: Axes) -> None:
-    draw_photo(axes, photo)
-    grey = np.broadcast_to(photo.pixels.mean(axis=-1, keepdims=True) * 0.12 + 198, photo.pixels.shape)
     rows, columns = (
         np.minimum((np.arange(side) + 0.5) * old / side, old - 1).astype(int)
         for side, old in zip(photo.size, kept.shape, strict=True)
     )
-    veil = 255 * (1 - kept[rows[:, None], columns[None, :]])
-    pixels = np.concatenate([grey, veil[:, :, None]], axis=-1).astype(np.uint8)
-    axes.imshow(pixels, extent=(0, photo.size[1], photo.size[0], 0), interpolation="nearest")
+    draw_photo(axes, photo, dropped=1 - kept[rows[:, None], columns[None, :]])
 
 
 def _legend(photo: Photo, colours: np.ndarray, present: list[int], names: Sequence[str], axes: Axes) -> None:
