@@ -23,8 +23,8 @@ from top_jax.models import MODELS
 from top_jax.models.sizes import MambaConfig
 from top_jax.models.traversals import DIRECTIONS, traverse
 from top_jax.ops import ScanArguments, ScanPlan, directional_scan, selective_scan
+from top_jax.ops.alignment import gaps
 from top_jax.ops.directions import one_by_one
-from top_jax.ops.selective_scan import gaps
 from top_jax.ops.xla import scanned_before
 from top_jax.pruning import Pruning
 
