@@ -175,9 +175,9 @@ class DataConfig:
 
     # Labelled images: digits (bundled), tfds, hf, image_folder. Labelled pixels: digit_scenes (bundled), ade20k,
     # segmentation_folder. Either: packed.
-    source: str = "digits"  # all but the bundled ones need data_dir; tfds and hf also need name
-    name: str | None = None  # TFDS dataset, such as imagenet2012:5.1.0, or Hugging Face dataset, such as cifar10
-    data_dir: str | None = None  # directory of the dataset; packed: the .npz file; hf: its cache or its files
+    source: str = "digits"  # digits, digit_scenes, tfds, hf, image_folder, segmentation_folder, ade20k or packed
+    name: str | None = None  # tfds, hf: name of the dataset, such as imagenet2012:5.1.0 (tfds) or cifar10 (hf)
+    data_dir: str | None = None  # directory of the data, unless bundled; packed: its file; hf: its cache or its files
     train_split: str = "train"  # split to train on
     eval_split: str = "test"  # split to evaluate on
     eval_share: float | None = None  # image_folder, segmentation_folder without splits: this share is evaluated
@@ -191,7 +191,7 @@ class DataConfig:
     scale: tuple[int, ...] = (2048, 512)  # segmentation: images are resized to fit (long side, short side), in pixels
     scale_range: tuple[float, ...] = (0.5, 2.0)  # segmentation: smallest and largest factor of that size in training
     crop_size: tuple[int, ...] | None = None  # segmentation: training crop, (side,) or (height, width); None: img_size
-    max_class_share: float = 0.75  # segmentation: a crop with more of one class is drawn again, up to 10 times
+    max_class_share: float = 0.75  # segmentation: a crop with this share of one class is drawn again, up to 10 times
     num_classes: int | None = None  # segmentation_folder: classes; None: as many as data_dir/classes.txt has lines
     ignore_label: int = 255  # segmentation: value of the label images that is ignored
     reduce_zero_label: bool = False  # segmentation: in label images 0 is ignored, and 1 is the first class
@@ -291,7 +291,7 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-3  # peak of the learning rate, for a batch of reference_batch_size images
     reference_batch_size: int | None = None  # if set, learning_rate is scaled by batch_size / reference_batch_size
-    schedule: str = "cosine"  # after the warm-up: cosine, or poly, mmseg's straight line (power 1)
+    schedule: str = "cosine"  # decay after the warm-up: cosine, or poly (linear; mmseg's, power 1)
     min_learning_rate: float = 1e-5  # learning rate at the end; not scaled
     warmup_learning_rate: float = 1e-6  # learning rate at step 0; not scaled
     warmup_epochs: float = 5.0  # epochs of linear warm-up, from 0

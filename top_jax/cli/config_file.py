@@ -19,7 +19,7 @@ from top_jax.optional import optional_package
 
 CONFIG_HELP = (
     "Run config: the name of one that comes with top-jax, such as vim_digits_top, a Python file with get_config(), or "
-    "a run directory. By default that of the run in --checkpoint or --workdir."
+    "a run directory. By default that of the run in --checkpoint or --workdir, if the command has such a flag."
 )
 COMMAND_LINE: list[str] = []  # where ml_collections looks for --config.key; `with_config` fills it
 RUN_CONFIG = str(Path(__file__).with_name("run_config.py"))  # what --config=RUN becomes: run_config.py:RUN

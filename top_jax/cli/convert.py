@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 NOT_IN_WEIGHTS = ("dtype", "drop_path", "implementation", "remat")  # settings that no weight depends on
 
 _MODEL = flags.DEFINE_string(
-    "model", None, "Model name, such as vim_small; by default the one with the shapes of the weights."
+    "model", None, "Model name, such as vim_small; by default inferred from the shapes of the weights."
 )
 _OVERRIDE = flags.DEFINE_multi_string(
     "override",

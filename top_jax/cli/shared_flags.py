@@ -226,7 +226,7 @@ def define_classifier() -> flags.FlagHolder[Any]:
     flags.DEFINE_string(
         "model",
         None,
-        "Model name of an official file, such as vim_small; by default the one with the shapes of its weights.",
+        "Model name of an official file, such as vim_small; by default inferred from the shapes of its weights.",
     )
     flags.DEFINE_multi_string(
         "override", [], "Size that the shapes of the weights do not determine, as key=value; repeatable."

@@ -16,6 +16,7 @@ from absl import flags
 
 from top_jax import config
 
+_REPEAT: Final = ";\n    repeat this option to specify a list of values"  # absl adds it
 _FIELD: Final = re.compile(r"    (\w+): .*?  # (.*)")
 
 
@@ -80,7 +81,7 @@ def _flag(flag: flags.Flag[Any]) -> tuple[str, str]:
         choices = "|".join(flag.parser.enum_values)
         text = str(flag.help).removeprefix(f"<{choices}>: ")
         return f"--{flag.name}={choices}", text if flag.default is None else f"{text} Default: {flag.default}."
-    return f"--{flag.name}={_value(flag.default)}", str(flag.help)
+    return f"--{flag.name}={_value(flag.default)}", str(flag.help).removesuffix(_REPEAT)
 
 
 def _value(default: Any) -> str:
