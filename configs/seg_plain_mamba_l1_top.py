@@ -3,7 +3,7 @@
 python train.py --config configs/seg_plain_mamba_l1_top.py --config.data.data_dir=DIR --config.init_from=RUN_OR_PTH
 
 Tokens 1024 -> 717 -> 502 -> 352; backbone 10.78 of 15.70 GMACs at 512 x 512 (published convention), neck and heads
-27.9 more, whatever is pruned.
+27.9 more, never pruned.
 Expected mIoU: unknown (the paper's row could not be verified). Measured: not run.
 
 Recipe: top_jax.recipes.plain_mamba_ade20k.

@@ -2,7 +2,7 @@
 
 python train.py --config configs/seg_plain_mamba_l2.py --config.data.data_dir=DIR --config.init_from=RUN_OR_PTH
 
-Backbone 42.11 GMACs at 512 x 512 (published convention); neck and heads 29.1 more, whatever is pruned.
+Backbone 42.11 GMACs at 512 x 512 (published convention); neck and heads 29.1 more.
 Expected mIoU: 46.8 % (published by the authors). Measured: not run.
 
 Recipe: top_jax.recipes.plain_mamba_ade20k.

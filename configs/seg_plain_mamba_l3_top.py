@@ -3,7 +3,7 @@
 python train.py --config configs/seg_plain_mamba_l3_top.py --config.data.data_dir=DIR --config.init_from=RUN_OR_PTH
 
 Tokens 1024 -> 717 -> 502 -> 352; backbone 43.81 of 75.27 GMACs at 512 x 512 (published convention), neck and heads
-29.5 more, whatever is pruned.
+29.5 more, never pruned.
 Expected mIoU: 48.6 % (second-hand from the paper, at an unknown schedule). Measured: not run.
 
 Recipe: top_jax.recipes.plain_mamba_ade20k.

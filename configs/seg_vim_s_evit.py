@@ -3,7 +3,7 @@
 python train.py --config configs/seg_vim_s_evit.py --config.data.data_dir=DIR --config.init_from=RUN_OR_PTH
 
 Tokens 1024 -> 820 -> 656 -> 525; backbone 18.56 of 26.35 GMACs at 512 x 512 (published convention), neck and heads
-125 more, whatever is pruned.
+125 more, never pruned.
 Expected mIoU: unknown (the paper's row could not be verified). Measured: not run.
 
 Recipe: top_jax.recipes.vim_ade20k.

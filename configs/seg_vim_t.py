@@ -2,7 +2,7 @@
 
 python train.py --config configs/seg_vim_t.py --config.data.data_dir=DIR --config.init_from=RUN_OR_PTH
 
-Backbone 7.51 GMACs at 512 x 512 (published convention); neck and heads 31.5 more, whatever is pruned.
+Backbone 7.51 GMACs at 512 x 512 (published convention); neck and heads 31.5 more.
 Expected mIoU: 41.0 % (published by the authors, from memory; their variant). Measured: not run.
 
 Recipe: top_jax.recipes.vim_ade20k.

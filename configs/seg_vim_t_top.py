@@ -3,7 +3,7 @@
 python train.py --config configs/seg_vim_t_top.py --config.data.data_dir=DIR --config.init_from=RUN_OR_PTH
 
 Tokens 1024 -> 871 -> 741; backbone 6.71 of 7.51 GMACs at 512 x 512 (published convention), neck and heads
-31.5 more, whatever is pruned.
+31.5 more, never pruned.
 Expected mIoU: unknown (the paper's row could not be verified). Measured: not run.
 
 Recipe: top_jax.recipes.vim_ade20k.

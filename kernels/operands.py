@@ -28,7 +28,7 @@ class ScanArguments(NamedTuple):
         D: `[G?, E]` skip weight, or None.
         delta_bias: `[G?, E]` added to delta before softplus, or None.
         gap: float32 `[G?, B, L]` pruned positions between each step's token and the one scanned before it, through
-            which the state decays; None is no gap anywhere.
+            which the state decays; None if there are no gaps.
         order: int32 `[G?, B, L]` token that each step visits, or None for 0..L-1.
     """
 

@@ -6,7 +6,7 @@ nothing with another: it writes its own rows of y, and XLA sums the directions.
 Letters: g direction, i index in the scan's own order, step = i counted from the front of the image (`reverse` counts
 down), token = the row that step visits, row = the row its delta, B and C are read from (token, or step where
 `reorder_parameters` is off). Steps are handled in chunks, unrolled. `A` comes multiplied by log2(e), because GPUs
-compute exp2. Saved states lie in parts of four states, `[.., N / 4, E, 4]`, so that a warp writes whole sectors.
+compute exp2. Saved states are stored in parts of four, `[.., N / 4, E, 4]`, so that a warp writes whole sectors.
 """
 
 from __future__ import annotations

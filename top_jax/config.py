@@ -361,7 +361,7 @@ class RunConfig:
         self._check_task()
 
     def _check_task(self) -> None:
-        """Raises InputError for settings of a classifier in a segmentation run, and the other way round."""
+        """Raises InputError for settings of a classifier in a segmentation run, and vice versa."""
         if not self.model.is_segmenter:
             segmenting = "config.model.head=uper (segmentation)"
             images = ("scale", "scale_range", "crop_size", "max_class_share", "size_divisor")

@@ -102,7 +102,7 @@ def check_folder(folder: str | Path, what: str) -> None:
             place = place.parent
         check_writable(place / "file")
     except OSError as error:
-        raise InputError(f"{what} cannot be written ({error.strerror}); choose another place.") from error
+        raise InputError(f"{what} cannot be written ({error.strerror}); choose another path.") from error
 
 
 @contextlib.contextmanager

@@ -99,7 +99,7 @@ def _show_worst(classes: list[dict[str, Any]]) -> None:
 
 
 def _beside(checkpoint: str) -> Path:
-    """Returns runs/a/evaluation.json for runs/a, vim_s.pth.evaluation.json for vim_s.pth.
+    """Returns the path of the result: runs/a/evaluation.json for runs/a, vim_s.pth.evaluation.json for vim_s.pth.
 
     For a name it is a file in the current folder, vim_small.evaluation.json for pretrained:vim_small.
     """

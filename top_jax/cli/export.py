@@ -136,7 +136,7 @@ def _check_files(target: Path, json_file: Path) -> None:
     for file in targets:
         if file.is_dir() or not file.parent.is_dir():
             problem = "is a directory" if file.is_dir() else "is in a directory that does not exist"
-            raise InputError(f"{file} {problem}; choose another place.")
+            raise InputError(f"{file} {problem}; choose another path.")
         if file.exists() and not _OVERWRITE.value:
             raise InputError(f"{file} exists; choose another name, or pass --overwrite.")
         files.check_folder(file.parent, str(file))

@@ -50,7 +50,7 @@ def run_command(name: str) -> NoReturn:
     Its module becomes `__main__`, as with `python -m`, so that worker processes find it by its name.
     """
     runpy.run_module(f"top_jax.cli.{name}", run_name="__main__", alter_sys=True)
-    sys.exit(0)  # a command exits by itself
+    sys.exit(0)  # a command exits without returning
 
 
 def help_text() -> str:

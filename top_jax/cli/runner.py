@@ -126,13 +126,13 @@ def _problem(error: Exception) -> Exception | None:
         where = f"{name} was not written" if name else "this write failed"
         return RunError(f"the disk is full: {where}. Make room, and start the same command again.")
     if isinstance(error, OSError) and error.filename is not None and error.errno in _OF_THE_PLACE:
-        return InputError(f"{error.filename}: {error.strerror}; choose another place.")
+        return InputError(f"{error.filename}: {error.strerror}; choose another path.")
     if _several():
         from top_jax import distributed
 
         if (lost := distributed.lost_process(error)) is not None:
             return lost
-    return _no_device()  # without a device, JAX, Flax and Orbax raise different errors at different places
+    return _no_device()  # without a device, JAX, Flax and Orbax raise different errors at different points
 
 
 def _drop_output() -> None:
@@ -170,7 +170,7 @@ def check_json(file: str | Path | None, *others: Path) -> None:
     except OSError as error:
         problem = f"cannot be written ({error.strerror})"
     if problem:
-        raise InputError(f"--json={file} {problem}; choose another place.")
+        raise InputError(f"--json={file} {problem}; choose another path.")
 
 
 def _parse(arguments: list[str]) -> list[str]:

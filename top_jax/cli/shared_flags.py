@@ -166,7 +166,8 @@ def warn_of_changes(config: RunConfig, *, pruning: bool = True) -> None:
 
 
 def _trained_runs() -> list[tuple[str, RunConfig]]:
-    """Returns the run directories in --checkpoint that were trained, not converted: only those know their data."""
+    """Returns the run directories in --checkpoint that were trained, not converted: only those store their data
+    settings."""
     return [(path, config) for path, config in _runs() if _was_trained(path)]
 
 
@@ -193,7 +194,7 @@ def default_workdir(config: RunConfig) -> str:
     from top_jax.training.run_directory import RunDirectory
 
     folder, data, given = f"runs/{config_file.config_name()}", config.data, _keys_given()
-    # Elsewhere data_dir says only where the named data is.
+    # For other sources, data_dir is only the path of the data that is named elsewhere.
     in_a_folder = data.source in ("image_folder", "packed", "segmentation_folder")
     if not ({"data.source", "data.name"} & given.keys() or ("data.data_dir" in given and in_a_folder)):
         return folder

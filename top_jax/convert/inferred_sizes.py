@@ -83,7 +83,7 @@ def infer_model(
     for key in found.keys() & overrides.keys():
         if overrides[key] != found[key] and tuple_of(overrides[key]) != found[key]:
             came, its = f"{key}={overrides[key]}", f"{key}={found[key]}"
-            raise InputError(f"{source} has {its}, but {came} was asked for; pass {its}, or choose another file.")
+            raise InputError(f"{source} has {its}, but {came} was requested; pass {its}, or choose another file.")
     name = _named(kind, found) if name is None else name
     base, chosen = MODELS[name], {**found, **overrides}
     _check_same_name(name, kind, found, overrides, source)
@@ -112,7 +112,7 @@ def _check_same_name(
         return
     for other, config in MODELS.items():
         if isinstance(config, kind) and all(getattr(config, key) == value for key, value in found.items()):
-            raise InputError(f"{source} has the sizes of {other}, but {name} was asked for; pass {other}.")
+            raise InputError(f"{source} has the sizes of {other}, but {name} was requested; pass {other}.")
 
 
 def _named(kind: type, found: Mapping[str, Any]) -> str:

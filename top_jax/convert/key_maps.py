@@ -167,7 +167,7 @@ def _deit_block(index: int) -> Iterator[Key]:
 
 
 def segmenter_keys(config: SegmenterConfig) -> list[Key]:
-    """Lists the keys of a segmenter's checkpoint (mmseg), but for the buffers of a rotary embedding."""
+    """Lists the keys of a segmenter's checkpoint (mmseg), without the buffers of a rotary embedding."""
     sizes = config.backbone
     keys = vim_keys(sizes) if isinstance(sizes, VimConfig) else plain_mamba_keys(cast(PlainMambaConfig, sizes))
     prefix = "backbone." if isinstance(sizes, VimConfig) else ""  # PlainMamba's keys have the prefix already

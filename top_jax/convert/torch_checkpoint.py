@@ -146,7 +146,7 @@ def _of_official_file(
         known = model_of(found), dict(OFFICIAL_FILES[found].sizes)
     if known is None or name not in (None, known[0]):
         if known is not None and is_name(source):
-            raise InputError(f"{source} is a {known[0]}, but {name} was asked for; pass {known[0]}.")
+            raise InputError(f"{source} is a {known[0]}, but {name} was requested; pass {known[0]}.")
         return name, overrides
     return known[0], {**known[1], **overrides}
 

@@ -92,7 +92,7 @@ def measure_stage(stage: Callable[[int], Any], images: int, *, seconds: float, s
         stage: a function of an index.
         images: number of images in the split.
         seconds: no image is started after this time; at least one is measured.
-        start: place in the random order to start from. Recently read files come from memory, so each stage should
+        start: index in the random order to start from. Recently read files come from memory, so each stage should
             start where the last one ended.
     """
     order = np.random.default_rng(0).permutation(images)

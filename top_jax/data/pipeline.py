@@ -194,7 +194,7 @@ def train_batches(
 ) -> Batches:
     """Makes endless training batches, len(source) // batch_size per epoch, with new order and augmentation each epoch.
 
-    The augmentation of an example is a function of the seed and the example's place in the stream. With several
+    The augmentation of an example is a function of the seed and the example's index in the stream. With several
     hosts, host p gets the rows p * B .. (p + 1) * B of every global batch, B = batch_size / process_count. Put
     together, these rows are the batch that a single host would see.
 
@@ -230,7 +230,7 @@ def train_batches(
         )
     kept = len(source) - len(source) % batch_size
     shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
-    # Augment before sharing: the augmentation of an example depends on its place among the examples of all hosts.
+    # Augment before sharing: the augmentation of an example depends on its index among the examples of all hosts.
     examples = index_map.repeat_each(shuffled, augment.repeats, kept).random_map(reader.random)
     rows = index_map.host_share(examples, batch_size, process_index, process_count)
     return Batches(rows.batch(local_size).repeat(), reader, most_in_a_row=min(UNREADABLE_IN_A_ROW, len(source)))

@@ -33,7 +33,7 @@ ASPECT_RATIOS = (3 / 4, 4 / 3)
 MOST_AROUND = 64  # times the crop's pixels: a larger image is not resized as a whole
 DECODE_ERRORS = (OSError,)  # a record that is missing or damaged; `decode` raises nothing else for damage
 
-# Pillow knows 40 more formats, and for some of them starts other programs, such as Ghostscript for EPS.
+# Pillow reads 40 more formats, and for some of them starts other programs, such as Ghostscript for EPS.
 FORMATS: Final = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png", ".apng"),

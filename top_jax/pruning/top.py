@@ -61,7 +61,7 @@ class Pruning(Reduction):
     def __call__(self, tokens: Tokens, evidence: Evidence, cut: Cut) -> Tokens:
         """Keeps the best patch tokens of each image; `none` re-indexes them as in a smaller image."""
         if cut.kept == cut.before:
-            return tokens  # in their order, whatever `order` says: nothing was pruned
+            return tokens  # in their own order even with order="score", because nothing was pruned
         best = best_patches(self.scores(tokens, evidence, cut), tokens.patch_slots())[:, : cut.kept]
         return tokens.keep(self.arranged(best), condensed=self.alignment == "none")
 

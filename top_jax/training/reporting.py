@@ -143,7 +143,7 @@ class Silence:
         yield lambda count: None
 
     def reported(self, kind: str) -> None:
-        """Returns None: only the first process knows."""
+        """Returns None: only the first process has the reports."""
 
     def metrics(self, kind: str, step: int, values: Values) -> None:
         """Does nothing."""

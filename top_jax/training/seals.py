@@ -238,7 +238,7 @@ def reading() -> Iterator[None]:
 
 def _end_late_reads(error: BaseException) -> None:
     """Waits for the reads that an error left running, and frees the references to them."""
-    # Orbax keeps no handle to its reads, but the garbage collector knows them.
+    # Orbax keeps no handle to its reads, but the garbage collector can find them.
     reads = [found for found in gc.get_objects() if isinstance(found, tensorstore.Future)]
     ended = threading.Semaphore(0)
     for read in reads:

@@ -1,4 +1,4 @@
-"""Trackers: services beside metrics.jsonl and TensorBoard to which a run reports its numbers (`config.tracker`)."""
+"""Trackers: services to which a run reports its metrics, besides metrics.jsonl and TensorBoard (`config.tracker`)."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def is_dense(source: Source) -> TypeGuard[DenseSource]:
 def check_split(source: Source) -> None:
     """Checks, without reading an image, that a split can be used.
 
-    Labels that the source holds in an array `labels` are checked here. Those of TFDS lie inside the records: checking
+    Labels that the source holds in an array `labels` are checked here. Those of TFDS are inside the records: checking
     them once would read the whole split (150 GB for ImageNet), so each is checked when its record is read.
 
     Raises:

@@ -13,7 +13,7 @@ from top_jax.optional import optional_package
 
 SIDE: Final = 64  # side of a scene, in pixels
 PHOTOGRAPHS: Final = ("china.jpg", "flower.jpg")
-TRAIN_WIDTH: Final = 0.75  # training scenes lie in the left part of the photographs, test scenes in the rest
+TRAIN_WIDTH: Final = 0.75  # training scenes use the left part of the photographs, test scenes the rest
 BACKGROUND_SIDES: Final = (64, 160)  # side of a scene's background, in pixels of the photograph
 BRIGHTNESS: Final = 0.6  # factor for the photographs, so that digits are lighter than their background
 DIGITS: Final = (1, 2)  # per scene; one if there is no room for two
@@ -95,7 +95,7 @@ class DigitScenesSource:
             digit: its index.
             scene: float32 [SIDE, SIDE, 3].
             labels: uint8 [SIDE, SIDE].
-            taken: bool [SIDE, SIDE], true where another digit lies.
+            taken: bool [SIDE, SIDE], true where another digit is.
             rng: the random generator.
         """
         side = int(rng.integers(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1))
