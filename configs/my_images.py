@@ -4,7 +4,7 @@ python train.py --config configs/my_images.py --config.data.data_dir=PHOTOS --co
 
 PHOTOS holds one folder per class, or train/ and val/ with one folder per class each. The classes, the splits and the
 batch sizes come from it. docs/guides/own_images.md has small settings for a CPU.
-Expected: depends on the photographs (ours; there is no published number). Measured: not run at this size.
+Expected: depends on the photographs (no published number; the recipe is ours). Measured: not run at this size.
 
 Recipe: top_jax.recipes.my_images.
 """

@@ -5,7 +5,7 @@ python train.py --config configs/my_images_top.py --config.data.data_dir=PHOTOS 
 Starts from the run of configs/my_images.py on the same folder, whose classifier it keeps; or, with
 --config.init_head=new, from any file.
 Tokens 196 -> 157 -> 126 -> 101, 3.59 of 5.07 GMACs (published convention).
-Expected: depends on the photographs (ours; there is no published number). Measured: not run at this size.
+Expected: depends on the photographs (no published number; the recipe is ours). Measured: not run at this size.
 
 Recipe: top_jax.recipes.my_images.
 """

@@ -4,7 +4,7 @@ bash docs/study.sh vim runs/study_vim --config.data.data_dir=DIR
 python train.py --config configs/study_vim.py --config.data.data_dir=DIR --config.init_from=FILE.safetensors
 
 The first command is the study. It runs the second for each of three seeds, from weights trained on images of 16 pixels.
-Expected: ours, there is no published number. Measured: docs/study.md.
+Expected: no published number (the recipe is ours). Measured: docs/study.md.
 
 Recipe: top_jax.recipes.study.
 """

@@ -3,7 +3,7 @@
 SMALL_STEPS=0 PRUNED=--after_blocks=3,6,9 bash docs/study.sh vim_gpu OUT --config.data.data_dir=DIR
 python train.py --config configs/study_vim_gpu.py --config.data.data_dir=DIR
 
-Expected: ours, there is no published number. Measured: not run, because no GPU was available.
+Expected: no published number (the recipe is ours). Measured: not run, because no GPU was available.
 
 Recipe: top_jax.recipes.study_gpu.
 """

@@ -2,7 +2,7 @@
 
 python train.py --config configs/vim_cifar10.py --config.data.data_dir=DIR
 
-Expected: ours, there is no published number. Measured: not run to the end.
+Expected: no published number (the recipe is ours). Measured: not run to the end.
 
 Recipe: top_jax.recipes.vim_cifar10.
 """

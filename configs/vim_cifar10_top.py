@@ -3,7 +3,7 @@
 python train.py --config configs/vim_cifar10_top.py --config.data.data_dir=DIR --config.init_from=runs/vim_cifar10
 
 Tokens 64 -> 45 -> 32 -> 23.
-Expected: ours, there is no published number. Measured: not run to the end.
+Expected: no published number (the recipe is ours). Measured: not run to the end.
 
 Recipe: top_jax.recipes.vim_cifar10.
 """

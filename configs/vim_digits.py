@@ -2,7 +2,7 @@
 
 python train.py --config configs/vim_digits.py
 
-Expected: at least 96 % test accuracy (ours; there is no published number). Measured: 98.1 % (seed 0),
+Expected: at least 96 % test accuracy (our goal; no published number). Measured: 98.1 % (seed 0),
 two busy cores of an AMD EPYC, 2026-11-28; log: docs/results/runs/vim_digits.
 
 Recipe: top_jax.recipes.vim_digits.

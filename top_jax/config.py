@@ -330,7 +330,7 @@ class RunConfig:
     seed: int = 0  # seed of the initial weights, the order of the data and the augmentation; 0 .. 2**32 - 1
     batch_size: int = 128  # images per step, over all devices and micro-batches
     eval_batch_size: int | None = None  # images per evaluation step; None: batch_size
-    epochs: float = 30.0  # length of the run, above 0
+    epochs: float = 30.0  # length of the run in epochs, above 0
     total_steps: int | None = None  # length of the run in steps, instead of epochs
     init_from: str | None = None  # weights to start from: run directory, official file or name; None: random
     init_head: str = "load"  # classifier of init_from: load its own, or new, a random one for other classes

@@ -71,7 +71,7 @@ def new_file(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp lets nobody else read
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only the owner can read
         os.replace(temporary, path)
     except Exception as error:
         if is_full(error):  # some libraries, such as PyTorch, raise an error that does not mention the disk

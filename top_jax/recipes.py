@@ -95,9 +95,9 @@ def plain_mamba_imagenet(
         drop_path: rate of the last block.
         clip_norm: largest global norm of the gradient.
         warmup_epochs: epochs of linear warm-up.
-        warmup_learning_rate: at step 0, not scaled with the batch.
-        min_learning_rate: at the end, not scaled with the batch.
-        ema_decay: per step, of the moving average of the weights; None keeps none.
+        warmup_learning_rate: learning rate at step 0, not scaled with the batch.
+        min_learning_rate: learning rate at the end, not scaled with the batch.
+        ema_decay: decay per step of the moving average of the weights; None for no average.
     """
     return _dense(
         f"plain_mamba_{size}",

@@ -50,8 +50,6 @@ def main(arguments: list[str]) -> None:
     runner.no_more(arguments)
     if (_CONFIG.value is not None) + (_SUITE.value is not None) + _TUNE.value != 1:
         raise InputError("pass exactly one of --config=FILE, --suite=gpu, --suite=cpu and --tune (--help).")
-    if _OUT.value == "" or (_BUDGET.value is not None and not math.isfinite(_BUDGET.value)):
-        raise InputError(f"--out={_OUT.value!r} --budget={_BUDGET.value}: a file and a number of seconds are needed.")
     if _CONFIG.value is not None:
         _measure_config()
         return

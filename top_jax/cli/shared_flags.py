@@ -162,7 +162,7 @@ def warn_of_changes(config: RunConfig, *, pruning: bool = True) -> None:
             if key not in known and (pruning or not key.startswith("pruning."))
         ]
         if text:
-            logging.warning("these settings are not those of the run %s: %s", path, ", ".join(text))
+            logging.warning("these settings differ from those of the run %s: %s", path, ", ".join(text))
 
 
 def _trained_runs() -> list[tuple[str, RunConfig]]:

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     workdir = _WORKDIR.value or shared_flags.default_workdir(config)
 
     shared_flags.join_processes()
-    from top_jax.training import train  # takes seconds, so only once the flags are known to be good
+    from top_jax.training import train  # takes seconds, so only after the flags are checked
 
     train(config, workdir)
 

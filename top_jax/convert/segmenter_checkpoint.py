@@ -186,7 +186,9 @@ def save_torch_segmenter(
         raise InputError("this model has only the shapes of its weights (abstract_segmenter); fill it first.")
     path, overwrite = path_of("path", path), flag("overwrite", overwrite)
     if class_names is not None and len(class_names) != model.num_classes:
-        raise InputError(f"got {len(class_names)} class_names for a model of {model.num_classes} classes.")
+        raise InputError(
+            f"got {len(class_names)} class_names for a model of {model.num_classes} classes; pass one each."
+        )
     meta = {} if class_names is None else {"CLASSES": list(class_names)}
     arrays = segmenter_state_dict(model)
     write_state_dict(path, arrays, entry="state_dict", overwrite=overwrite, class_names=class_names, meta=meta)

@@ -223,7 +223,9 @@ def save_torch_checkpoint(
         raise InputError("this model has only the shapes of its weights (abstract_model); fill it first.")
     path, overwrite = path_of("path", path), flag("overwrite", overwrite)
     if class_names is not None and len(class_names) != model.config.num_classes:
-        raise InputError(f"got {len(class_names)} class_names for a model of {model.config.num_classes} classes.")
+        raise InputError(
+            f"got {len(class_names)} class_names for a model of {model.config.num_classes} classes; pass one each."
+        )
     entry = family_of(model.config).entry
     write_state_dict(path, state_dict_of(model), entry=entry, overwrite=overwrite, class_names=class_names)
 
@@ -234,7 +236,7 @@ def state_dict_of(model: Backbone) -> dict[str, np.ndarray]:
 
 
 def _drop_head(config: BackboneConfig, state_dict: dict[str, np.ndarray]) -> list[str]:
-    """Removes the classifier; returns the change as text."""
+    """Removes the classifier's keys; returns a description of the change."""
     of_head = [
         key.torch for key in official_keys(dataclasses.replace(config, num_classes=1)) if is_of_classes(key.ours)
     ]

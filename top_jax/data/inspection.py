@@ -16,8 +16,8 @@ from top_jax.data.sources import DigitsSource, HuggingFaceSource, ImageFolderSou
 from top_jax.data.sources.segmentation_folder import ADE20K_CLASSES, ADE20K_IMAGES
 from top_jax.errors import InputError
 
-MOST_MAPS: Final = 2_000  # label maps read: 5 ms each
-MOST_LABELS: Final = 10_000  # labels read from inside records: reading all of ImageNet's would take many minutes
+MOST_MAPS: Final = 2_000  # label maps to read, at 5 ms each
+MOST_LABELS: Final = 10_000  # labels to read from inside records: reading all of ImageNet's would take many minutes
 LABELLED: Final = (DigitsSource, HuggingFaceSource, ImageFolderSource)  # sources that hold their labels in an array
 DEFAULT: Final = DataConfig()
 _WNID: Final = re.compile(r"n\d{8}")  # a WordNet id, the name of an ImageNet class folder

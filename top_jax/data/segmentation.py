@@ -25,7 +25,7 @@ from top_jax.errors import InputError
 
 __all__ = ["IGNORED", "EvalPlan", "PixelExample", "SegmentationReader", "prepare_image"]
 
-MOST_AREA: Final = 2.0  # times the pixels of batch_size crops: the limit of an evaluation batch
+MOST_AREA: Final = 2.0  # largest evaluation batch, relative to the pixels of batch_size crops
 MOST_CHECKED: Final = 2_000  # images whose headers are read before a run starts
 
 
@@ -218,7 +218,7 @@ class SegmentationReader:
                 image, labels = self.source[index].image, self.source.label_size(index)
                 size = image.shape[:2] if isinstance(image, np.ndarray) else transforms.header_size(image)
                 if size != labels and not (self.config.exif_rotate and size[::-1] == labels):
-                    self._read(index)  # the decoder may turn the image, so its size decides
+                    self._read(index)  # the decoder may rotate the image, so check the decoded size
 
     def _classes(self, index: int, stored: int | bytes | np.ndarray) -> np.ndarray:
         try:

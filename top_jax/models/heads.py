@@ -70,7 +70,7 @@ def make_conv_seg(inputs: int, num_classes: int, dtype: DTypeLike, rngs: nnx.Rng
 
 
 class UPerHead(nnx.Module):
-    """UPerNet: pyramid pooling of the last map, a top-down path through the others, and all four together.
+    """UPerNet's decode head: pools the last map in a pyramid, adds it top-down to the others, and fuses all four.
 
     Source: arXiv 1807.10221; mmseg's `UPerHead`.
     """
@@ -85,7 +85,7 @@ class UPerHead(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        """Makes the head.
+        """Builds the head.
 
         Args:
             widths: channels of each map, finest first.

@@ -153,7 +153,7 @@ class Segmenter(nnx.Module):
             self.backbone = DensePlainMamba(sizes, pruning, rngs=rngs)
         self.map_norms = nnx.List([layer_norm(width, 1e-6, rngs) for _ in config.own_norms])
         self.neck = nnx.data(VimNeck(width, sizes.patch_size, **options) if config.is_vim else None)
-        first = sizes.depth + 1  # the drop-paths have the indices before it
+        first = sizes.depth + 1  # the drop-paths have the lower indices
         self.decode_head = UPerHead(
             [width] * NUM_MAPS, config.channels, config.num_classes, dropout_index=first, **options
         )

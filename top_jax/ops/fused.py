@@ -104,7 +104,7 @@ def _fused_backward(
         C=jnp.sum(partial.C, axis=0),
         D=jnp.sum(partial.D, axis=1),
         delta_bias=jnp.sum(partial.delta_bias, axis=1),
-        gap=None if arguments.gap is None else jnp.zeros_like(arguments.gap),  # made of integers
+        gap=None if arguments.gap is None else jnp.zeros_like(arguments.gap),  # computed from integers: no gradient
         order=None,
     )
     return gradients, dz

@@ -64,7 +64,7 @@ class Checkpoints:
         self._latest.save(step, args=sealed(items, data=position))
 
     def save_if_best(self, state: TrainState, score: float, *, name: str = "accuracy") -> None:
-        """Saves the weights if their score is higher than the best so far; `name` is the score's (`SCORES`)."""
+        """Saves the weights if their score is higher than the best so far; `name` is one of `SCORES`."""
         best = self.best_score()
         if best is None or score > best:
             step = int(state.step)
