@@ -102,8 +102,8 @@ def _note_same_split(config: DataConfig) -> None:
     if config.eval_share is not None:
         if train == evaluation:
             raise InputError(
-                "data.eval_share needs two different names for its parts; data.train_split and data.eval_split are both "
-                f"{train!r}."
+                "data.eval_share needs two different names for its parts; data.train_split and data.eval_split are "
+                f"both {train!r}."
             )
         same = False
     if same and (noted := (config.data_dir, train, evaluation)) not in _noted:
