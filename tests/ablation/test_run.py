@@ -11,7 +11,7 @@ import pytest
 from top_jax.ablation import Finetune
 from top_jax.ablation.evaluate import EvaluationImages
 from top_jax.ablation.finetune import config_of
-from top_jax.ablation.results import Results, common_settings, from_bits
+from top_jax.ablation.results import Results, common_settings, result_of_images
 from top_jax.build import build_abstract_model
 from top_jax.data import open_source
 from top_jax.errors import InputError
@@ -70,7 +70,7 @@ def test_files(finished, rows):
         np.testing.assert_array_equal(found["index"], np.arange(360))
         correct = np.unpackbits(found["correct"], axis=1, count=360)
         assert correct.sum(axis=1).tolist() == [row["correct"] for row in rows]
-        np.testing.assert_array_equal(correct[3], from_bits(lines[3]))
+        np.testing.assert_array_equal(correct[3], result_of_images(lines[3]))
     tables = (finished.out / "tables.md").read_text()
     assert "## Alignment, without training" in tables and "## Score, without training" in tables
     assert "vim_tiny on digits/test, 360 images" in tables and str(finished.checkpoints[0]) in tables

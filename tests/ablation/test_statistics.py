@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from top_jax.ablation import compare, summarise
 from top_jax.ablation.picture import draw
-from top_jax.ablation.results import from_bits, row_key, setting_fields, to_bits
+from top_jax.ablation.results import result_of_images, row_key, setting_fields, to_bits
 from top_jax.ablation.statistics import mcnemar
 from top_jax.ablation.tables import arrange, as_csv, markdown, name_of
 from top_jax.pruning import Pruning
@@ -68,7 +68,7 @@ def cells():
 def test_bits_come_back(images):
     correct = np.random.default_rng(0).random(images) < 0.5
     text = {"correct_bits": to_bits(correct), "images": images}
-    np.testing.assert_array_equal(from_bits(text), correct)
+    np.testing.assert_array_equal(result_of_images(text), correct)
 
 
 def test_one_run_has_the_binomial_error(cells):

@@ -4,8 +4,7 @@ A setting is a `Pruning`; the dense model is the one that prunes nothing.
 
     grid.py        which settings each table needs
     run.py         evaluates each setting on each checkpoint, without training and after fine-tuning; writes the report
-    evaluate.py    the images, and the compiled program that settings share
-    outcomes.py    the result of each image: the part that differs between classifiers and segmenters
+    evaluate.py    the images, the compiled program that settings share, and its result for each image
     finetune.py    the short training of a setting
     results.py     one row per checkpoint and setting, and the directory that holds them
     statistics.py  means of rows with their errors, and paired comparisons

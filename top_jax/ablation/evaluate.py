@@ -1,26 +1,30 @@
 """Evaluates settings: images are decoded once, and settings that differ in score, order or seed share a program.
 
-Most of the time that an ablation of a small model takes is spent on compiling.
+Most of the time that an ablation of a small model takes is spent on compiling. The results are kept image by image.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import logging
 from flax import nnx
 
-from top_jax.ablation.outcomes import Merge, Outcome
+from top_jax.ablation.results import Row, to_bits, to_text
 from top_jax.build import Model, backbone_of
 from top_jax.config import DataConfig
-from top_jax.data import PADDING_INDEX, Source, eval_batches, is_dense, prefetch_to_device
+from top_jax.data import PADDING_INDEX, Source, eval_batches, is_dense, normalize, prefetch_to_device
 from top_jax.data.sources import Record
 from top_jax.errors import InputError
+from top_jax.evaluation.segmentation import image_areas, make_predict, numbers
+from top_jax.models import Segmenter
 from top_jax.models.weights import Weights
 from top_jax.pruning import Cut, Evidence, Pruning, Tokens
 from top_jax.pruning.score import token_scores
@@ -30,6 +34,8 @@ from top_jax.typing import Slots, SlotScores
 HELD_BYTES: Final = 2_000_000_000  # of batches on the devices; if there are more, each setting reads the images again
 
 DeviceBatch = dict[str, jax.Array]
+Step = Callable[[Any, DeviceBatch], DeviceBatch]
+"""Takes the weights with the chosen ranking, and a batch; returns arrays with a leading axis of images."""
 
 
 class EvaluationImages:
@@ -158,15 +164,17 @@ class Program:
 
     Args:
         model: its shapes are enough; pruned by any of the settings.
-        outcome: the result to compute for each image.
         settings: the settings to choose from, at least one.
         data: how pixels are normalised.
     """
 
-    def __init__(self, model: Model, outcome: Outcome, settings: Sequence[Pruning], data: DataConfig):
+    def __init__(self, model: Model, settings: Sequence[Pruning], data: DataConfig):
         self._rankings = tuple(dict.fromkeys((setting.score, setting.seed) for setting in settings))
-        self._step = outcome.make_step(model, _merge(nnx.graphdef(model), settings[0], self._rankings), data)
-        self._fields = outcome.fields
+        merge = _merge(nnx.graphdef(model), settings[0], self._rankings)
+        if isinstance(model, Segmenter):
+            self._step, self._fields = _areas_step(model, merge), _area_fields
+        else:
+            self._step, self._fields = _class_step(merge, data), _class_fields
 
     def evaluate(self, setting: Pruning, weights: Weights, images: EvaluationImages) -> dict[str, Any]:
         """Evaluates one of the settings on all images; the first call compiles.
@@ -200,7 +208,9 @@ class Program:
         return {"images": len(order), "left_out": left_out, **self._fields(in_order)}
 
 
-def _merge(graphdef: nnx.GraphDef[Any], like: Pruning, rankings: tuple[tuple[str, int], ...]) -> Merge:
+def _merge(graphdef: nnx.GraphDef[Any], like: Pruning, rankings: tuple[tuple[str, int], ...]) -> Callable[[Any], Any]:
+    """Returns a function that makes the model, in eval mode, from its weights and the chosen ranking."""
+
     def merge(state: tuple[Weights, Ranking]) -> Model:
         weights, chosen = state
         model = nnx.merge(graphdef, weights)
@@ -215,3 +225,67 @@ def _merge(graphdef: nnx.GraphDef[Any], like: Pruning, rankings: tuple[tuple[str
         return model
 
     return merge
+
+
+def _class_step(merge: Callable[[Any], Any], data: DataConfig) -> Step:
+    """Returns for each image whether the largest logit (the first of equal ones) is the label's, and the loss."""
+
+    @jax.jit
+    def step(state: Any, batch: DeviceBatch) -> DeviceBatch:
+        logits = merge(state)(normalize(batch["image"], data.mean, data.std))
+        best = jnp.argmax(logits, axis=-1)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return {"correct": (best == batch["label"]).astype(jnp.int32), "loss": loss}
+
+    return step
+
+
+def _class_fields(found: dict[str, np.ndarray]) -> Row:
+    correct = found["correct"].astype(bool)
+    return {
+        "accuracy": float(np.mean(correct)),
+        "correct": int(np.sum(correct)),
+        "loss": float(np.mean(found["loss"], dtype=np.float64)),
+        "correct_bits": to_bits(correct),
+    }
+
+
+def _areas_step(model: Segmenter, merge: Callable[[Any], Any]) -> Step:
+    """Returns the areas of the classes in each normalised image, as `evaluate` counts them."""
+    predict = make_predict(model, merge)
+    count = jax.jit(functools.partial(image_areas, num_classes=model.num_classes))
+
+    def step(state: Any, batch: DeviceBatch) -> DeviceBatch:
+        label = batch["label"]
+        return count(predict(state, batch["image"], (label.shape[1], label.shape[2])), label, batch["mask"])
+
+    return step
+
+
+def _area_fields(found: dict[str, np.ndarray]) -> Row:
+    sums = {name: np.sum(areas, axis=0, dtype=np.int64) for name, areas in found.items()}
+    areas = {name: area.tolist() for name, area in sums.items()}
+    return {**numbers(sums), "areas": areas, "miou_of_images": to_text(miou_of_images(found))}
+
+
+def miou_of_images(areas: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns float64 `[images]` whose mean is the mIoU and whose standard error is the mIoU's.
+
+    The mIoU is not a mean over images, because a class's areas are summed over all images before they are divided. Its
+    linear approximation is. An image with intersection I and union U in class c has the value
+    IoU_c + images (I - IoU_c U) / U_c, where U_c is the sum of all unions; averaged over the classes that occur.
+
+    Source: linearised variance of a ratio, Woodruff, JASA 66 (1971).
+
+    Args:
+        areas: `intersection`, `predicted` and `labelled`, in pixels, each `[images, classes]`.
+    """
+    intersection, predicted, labelled = (areas[n].astype(np.float64) for n in ("intersection", "predicted", "labelled"))
+    union = predicted + labelled - intersection
+    there = union.sum(axis=0) > 0
+    if not there.any():
+        return np.zeros(len(union))
+    intersection, union = intersection[:, there], union[:, there]
+    total = union.sum(axis=0)
+    ious = intersection.sum(axis=0) / total
+    return np.mean(ious + len(union) * (intersection - ious * union) / total, axis=1)

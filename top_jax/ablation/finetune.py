@@ -100,11 +100,7 @@ def run_name(weights: int, row: dict[str, Any], seed: int) -> str:
 def _pruning_config(setting: Pruning) -> PruningConfig:
     if not setting.after_blocks:
         return PruningConfig()
-    return PruningConfig(
-        after_blocks=setting.after_blocks,
-        keep_ratio=setting.keep_ratio if isinstance(setting.keep_ratio, tuple) else (setting.keep_ratio,),
-        score=setting.score,
-        alignment=setting.alignment,
-        order=setting.order,
-        seed=setting.seed,
-    )
+    settings = {field.name: getattr(setting, field.name) for field in dataclasses.fields(Pruning)}
+    if not isinstance(setting.keep_ratio, tuple):
+        settings["keep_ratio"] = (setting.keep_ratio,)
+    return PruningConfig(**settings)

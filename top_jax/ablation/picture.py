@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from top_jax.ablation.results import ratio_of, ratio_text
 from top_jax.ablation.statistics import Cell
@@ -21,23 +21,11 @@ with needs_extras("drawing"):
 GREY: Final = "#666666"
 # The curve of `hold` is broad, because `decay` often lies on top of it.
 STYLES: Final[dict[tuple[str, str], dict[str, Any]]] = {
-    ("none", "score"): {
-        "label": "none, score order (naive)",
-        "color": VERMILLION,
-        "marker": "s",
-        "linestyle": ":",
-    },
+    ("none", "score"): {"label": "none, score order (naive)", "color": VERMILLION, "marker": "s", "linestyle": ":"},
     ("none", "position"): {"label": "none", "color": ORANGE, "marker": "D", "linestyle": "-."},
     ("hold", "position"): {"label": "hold", "color": BLUE, "marker": "o", "linewidth": 3.5, "markersize": 10},
     ("decay", "position"): {"label": "decay", "color": GREEN, "marker": "^", "linestyle": "--", "markersize": 6},
 }
-
-
-class Unit(NamedTuple):
-    """A unit for counts of multiply-accumulates: its name, and the number of units in 1e9 of them."""
-
-    name: str
-    per_giga: float
 
 
 def draw(cells: Sequence[Cell], base: dict[str, Any], file: Path) -> None:
@@ -58,14 +46,13 @@ def draw(cells: Sequence[Cell], base: dict[str, Any], file: Path) -> None:
     """
     cells = [cell for cell in cells if cell.is_dense or cell.fill == base.get("fill")]
     trainings = list(dict.fromkeys(cell.finetuned for cell in cells))
-    small = max(cell.pruned_gmacs[CONVENTION] for cell in cells) < 0.1
-    unit = Unit("MMACs", 1e3) if small else Unit("GMACs", 1.0)
+    mega = max(cell.pruned_gmacs[CONVENTION] for cell in cells) < 0.1
     figure = Figure(figsize=(11, 0.5 + 4.6 * len(trainings)), layout="constrained")
     panels = figure.subplots(len(trainings), 2, squeeze=False, width_ratios=(3, 2))
     for training, (left, right) in zip(trainings, panels, strict=True):
         some = [cell for cell in cells if cell.finetuned == training]
         title = "without training" if training is None else f"after {training[0]} steps at {training[1]:g}"
-        _curves(left, some, base["score"], unit)
+        _curves(left, some, base["score"], mega=mega)
         left.set_title(f"Alignment (score {base['score']}), {title}", fontsize=11)
         _scores(right, some, base)
         right.set_title(f"Score ({base['alignment']}, keep {ratio_text(base['keep_ratio'])}), {title}", fontsize=11)
@@ -75,24 +62,24 @@ def draw(cells: Sequence[Cell], base: dict[str, Any], file: Path) -> None:
         figure.savefig(temporary, dpi=150, format="png")
 
 
-def _curves(axes: Axes, cells: Sequence[Cell], score: str, unit: Unit) -> None:
-    shown = []
+def _curves(axes: Axes, cells: Sequence[Cell], score: str, *, mega: bool) -> None:
+    per_giga, shown = 1e3 if mega else 1.0, []
     for way, style in STYLES.items():
         some = [cell for cell in cells if (cell.alignment, cell.order) == way and cell.score == score]
         if some:
             some.sort(key=lambda cell: cell.pruned_gmacs[CONVENTION])
-            _curve(axes, some, unit, **style)
+            _curve(axes, some, per_giga, **style)
             shown += some
     dense = [cell for cell in cells if cell.is_dense]
-    _curve(axes, dense, unit, label="dense", color=BLACK, marker="*", linestyle="none", markersize=14)
+    _curve(axes, dense, per_giga, label="dense", color=BLACK, marker="*", linestyle="none", markersize=14)
     of = "of the backbone per crop" if any(cell.backbone_gmacs for cell in cells) else "per image"
-    axes.set_xlabel(f"{unit.name} {of} ({CONVENTION} convention)\n{_meaning(shown + dense)}")
+    axes.set_xlabel(f"{'MMACs' if mega else 'GMACs'} {of} ({CONVENTION} convention)\n{_meaning(shown + dense)}")
     axes.set_ylabel(f"{_title(cells)}, %")
     axes.grid(alpha=0.3)
 
 
-def _curve(axes: Axes, cells: list[Cell], unit: Unit, **style: Any) -> None:
-    x = [cell.pruned_gmacs[CONVENTION] * unit.per_giga for cell in cells]
+def _curve(axes: Axes, cells: list[Cell], per_giga: float, **style: Any) -> None:
+    x = [cell.pruned_gmacs[CONVENTION] * per_giga for cell in cells]
     y = [100 * cell.result.mean for cell in cells]
     usual = {"capsize": 3, "linewidth": 1.6, "elinewidth": 1.1, "markersize": 7}
     axes.errorbar(x, y, yerr=[100 * _error(cell) for cell in cells], **{**usual, **style})

@@ -174,7 +174,7 @@ images (a count), left_out (indices of unreadable images)
 of a classifier: accuracy (from 0 to 1), correct (a count), loss (nats), correct_bits (base64: one bit per evaluated
     image, in order)
 of a segmenter: miou, mean_accuracy, pixel_accuracy (from 0 to 1), areas (pixels of each class, by kind), miou_of_images
-    (base64: `outcomes.miou_of_images`, one float64 per evaluated image, in order)
+    (base64: `evaluate.miou_of_images`, one float64 per evaluated image, in order)
 """
 
 UNCHOSEN = {"keep_ratio": None, "alignment": None, "order": None, "score": None, "random_seed": None}
@@ -246,12 +246,7 @@ def to_text(values: np.ndarray) -> str:
 
 def result_of_images(row: Row) -> np.ndarray:
     """Returns the row's result image by image, bool or float64 `[images]`: accuracy or mIoU is its mean."""
-    if "correct_bits" in row:
-        return from_bits(row)
-    return np.frombuffer(base64.b64decode(row["miou_of_images"]), "<f8")
-
-
-def from_bits(row: Row) -> np.ndarray:
-    """Returns which of the row's images were classified correctly, bool `[images]`."""
+    if "correct_bits" not in row:
+        return np.frombuffer(base64.b64decode(row["miou_of_images"]), "<f8")
     packed = np.frombuffer(base64.b64decode(row["correct_bits"]), np.uint8)
     return np.unpackbits(packed, count=row["images"]).astype(bool)

@@ -18,7 +18,6 @@ from top_jax.ablation import finetune as tuning
 from top_jax.ablation.evaluate import EvaluationImages, Program
 from top_jax.ablation.finetune import Finetune
 from top_jax.ablation.grid import DENSE, check_settings, model_of, program_key
-from top_jax.ablation.outcomes import outcome_of
 from top_jax.ablation.picture import draw
 from top_jax.ablation.results import Results, Row, common_settings, label, result_of_images, setting_fields
 from top_jax.ablation.statistics import summarise
@@ -61,12 +60,6 @@ class Checkpoint(NamedTuple):
     trained_pruned: bool
 
 
-@contextlib.contextmanager
-def _no_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    del what, total
-    yield lambda count: None
-
-
 def run_ablation(
     config: RunConfig,
     checkpoints: Sequence[str | Path],
@@ -79,7 +72,7 @@ def run_ablation(
     which: str = "best",
     ema: bool | None = None,
     say: Callable[[str], None] = print,
-    progress: ProgressBar = _no_bar,
+    progress: ProgressBar = lambda what, total: contextlib.nullcontext(lambda count: None),
 ) -> list[Row]:
     """Evaluates each setting on each checkpoint over the config's evaluation split, and writes the report.
 
@@ -136,7 +129,7 @@ class _Ablation:
 
     def __init__(self, config: RunConfig, images: EvaluationImages, results: Results, say: Callable[[str], None]):
         self._config, self._images, self._results, self._say = config, images, results, say
-        self._outcome, self._task = outcome_of(config.model), task_of(config.model)
+        self._task = task_of(config.model)
 
     def evaluate_all(self, checkpoints: list[Checkpoint], settings: tuple[Pruning, ...], progress: ProgressBar) -> None:
         """Evaluates every setting on every checkpoint, without training."""
@@ -170,7 +163,7 @@ class _Ablation:
             work = list(alike)
             first = work[0][0]
             model = build_abstract_model(model_of(self._config.model, first), first)
-            shared = Program(model, self._outcome, [setting for setting, _ in work], self._config.data)
+            shared = Program(model, [setting for setting, _ in work], self._config.data)
             yield from ((shared, setting, other) for setting, other in work)
 
     def _blank(self, setting: Pruning, checkpoint: Checkpoint, finetuned: Row | None = None) -> Row:

@@ -6,7 +6,7 @@ There are two errors, which answer two questions and are never mixed:
                     the denominator: would another training give the same?
     sampling error  standard error over images: would other images of the same kind give the same? For one run it is the
                     binomial sqrt(p (1 - p) / images). Several runs see the same images, so it is the standard error of
-                    the per-image mean over runs. mIoU is not a mean over images; `outcomes.miou_of_images` makes it
+                    the per-image mean over runs. mIoU is not a mean over images; `evaluate.miou_of_images` makes it
                     one, to first order.
 """
 
@@ -142,7 +142,7 @@ def _cell(key: tuple[Any, ...], group: list[Row], dense: dict[Any, np.ndarray]) 
     pairs = [(dense[start_key(row)], own) for row, own in zip(group, results, strict=True) if start_key(row) in dense]
     drops = [_difference(reference, own) for reference, own in pairs] if after_blocks else []
     segments = "miou" in first
-    right = () if segments else drops
+    lost, gained = _one_sided([] if segments else drops)
     return Cell(
         after_blocks=after_blocks,
         keep_ratio=keep_ratio,
@@ -157,8 +157,8 @@ def _cell(key: tuple[Any, ...], group: list[Row], dense: dict[Any, np.ndarray]) 
         images=first["images"],
         accuracy=None if segments else estimate(results),
         drop=estimate(drops) if drops else None,
-        lost=sum(int(np.sum(drop > 0)) for drop in right),
-        gained=sum(int(np.sum(drop < 0)) for drop in right),
+        lost=lost,
+        gained=gained,
         miou=estimate(results) if segments else None,
         pixel_accuracy=statistics.fmean(row["pixel_accuracy"] for row in group) if segments else None,
         fill=fill,
@@ -168,6 +168,12 @@ def _cell(key: tuple[Any, ...], group: list[Row], dense: dict[Any, np.ndarray]) 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a.astype(np.float64) - b
+
+
+def _one_sided(differences: Iterable[np.ndarray]) -> tuple[int, int]:
+    """Counts the images that only the first of two models classifies correctly, and those that only the second does."""
+    signs = np.concatenate([np.sign(one) for one in differences] or [np.zeros(0)])
+    return int(np.sum(signs > 0)), int(np.sum(signs < 0))
 
 
 class Comparison(NamedTuple):
@@ -205,19 +211,13 @@ def compare(rows: Iterable[Row], cell: Cell, reference: Cell) -> Comparison | No
     Returns:
         The comparison, or None if no two runs start from the same weights.
     """
-    these, others = [], []
-    for row in rows:
-        if cell_key(row) == cell.key:
-            these.append(row)
-        elif cell_key(row) == reference.key:
-            others.append(row)
+    rows = list(rows)
+    these, others = ([row for row in rows if cell_key(row) == of.key] for of in (cell, reference))
     same_start = [(a, b) for a in these for b in others if start_key(a) == start_key(b)]
     if not same_start:
         return None
     differences = [_difference(result_of_images(a), result_of_images(b)) for a, b in same_start]
-    right = differences if cell.miou is None else ()
-    only_this = sum(int(np.sum(one > 0)) for one in right)
-    only_reference = sum(int(np.sum(one < 0)) for one in right)
+    only_this, only_reference = _one_sided(differences if cell.miou is None else [])
     return Comparison(
         cell=cell,
         reference=reference,
@@ -225,7 +225,7 @@ def compare(rows: Iterable[Row], cell: Cell, reference: Cell) -> Comparison | No
         only_this=only_this,
         only_reference=only_reference,
         pairs=len(differences),
-        p_value=mcnemar(only_this, only_reference) if len(right) == 1 else None,
+        p_value=mcnemar(only_this, only_reference) if cell.miou is None and len(differences) == 1 else None,
     )
 
 

@@ -6,13 +6,13 @@ import csv
 import dataclasses
 import io
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from top_jax.ablation.results import Row, label, ratio_of, ratio_text
 from top_jax.ablation.statistics import Cell, Comparison, Estimate, compare
 from top_jax.pruning import WAYS
-from top_jax.tables import markdown as markdown_table
+from top_jax.tables import rows_as_text
 
 CONVENTION: Final = "published"
 
@@ -21,6 +21,23 @@ HOW_TO_READ: Final = (
     "seeds of `random`, seeds of fine-tuning), `se` the standard error over images. The drop is measured from the "
     "dense model of the same checkpoint on the same images{task} Order `score` leaves the kept tokens in the order of "
     "their scores: with alignment `none`, this is the naive ViT way. `random` and `uniform` are controls."
+)
+
+
+# Name of the result, the rest of the sentence on the drop, and the test of a comparison.
+_OF_CLASSIFIERS: Final = (
+    "Accuracy",
+    "; `lost / gained` counts the images that only the dense or only the pruned model classifies correctly, over all "
+    f"runs. GMACs are per image ({CONVENTION} convention).",
+    " (p: McNemar's exact test, for a single pair of runs)",
+)
+_OF_SEGMENTERS: Final = (
+    "mIoU",
+    ". The mIoU is no mean over images: its `se` is that of its linear approximation, and no image is lost or gained. "
+    f"Pixels are the labelled ones that are right, in per cent. GMACs are per crop ({CONVENTION} convention): of the "
+    "backbone, which is pruned, and with neck and heads, which are not. Fill is what stands in a map for a dropped "
+    "token.",
+    "",
 )
 
 
@@ -62,30 +79,27 @@ def markdown(tables: Iterable[Table], rows: list[Row], about: str) -> str:
         about: a paragraph on models, data and machine.
     """
     tables = list(tables)
-    form = _form(tables)
-    how = HOW_TO_READ.format(title=form.title, task=form.how_to_read)
+    segments = any(cell.miou for table in tables for cell in table.cells)
+    title, task, test = _OF_SEGMENTERS if segments else _OF_CLASSIFIERS
+    how = HOW_TO_READ.format(title=title, task=task)
     parts = [f"# Ablation of token pruning\n\n{about}\n\n{textwrap.fill(how, 120)}\n"]
     for table in tables:
-        parts.append(f"## {table.title}\n\n{_grid(form.columns, table.cells)}\n")
-        if table.reference is not None and (pairs := _pairs(table, rows)):
+        parts.append(f"## {table.title}\n\n{rows_as_text([_line(cell) for cell in table.cells])}\n")
+        if table.reference is not None and (pairs := _pairs(table, table.reference, rows)):
             parts.append(
-                f"Compared with {name_of(table.reference)} on the same images{form.test}:\n\n"
-                f"{_grid(form.pair_columns, pairs)}\n"
+                f"Compared with {name_of(table.reference)} on the same images{test}:\n\n"
+                f"{rows_as_text([_pair_line(pair) for pair in pairs])}\n"
             )
     return "\n".join(parts)
 
 
 def as_csv(tables: Iterable[Table]) -> str:
     """Returns all lines of all tables as one CSV; accuracies, mIoU and their errors are fractions."""
-    tables = list(tables)
-    columns = _form(tables).csv
+    lines = [_csv_line(table.name, cell) for table in tables for cell in table.cells]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["table", "finetune_steps", "learning_rate", *columns])
-    for table in tables:
-        for cell in table.cells:
-            values = [value(cell) for value in columns.values()]
-            writer.writerow([table.name, *(cell.finetuned or ("", "")), *values])
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return text.getvalue()
 
 
@@ -133,15 +147,82 @@ def _by_way_and_cost(cell: Cell) -> Any:
     return WAYS.index((cell.alignment or "", cell.order or "")), cell.score, -cell.gmacs[CONVENTION], cell.fill
 
 
-def _pairs(table: Table, rows: list[Row]) -> list[Comparison]:
-    reference = table.reference
-    assert reference is not None
+def _pairs(table: Table, reference: Cell, rows: list[Row]) -> list[Comparison]:
     others = (cell for cell in table.cells if cell is not reference and not cell.is_dense)
     return [pair for cell in others if (pair := compare(rows, cell, reference)) is not None]
 
 
-def _grid(columns: dict[str, Callable[[Any], str]], lines: list[Any]) -> str:
-    return markdown_table(list(columns), [[show(line) for show in columns.values()] for line in lines])
+def _line(cell: Cell) -> dict[str, str]:
+    """Returns a cell as a line of a markdown table, by column."""
+    tokens = " > ".join(str(count) for count in dict.fromkeys(cell.tokens_per_block))
+    line = {
+        "alignment": cell.alignment or "dense",
+        "order": cell.order or "-",
+        "score": cell.score or "-",
+        "keep": ratio_text(cell.keep_ratio),
+    }
+    if cell.miou is None:
+        line |= {
+            "tokens": tokens,
+            "GMACs": f"{cell.gmacs[CONVENTION]:.3g}",
+            "accuracy": _percent(cell.accuracy),
+            "drop": _percent(cell.drop),
+            "lost / gained": "-" if cell.drop is None else f"{cell.lost} / {cell.gained}",
+        }
+    else:
+        line |= {
+            "fill": cell.fill or "-",
+            "tokens": tokens,
+            "backbone GMACs": f"{cell.pruned_gmacs[CONVENTION]:.3g}",
+            "total GMACs": f"{cell.gmacs[CONVENTION]:.3g}",
+            "mIoU": _percent(cell.miou),
+            "drop": _percent(cell.drop),
+            "pixels": f"{100 * (cell.pixel_accuracy or 0):.2f}",
+        }
+    return {**line, "runs (checkpoints)": f"{cell.runs} ({cell.checkpoints})", "images": f"{cell.images}"}
+
+
+def _pair_line(pair: Comparison) -> dict[str, str]:
+    """Returns a comparison as a line of a markdown table, by column."""
+    line = {"setting": name_of(pair.cell), "difference": _percent(pair.difference, signed=True)}
+    if pair.cell.miou is not None:
+        return {**line, "pairs of runs": f"{pair.pairs}"}
+    if pair.p_value is None:
+        p_value = "-"
+    else:
+        p_value = "< 0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
+    counts = {"only this right": f"{pair.only_this}", "only the other right": f"{pair.only_reference}"}
+    return {**line, **counts, "pairs of runs": f"{pair.pairs}", "p": p_value}
+
+
+def _csv_line(table: str, cell: Cell) -> dict[str, Any]:
+    """Returns a cell as a line of the CSV, by column; None is an empty field."""
+    steps, learning_rate = cell.finetuned or (None, None)
+    line = {
+        "table": table,
+        "finetune_steps": steps,
+        "learning_rate": learning_rate,
+        "alignment": cell.alignment or "dense",
+        "order": cell.order,
+        "score": cell.score,
+        "keep_ratio": ratio_text(cell.keep_ratio),
+        "after_blocks": " ".join(map(str, cell.after_blocks)),
+        "tokens_per_block": " ".join(map(str, cell.tokens_per_block)),
+        "gmacs_published": cell.gmacs[CONVENTION],
+    }
+    drop = _csv_estimate("drop", cell.drop)
+    if cell.miou is None:
+        counts = (None, None) if cell.drop is None else (cell.lost, cell.gained)
+        line |= {**_csv_estimate("accuracy", cell.accuracy), **drop, "lost": counts[0], "gained": counts[1]}
+    else:
+        line |= {"fill": cell.fill, "backbone_gmacs_published": cell.pruned_gmacs[CONVENTION]}
+        line |= {**_csv_estimate("miou", cell.miou), **drop, "pixel_accuracy": cell.pixel_accuracy}
+    return {**line, "runs": cell.runs, "checkpoints": cell.checkpoints, "images": cell.images}
+
+
+def _csv_estimate(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    parts = (None, None, None) if estimate is None else (estimate.mean, estimate.spread, estimate.sampling_error)
+    return dict(zip((name, f"{name}_sd", f"{name}_se"), parts, strict=True))
 
 
 def _percent(value: Estimate | None, *, signed: bool = False) -> str:
@@ -149,133 +230,3 @@ def _percent(value: Estimate | None, *, signed: bool = False) -> str:
         return "-"
     spread = "" if value.spread is None else f" sd {100 * value.spread:.2f}"
     return f"{100 * value.mean:{'+' if signed else ''}.2f}{spread} se {100 * value.sampling_error:.2f}"
-
-
-def _tokens(cell: Cell) -> str:
-    return " > ".join(str(count) for count in dict.fromkeys(cell.tokens_per_block))
-
-
-def _p_value(pair: Comparison) -> str:
-    if pair.p_value is None:
-        return "-"
-    return "< 0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
-
-
-class _Form(NamedTuple):
-    """Presentation of a task's results in tables: names, explanations and columns."""
-
-    title: str
-    how_to_read: str
-    test: str
-    columns: dict[str, Callable[[Cell], str]]
-    pair_columns: dict[str, Callable[[Comparison], str]]
-    csv: dict[str, Callable[[Cell], Any]]
-
-
-def _form(tables: list[Table]) -> _Form:
-    return _SEGMENTS if any(cell.miou for table in tables for cell in table.cells) else _CLASSIFIES
-
-
-def _gmacs(of: Callable[[Cell], dict[str, float]]) -> Callable[[Cell], str]:
-    return lambda cell: f"{of(cell)[CONVENTION]:.3g}"
-
-
-def _in_csv(name: str, of: Callable[[Cell], Estimate | None]) -> dict[str, Callable[[Cell], Any]]:
-    """Returns the columns of an estimate; empty where there is none."""
-    parts = {name: "mean", f"{name}_sd": "spread", f"{name}_se": "sampling_error"}
-    return {column: lambda cell, part=part: _known(getattr(of(cell), part, None)) for column, part in parts.items()}
-
-
-def _known(value: Any) -> Any:
-    return "" if value is None else value
-
-
-_SETTING: Final[dict[str, Callable[[Cell], str]]] = {
-    "alignment": lambda cell: cell.alignment or "dense",
-    "order": lambda cell: cell.order or "-",
-    "score": lambda cell: cell.score or "-",
-    "keep": lambda cell: ratio_text(cell.keep_ratio),
-}
-_DROP: Final[dict[str, Callable[[Cell], str]]] = {"drop": lambda cell: _percent(cell.drop)}
-_COUNTS: Final[dict[str, Callable[[Cell], str]]] = {
-    "runs (checkpoints)": lambda cell: f"{cell.runs} ({cell.checkpoints})",
-    "images": lambda cell: f"{cell.images}",
-}
-_PAIR: Final[dict[str, Callable[[Comparison], str]]] = {
-    "setting": lambda pair: name_of(pair.cell),
-    "difference": lambda pair: _percent(pair.difference, signed=True),
-}
-_CSV_SETTING: Final[dict[str, Callable[[Cell], Any]]] = {
-    "alignment": lambda cell: cell.alignment or "dense",
-    "order": lambda cell: cell.order or "",
-    "score": lambda cell: cell.score or "",
-    "keep_ratio": lambda cell: ratio_text(cell.keep_ratio),
-    "after_blocks": lambda cell: " ".join(map(str, cell.after_blocks)),
-    "tokens_per_block": lambda cell: " ".join(map(str, cell.tokens_per_block)),
-    "gmacs_published": lambda cell: cell.gmacs[CONVENTION],
-}
-_CSV_DROP: Final = _in_csv("drop", lambda cell: cell.drop)
-_CSV_COUNTS: Final[dict[str, Callable[[Cell], Any]]] = {
-    "runs": lambda cell: cell.runs,
-    "checkpoints": lambda cell: cell.checkpoints,
-    "images": lambda cell: cell.images,
-}
-_CLASSIFIES: Final = _Form(
-    title="Accuracy",
-    how_to_read="; `lost / gained` counts the images that only the dense or only the pruned model classifies "
-    f"correctly, over all runs. GMACs are per image ({CONVENTION} convention).",
-    test=" (p: McNemar's exact test, for a single pair of runs)",
-    columns={
-        **_SETTING,
-        "tokens": _tokens,
-        "GMACs": _gmacs(lambda cell: cell.gmacs),
-        "accuracy": lambda cell: _percent(cell.accuracy),
-        **_DROP,
-        "lost / gained": lambda cell: "-" if cell.drop is None else f"{cell.lost} / {cell.gained}",
-        **_COUNTS,
-    },
-    pair_columns={
-        **_PAIR,
-        "only this right": lambda pair: f"{pair.only_this}",
-        "only the other right": lambda pair: f"{pair.only_reference}",
-        "pairs of runs": lambda pair: f"{pair.pairs}",
-        "p": _p_value,
-    },
-    csv={
-        **_CSV_SETTING,
-        **_in_csv("accuracy", lambda cell: cell.accuracy),
-        **_CSV_DROP,
-        "lost": lambda cell: "" if cell.drop is None else cell.lost,
-        "gained": lambda cell: "" if cell.drop is None else cell.gained,
-        **_CSV_COUNTS,
-    },
-)
-_SEGMENTS: Final = _Form(
-    title="mIoU",
-    how_to_read=". The mIoU is no mean over images: its `se` is that of its linear approximation, and no image is lost "
-    f"or gained. Pixels are the labelled ones that are right, in per cent. GMACs are per crop ({CONVENTION} "
-    "convention): of the backbone, which is pruned, and with neck and heads, which are not. Fill is what stands in a "
-    "map for a dropped token.",
-    test="",
-    columns={
-        **_SETTING,
-        "fill": lambda cell: cell.fill or "-",
-        "tokens": _tokens,
-        "backbone GMACs": _gmacs(lambda cell: cell.pruned_gmacs),
-        "total GMACs": _gmacs(lambda cell: cell.gmacs),
-        "mIoU": lambda cell: _percent(cell.miou),
-        **_DROP,
-        "pixels": lambda cell: f"{100 * (cell.pixel_accuracy or 0):.2f}",
-        **_COUNTS,
-    },
-    pair_columns={**_PAIR, "pairs of runs": lambda pair: f"{pair.pairs}"},
-    csv={
-        **_CSV_SETTING,
-        "fill": lambda cell: cell.fill or "",
-        "backbone_gmacs_published": lambda cell: cell.pruned_gmacs[CONVENTION],
-        **_in_csv("miou", lambda cell: cell.miou),
-        **_CSV_DROP,
-        "pixel_accuracy": lambda cell: cell.pixel_accuracy,
-        **_CSV_COUNTS,
-    },
-)
