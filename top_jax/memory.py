@@ -14,10 +14,13 @@ def program_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
         compiled: such as `jax.jit(step, donate_argnums=0).lower(state, batch).compile()`.
 
     Returns:
-        Bytes: `arguments` (for a training step, the state and the batch), `outputs`, `temporaries` (activations kept
-            for
-        the gradient, and work space), `donated` (outputs that reuse the memory of a donated argument), and their
-        `total`, arguments + outputs + temporaries - donated. Empty where the backend reports nothing.
+        Bytes by kind; empty if the backend reports nothing:
+
+            arguments     inputs; for a training step, the state and the batch
+            outputs       results
+            temporaries   activations kept for the gradient, and work space
+            donated       outputs that reuse the memory of a donated argument
+            total         arguments + outputs + temporaries - donated
     """
     plan = compiled.memory_analysis()
     if plan is None:

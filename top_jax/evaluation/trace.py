@@ -46,9 +46,9 @@ class BlockView(NamedTuple):
     Attributes:
         places: int32 `[B, L]` raster index of each token, in the block's order; `CLASS` or `FUSED` for others.
         orders: int32 `[G, B, L]` the token that each step of each scan visits; None without a scan.
-        attention: float32 `[B, L, L]` weight of each token's input (third axis) in each token's output: the scan's
-            hidden attention |alpha|, averaged over the channels, or DeiT's attention, averaged over the heads. None
-            if it was not requested.
+        attention: float32 `[B, L, L]` weight of each token's input (third axis) in each token's output; None if it was
+            not requested. It is the scan's hidden attention |alpha|, averaged over the channels, or DeiT's attention,
+            averaged over the heads.
     """
 
     places: Int[Array, "B L"]

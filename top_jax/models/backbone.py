@@ -181,8 +181,8 @@ class Backbone(nnx.Module, abc.ABC):
         Args:
             images: as in `__call__`.
             keys: as in `__call__`.
-            stages: 1-based numbers of blocks whose tokens are returned too: `Features.stages` holds the residual
-                stream that leaves each of them (reduced, if the block is followed by a reduction), without a norm.
+            stages: 1-based numbers of blocks. `Features.stages` holds the residual stream after each of them (and after
+                its reduction, if there is one), without a norm.
                 A `DenseVim` returns its variant's maps instead.
             watch: called with a `BlockRun` for each block, in order. Inside a JAX transformation, it is called after
                 the block, with tracers; otherwise after the last block.

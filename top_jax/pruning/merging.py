@@ -21,7 +21,7 @@ class Merging(Reduction):
     """Bipartite merging of similar tokens: no patch is dropped, each remains part of some token.
 
     The patch tokens alternate between sources (1st, 3rd, ...) and targets (2nd, 4th, ...). Each source finds its most
-    similar target, by the cosine of their hidden states x. The excess sources are merged, most similar first: a target
+    similar target, by the cosine of their hidden states x. The excess sources are merged, most similar first. A target
     becomes the mean of itself and its sources, weighted by the number of patches that each stands for, in x and in the
     residual stream. A target keeps its position, and the remaining tokens keep their order. Gradients flow through the
     means, not through the matching.

@@ -38,9 +38,9 @@ class Cut:
 class Reduction(abc.ABC):
     """A token reduction method and its schedule. Without `after_blocks`, the model is dense.
 
-    After the token mixing of each block in `after_blocks` (in DeiT, before the block's MLP) the model passes the tokens
-    and the block's evidence to `__call__`, and continues with the result. Counts are Python ints, so that every stage
-    has a static shape.
+    After each block in `after_blocks` (in DeiT, between its attention and its MLP) the model passes the tokens and the
+    block's evidence to `__call__`, and continues with the result. Counts are Python ints, so that every stage has a
+    static shape.
 
     Attributes:
         after_blocks: increasing 1-based block numbers; 5 reduces after the fifth block.

@@ -1,6 +1,6 @@
 """The loss of a segmenter: cross entropy of logits that are resized to the label, by rows, with its own gradient.
 
-Resized logits of a whole batch, [B, H, W, classes] in float32, would be a training step's largest array by far: 2.5 GB
+Resized logits of a whole batch, [B, H, W, classes] in float32, would be the largest array of a training step: 2.5 GB
 for 16 images of 512 x 512 pixels and 150 classes. Automatic differentiation would keep several of them. Here each pass
 computes them for a few rows of every image at a time, so that a batch that is split over devices stays split.
 

@@ -112,11 +112,15 @@ def make_train_step(
 
     Returns:
         A pure function, to be jitted; it raises InputError for a teacher without weights, or weights without a teacher.
-        Metrics (`METRICS`) are float32 scalars. loss: minimised. accuracy: over the batch; the class of a mixed image
-        is that of the larger share, or the lower class if both are equal. pixel_accuracy: over the labelled pixels of
-        the batch (0 if there are none). auxiliary_loss, distillation_loss, token_loss: before they are weighted.
-        grad_norm: before clipping. param_norm: after the step. stats_norm: of BatchNorm's running
-        means and variances after the step. If all of them are finite, so is every number of the new state.
+        Metrics (`METRICS`) are float32 scalars; if all are finite, so is every number of the new state:
+
+            loss             minimised
+            accuracy         over the batch; a mixed image has the class of its larger share (on a tie, the lower class)
+            pixel_accuracy   over the labelled pixels of the batch; 0 if there are none
+            auxiliary_loss, distillation_loss, token_loss   before they are weighted
+            grad_norm        before clipping
+            param_norm       after the step
+            stats_norm       of BatchNorm's running means and variances, after the step
     """
     recipe = config.optimizer
     gradient = _make_gradient(graphdef, config, teacher)
