@@ -23,7 +23,7 @@ _MOST_OF_A_BLOCK: Final = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """How the kernels divide a scan.
+    """Block sizes: how the kernels divide a scan among programs, warps and chunks.
 
     Attributes:
         segment: steps between two saved states; a multiple of both chunks. Where it is longer than `backward_chunk`,

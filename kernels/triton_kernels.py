@@ -287,7 +287,7 @@ def backward_kernel(
 
 @triton.jit
 def load_tile(at, j):
-    """Loads `[32, J, M]` from pointers `[32, 1, M]`, one j at a time: then every Triton gives a lane its own states."""
+    """Loads `[32, J, M]` from pointers `[32, 1, M]` by j, so that a lane holds its own states in any Triton release."""
     tile = tl.broadcast_to(tl.load(at), [at.shape[0], j.shape[1], at.shape[2]])
     for i in tl.static_range(1, j.shape[1]):
         tile = tl.where(j == i, tl.load(at + i * (at.shape[0] * at.shape[2])), tile)
@@ -418,7 +418,7 @@ def my_scan(batch: tl.constexpr, length: tl.constexpr, directions: tl.constexpr,
 
 @triton.jit
 def place(order, i, first, sign, has_order: tl.constexpr, reorder_parameters: tl.constexpr):
-    """Returns (step, token, row) of index i, as the module docstring defines them; `order` is the program's scan's."""
+    """Returns (step, token, row) of index i, as the module docstring defines them; `order` is that of its scan."""
     step = first + sign * i
     token = tl.load(order + step) if has_order else step
     row = token if reorder_parameters else step

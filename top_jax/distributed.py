@@ -97,7 +97,7 @@ def initialize(
 
 
 def _wait_for(host: str, port: int, seconds: int) -> None:
-    """Waits until process 0 listens there; JAX itself would abort the process after its timeout."""
+    """Waits until process 0 listens at its address; JAX itself would abort the process after its timeout."""
     deadline, announced = time.monotonic() + seconds, False
     while True:
         try:
@@ -147,7 +147,7 @@ _kept: list[Any] = []
 
 
 def lost_process(error: BaseException | None) -> ProcessLost | None:
-    """Returns the message if an error means that another process is gone; None for other errors, or one process."""
+    """Returns the message if an error means that another process is gone; None otherwise, or in a single process."""
     if not jax.distributed.is_initialized():
         return None
     while error is not None and not isinstance(error, (InputError, RunError)):

@@ -82,7 +82,7 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raises OSError if a file could not be written at `path`; nothing is left behind."""
+    """Raises OSError if a file cannot be written at `path`; leaves nothing behind."""
     path = Path(path)
     path.exists()  # raises if the name is too long
     with tempfile.NamedTemporaryFile(dir=path.absolute().parent, prefix=".new-", suffix=".tmp"):

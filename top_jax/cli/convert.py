@@ -61,7 +61,7 @@ _JSON = flags.DEFINE_string("json", None, "File for the report; by default in TA
 
 
 def main(arguments: list[str]) -> None:
-    """Reads, checks every key, writes."""
+    """Reads the source, checks every key, and writes the target."""
     from top_jax.training.saved_weights import find_weights, is_run
 
     if len(arguments) != 2:

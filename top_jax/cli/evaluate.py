@@ -31,7 +31,7 @@ _JSON = flags.DEFINE_string("json", None, "File for the result; by default next 
 
 
 def main(arguments: list[str]) -> None:
-    """Loads, evaluates, prints and writes JSON."""
+    """Evaluates the checkpoint, prints the result and writes it as JSON."""
     runner.no_more(arguments)
     config = shared_flags.read_config(_CONFIG)
     runner.check_json(_JSON.value, Path(_CHECKPOINT.value))

@@ -22,7 +22,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "The .npz file to write.", require
 
 
 def main(arguments: list[str]) -> None:
-    """Lists the folder, runs the model, writes the arrays."""
+    """Lists the folder, runs the model, and writes the arrays."""
     from top_jax.data.sources.image_folder import folders_in
     from top_jax.files import check_writable, requested_file
     from top_jax.inference import check_readable, image_files

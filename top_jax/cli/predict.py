@@ -26,7 +26,7 @@ _JSON = flags.DEFINE_string("json", None, "File for the results; - prints them a
 
 
 def main(arguments: list[str]) -> None:
-    """Loads, classifies, prints, and writes JSON."""
+    """Classifies the images, prints the results and writes them as JSON."""
     from top_jax.files import save_json
     from top_jax.inference import check_readable, image_files
 

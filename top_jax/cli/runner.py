@@ -278,7 +278,7 @@ def _parse_error(arguments: list[str], error: BaseException) -> InputError:
 
 
 def _wrong_value(text: str) -> InputError | None:
-    """Returns the error for a flag's value, from absl's or ml_collections' text; None for another text."""
+    """Returns the error for a flag's value, given the message of absl or ml_collections; None for other messages."""
     found = re.match(
         r"flag --([\w.]+)=(.*?): (invalid literal|could not|\('Non-boolean|value should|\S+ is not|Failed|Error while)",
         text,
@@ -301,7 +301,7 @@ def _wrong_value(text: str) -> InputError | None:
 
 
 def _no_device() -> InputError | None:
-    """Returns the reason if JAX finds no device."""
+    """Returns the error for a machine on which JAX finds no device; None if it finds one."""
     if "jax" not in sys.modules:
         return None
     from top_jax.ops.implementations import device

@@ -166,8 +166,7 @@ def warn_of_changes(config: RunConfig, *, pruning: bool = True) -> None:
 
 
 def _trained_runs() -> list[tuple[str, RunConfig]]:
-    """Returns the run directories in --checkpoint that were trained, not converted: only those store their data
-    settings."""
+    """Returns the trained run directories in --checkpoint; converted ones do not store their data settings."""
     return [(path, config) for path, config in _runs() if _was_trained(path)]
 
 

@@ -23,7 +23,7 @@ IMAGENET_STRIDE: Final = 16  # of the official ViM files, unless the list of the
 
 
 def check_official_stride(path: str | Path, config: BackboneConfig) -> None:
-    """Checks the model's stride against that of an official file, known by its name.
+    """Checks the model's stride against that of an official file, recognised by its name.
 
     Raises:
         InputError: they differ. The position embedding could be resized, but the weights expect the other stride.

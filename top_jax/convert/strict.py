@@ -1,4 +1,4 @@
-"""Strict loading for any kind of model: names without wrappers, float32, and all problems in one message."""
+"""Loads weights strictly, for any kind of model: without wrappers' names, in float32, with all problems at once."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class ExampleReader:
         return None if notation is None else rand_augment.parse(notation)
 
     def fixed(self, index: int) -> Example:
-        """Returns image `index` as evaluation sees it, or a padding row past the end of the source."""
+        """Returns image `index` as evaluation uses it, or a padding row past the end of the source."""
         if index >= len(self.source):
             return self._blank(label=0, index=PADDING_INDEX)
         crop = functools.partial(transforms.resize_center_crop, size=self.size, eval_crop=self.config.eval_crop)

@@ -64,7 +64,7 @@ def lanes(config: DataConfig) -> Lanes:
 def stages(
     source: Source, config: DataConfig, augment: AugmentConfig, size: transforms.Size
 ) -> dict[str, Callable[[int], Any]]:
-    """Returns the stages of an image on the host by name, each a function of the index that includes those before it.
+    """Returns the host's stages for an image, by name; each is a function of the index and includes those before it.
 
     The last stage is left out if the host does nothing after the crop.
     """

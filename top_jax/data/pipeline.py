@@ -59,7 +59,7 @@ _running: weakref.WeakSet[Batches] = weakref.WeakSet()
 
 
 class _Said(NamedTuple):
-    """Warnings already given about a source, because each evaluation and each return to a checkpoint rereads it."""
+    """Warnings already given about a source, which every evaluation and every rollback reads again."""
 
     unreadable: dict[int, str]  # a message for each index
     turned: list[int]  # the first index of an image that is shown as stored

@@ -38,7 +38,7 @@ _FORMS = {"m": _NUMBER, "mstd": f"inf|{_NUMBER}", "n": r"\d+", "p": _NUMBER, "in
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandAugment:
-    """A policy: `parse` makes one from timm's notation, and calling it augments an image."""
+    """A RandAugment policy: `parse` builds one from timm's notation, and a call augments an image."""
 
     magnitude: Number = MAX_MAGNITUDE
     magnitude_std: Number = 0.0  # normal distribution, clipped to 0..10; math.inf: uniform in 0..magnitude

@@ -64,7 +64,7 @@ class Classifier(nnx.Module):
 
 
 def make_conv_seg(inputs: int, num_classes: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:
-    """Returns the last layer of a head: N(0, 0.01), no bias at the start."""
+    """Returns the last layer of a head, with weights drawn from N(0, 0.01) and a zero bias."""
     start = jax.nn.initializers.normal(0.01, jnp.float32)
     return nnx.Conv(inputs, num_classes, kernel_size=(1, 1), dtype=dtype, kernel_init=start, rngs=rngs)
 

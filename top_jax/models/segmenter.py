@@ -168,7 +168,7 @@ class Segmenter(nnx.Module):
 
     @property
     def reduction(self) -> Reduction:
-        """How the backbone reduces tokens."""
+        """Token reduction of the backbone."""
         return self.backbone.reduction
 
     @property

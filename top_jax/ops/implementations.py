@@ -1,4 +1,4 @@
-"""Chooses the implementation of the scan: a named one runs or raises; `auto` goes by device and tuning table."""
+"""Chooses the implementation of the scan: a named one runs or raises; `auto` follows device and tuning table."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ class Loop:
                 yield batch, {**after, "skipped": self.skipped}
 
     def _settle(self, leave: int) -> None:
-        """Reads the numbers of all dispatched steps except the last `leave`."""
+        """Reads the metrics of the dispatched steps, except the last `leave` of them."""
         while len(self._dispatched) > leave:
             self._after_step(self._dispatched.popleft())
 

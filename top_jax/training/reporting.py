@@ -204,7 +204,7 @@ class Throughput:
         return rates
 
     def overall(self) -> Values:
-        """Returns both numbers since the start."""
+        """Returns `images_per_second` and `data_wait` since the start."""
         seconds, waited = self._total_seconds + self._seconds, self._total_waited + self._waited
         return _rates(self._total_images + self._images, seconds, waited)
 

@@ -164,7 +164,7 @@ def _make_gradient(
     distillation, frozen, dense = config.distillation, config.optimizer.freeze_backbone, config.model.is_segmenter
 
     def classified(model: Any, micro: DeviceBatch, teaching: Any) -> Metrics:
-        """Returns per image `[B]` the loss and, with a teacher, its parts, and whether the class is right."""
+        """Returns per image `[B]` the loss and, with a teacher, its parts, and whether the class is correct."""
         logits, per_image = losses(model, micro, teaching)
         return {**per_image, "accuracy": jnp.argmax(logits, -1) == jnp.argmax(micro["target"], -1)}
 
