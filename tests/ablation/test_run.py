@@ -10,8 +10,8 @@ import pytest
 
 from top_jax.ablation import Finetune
 from top_jax.ablation.evaluate import EvaluationImages
-from top_jax.ablation.finetune import config_of
 from top_jax.ablation.results import Results, common_settings, result_of_images
+from top_jax.ablation.run import config_of
 from top_jax.build import build_abstract_model
 from top_jax.data import open_source
 from top_jax.errors import InputError

@@ -13,10 +13,10 @@ from matplotlib.image import imread
 from tests.tiny_segmenter import get_config
 from top_jax.ablation import base_pruning, compare, make_grid, run_ablation, summarise
 from top_jax.ablation.evaluate import EvaluationImages, miou_of_images
-from top_jax.ablation.finetune import Finetune, config_of, run_name
 from top_jax.ablation.grid import DENSE, Filled
 from top_jax.ablation.picture import draw
 from top_jax.ablation.results import common_settings, result_of_images, setting_fields, to_text
+from top_jax.ablation.run import Finetune, config_of, run_name
 from top_jax.ablation.tables import arrange, as_csv, markdown
 from top_jax.build import build_abstract_model, crop_size
 from top_jax.config import RunConfig

@@ -13,8 +13,7 @@ from top_jax.data.transforms import resize_center_crop
 from top_jax.figures.examine import ARRAYS, arrays_of, name_of, variants_of, with_reduction
 from top_jax.figures.page import DPI, MARGIN, PITCH, Panel, Section, draw_map, draw_page
 from top_jax.figures.photo import Picture, crop_for_display
-from top_jax.figures.sections import kept_section, paths_section, scores_section
-from top_jax.figures.sheet import describe_reduction, draw_sheet
+from top_jax.figures.sheet import describe_reduction, draw_sheet, kept_section, paths_section, scores_section
 from top_jax.models import abstract_model, model_config
 from top_jax.pruning import Evit, Merging, Pruning
 

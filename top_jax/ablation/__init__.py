@@ -5,16 +5,14 @@ A setting is a `Pruning`; the dense model is the one that prunes nothing.
     grid.py        which settings each table needs
     run.py         evaluates each setting on each checkpoint, without training and after fine-tuning; writes the report
     evaluate.py    the images, the compiled program that settings share, and its result for each image
-    finetune.py    the short training of a setting
     results.py     one row per checkpoint and setting, and the directory that holds them
     statistics.py  means of rows with their errors, and paired comparisons
     tables.py      markdown and CSV
     picture.py     accuracy or mIoU against cost
 """
 
-from top_jax.ablation.finetune import Finetune
 from top_jax.ablation.grid import ALIGNMENTS, TABLES, base_pruning, make_grid
-from top_jax.ablation.run import run_ablation
+from top_jax.ablation.run import Finetune, run_ablation
 from top_jax.ablation.statistics import Cell, Comparison, compare, summarise
 
 __all__ = [

@@ -20,7 +20,15 @@ from flax import nnx
 from top_jax.ablation.results import Row, to_bits, to_text
 from top_jax.build import Model, backbone_of
 from top_jax.config import DataConfig
-from top_jax.data import PADDING_INDEX, Source, eval_batches, is_dense, normalize, prefetch_to_device
+from top_jax.data import (
+    PADDING_INDEX,
+    DeviceBatch,
+    Source,
+    eval_batches,
+    is_dense,
+    normalize,
+    prefetch_to_device,
+)
 from top_jax.data.sources import Record
 from top_jax.errors import InputError
 from top_jax.evaluation.segmentation import image_areas, make_predict, numbers
@@ -33,7 +41,6 @@ from top_jax.typing import Slots, SlotScores
 
 HELD_BYTES: Final = 2_000_000_000  # of batches on the devices; if there are more, each setting reads the images again
 
-DeviceBatch = dict[str, jax.Array]
 Step = Callable[[Any, DeviceBatch], DeviceBatch]
 """Takes the weights with the chosen ranking, and a batch; returns arrays with a leading axis of images."""
 

@@ -10,20 +10,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from top_jax.ablation import finetune as tuning
 from top_jax.ablation.evaluate import EvaluationImages, Program
-from top_jax.ablation.finetune import Finetune
 from top_jax.ablation.grid import DENSE, check_settings, model_of, program_key
 from top_jax.ablation.picture import draw
 from top_jax.ablation.results import Results, Row, common_settings, label, result_of_images, setting_fields
 from top_jax.ablation.statistics import summarise
 from top_jax.ablation.tables import arrange, as_csv, markdown
 from top_jax.build import build_abstract_model, crop_size
-from top_jax.config import RunConfig
+from top_jax.config import PruningConfig, RunConfig
 from top_jax.data import check_classes, open_source
 from top_jax.environment import environment
 from top_jax.errors import InputError
@@ -31,15 +29,46 @@ from top_jax.evaluation.flops.of_config import cost_of
 from top_jax.files import write_arrays, write_json, write_text
 from top_jax.models.weights import Weights
 from top_jax.pruning import Pruning
+from top_jax.training import train
 from top_jax.training.prepare import check_labels
 from top_jax.training.programs import enable_compilation_cache
+from top_jax.training.run_directory import RunDirectory
 from top_jax.training.saved_weights import find_weights
 from top_jax.training.seals import fingerprint
 from top_jax.training.tasks import task_of
+from top_jax.training.weights import read_weights
 from top_jax.values import counted
+
+NEVER: Final = 1e9  # epochs: the run evaluates only at its end
+SLOWER: Final = 10  # the config's learning rate is divided by this, unless one is given
 
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """`top_jax.cli.terminal.progress`: takes a name and a total, and yields a function that advances the bar."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune:
+    """Length, learning rate and seeds of the fine-tuning.
+
+    Attributes:
+        steps: number of steps, each of `config.batch_size` images.
+        learning_rate: the peak learning rate; None for a tenth of the config's.
+        seeds: each setting is trained once per seed. The dense model is trained too, as the control.
+
+    Raises:
+        InputError: less than one step, no seed, or the same seed twice.
+    """
+
+    steps: int
+    learning_rate: float | None = None
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(
+                f"finetune_steps={self.steps} with finetune_seeds={list(self.seeds)}; needed: at least 1 step and at "
+                "least 1 seed, no seed twice."
+            )
 
 
 class Checkpoint(NamedTuple):
@@ -143,19 +172,21 @@ class _Ablation:
         """Fine-tunes and evaluates every setting on every checkpoint, once per seed."""
         todo = []
         for setting, checkpoint, seed in itertools.product(settings, checkpoints, finetune.seeds):
-            config = tuning.config_of(self._config, checkpoint.path, setting, finetune, seed)
+            config = config_of(self._config, checkpoint.path, setting, finetune, seed)
             tuned = {"steps": finetune.steps, "learning_rate": config.optimizer.learning_rate, "seed": seed}
             row = self._blank(setting, checkpoint, tuned)
             if row not in self._results:
                 todo.append((setting, (config, row)))
         start = time.monotonic()
         for done, (run, setting, (config, row)) in enumerate(self._with_programs(todo)):
-            name = tuning.run_name(row["weights"], row, config.seed)
+            name = run_name(row["weights"], row, config.seed)
             left = (len(todo) - done) * (time.monotonic() - start) / max(done, 1) / 60
             self._say(f"fine-tuning {done + 1} of {len(todo)}: {name}" + f"; about {left:.0f} min left" * (done > 0))
             row["finetuned"]["run"] = f"runs/{name}"
-            weights = tuning.tuned_weights(config, self._results.path / "runs" / name)
-            self._add(run, setting, weights, row)
+            workdir = self._results.path / "runs" / name
+            if train(config, workdir) is None:  # a signal ended it early; its last step is saved
+                raise KeyboardInterrupt
+            self._add(run, setting, read_weights(RunDirectory(workdir), "latest"), row)
 
     def _with_programs(self, todo: list[tuple[Pruning, Any]]) -> Iterator[tuple[Program, Pruning, Any]]:
         """Yields each piece of work with its program; only one program is kept in memory at a time."""
@@ -279,3 +310,54 @@ def _in_words(about: dict[str, Any], rows: list[Row], config: RunConfig) -> str:
 
 def _without_images(row: Row) -> Row:
     return {name: value for name, value in row.items() if name not in ("correct_bits", "miou_of_images")}
+
+
+def config_of(config: RunConfig, checkpoint: str, setting: Pruning, finetune: Finetune, seed: int) -> RunConfig:
+    """Returns the config of one fine-tuning: `config` with other initial weights, length, learning rate and pruning.
+
+    It keeps no average of the weights: after so few steps the average would still be close to the initial weights.
+
+    Args:
+        config: the config of the original run.
+        checkpoint: path of the initial weights.
+        setting: how tokens are pruned.
+        finetune: length and learning rate.
+        seed: seed of the fine-tuning.
+    """
+    optimizer = config.optimizer
+    rate = optimizer.learning_rate / SLOWER if finetune.learning_rate is None else finetune.learning_rate
+    return dataclasses.replace(
+        config,
+        seed=seed,
+        init_from=checkpoint,
+        total_steps=finetune.steps,
+        eval_every_epochs=NEVER,
+        model=model_of(config.model, setting),
+        pruning=_pruning_config(setting),
+        optimizer=dataclasses.replace(
+            optimizer,
+            learning_rate=rate,
+            min_learning_rate=min(optimizer.min_learning_rate, rate),
+            warmup_learning_rate=min(optimizer.warmup_learning_rate, rate),
+            ema_decay=None,
+        ),
+    )
+
+
+def run_name(weights: int, row: dict[str, Any], seed: int) -> str:
+    """Returns the name of a run directory: fingerprint of the initial weights, setting, fine-tuning and seed."""
+    ratio = row["keep_ratio"]
+    ratios = "-".join(f"{r:g}" for r in ratio) if isinstance(ratio, list) else f"{ratio or 1:g}"
+    named = [row["alignment"], row["order"], row["score"], row["random_seed"], row.get("fill")]
+    parts = [str(part) for part in named if part is not None] or ["dense"]
+    tuned = row["finetuned"]
+    return "_".join([f"{weights:08x}", *parts, ratios, f"{tuned['steps']}x{tuned['learning_rate']:g}", f"seed{seed}"])
+
+
+def _pruning_config(setting: Pruning) -> PruningConfig:
+    if not setting.after_blocks:
+        return PruningConfig()
+    settings = {field.name: getattr(setting, field.name) for field in dataclasses.fields(Pruning)}
+    if not isinstance(setting.keep_ratio, tuple):
+        settings["keep_ratio"] = (setting.keep_ratio,)
+    return PruningConfig(**settings)

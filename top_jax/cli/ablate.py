@@ -27,7 +27,6 @@ _CONFIG = shared_flags.define_config()
 _CHECKPOINTS = shared_flags.define_checkpoints(
     "Run directory, or an official .pth or .safetensors file; repeat it for more seeds of the same model."
 )
-flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
 _OUT = flags.DEFINE_string("out", None, "Directory for the results.", required=True)
 _TABLES = flags.DEFINE_list(
     "tables", None, "Tables to make: alignment, score, keep_ratio, and fill for segmenters; by default all."

@@ -23,7 +23,6 @@ from top_jax.cli import config_file, runner, shared_flags, terminal
 from top_jax.errors import InputError, RunError
 
 _CONFIG = shared_flags.define_config(required=False)
-flags.adopt_module_key_flags(shared_flags)
 _SUITE = flags.DEFINE_enum(
     "suite", None, ["gpu", "cpu"], "Suite to measure; gpu on a machine without a GPU runs the cpu suite and says so."
 )

@@ -35,7 +35,6 @@ _DATA = flags.DEFINE_boolean("data", False, "Check the config's data, and measur
 _CONFIG = shared_flags.define_config(
     required=False, help_text=f"{config_file.CONFIG_HELP} By default the bundled digits."
 )
-flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
 _SAMPLE = flags.DEFINE_integer("sample", 64, "Images of each split to decode, evenly spread.", lower_bound=1)
 _SECONDS = flags.DEFINE_float(
     "seconds", 2.0, "Seconds per measurement; the whole pipeline takes twice as long.", lower_bound=0.0

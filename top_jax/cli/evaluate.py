@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _CONFIG, _CHECKPOINT = shared_flags.define_config(), shared_flags.define_checkpoint()
 shared_flags.define_distributed()
-flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
 _JSON = flags.DEFINE_string("json", None, "File for the result; by default next to the checkpoint.")
 
 
@@ -52,16 +51,11 @@ def main(arguments: list[str]) -> None:
 
 def evaluate_checkpoint(config: RunConfig, checkpoint: str | Path) -> dict[str, Any]:
     """Returns the accuracy and cost of a checkpoint with the config's model, pruning and data."""
-    from top_jax.data import check_classes, open_source
     from top_jax.evaluation.flops.of_config import costs
-    from top_jax.training.prepare import check_labels
     from top_jax.training.saved_weights import find_weights
 
     require("grain", purpose="evaluate")
-    shared_flags.check_data_is_known()
-    source = open_source(config.data, train=False)
-    check_labels(source, config)
-    check_classes(source, config.model.num_classes, "evaluate it on the data it was trained for")
+    source = shared_flags.open_evaluation(config, "evaluate it on the data it was trained for")
     model = shared_flags.load_model(checkpoint, config, source.class_names)
     with terminal.progress(f"evaluating on {source.name}", len(source)) as advance:
         result = _evaluate(model, source, config, advance)

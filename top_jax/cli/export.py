@@ -32,7 +32,6 @@ from top_jax.errors import InputError, RunError
 from top_jax.optional import require
 
 _CONFIG, _CHECKPOINT = shared_flags.define_config(), shared_flags.define_checkpoint()
-flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
 _BATCH = flags.DEFINE_string("batch", "symbolic", "Images per call, or `symbolic` for any number.")
 _PLATFORMS = flags.DEFINE_list("platforms", ["cpu", "cuda"], "Platforms to export for: cpu, cuda, rocm, tpu.")
 _NORMALIZE = flags.DEFINE_boolean(
@@ -154,13 +153,10 @@ def _images(config: RunConfig, count: int) -> np.ndarray:
     if _IMAGES.value == "random":
         return np.random.default_rng(0).integers(0, 256, (count, *size, 3), np.uint8)
 
-    from top_jax.data import check_classes, open_source
     from top_jax.data.examples import ExampleReader
     from top_jax.training.class_names import class_order
 
-    shared_flags.check_data_is_known()
-    source = open_source(config.data, train=False)
-    check_classes(source, config.model.num_classes, "compare on the data it was trained for")
+    source = shared_flags.open_evaluation(config, "compare on the data it was trained for")
     kept = _class_names(config)
     if class_order(source.class_names, kept=kept, origin=_CHECKPOINT.value) is not None:
         logging.warning("the data's classes are in another order; the logits keep the order of %s", _CHECKPOINT.value)

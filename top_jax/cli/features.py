@@ -17,7 +17,6 @@ from top_jax.cli import runner, shared_flags, terminal
 from top_jax.errors import InputError
 
 _CHECKPOINT = shared_flags.define_classifier()
-flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
 _OUTPUT = flags.DEFINE_string("output", None, "The .npz file to write.", required=True)
 
 

@@ -17,7 +17,6 @@ from top_jax import files
 from top_jax.cli import runner, shared_flags, terminal
 
 _CONFIG = shared_flags.define_config()
-flags.adopt_module_key_flags(shared_flags)  # so that --help shows it
 _JSON = flags.DEFINE_string("json", None, "File for the counts.")
 
 

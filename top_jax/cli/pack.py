@@ -17,7 +17,6 @@ from top_jax.cli import runner, shared_flags, terminal
 from top_jax.errors import InputError
 
 _CONFIG = shared_flags.define_config()
-flags.adopt_module_key_flags(shared_flags)
 _JSON = flags.DEFINE_string("json", None, "File for the report; by default next to the packed file.")
 
 

@@ -20,7 +20,6 @@ from top_jax.cli import runner, shared_flags
 from top_jax.errors import InputError
 
 _CHECKPOINT = shared_flags.define_classifier()
-flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
 _TOP_K = flags.DEFINE_integer("top_k", 5, "Classes per image, at most as many as there are.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", None, "File for the results; - prints them as JSON instead of lines.")
 

@@ -1,7 +1,7 @@
 """Flags that several commands share: the config, the checkpoint, and the processes of a distributed run.
 
-A command calls the `define_*` functions that it needs, and then `flags.adopt_module_key_flags(shared_flags)` so that
---help lists them. Until a flag is read, only absl and `top_jax.config` are loaded.
+A command calls the `define_*` functions that it needs, and --help lists what they define. Until a flag is read, only
+absl and `top_jax.config` are loaded.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from top_jax.optional import installed, optional_package
 
 if TYPE_CHECKING:
     from top_jax.build import Model
+    from top_jax.data import Source
     from top_jax.inference import Classifier
 
 
@@ -140,6 +141,27 @@ def check_data_is_known() -> None:
             f"the run {run} was converted from a file, which does not name its data; pass --config.data.source and "
             "what it needs, or --config=FILE."
         )
+
+
+def open_evaluation(config: RunConfig, advice: str) -> Source:
+    """Returns the config's evaluation split.
+
+    Args:
+        config: the run's config.
+        advice: what to do if the split has another number of classes than the model, for the message.
+
+    Raises:
+        InputError: the config does not say which data it is for, the data is not there, or its labels or classes do not
+            fit the model.
+    """
+    from top_jax.data import check_classes, open_source
+    from top_jax.training.prepare import check_labels
+
+    check_data_is_known()
+    source = open_source(config.data, train=False)
+    check_labels(source, config)
+    check_classes(source, config.model.num_classes, advice)
+    return source
 
 
 def warn_of_changes(config: RunConfig, *, pruning: bool = True) -> None:

@@ -14,7 +14,6 @@ from top_jax.cli import runner, shared_flags
 
 _CONFIG = shared_flags.define_config()
 shared_flags.define_distributed()
-flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,

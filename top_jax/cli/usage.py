@@ -63,7 +63,8 @@ def help_text(*, with_settings: bool) -> str:
     """
     values = flags.FLAGS
     text = [(sys.modules["__main__"].__doc__ or "").strip(), "", "flags:"]
-    own = {flag.name: flag for flag in values.get_key_flags_for_module(sys.argv[0])}
+    modules = (sys.argv[0], "top_jax.cli.shared_flags")
+    own = {flag.name: flag for module in modules for flag in values.get_key_flags_for_module(module)}
     text += [_entry(*_flag(flag)) for flag in own.values()]
     if "config" in own and not with_settings:
         text.append(_entry("--config.KEY=VALUE", "A setting of the config; `top-jax train --help` lists them."))

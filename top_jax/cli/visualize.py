@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from top_jax.models import Backbone, Segmenter
 
 _CONFIG, _CHECKPOINT = shared_flags.define_config(), shared_flags.define_checkpoint()
-flags.adopt_module_key_flags(shared_flags)  # so that --help shows them
 _OUT = flags.DEFINE_string("out", None, "Folder for the pictures; created if it does not exist.", required=True)
 _EXAMPLES = flags.DEFINE_integer(
     "examples", 0, "Draw N images of the config's evaluation split, evenly spread, instead of IMAGE...", lower_bound=0
@@ -139,9 +138,7 @@ def _label_maps(pictures: list[Picture], source: Source | None, config: RunConfi
     from top_jax.build import crop_size
     from top_jax.data.pipeline import reader_of
     from top_jax.data.segmentation import SegmentationReader
-    from top_jax.training.prepare import check_labels
 
-    check_labels(source, config)
     reader = reader_of(source, config.data, crop_size(config))
     assert isinstance(reader, SegmentationReader)
     return [reader.pixels(picture.place)[1] for picture in pictures if picture.place is not None]
@@ -149,7 +146,6 @@ def _label_maps(pictures: list[Picture], source: Source | None, config: RunConfi
 
 def _pictures(files: list[str], config: RunConfig) -> tuple[list[Picture], Source | None]:
     """Returns the pictures to draw, and the source that they come from; None for files."""
-    from top_jax.data import check_classes, open_source
     from top_jax.figures.photo import of_files, of_source
 
     if bool(files) == bool(_EXAMPLES.value):
@@ -157,9 +153,7 @@ def _pictures(files: list[str], config: RunConfig) -> tuple[list[Picture], Sourc
         raise InputError(f"got {came}; needed: either image files, or --examples=N with N from 1.")
     if files:
         return of_files(files, **config.data.decoding()), None
-    shared_flags.check_data_is_known()
-    source = open_source(config.data, train=False)
-    check_classes(source, config.model.num_classes, "draw images of the data it was trained for")
+    source = shared_flags.open_evaluation(config, "draw images of the data it was trained for")
     return of_source(source, _EXAMPLES.value, **config.data.decoding()), source
 
 

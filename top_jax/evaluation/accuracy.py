@@ -14,13 +14,21 @@ from flax import nnx
 
 from top_jax import distributed
 from top_jax.config import DataConfig
-from top_jax.data import PADDING_INDEX, Batches, Source, check_classes, eval_batches, normalize, prefetch_to_device
+from top_jax.data import (
+    PADDING_INDEX,
+    Batches,
+    DeviceBatch,
+    Source,
+    check_classes,
+    eval_batches,
+    normalize,
+    prefetch_to_device,
+)
 from top_jax.errors import InputError
 from top_jax.models import Backbone
 from top_jax.models.weights import Weights, weights_of
 from top_jax.sharding import by_image, check_divisible, make_mesh, replicated
-
-DeviceBatch = dict[str, jax.Array]
+from top_jax.typing import Array, Float, Int
 
 
 def make_eval_step(
@@ -52,11 +60,16 @@ def make_eval_step(
             "correct": jnp.sum(hit[:, 0] * mask),
             **top5,
             "loss": jnp.sum(loss * mask),
-            "count": jnp.sum(mask),
-            "unreadable": jnp.sum((mask == 0) & (batch["index"] != PADDING_INDEX)).astype(jnp.float32),
+            **images_of(mask, batch["index"]),
         }
 
     return eval_step
+
+
+def images_of(mask: Float[Array, " B"], index: Int[Array, " B"]) -> dict[str, jax.Array]:
+    """Counts images, float32: `count`, those with mask 1, and `unreadable`, those of the split with mask 0."""
+    unreadable = jnp.sum((mask == 0) & (index != PADDING_INDEX)).astype(jnp.float32)
+    return {"count": jnp.sum(mask), "unreadable": unreadable}
 
 
 def evaluate(

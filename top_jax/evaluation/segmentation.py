@@ -19,15 +19,13 @@ import numpy as np
 from flax import nnx
 
 from top_jax.config import DataConfig
-from top_jax.data import PADDING_INDEX, Source
-from top_jax.evaluation.accuracy import evaluate_source
+from top_jax.data import DeviceBatch, Source
+from top_jax.evaluation.accuracy import evaluate_source, images_of
 from top_jax.models import Segmenter, sliding
 from top_jax.models.weights import Weights, weights_of
 from top_jax.typing import Array, Float, Images, Int, PixelLabels
 
 logger = logging.getLogger(__name__)
-
-DeviceBatch = dict[str, jax.Array]
 
 
 def make_eval_step(model: Segmenter) -> Callable[[Weights, DeviceBatch], dict[str, jax.Array]]:
@@ -152,8 +150,7 @@ def areas(
     of_images = image_areas(prediction, label, mask, num_classes=num_classes)
     return {
         **{name: jnp.sum(area, axis=0) for name, area in of_images.items()},
-        "count": jnp.sum(mask),
-        "unreadable": jnp.sum((mask == 0) & (index != PADDING_INDEX)).astype(jnp.float32),
+        **images_of(mask, index),
     }
 
 

@@ -5,8 +5,7 @@ this package and `top_jax.ablation` import Matplotlib, and they use its Agg canv
 
     photo.py           the images to draw (files, or examples of a source), their crops and the places of their patches
     examine.py         the forward passes that the pictures need, and their arrays
-    sections.py        remaining tokens, scores, paths of the scans, attention
     page.py            layout, colours, and drawing on a photo's cells
-    sheet.py           everything about one image, as a PNG and a .npz
+    sheet.py           a PNG and a .npz of an image: remaining tokens, scores, paths of the scans, attention
     segmentation.py    the same for a segmenter
 """

@@ -8,12 +8,13 @@ from pathlib import Path
 import jax
 
 from top_jax import distributed
+from top_jax.data import DeviceBatch
 from top_jax.memory import program_memory
 from top_jax.models.weights import Weights
 from top_jax.sharding import in_parts, replicated
 from top_jax.training.keep_ratio_warmup import Stage, stage_at
 from top_jax.training.prepare import Plan
-from top_jax.training.steps import DeviceBatch, Metrics, TrainState, make_train_step
+from top_jax.training.steps import Metrics, TrainState, make_train_step
 
 
 class TrainPrograms:

@@ -13,12 +13,12 @@ import numpy as np
 
 from top_jax.build import crop_size
 from top_jax.config import RunConfig
+from top_jax.data import DeviceBatch
 from top_jax.errors import RunError
 from top_jax.sharding import check_divisible
 from top_jax.training.prepare import Plan, make_plan
 from top_jax.training.programs import TrainPrograms
 from top_jax.training.saved_weights import initial_weights
-from top_jax.training.steps import DeviceBatch
 
 CPU_IMAGES = 8  # per device: a CPU takes seconds even for these
 FEWEST_STEPS, MOST_STEPS = 3, 20

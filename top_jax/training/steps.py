@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 
 from top_jax.config import OptimizerConfig, RunConfig
+from top_jax.data import DeviceBatch
 from top_jax.data.device_augment import augment
 from top_jax.errors import InputError
 from top_jax.models.weights import Weights, join_weights, statistics_of
@@ -61,7 +62,6 @@ def create_state(
     )
 
 
-DeviceBatch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 METRICS: Final = (
     "loss",
