@@ -101,7 +101,7 @@ def path(name: str, value: Any) -> Path:
     """Checks that a value is a string or path-like; returns it as a Path, which need not exist."""
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str) or not text or "\0" in text:
-        raise refused(name, value, "a path, as text or pathlib.Path")
+        raise refused(name, value, "a path, as a string or pathlib.Path")
     return Path(text)
 
 
@@ -132,7 +132,7 @@ def check_fields(node: Any) -> None:
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise refused(name, value, "text")
+        raise refused(name, value, "a string")
     return value
 
 

@@ -157,7 +157,7 @@ def write_state_dict(
     """
     path = Path(path)
     if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names or ()):
-        raise refused("class_names", class_names, "a name for each class, as a sequence of text")
+        raise refused("class_names", class_names, "a name for each class, as a sequence of strings")
     check_target(path, overwrite=overwrite)
     write = _write_safetensors if path.suffix.lower() == SAFETENSORS else _write_pth
     with requested_file(path) as temporary:

@@ -315,7 +315,7 @@ class Backbone(nnx.Module, abc.ABC):
             raise refused("watch", watch, "a function of a BlockRun, or None")
         if self.is_abstract:
             raise InputError("this model has only the shapes of its weights (abstract_model); fill it first.")
-        needed = f"numbers of blocks, from 1 to {self.config.depth}, such as ({self.config.depth},)"
+        needed = f"block numbers from 1 to {self.config.depth}, such as ({self.config.depth},)"
         try:
             return tuple(whole("stage", stage, 1, self.config.depth) for stage in several("stages", stages, needed))
         except InputError:

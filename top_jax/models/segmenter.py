@@ -69,7 +69,7 @@ class SegmenterConfig:
         ):
             object.__setattr__(self, name, whole(name, getattr(self, name), least, most))
         depth = self.backbone.depth
-        needed = f"{NUM_MAPS} increasing numbers of blocks, from 1 to {depth}, such as {default_stages(depth)}"
+        needed = f"{NUM_MAPS} increasing block numbers from 1 to {depth}, such as {default_stages(depth)}"
         try:
             stages = tuple(whole("stage", one, 1, depth) for one in several("stages", self.stages, needed))
         except InputError:
