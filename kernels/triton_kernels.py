@@ -17,7 +17,7 @@ import triton.language as tl
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 PART = tl.constexpr(4)  # states that a thread loads and stores at once
-CHUNK = tl.constexpr(4)  # steps that the backward keeps the states of
+CHUNK = tl.constexpr(4)  # steps whose states the backward keeps at a time
 LANES_E = tl.constexpr(32 // 4)  # lanes of the backward that share its states
 
 
@@ -117,7 +117,7 @@ def forward_kernel(
             )  # fmt: skip
         us, deltas, gaps, tokens = us_next, deltas_next, gaps_next, tokens_next
 
-    if rest > 0:  # the last chunk that was fetched ends with them
+    if rest > 0:  # the rest is the end of the last chunk that was fetched
         if save and full * chunk % segment == 0:
             keep(starts + (full * chunk // segment) * (parts * PART * width), h, block, n, width, lanes, pair, parts)
         for s in tl.static_range(rest):
@@ -226,7 +226,7 @@ def backward_kernel(
     for number in range(segments):
         k = segments - 1 - number
         count = tl.minimum(chunks - k * each, each)  # chunks of segment k
-        # The same lanes, but the compiler does not see it; else it keeps what follows from them and spills it.
+        # The same lanes, hidden from the compiler: otherwise it keeps values derived from them, and spills registers.
         lane_k = of_lane(lane, (lane + 32 * k) % 32)
         held_k = held_by(lane_k, block, block_e, block_n, width)
         q_k, r_k, e_k, n_k, real_k = held_k
@@ -242,7 +242,7 @@ def backward_kernel(
                 kept, decays = through_chunk(h, a, tau, dt * x, loaded[3], q_k, r_k)
                 h = kept[CHUNK]
             store_tile(tiles + (count - 1) * tile_size, h, j)
-            if size_n != PART:  # where no test of compilation sees that a lane reads what it wrote itself
+            if size_n != PART:  # only for PART do tests check that a lane reads what it wrote itself
                 tl.debug_barrier()
         for done in range(count):
             i = count - 1 - done
@@ -255,14 +255,14 @@ def backward_kernel(
             )
             inside, inside_r = c * CHUNK + q < length, c * CHUNK + r % CHUNK < length
             x, dt, tau, slope = time_steps(loaded, bias, inside, has_gap)
-            dy = tl.where(inside & real_e, loaded[2].to(tl.float32), 0.0)  # with it all gradients of the rest are 0
+            dy = tl.where(inside & real_e, loaded[2].to(tl.float32), 0.0)  # makes all gradients outside 0
             drive = dt * x
             kept, decays = through_chunk(h, a, tau, drive, loaded[3], q, r)
             dh, da, dcolumns, ddrive, dtau = back_through_chunk(
                 dh, da, kept, decays, a, dy, -tau, -drive, -loaded[3], lane, q, r, 2 if has_gap else 1
             )
             ddt = ddrive * x + dtau
-            if has_gap:  # dt also counts in the tau of the step after it, whose lane may be of the chunk after
+            if has_gap:  # dt also enters the tau of the next step, which may be in the next chunk
                 after = by_gap
                 by_gap = loaded[4] * dtau
                 ddt += of_lane(tl.where(q == 0, after, by_gap), (lane + LANES_E) % 32)

@@ -29,7 +29,7 @@ from jax.experimental import multihost_utils
 from top_jax import sharding
 from top_jax.errors import InputError, RunError, write_last_line
 
-LEAVE_SECONDS: Final = 5.0  # for the other processes to end too, after an error
+LEAVE_SECONDS: Final = 5.0  # time for the other processes to end too, after an error
 # Parts of the errors of collectives (Gloo, NCCL) and of JAX's coordination service when another process is gone.
 _OF_ANOTHER = re.compile(
     r"gloo|nccl|coordination.?service|heartbeat|barrier timed out|socket closed|connection (closed|reset|refused)"

@@ -33,7 +33,7 @@ def shown(value: Any) -> str:
         return f" is an array, {value.dtype}{list(value.shape)}"
     try:
         text = repr(value)
-    except Exception:  # such as that of an int of 5,000 digits
+    except Exception:  # repr may fail, as for an int of 5,000 digits
         text = "\n"
     return f"={text}" if len(text) <= 200 and "\n" not in text else f" is a {type(value).__name__}"
 

@@ -33,7 +33,7 @@ def define_config(*, required: bool = True, help_text: str = config_file.CONFIG_
         holder = config_file.config_flags().DEFINE_config_file(
             "config", None, help_text, lock_config=True, sys_argv=config_file.COMMAND_LINE
         )
-    else:  # `with_config` refuses what needs it
+    else:  # without ml_collections; `with_config` refuses flags that need it
         holder = flags.DEFINE_string("config", None, help_text)
     if required:
         flags.mark_flag_as_required("config")
@@ -51,7 +51,7 @@ def read_config(holder: flags.FlagHolder[Any], *, own_pruning: bool = True) -> R
         InputError: the config file returns no config, or a value in it is out of range, or it leaves out the pruning of
             the run in --checkpoint.
     """
-    if not installed("ml_collections"):  # then it is a run, or `with_config` would have raised
+    if not installed("ml_collections"):  # `with_config` has checked that it is a run
         from top_jax.training.run_directory import RunDirectory
 
         return RunDirectory(config_file.config_source().partition(":")[2]).read_config()

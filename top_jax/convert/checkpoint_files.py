@@ -179,7 +179,7 @@ def read_class_names(path: str | Path) -> tuple[str, ...] | None:
             names = json.loads(header.get("__metadata__", {}).get("class_names", "null"))
         else:
             torch = _torch()
-            with torch.serialization.safe_globals(_harmless()):  # "meta" leaves the tensors on the disk
+            with torch.serialization.safe_globals(_harmless()):  # "meta" loads no tensor
                 content = torch.load(path, map_location="meta", weights_only=True)
             names = content.get("class_names", content.get("meta", {}).get("CLASSES"))
             names = list(names) if isinstance(names, tuple) else names
@@ -354,14 +354,14 @@ def _write_safetensors(
     class_names: Sequence[str] | None,
     meta: Mapping[str, Any] | None,
 ) -> None:
-    del entry, meta  # the format has none
+    del entry, meta  # the format has neither
     header, data = _split(_safetensors("safetensors.numpy").save(dict(state_dict)))
     header = {"__metadata__": {"format": "pt"}, **header}  # some readers refuse files without it
     if class_names is not None:
         header["__metadata__"]["class_names"] = json.dumps(list(class_names))
     header["__metadata__"][CRC32] = _crc32(header, data)
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the package aligns the data too
+    text += b" " * (-len(text) % 8)  # aligns the data, as the package safetensors does
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 

@@ -99,7 +99,7 @@ def _download(repository: str, revision: str | None, file: str, sha256: str | No
     address = f"hf://{repository}{'' if revision is None else f'@{revision}'}/{file}"
     try:
         path = Path(hub.hf_hub_download(repository, file, revision=revision, endpoint=os.environ.get("HF_ENDPOINT")))
-    except Exception as error:  # its own, those of its HTTP library, and OSError
+    except Exception as error:  # huggingface_hub's own, those of its HTTP library, OSError
         raise _explained(address, repository, error, errors) from error
     if sha256 is not None and (found := _sha256(path)) != sha256:
         raise InputError(

@@ -22,7 +22,7 @@ from top_jax.values import height_width, one_of
 # Parts of a key that come from module wrappers: DistributedDataParallel and DataParallel, torch.compile, FSDP,
 # checkpointing.
 WRAPPERS: Final = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-HOLDERS: Final = ("model", "backbone")  # names that a training framework gives to the model, in front of its keys
+HOLDERS: Final = ("model", "backbone")  # attributes in which training frameworks hold the model
 
 Shapes = Mapping[str, tuple[int, ...]]
 

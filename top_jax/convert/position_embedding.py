@@ -133,7 +133,7 @@ def _readings(config: BackboneConfig, grid: tuple[int, int]) -> list[str]:
         changes = {"img_size": img_size, **({"stride": other} if hasattr(config, "stride") else {})}
         try:
             model = dataclasses.replace(config, **changes)
-        except InputError:  # these do not tile
+        except InputError:  # patches do not tile this image
             continue
         if model.grid == grid and not {img_size, other} & known:
             known |= {img_size, other}

@@ -18,7 +18,7 @@ from top_jax.data.sources import Source
 from top_jax.values import counted
 
 BATCH_SECONDS: Final = 0.25  # work of one core per batch, so that a measurement of seconds has enough batches
-LITTLE_TO_SPARE: Final = 0.8  # share of the time that the loader is busy
+LITTLE_TO_SPARE: Final = 0.8  # busy share of the time, from which on the loader has little to spare
 PLAIN: Final = AugmentConfig()
 
 

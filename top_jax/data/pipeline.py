@@ -52,7 +52,7 @@ DeviceBatch = dict[str, jax.Array]
 """A `Batch` on the devices; index becomes int32 unless JAX runs in 64 bits."""
 
 MOST_WORKERS = 16
-ENDED_SECONDS = 5  # from the end of a worker process that was starting to the end of the run
+ENDED_SECONDS = 5  # after which a worker process that ended while starting ends the run
 UNREADABLE_IN_A_ROW = 64  # different unreadable images (or a whole smaller split) that stop a run
 
 _running: weakref.WeakSet[Batches] = weakref.WeakSet()
@@ -353,7 +353,7 @@ def _start(batches: Any, config: DataConfig) -> Any:
             flags.FLAGS.mark_as_parsed()
         # Python's resource tracker warns of the memory of a worker that was killed, after our last line.
         if (quiet := "ignore:resource_tracker:UserWarning") not in sys.warnoptions:
-            sys.warnoptions.append(quiet)  # which the tracker's process gets
+            sys.warnoptions.append(quiet)  # inherited by the tracker's process
         options = grain.MultiprocessingOptions(num_workers=num_workers)
         dataset = dataset.mp_prefetch(options, worker_init_fn=_set_up_worker)
     return iter(dataset)
@@ -387,7 +387,7 @@ def _first(iterator: Any) -> Batch:
             ended = _ended_child()
             seen = seen + 1 if ended is not None and ended != before else 0
             if ended is not None and seen == ENDED_SECONDS:  # Grain monitors those that have started
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(iterator))  # its end would wait for the threads that hang
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(iterator))  # deletion would wait for the hanging threads
                 problem = RunError(_worker_ended(ended[1]))
                 problem.at_once = True
                 raise problem from None

@@ -115,7 +115,7 @@ def fill_of(mean: Sequence[float]) -> Fill:
 class Operation(NamedTuple):
     """One operation, and how a magnitude becomes its argument."""
 
-    name: str  # timm's
+    name: str  # as in timm
     apply: Callable[[Image.Image, Number, Fill], Image.Image]
     of_share: Callable[[Number], Number] = float  # the argument of `apply`, from magnitude / 10 with its sign
     signed: bool = False

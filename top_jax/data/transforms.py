@@ -30,7 +30,7 @@ Size = tuple[int, int]
 
 CROP_TRIES = 10
 ASPECT_RATIOS = (3 / 4, 4 / 3)
-MOST_AROUND = 64  # times the crop's pixels: a larger image is not resized as a whole
+MOST_AROUND = 64  # an image of more than this many times the crop's pixels is not resized as a whole
 DECODE_ERRORS = (OSError,)  # a record that is missing or damaged; `decode` raises nothing else for damage
 
 # Pillow reads 40 more formats, and for some of them starts other programs, such as Ghostscript for EPS.

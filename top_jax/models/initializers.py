@@ -18,7 +18,7 @@ patch_embed: Initializer = jax.nn.initializers.variance_scaling(
 )
 
 
-# timm's and mmcls's trunc_normal_: deviation 0.02, truncated at 2, which is no truncation in effect.
+# timm's and mmcls's trunc_normal_: deviation 0.02, truncated at 2, so in effect not truncated.
 trunc_normal: Initializer = jax.nn.initializers.normal(0.02, jnp.float32)
 
 

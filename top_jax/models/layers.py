@@ -155,7 +155,7 @@ class Dropout2d(nnx.Module):
 
     def __init__(self, rate: float, index: int):
         self.rate = rate
-        self.index = index  # folded into the keys; no DropPath of the model has it
+        self.index = index  # folded into the keys; differs from that of every DropPath
         self.deterministic = False  # set by Module.train() and Module.eval()
 
     def __call__(self, x: Float[Array, "B H W D"], keys: jax.Array | None) -> Float[Array, "B H W D"]:

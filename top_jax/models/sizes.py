@@ -120,6 +120,6 @@ class MambaConfig(BackboneConfig):
 
 def _is_float(dtype: Any) -> bool:
     try:
-        return dtype is not None and jnp.dtype(dtype).name in DTYPES  # None is float64 for NumPy
+        return dtype is not None and jnp.dtype(dtype).name in DTYPES  # jnp.dtype(None) is float64
     except TypeError:
         return False

@@ -70,7 +70,7 @@ def fused_scan(implementation: str, plan: ScanPlan, blocks: Blocks, arguments: S
 def _fused_forward(implementation: str, plan: ScanPlan, blocks: Blocks, arguments: ScanArguments, z: Any):
     outputs = _forward(implementation, plan, blocks, arguments, save=True)
     total = _sum(outputs.y)
-    kept = None if z is None else total.astype(arguments.u.dtype)  # half the bytes of the float32 that autodiff keeps
+    kept = None if z is None else total.astype(arguments.u.dtype)  # autodiff would keep float32: twice the bytes
     out, score = gated_and_scored(total, z, plan, arguments.u.dtype)
     return (kept_of_a_scan(out), score), (arguments, z, kept_of_a_scan(outputs.starts), kept_of_a_scan(kept))
 

@@ -98,7 +98,7 @@ def obstacle(implementation: str) -> str | None:
     if gpu.platform != "gpu":
         return f"it needs an NVIDIA GPU and the default device is a {gpu.platform} (on a machine with one: {_INSTALL})"
     capability = str(getattr(gpu, "compute_capability", "unknown"))
-    if not re.fullmatch(r"\d+\.\d+", capability):  # an AMD GPU has gfx...
+    if not re.fullmatch(r"\d+\.\d+", capability):  # an AMD GPU reports gfx...
         return f"it needs an NVIDIA GPU, and this one is a {gpu.device_kind} (compute capability {capability})"
     if float(capability) < _OLDEST_CAPABILITY:
         return f"it needs compute capability {_OLDEST_CAPABILITY}, and this {gpu.device_kind} has {capability}"

@@ -200,9 +200,9 @@ class Loop:
         plan, step = self.plan, int(state.step)
         self.skipped = list(position["skipped"])
         evaluated = bool(position["evaluated"])  # False if a signal stopped the evaluation of this step
-        if evaluated and step == plan.total_steps:  # killed after its last checkpoint
+        if evaluated and step == plan.total_steps:  # the run was killed after its last checkpoint
             self.last_evaluation = distributed.from_primary(self.reporter.reported("eval") or {})
-            if distributed.any_process(self.checkpoints.best_score() is None):  # it was damaged
+            if distributed.any_process(self.checkpoints.best_score() is None):  # the best checkpoint was damaged
                 self.last_evaluation = {}
             evaluated = self._has_evaluation()
         if not evaluated:
@@ -344,7 +344,7 @@ class _NotFinite(Exception):
 
     def __init__(self, name: str, value: float, step: int, batch: int):
         super().__init__(f"the {name} of step {step} is {value}")
-        self.batch = batch  # its number in the stream
+        self.batch = batch  # number of the batch in the stream
 
 
 @contextlib.contextmanager

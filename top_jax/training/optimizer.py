@@ -10,7 +10,7 @@ import optax
 from top_jax.config import OptimizerConfig
 
 STEM: Final = ("patch_embed", "pos_embed", "cls_token")
-HEADS: Final = ("head", "neck", "decode_head", "auxiliary_head")  # a classifier's; a segmenter's
+HEADS: Final = ("head", "neck", "decode_head", "auxiliary_head")  # a classifier has the first; a segmenter the others
 # In addition to every array of one dimension (biases, norms, D). The official recipe's timm 0.4.12 does decay A_log;
 # Mamba marks it as not decayed, and we follow Mamba.
 NOT_DECAYED: Final = ("A_log", "direction_Bs", "pos_embed", "cls_token")

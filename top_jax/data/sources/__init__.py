@@ -102,7 +102,7 @@ def _note_same_split(config: DataConfig) -> None:
     if config.eval_share is not None:
         if train == evaluation:
             raise InputError(
-                "data.eval_share needs two different names for its parts; data.train_split and data.eval_split are "
+                "data.eval_share makes two parts, which need two names; data.train_split and data.eval_split are "
                 f"both {train!r}."
             )
         same = False
