@@ -16,7 +16,6 @@ from top_jax.benchmark.race import (
     Pace,
     Race,
     growing,
-    judged_by,
     macs_ratios,
     memory_limit,
     out_of_memory,
@@ -110,9 +109,7 @@ def test_the_train_step_has_its_share(field):
 def test_time_is_predicted():
     pace = Pace(end=time.perf_counter() + 1000, group=0.0)
     assert pace.too_long(10**9) is None  # nothing is known
-    pace.note_group(300.0)
-    pace.note_group(200.0)
-    pace.note_rounds(12.5, batch=8)
+    pace.group, pace.image = 300.0, 12.5 / 8
     assert pace.too_long(60) is None  # 300 + 7 x 12.5 x 60 / 8 = 956
     reason = pace.too_long(65)
     assert reason is not None and "about 1011 s" in reason
@@ -150,7 +147,6 @@ def test_verdict(speedup, macs_ratio, expected):
     assert verdict(speedup, macs_ratio) == expected
 
 
-def test_macs_ratios_and_the_convention_that_judges():
+def test_macs_ratios():
     dense, own = {"published": 30, "all_directions": 40}, {"published": 20, "all_directions": 20}
     assert macs_ratios(dense, own) == {"published": 1.5, "all_directions": 2.0}
-    assert judged_by(own) == "published" and judged_by({**own, "executed": 1}) == "executed"

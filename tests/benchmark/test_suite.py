@@ -1,12 +1,11 @@
 """The suite goes on: past what fails and what there is no time for, with everything on disk."""
 
 import json
-import time
 
 import pytest
 
 from top_jax.benchmark.scans import BATCH, VIM_SMALL
-from top_jax.benchmark.suite import Part, cpu_parts, failed, gpu_parts, run_parts, run_suite
+from top_jax.benchmark.suite import Part, cpu_parts, gpu_parts, run_suite
 from top_jax.errors import InputError
 
 
@@ -14,35 +13,32 @@ def explode():
     raise RuntimeError("the device fell over")
 
 
-def test_a_failing_part_stops_no_other(capsys):
-    saved = []
+def test_a_failing_part_stops_no_other(capsys, tmp_path):
     parts = [
         Part("bad", 0, explode),
         Part("bad row", 0, lambda: [{"a": 1}, {"a": 2, "error": "no launch"}]),
         Part("absent row", 0, lambda: [{"absent": "not here"}]),
-        Part("good", 0, lambda: [{"a": 3}]),
+        Part("good", 0, lambda: [{"a": 3}], ("xla", "associative")),
     ]
-    parts[3] = parts[3]._replace(implementations=("xla", "associative"))
-    results = run_parts(parts, 60.0, lambda results: saved.append(len(results)))
+    assert run_suite(tmp_path / "out.json", 60.0, parts) == ["bad", "bad row"]
     assert "== good: xla, associative (after " in capsys.readouterr().out
+    results = json.loads((tmp_path / "out.json").read_text())["parts"]
     assert [result["status"] for result in results] == ["failed", "failed", "ok", "ok"]
-    assert failed(results) == ["bad", "bad row"]
     assert results[0]["error"] == "RuntimeError: the device fell over" and "explode" in results[0]["traceback"]
-    assert results[3]["rows"] == [{"a": 3}] and saved == [1, 2, 3, 4]
+    assert results[3]["rows"] == [{"a": 3}]
 
 
-def test_the_budget(capsys):
+def test_the_budget(capsys, tmp_path):
     ran = []
     parts = [
         Part("fits", 50, lambda: ran.append("fits") or []),
         Part("does not", 70, lambda: ran.append("does not") or []),
         Part("fits again", 1, lambda: ran.append("fits again") or []),
     ]
-    results = run_parts(parts, 100.0, lambda results: None, start=time.perf_counter() - 40)
-    assert ran == ["fits", "fits again"] and not failed(results)
-    assert results[1]["status"] == "skipped"
-    assert "70 s" in results[1]["reason"] and "100" in results[1]["reason"]
-    assert f"== does not: skipped, {results[1]['reason']}" in capsys.readouterr().out
+    assert run_suite(tmp_path / "out.json", 60.0, parts) == [] and ran == ["fits", "fits again"]
+    skipped = json.loads((tmp_path / "out.json").read_text())["parts"][1]
+    assert skipped["status"] == "skipped" and "70 s" in skipped["reason"] and "60" in skipped["reason"]
+    assert f"== does not: skipped, {skipped['reason']}" in capsys.readouterr().out
 
 
 def test_a_kill_loses_nothing(tmp_path):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from top_jax.benchmark.contestants import Contestant, field_of
 from top_jax.benchmark.programs import BOTH_PASSES, INFERENCE, TRAIN_STEP
 from top_jax.benchmark.race import (
+    JUDGED_BY,
     LEAST_ROUNDS,
     LEAST_SHARE,
     LITTLE,
@@ -25,7 +26,6 @@ from top_jax.benchmark.race import (
     WARM_UP,
     Race,
     growing,
-    judged_by,
     memory_limit,
 )
 from top_jax.build import backbone_of
@@ -175,7 +175,7 @@ def as_text(report: dict[str, Any]) -> str:
 def _report(
     config: ModelConfig, field: list[Contestant], about: dict[str, Any], memory: int | None, seconds: float
 ) -> dict[str, Any]:
-    model, dense = field[0].model, field[0].cost
+    model = field[0].model
     return {
         **about,
         "model": config.name,
@@ -188,7 +188,7 @@ def _report(
         "implementation": model.scan_implementation,
         "method": METHOD,
         "passes": _SEGMENTER_PASSES if config.is_segmenter else _PASSES,
-        "judged_by": judged_by(dense.macs),
+        "judged_by": JUDGED_BY,
         "budget_s": seconds,
         "memory_limit_mib": None if memory is None else round(memory / 2**20),
         "finished": False,
@@ -214,12 +214,9 @@ def _largest(field: list[Contestant], rows: list[dict[str, Any]]) -> list[dict[s
 
 
 def _judged(row: dict[str, Any]) -> str:
-    convention = judged_by(row["macs_ratio"])
-    alone = f", {row['backbone_macs_ratio'][convention]:.2f} of the backbone alone" if _has_heads(row) else ""
-    return (
-        f"{row['contestant']} at {_speedup(row)} times the dense speed ({convention} MACs predict "
-        f"{row['macs_ratio'][convention]:.2f}{alone})"
-    )
+    alone = f", {row['backbone_macs_ratio'][JUDGED_BY]:.2f} of the backbone alone" if _has_heads(row) else ""
+    predicted = f"{JUDGED_BY} MACs predict {row['macs_ratio'][JUDGED_BY]:.2f}{alone}"
+    return f"{row['contestant']} at {_speedup(row)} times the dense speed ({predicted})"
 
 
 def _has_heads(row: dict[str, Any]) -> bool:

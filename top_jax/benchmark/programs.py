@@ -168,17 +168,14 @@ def _losses_of(model: Model) -> Callable[..., dict[str, jax.Array]]:
     return losses
 
 
-def random_weights(model: Model, seed: int = 0) -> Weights:
+def random_weights(model: Model) -> Weights:
     """Draws weights for timing, with NumPy, because compiling a model's own initialisers takes longer than the model.
 
     Matrices are normal and keep a signal's variance, vectors (biases, scales, variances) are uniform in 0.5 .. 1,
-    counts are 0. So all values stay finite, and none is a denormal number, which would slow a CPU down.
-
-    Args:
-        model: shapes are enough (`nnx.eval_shape`).
-        seed: seed of the generator.
+    counts are 0. So all values stay finite, and none is a denormal number, which would slow a CPU down. The shapes of
+    the model's weights are enough.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def draw(leaf: Any) -> jax.Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):

@@ -14,12 +14,13 @@ that holds:
              (1 - 1 / speed-up) is less than half of (1 - 1 / ratio), with ratio = dense / own multiply-accumulates
     PAYS     otherwise
 
-The ratio is that of the `executed` convention if it is counted, else of `published`. For a segmenter it is that of the
-whole model, with the neck and the heads, whose cost no reduction lowers.
+The ratio is that of the `executed` convention. For a segmenter it is that of the whole model, with the neck and the
+heads, whose cost no reduction lowers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import time
@@ -46,6 +47,7 @@ NO_GAIN: Final = "no faster than dense"
 LITTLE: Final = "pays little"
 PAYS: Final = "pays"
 LEAST_SHARE: Final = 0.5  # of the saving that the multiply-accumulates predict
+JUDGED_BY: Final = "executed"  # the convention of these multiply-accumulates
 
 
 class Race:
@@ -133,7 +135,7 @@ class Race:
         rounds = Rounds(MOST_ROUNDS, seconds, measurement=0.0, least=LEAST_ROUNDS)
         timed = time_in_turn(runs, rounds, self._tick)
         finished = time.perf_counter()
-        pace.note_rounds(sum((t.spread.median for t in timed.values() if isinstance(t, Timing)), 0.0), batch)
+        pace.image = sum(t.spread.median for t in timed.values() if isinstance(t, Timing)) / batch
         rows = [
             {"pass": which, "batch": batch, "contestant": c.name} | self._results(c, programs[c.name], timed, batch)
             for c in entrants
@@ -164,7 +166,7 @@ class Race:
             start = time.perf_counter()
             lower = {c.name: lowering(c.model, which, self._weights[c.weights], example) for c in group}
             found |= compile_all(lower, self._workers)
-            pace.note_group(time.perf_counter() - start)
+            pace.group = max(pace.group, time.perf_counter() - start)
             self._tick()
         return {name: self._within_memory(result) for name, result in found.items()}
 
@@ -194,37 +196,31 @@ class Race:
             row["speedup"] = round(speedup.median, 4)
             row["speedup_quartiles"] = [round(speedup.low, 4), round(speedup.high, 4)]
             if contestant.prunes:
-                row["verdict"] = verdict(speedup, row["macs_ratio"][judged_by(row["macs_ratio"])])
+                row["verdict"] = verdict(speedup, row["macs_ratio"][JUDGED_BY])
         return row
 
 
+@dataclasses.dataclass
 class Pace:
     """Durations so far, and from these whether there is time for more.
 
-    Args:
+    Attributes:
         end: `time.perf_counter()` at which the time is over.
-        group: seconds that compiling a group of programs may take; 0 if unknown.
+        group: seconds that compiling a group of programs took at most, or may take; 0 if unknown.
+        image: seconds per image of the last round, of all contestants together.
     """
 
-    def __init__(self, end: float, group: float):
-        self._end, self.group = end, group
-        self._round, self._batch = 0.0, 1
-
-    def note_group(self, seconds: float) -> None:
-        """Records the compile time of a group of programs; the longest counts."""
-        self.group = max(self.group, seconds)
-
-    def note_rounds(self, seconds: float, batch: int) -> None:
-        """Records the time of one round of all contestants."""
-        self._round, self._batch = seconds, batch
+    end: float
+    group: float
+    image: float = 0.0
 
     def left(self) -> float:
         """Returns the seconds until the end."""
-        return max(self._end - time.perf_counter(), 0.0)
+        return max(self.end - time.perf_counter(), 0.0)
 
     def too_long(self, batch: int, share: float = 1.0) -> str | None:
         """Returns why the time left is too short to compile another group and time this share of all, or None."""
-        rounds = (WARM_UP + LEAST_ROUNDS) * self._round * share * batch / self._batch
+        rounds = (WARM_UP + LEAST_ROUNDS) * self.image * share * batch
         needed, left = self.group + rounds, self.left()
         if needed <= left:
             return None
@@ -265,11 +261,6 @@ def paired_speedup(dense: Sequence[float], own: Sequence[float]) -> Spread:
 def macs_ratios(dense: Mapping[str, int], own: Mapping[str, int]) -> dict[str, float]:
     """Returns dense / own multiply-accumulates by convention, to four decimals."""
     return {convention: round(dense[convention] / own[convention], 4) for convention in own}
-
-
-def judged_by(conventions: Mapping[str, Any]) -> str:
-    """Returns the convention whose ratio a verdict uses."""
-    return "executed" if "executed" in conventions else "published"
 
 
 def verdict(speedup: Spread, macs_ratio: float) -> str:

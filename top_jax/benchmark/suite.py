@@ -50,44 +50,12 @@ class Part(NamedTuple):
     implementations: tuple[str, ...] = ()
 
 
-def run_parts(
-    parts: list[Part], budget: float, save: Callable[[list[dict[str, Any]]], None], start: float | None = None
-) -> list[dict[str, Any]]:
-    """Runs parts in order and passes all results so far to `save` after each.
-
-    Args:
-        parts: what to run.
-        budget: seconds for all.
-        save: called with the list that is returned, as it grows.
-        start: `time.perf_counter()` at the start of the budget; None is now.
-
-    Returns:
-        For each part its name, status (`ok`, `failed`, `skipped`), seconds, rows, and the reason or error.
-    """
-    start = time.perf_counter() if start is None else start
-    results: list[dict[str, Any]] = []
-    for part in parts:
-        left = budget - (time.perf_counter() - start)
-        if left < part.seconds:
-            reason = f"needs about {part.seconds:.0f} s and {max(left, 0):.0f} of the budget of {budget:.0f} are left"
-            results.append({"part": part.name, "status": "skipped", "reason": reason, "seconds": 0.0, "rows": []})
-            print(f"\n== {part.name}: skipped, {reason}", flush=True)
-        else:
-            results.append(_run_part(part, elapsed=budget - left))
-        save(results)
-    return results
-
-
-def failed(results: list[dict[str, Any]]) -> list[str]:
-    """Returns the names of the parts that failed."""
-    return [result["part"] for result in results if result["status"] == "failed"]
-
-
 def run_suite(file: Path, budget: float = BUDGET, parts: list[Part] | None = None) -> list[str]:
-    """Runs the parts, prints their tables, and keeps the report in `file` up to date.
+    """Runs the parts in order, prints their tables, and keeps the report in `file` up to date.
 
     Args:
-        file: where the report is written, as JSON.
+        file: where the report is written, as JSON. It has for each part its name, status (`ok`, `failed`, `skipped`),
+            seconds, rows, and the reason or error.
         budget: seconds for all parts.
         parts: what to run; None: `gpu_parts` or `cpu_parts`.
 
@@ -115,18 +83,24 @@ def run_suite(file: Path, budget: float = BUDGET, parts: list[Part] | None = Non
     if not on_gpu:
         print(NOT_ON_A_GPU, flush=True)
 
-    def save(results: list[dict[str, Any]]) -> None:
-        report["parts"] = results
+    def save() -> None:
         report["seconds"] = round(time.perf_counter() - start, 1)
         save_json(file, report)
 
     if parts is None:
         parts = gpu_parts(implementations.device(), where["nvidia_smi"]) if on_gpu else cpu_parts()
-    results = run_parts(parts, budget, save, start)
+    for part in parts:
+        report["parts"].append(_run_part(part, time.perf_counter() - start, budget))
+        save()
     report |= {"finished": True, **({"nvidia_smi_after": nvidia_smi()} if on_gpu else {})}
-    save(results)
-    _summarise(results, file, report["seconds"])
-    return failed(results)
+    save()
+    by_status = {s: [r["part"] for r in report["parts"] if r["status"] == s] for s in ("ok", "failed", "skipped")}
+    counts = ", ".join(f"{len(names)} {status}" for status, names in by_status.items())
+    print(f"\n{counts} in {report['seconds']:.0f} s; {file}")
+    for status in ("failed", "skipped"):
+        for name in by_status[status]:
+            print(f"  {status}: {name}")
+    return by_status["failed"]
 
 
 def gpu_parts(device: Any, card: dict[str, str]) -> list[Part]:
@@ -213,24 +187,22 @@ def _unusable(name: str) -> Part:
     return Part(f"{name} is not measured", 0, lambda: rows)
 
 
-def _run_part(part: Part, elapsed: float) -> dict[str, Any]:
+def _run_part(part: Part, elapsed: float, budget: float) -> dict[str, Any]:
+    """Returns the part's entry in the report."""
+    left = budget - elapsed
+    if left < part.seconds:
+        reason = f"needs about {part.seconds:.0f} s and {max(left, 0):.0f} of the budget of {budget:.0f} are left"
+        print(f"\n== {part.name}: skipped, {reason}", flush=True)
+        return {"part": part.name, "status": "skipped", "reason": reason, "seconds": 0.0, "rows": []}
     compared = f": {', '.join(part.implementations)}" if part.implementations else ""
     print(f"\n== {part.name}{compared} (after {elapsed:.0f} s)", flush=True)
     start, result = time.perf_counter(), {"part": part.name}
     try:
         rows = part.run()
-        bad = [row["error"] for row in rows if "error" in row]
-        result |= {"status": "failed" if bad else "ok", "rows": rows}
+        failed = any("error" in row for row in rows)
+        result |= {"status": "failed" if failed else "ok", "rows": rows}
         print(rows_as_text(rows), flush=True)
     except Exception as error:  # whatever it is, the other parts can still be measured
         result |= {"status": "failed", "error": one_line(error), "traceback": traceback.format_exc(), "rows": []}
         print(f"failed: {one_line(error)}", flush=True)
     return {**result, "seconds": round(time.perf_counter() - start, 1)}
-
-
-def _summarise(results: list[dict[str, Any]], file: Path, seconds: float) -> None:
-    counts = {status: [r["part"] for r in results if r["status"] == status] for status in ("ok", "failed", "skipped")}
-    print(f"\n{', '.join(f'{len(names)} {status}' for status, names in counts.items())} in {seconds:.0f} s; {file}")
-    for status in ("failed", "skipped"):
-        for name in counts[status]:
-            print(f"  {status}: {name}")

@@ -213,7 +213,7 @@ def draw_grid(axes: Axes, photo: Photo) -> None:
     axes.add_collection(LineCollection(across + down, colors="white", linewidths=0.4, alpha=0.7))
 
 
-def draw_borders(axes: Axes, photo: Photo, source: np.ndarray, *, colour: str, width: float = 1.1) -> None:
+def draw_borders(axes: Axes, photo: Photo, source: np.ndarray, *, colour: str) -> None:
     """Draws a line between any two neighbouring cells that belong to different tokens.
 
     Args:
@@ -221,7 +221,6 @@ def draw_borders(axes: Axes, photo: Photo, source: np.ndarray, *, colour: str, w
         photo: the photo whose cells they are.
         source: int or bool `[M]`; cells with the same value belong together.
         colour: colour of the lines.
-        width: width of the lines, in points.
     """
     left, _, _, top = photo.area
     cells, step = source.reshape(photo.grid), photo.stride
@@ -233,7 +232,7 @@ def draw_borders(axes: Axes, photo: Photo, source: np.ndarray, *, colour: str, w
         [(left + c * step, top + (r + 1) * step), (left + (c + 1) * step, top + (r + 1) * step)]
         for r, c in np.argwhere(cells[1:] != cells[:-1])
     ]
-    axes.add_collection(LineCollection(lines, colors=colour, linewidths=width, capstyle="round"))
+    axes.add_collection(LineCollection(lines, colors=colour, linewidths=1.1, capstyle="round"))
 
 
 def draw_map(
