@@ -60,7 +60,7 @@ ALLOWED = {
         "training",
     },
 }
-EVERYONES = {"environment", "errors", "files", "memory", "optional", "tables", "typing", "values"}
+EVERYONES = {"environment", "errors", "files", "memory", "optional", "tables", "typing", "values", "version"}
 LIGHT = {
     "kernels": {"jax", "numpy"},
     "ops": {"jax", "numpy", "absl"},

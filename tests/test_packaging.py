@@ -48,7 +48,7 @@ def test_every_package_is_listed(root):
 def test_version_is_one(root):
     import top_jax
 
-    assert settings(root)["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "top_jax.__version__"}
+    assert settings(root)["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "top_jax.version.__version__"}
     assert top_jax.__version__.count(".") == 2
 
 

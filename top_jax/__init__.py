@@ -10,6 +10,8 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from top_jax.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from top_jax import models, ops, pruning
     from top_jax.convert import (
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from top_jax.training import load_checkpoint
     from top_jax.zoo import create_model, data_config, list_models
 
-__version__ = "0.2.0"
 __all__ = [
     "Evit",
     "Merging",

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import jax
 
-import top_jax
+from top_jax.version import __version__
 
 PACKAGES: Final = (
     "jax",
@@ -45,7 +45,7 @@ def environment() -> dict[str, Any]:
     device, card = jax.devices()[0], nvidia_smi()
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "top_jax": top_jax.__version__,
+        "top_jax": __version__,
         "git": _git_revision(),
         "python": platform.python_version(),
         "packages": _versions(),
@@ -95,7 +95,7 @@ def _processor() -> str:
 
 def _git_revision() -> str | None:
     """Returns the checkout's commit, with "-dirty" if files are changed; None for an installed package."""
-    command = ["git", "-C", str(Path(top_jax.__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
