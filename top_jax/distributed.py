@@ -119,7 +119,7 @@ _leaving: list[int] = []  # the exit status, once `leave` is called
 
 
 def _end_aborts_with_a_line() -> None:
-    """Makes a process that JAX aborts end with one line of ours, and with exit status 1.
+    """Makes a process that JAX aborts end with a one-line message and exit status 1.
 
     When another process is silent for too long, JAX's client aborts this one from a C++ thread, whatever the main
     thread waits for. JAX offers no way to replace that (in 0.10 its callback cannot be a Python function), and Python

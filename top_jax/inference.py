@@ -254,7 +254,7 @@ def segment(model: Segmenter, image: str | Path | bytes | np.ndarray, *, data: D
             for a ViM of another `img_size`; whole inference stretches to multiples of 32.
 
     Returns:
-        int32 [H, W], the classes, at the photograph's own size.
+        int32 [H, W], the class of each pixel of the photograph.
 
     Raises:
         InputError: the model is not a segmenter, or the image cannot be read.

@@ -33,7 +33,7 @@ class PixelExample(TypedDict):
     """A row of a training batch, or a whole evaluation batch with a leading axis."""
 
     image: np.ndarray  # float32 [H, W, 3], normalised
-    label: np.ndarray  # uint8 [H, W], 0 .. classes - 1 or IGNORED; in evaluation at the photograph's own size
+    label: np.ndarray  # uint8 [H, W], 0 .. classes - 1 or IGNORED; in evaluation of the photograph's size
     mask: np.ndarray | np.float32  # 0: not to be counted (padding, or an unreadable image)
     index: np.ndarray | np.int64  # index in the source; -1 for padding
     ignored: np.ndarray | np.int8  # the EXIF orientation if it was ignored, else 0; `Batches` removes this field

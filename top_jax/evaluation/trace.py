@@ -18,9 +18,9 @@ from top_jax.pruning import Cut, Tokens
 from top_jax.typing import Array, Float, Images, Int, Logits
 
 CLASS = -1
-"""Place of the class token, which stands for no patch."""
+"""Index of the class token in a trace, instead of a patch's raster index."""
 FUSED = -2
-"""Place of a fused token (EViT), which stands for several patches."""
+"""Index of a fused token (EViT) in a trace; it stands for several patches."""
 
 
 class TracedStage(NamedTuple):

@@ -214,7 +214,7 @@ class Segmenter(nnx.Module):
         return resize(decode, size_of(images))
 
     def logits(self, images: Images, keys: jax.Array | None = None) -> tuple[ClassMap, ClassMap | None]:
-        """Returns the logits of the decode head and of the auxiliary head (or None), each at its own size.
+        """Returns the logits of the decode head and of the auxiliary head (or None), at the resolutions of these heads.
 
         Arguments and errors as for `__call__`. The decode head's are at a quarter of ViM's image size, and at a
         sixteenth of PlainMamba's; the auxiliary ones at a sixteenth.

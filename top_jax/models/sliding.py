@@ -48,7 +48,7 @@ def labels_of_windows(
     """Returns the class of each pixel, by the mean of the logits of the windows that it lies in.
 
     Args:
-        logits: float32, of each window, in the order of `window_starts`, at the model's own size.
+        logits: float32, of each window, in the order of `window_starts`, at the resolution of the decode head.
         image_size: (height, width) that was cut into windows.
         crop: (height, width) of a window; `image_size` for whole inference.
         stride: pixels from one window to the next.
