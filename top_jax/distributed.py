@@ -139,7 +139,7 @@ def _end_aborts_with_a_line() -> None:
     set_handler = ctypes.CDLL(None).signal
     set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(on_abort)
-    _kept.append(handler)  # libc holds only its address
+    _kept.append(handler)  # kept alive, because libc holds only its address
     set_handler(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
 
 

@@ -290,7 +290,7 @@ def _wrong_value(text: str) -> InputError | None:
     needed = {"int": "a whole number", "float": "a number", "bool": "True or False"}.get(parser.flag_type())
     if parser.flag_type() == "string enum":
         needed = f"one of {', '.join(parser.enum_values)}"
-    elif reason == "Failed":  # for a whole section
+    elif reason == "Failed":  # a value is assigned to a whole section
         needed = f"one of its settings, as --{name}.KEY=VALUE"
     elif reason == "Error while":
         needed = f"a value, or several in quotes, as --{name}='(1, 2)'"

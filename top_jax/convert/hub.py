@@ -30,12 +30,12 @@ _ADDRESS: Final = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^/
 
 
 def is_name(source: str | Path) -> bool:
-    """Returns whether weights are given by name instead of by a path."""
+    """Returns whether a source is a name of weights, not a path."""
     return is_pretrained(source) or _SCHEME.match(str(source)) is not None
 
 
 def is_pretrained(source: str | Path) -> bool:
-    """Returns whether weights are official ones, given by name."""
+    """Returns whether a source is the name of official weights."""
     return str(source).partition(":")[0] == PRETRAINED
 
 

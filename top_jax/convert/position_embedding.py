@@ -19,7 +19,7 @@ from top_jax.pruning import ClassHome
 from top_jax.values import height_width
 
 IMAGENET_SIDE: Final = 224  # pixels
-IMAGENET_STRIDE: Final = 16  # of the official ViM files, unless the list of them names another
+IMAGENET_STRIDE: Final = 16  # of the official ViM files for which `official_files` lists no other
 
 
 def check_official_stride(path: str | Path, config: BackboneConfig) -> None:

@@ -401,7 +401,7 @@ def _ended_child() -> tuple[int, int] | None:
     """Returns id and exit code of a child process that has ended and whose status was not read yet."""
     try:
         found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except (AttributeError, ChildProcessError):  # Windows; no child
+    except (AttributeError, ChildProcessError):  # on Windows; without a child process
         return None
     if found is None:
         return None

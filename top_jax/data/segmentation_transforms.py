@@ -20,7 +20,7 @@ IGNORED: Final = 255
 """The label of a pixel that does not count."""
 
 CROP_TRIES: Final = 10  # redraws of a crop with too few classes
-BRIGHTNESS: Final = 32.0  # largest change
+BRIGHTNESS: Final = 32.0  # largest change of pixel values, of 255
 FACTORS: Final = (0.5, 1.5)  # range for contrast and for saturation
 HUE: Final = 18  # largest change, in OpenCV's half degrees
 _WEIGHT_BITS, _SHIFT = 11, 12  # fixed-point bits of OpenCV's interpolation, and of its division tables for HSV

@@ -262,7 +262,7 @@ def _reports_in(line: bytes) -> tuple[list[tuple[str, dict[str, Any]]], bool]:
         try:
             report, end = decoder.raw_decode(text, at)
             written = text[at:end]
-            written.encode()  # refuses bytes that are not text
+            written.encode()  # raises for bytes that are not UTF-8
         except (ValueError, RecursionError):
             return found, True
         if not (isinstance(report, dict) and type(report.get("step")) is int and isinstance(report.get("kind"), str)):

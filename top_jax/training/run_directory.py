@@ -67,7 +67,7 @@ class RunDirectory:
         try:
             is_folder = stat.S_ISDIR(self.path.stat().st_mode)
         except FileNotFoundError:
-            is_folder = True  # once it is made
+            is_folder = True  # does not exist yet
         except (OSError, ValueError) as error:  # ValueError: a null byte
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"{_shown(path)} cannot be a run directory ({reason}); choose another path.") from error
@@ -79,7 +79,7 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
 
     def claim(self, config: RunConfig, data: DataFacts | None = None) -> None:
-        """Makes the directory this run's own, unless another run has checkpoints here.
+        """Claims the directory for a run, unless it holds another run's checkpoints.
 
         With several processes, which share the file system, the first one writes.
 
@@ -180,7 +180,7 @@ class RunDirectory:
     def class_names(self) -> tuple[str, ...] | None:
         """Returns the names of the run's classes, in the order of its logits; None if it did not keep them.
 
-        Names that are damaged are taken as missing, with a warning.
+        Damaged names are treated as missing, with a warning.
         """
         names = (self.read_json("data.json") or {}).get("class_names")
         if names is None:
@@ -188,7 +188,7 @@ class RunDirectory:
         if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
             return tuple(names)
         logger.warning(
-            "%s: its class_names are not a list of names; they are taken as missing, so that the order of the classes "
+            "%s: class_names is not a list of names; it is treated as missing, so that the order of the classes "
             "cannot be checked",
             self.path / "data.json",
         )
@@ -202,7 +202,7 @@ class RunDirectory:
         try:
             return _read_object(file)
         except (OSError, ValueError, RecursionError) as error:
-            logger.warning("%s cannot be read (%s); it is taken as missing", file, error)
+            logger.warning("%s cannot be read (%s); it is treated as missing", file, error)
             return None
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:

@@ -194,7 +194,7 @@ def check_metrics(folder: Path) -> None:
     Raises:
         ValueError, OSError: they cannot be read, or differ from what was saved.
     """
-    wanted = json.loads((folder / "seal" / "metadata").read_text()).get("metrics")  # a converted one has none
+    wanted = json.loads((folder / "seal" / "metadata").read_text()).get("metrics")  # a converted checkpoint has none
     if wanted is not None and _checksum(json.loads((folder / "metrics" / "metrics").read_text())) != wanted:
         raise ValueError("its accuracy differs from what was saved")
 

@@ -134,6 +134,6 @@ def _random_batch(plan: Plan) -> DeviceBatch:
         "mask": np.ones(size, np.float32),
         "index": np.arange(size, dtype=np.int32),
     }
-    if dense:  # as the pipeline returns them
+    if dense:  # normalised images and 8-bit labels, as from the pipeline
         batch |= {"image": batch["image"].astype(np.float32) / 128 - 1, "label": batch["label"].astype(np.uint8)}
     return jax.device_put(batch, plan.by_image)

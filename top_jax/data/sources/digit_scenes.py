@@ -19,7 +19,7 @@ BRIGHTNESS: Final = 0.6  # factor for the photographs, so that digits are lighte
 DIGITS: Final = (1, 2)  # per scene; one if there is no room for two
 PLACE_TRIES: Final = 10
 DIGIT_SIDES: Final = (32, 48)  # in pixels of the scene
-STROKE, EMPTY = 0.45, 0.15  # ink of a pixel: from the first value on it is digit, up to the second background
+STROKE, EMPTY = 0.45, 0.15  # ink from which a pixel is digit; ink up to which it is background
 LEAST_COLOUR: Final = 180  # in each channel of a digit
 SEED: Final = 0  # constant, not the run's: every run sees the same scenes
 

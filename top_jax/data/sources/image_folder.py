@@ -229,7 +229,7 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
-        raise InputError(f"{folder} cannot be read ({error.strerror}).") from error
+        raise InputError(f"{folder} cannot be read ({error.strerror}); correct its path or its permissions.") from error
 
 
 def files_in(folder: Path) -> Iterator[str]:

@@ -77,8 +77,8 @@ class SegmentationFolderSource:
             train: with `eval_share`, whether this is the part to train on.
 
         Raises:
-            InputError: a folder does not exist, no image has a label map, two images share a label map, or that
-                one label map is of another kind.
+            InputError: a folder does not exist, no image has a label map, two images share a label map, or the label
+                map that is read is of another kind.
         """
         self.name, self.class_names, self.num_classes = f"{root}/{split}", class_names, len(class_names)
         if eval_share is not None:
