@@ -55,7 +55,7 @@ class Blocks:
                 raise InputError(f"{field.name}={value!r}; needed: {need}.")
         for name in ("forward_chunk", "backward_chunk"):
             if self.segment % getattr(self, name):
-                raise InputError(f"segment={self.segment} is not a multiple of {name}={getattr(self, name)}.")
+                raise InputError(f"segment={self.segment} is not a multiple of {name}={getattr(self, name)}; pass one.")
 
 
 def choose_blocks(implementation: str, device: str, width: int, states: int) -> tuple[Blocks, str]:

@@ -113,7 +113,7 @@ def read_state_dict(path: str | Path, *, ema: bool = False) -> dict[str, np.ndar
         with path.open("rb") as stream:
             start = stream.read(40)
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+        raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
     if start.lstrip()[:9].lower() in (b"<!doctype", b"<html>", b"<html lan"):
         raise InputError(f"{path} is a web page, not a checkpoint: the download went wrong; download it again.")
     if start.startswith(b"version https://git-lfs"):
@@ -340,9 +340,11 @@ def _read_safetensors(path: Path, ema: bool) -> dict[str, np.ndarray]:
     try:
         tensors = safetensors.deserialize(content)
     except safetensors.SafetensorError as error:
-        raise InputError(f"{path} cannot be read as a .safetensors file ({error}); it may be truncated.") from error
+        raise InputError(
+            f"{path} cannot be read as a .safetensors file ({error}); if it is truncated, copy or download it again."
+        ) from error
     if not tensors:
-        raise InputError(f"{path} has no weights.")
+        raise InputError(f"{path} has no weights; pass a file that holds tensors.")
     _check_crc32(path, content)
     return {name: _array_of_bytes(path, name, **tensor) for name, tensor in tensors}
 

@@ -83,7 +83,7 @@ def parse(notation: str) -> RandAugment:
     """
     name, *parts = notation.split("-")
     if name != "rand":
-        raise InputError(f"config.augment.rand_augment={notation!r} must start with 'rand': rand-m9-mstd0.5-inc1.")
+        raise InputError(f"config.augment.rand_augment={notation!r} must start with 'rand', as rand-m9-mstd0.5-inc1.")
     given = {}
     for part in parts:
         match = re.fullmatch(r"([a-z]+?)(inf|\d.*)", part)

@@ -162,7 +162,7 @@ def read_image(file: str | Path, *, exif_rotate: bool = False, max_pixels: int =
         InputError: there is no such file, or it is not a complete image.
     """
     if not Path(file).is_file():  # also not a folder, or a pipe that would never end
-        raise InputError(f"no image file {file}.")
+        raise InputError(f"image file {file} does not exist; correct its path.")
     try:
         image = decode(Path(file).read_bytes(), exif_rotate=exif_rotate, max_pixels=max_pixels)
     except DECODE_ERRORS as error:

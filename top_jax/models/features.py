@@ -88,8 +88,8 @@ def painted(features: Features) -> Float[Array, "B M D"]:
     if features.canvas is None:
         if features.size is None and features.x.shape[1] < features.source.shape[1]:
             raise InputError(
-                "fill='frozen' needs the canvas that model.features(images) returns with tokens that were reduced, and "
-                "these features have none; choose another fill, or pass what the model returns."
+                "fill='frozen' needs a canvas with the dropped tokens, and these features have none; pass what "
+                "model.features(images) returns, or choose another fill."
             )
         return jnp.where(features.source[:, :, None] < 0, jnp.zeros_like(x), x)
     return jnp.where(features.source[:, :, None] < 0, features.canvas, x)

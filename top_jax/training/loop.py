@@ -104,7 +104,7 @@ def _earlier_summary(prepared: Prepared) -> Summary | None:
         return None
     if (error := _another_form(prepared, summary)) is not None:
         logger.warning(
-            "%s has another form (%s: %s); it is written again",
+            "%s is not in the expected form (%s: %s); it is written again",
             prepared.run.path / "summary.json",
             type(error).__name__,
             error,

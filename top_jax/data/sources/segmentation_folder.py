@@ -214,7 +214,10 @@ def class_names_of(root: Path, num_classes: int | None) -> tuple[str, ...]:
             "pass --config.data.num_classes=N."
         )
     if names and num_classes not in (None, len(names)):
-        raise InputError(f"{file} names {len(names)} classes, but config.data.num_classes={num_classes}.")
+        raise InputError(
+            f"{file} names {len(names)} classes, but config.data.num_classes={num_classes}; leave num_classes out, or "
+            "correct the file."
+        )
     return names or tuple(f"class {number}" for number in range(num_classes or 0))
 
 

@@ -63,7 +63,10 @@ class TfdsSource:
         except Exception as error:  # TFDS does not check its files
             raise InputError(_damaged(directory, error)) from error
         if not {"image", "label"} <= set(features):
-            raise InputError(f"{directory} has the features {sorted(features)}; training needs 'image' and 'label'.")
+            raise InputError(
+                f"{directory} has the features {sorted(features)}, but training needs 'image' and 'label'; choose a "
+                "dataset with both."
+            )
         label, decoders = features["label"], {"image": tfds.decode.SkipDecoding()}  # our own PIL decoder reads images
         if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
             raise InputError(f"the feature 'label' of {directory} is {label}; it must be a ClassLabel with classes.")
