@@ -223,8 +223,8 @@ def backbone_of_classifier(weights: Weights, there: BackboneConfig, here: Backbo
         or type(there).__name__ == "DeitConfig"
     ):
         raise InputError(
-            f"the classifier is a {type(there).__name__}, but the segmenter's backbone is a {type(here).__name__}; pass "
-            "a classifier of the backbone's family."
+            f"the classifier is a {type(there).__name__}, but the segmenter's backbone is a {type(here).__name__}; "
+            "pass a classifier of the backbone's family."
         )
     embedding = np.asarray(weights["pos_embed"])
     if there.CLASS_TOKEN is not None:
