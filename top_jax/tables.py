@@ -16,13 +16,18 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         columns: headings. The first column is aligned to the left, the others to the right.
         rows: the texts of each row, one per column.
     """
-    widths = [max(3, *(len(line[place]) for line in (columns, *rows))) for place in range(len(columns))]
-    rule = ["-" * widths[0], *(f"{'-' * (width - 1)}:" for width in widths[1:])]
-    lines = []
-    for line in (columns, rule, *rows):
-        first, *rest = (text.rjust(width) for text, width in zip(line, widths, strict=True))
-        lines.append(f"| {' | '.join((first.strip().ljust(widths[0]), *rest))} |")
-    return "\n".join(lines)
+    heading, *body = aligned([columns, *rows], least=3)
+    rule = ["-" * len(heading[0]), *(f"{'-' * (len(text) - 1)}:" for text in heading[1:])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heading, rule, *body))
+
+
+def aligned(lines: Sequence[Sequence[str]], least: int = 0) -> list[list[str]]:
+    """Pads lines of as many texts each to columns at least `least` wide: the first to the left, the others right."""
+    widths = [max(least, *map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        [first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(rest, widths[1:], strict=True))]
+        for first, *rest in lines
+    ]
 
 
 def rows_as_text(rows: Sequence[dict[str, Any]]) -> str:

@@ -45,8 +45,7 @@ def with_config(arguments: list[str]) -> list[str]:
             needed and not installed.
     """
     COMMAND_LINE[:] = arguments
-    name = given_value(arguments, "config")
-    rest = _without(arguments, "config")
+    name, rest = _take(arguments, "config")
     keys = [argument for argument in arguments[1:] if re.match("--?(no)?config[.]", argument)]
     if name is None:
         name = _run_of(arguments)
@@ -61,31 +60,21 @@ def with_config(arguments: list[str]) -> list[str]:
     return list(COMMAND_LINE)
 
 
-def given_value(arguments: Sequence[str], flag: str) -> str | None:
-    """Returns the first value of a flag on the command line that is not parsed yet; None without it."""
+def _take(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
+    """Returns the first value of a flag of a command line that is not parsed yet (or None), and the rest without it."""
     for place, argument in enumerate(arguments[1:], start=1):
         if argument == "--":
             break
         name, separator, value = argument.partition("=")
         if name in (f"-{flag}", f"--{flag}"):
-            return value if separator else "".join(arguments[place + 1 : place + 2])
-    return None
-
-
-def _without(arguments: list[str], flag: str) -> list[str]:
-    """Returns the command line without the first use of a flag that takes a value."""
-    for place, argument in enumerate(arguments[1:], start=1):
-        if argument == "--":
-            break
-        name, separator, _ = argument.partition("=")
-        if name in (f"-{flag}", f"--{flag}"):
-            return [*arguments[:place], *arguments[place + (1 if separator else 2) :]]
-    return arguments
+            end = place + (1 if separator else 2)
+            return value if separator else "".join(arguments[place + 1 : end]), [*arguments[:place], *arguments[end:]]
+    return None, list(arguments)
 
 
 def _run_of(arguments: list[str]) -> str | None:
     """Returns the run directory that the command reads, if it reads one."""
-    checkpoint, workdir = (given_value(arguments, flag) for flag in ("checkpoint", "workdir"))
+    checkpoint, workdir = (_take(arguments, flag)[0] for flag in ("checkpoint", "workdir"))
     if checkpoint and "checkpoint" in flags.FLAGS:
         if Path(checkpoint).is_dir():
             return checkpoint
@@ -172,7 +161,7 @@ def config_error(error: BaseException) -> InputError | None:
 
 def config_source() -> str:
     """Returns the value of --config that `with_config` chose; empty without one."""
-    return given_value(COMMAND_LINE, "config") or ""
+    return _take(COMMAND_LINE, "config")[0] or ""
 
 
 def config_name() -> str:

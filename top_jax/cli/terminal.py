@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from top_jax.optional import installed
+from top_jax.tables import aligned
 
 
 class Table:
@@ -28,9 +29,8 @@ class Table:
 
     def show(self) -> None:
         """Prints the table."""
-        widths = [max(map(len, column)) for column in zip(*(cells for cells, _ in self._lines), strict=True)]
-        for (first, *rest), bold in self._lines:
-            cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
+        lines = aligned([cells for cells, _ in self._lines])
+        for cells, (_, bold) in zip(lines, self._lines, strict=True):
             line = "    ".join(cells).rstrip()
             print(f"  {_bold(line) if bold else line}")
 

@@ -9,7 +9,7 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -87,7 +87,7 @@ def draw_page(file: Path, title: str, subtitle: str, photo: Photo, sections: Seq
     page.text(title, 14, INK, weight="bold")
     page.text(subtitle, 9, FAINT)
     for section in sections:
-        page.space(0.22)
+        page.height += 0.22
         page.text(section.heading, 11, INK, weight="bold")
         page.text(section.note, 9, FAINT)
         for row in section.rows:
@@ -100,14 +100,10 @@ class _Page:
     """Collects the parts of a page from the top down, because placing them needs the height of the whole figure."""
 
     def __init__(self, photo: Photo, columns: int):
-        self.photo = photo
-        self.columns = columns
-        self.width = 2 * MARGIN + columns * PITCH
-        self.height = MARGIN
-        self._placed: list[Callable[[Figure], None]] = []
-
-    def space(self, inches: float) -> None:
-        self.height += inches
+        self.photo, self.columns = photo, columns
+        self.width, self.height = 2 * MARGIN + columns * PITCH, MARGIN
+        self._lines: list[tuple[float, float, str, dict[str, Any]]] = []  # left, top, text and font
+        self._panels: list[tuple[float, float, Panel]] = []  # left and top
 
     def text(self, text: str, points: int, colour: str, *, weight: str = "normal") -> None:
         """Adds a paragraph, wrapped to the page's width."""
@@ -116,58 +112,58 @@ class _Page:
         self.height += len(lines) * LINE[points] + 0.04
 
     def row(self, panels: Sequence[Panel]) -> None:
+        """Adds panels side by side, their titles above them."""
         titles = [_wrapped(panel.title, int(PITCH * 0.95 * CHARACTERS[8])) for panel in panels]
-        lines = max(len(title) for title in titles)
-        top = self.height + 0.08 + lines * LINE[8] + 0.03
-        rows, columns = self.photo.size
-        size = PANEL, PANEL * rows / columns
+        top = self.height + 0.08 + max(len(title) for title in titles) * LINE[8] + 0.03
         for i, (panel, title) in enumerate(zip(panels, titles, strict=True)):
             left = MARGIN + i * PITCH
             self._write(title, left, top - 0.03 - len(title) * LINE[8], 8, INK, "normal")
-            self._placed.append(self._panel(panel, left, top, size))
-        self.height = top + size[1] + (0.18 if any(panel.bar for panel in panels) else 0.06)
+            self._panels.append((left, top, panel))
+        self.height = top + self._panel_height() + (0.18 if any(panel.bar for panel in panels) else 0.06)
 
     def save(self, file: Path) -> None:
+        """Draws everything and writes the PNG."""
         self.height += MARGIN
         figure = Figure(figsize=(self.width, self.height), dpi=DPI, facecolor="white")
-        for place in self._placed:
-            place(figure)
+        for left, top, text, font in self._lines:
+            figure.text(left / self.width, 1 - top / self.height, text, parse_math=False, va="top", **font)
+        for left, top, panel in self._panels:
+            self._draw(figure, panel, left, top)
         with new_file(file) as temporary:
             figure.savefig(temporary, format="png")
 
     def _write(self, lines: list[str], left: float, top: float, points: int, colour: str, weight: str) -> None:
-        def place(figure: Figure) -> None:
-            font = {"va": "top", "size": points, "color": colour, "weight": weight}
-            for i, line in enumerate(lines):
-                y = 1 - (top + i * LINE[points]) / self.height
-                line = line.encode(errors="backslashreplace").decode()  # names of files and classes may be any bytes
-                figure.text(left / self.width, y, line, parse_math=False, **font)
+        for i, line in enumerate(lines):
+            line = line.encode(errors="backslashreplace").decode()  # names of files and classes may be any bytes
+            self._lines.append(
+                (left, top + i * LINE[points], line, {"size": points, "color": colour, "weight": weight})
+            )
 
-        self._placed.append(place)
+    def _panel_height(self) -> float:
+        rows, columns = self.photo.size
+        return PANEL * rows / columns
 
-    def _panel(self, panel: Panel, left: float, top: float, size: tuple[float, float]) -> Callable[[Figure], None]:
-        width, height = size
+    def _draw(self, figure: Figure, panel: Panel, left: float, top: float) -> None:
+        height = self._panel_height()
 
         def box(left: float, width: float) -> tuple[float, float, float, float]:
             bottom = self.height - top - height
             return left / self.width, bottom / self.height, width / self.width, height / self.height
 
-        def place(figure: Figure) -> None:
-            axes = figure.add_axes(box(left, width))
-            shown = panel.draw(axes)
-            axes.set(xlim=(0, self.photo.size[1]), ylim=(self.photo.size[0], 0), xticks=[], yticks=[], aspect="auto")
-            axes.spines[:].set(linewidth=0.5, color=FAINT)
-            if shown is not None:
-                bar = figure.colorbar(shown, cax=figure.add_axes(box(left + width + 0.05, BAR)))
-                if isinstance(shown.norm, LogNorm):  # the default labels (6 x 10^-1) would reach the next panel
-                    ticks = _round_numbers(*shown.get_clim())
-                    bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
-                    bar.minorticks_off()
-                bar.ax.tick_params(which="both", labelsize=6.5, length=2, pad=1.5)
-                bar.outline.set_linewidth(0.4)  # pyright: ignore[reportCallIssue]  wrong type in the stubs
-                bar.ax.set_xlabel(panel.bar, size=6.5, labelpad=2, loc="left")
-
-        return place
+        axes = figure.add_axes(box(left, PANEL))
+        shown = panel.draw(axes)
+        axes.set(xlim=(0, self.photo.size[1]), ylim=(self.photo.size[0], 0), xticks=[], yticks=[], aspect="auto")
+        axes.spines[:].set(linewidth=0.5, color=FAINT)
+        if shown is None:
+            return
+        bar = figure.colorbar(shown, cax=figure.add_axes(box(left + PANEL + 0.05, BAR)))
+        if isinstance(shown.norm, LogNorm):  # the default labels (6 x 10^-1) would reach the next panel
+            ticks = _round_numbers(*shown.get_clim())
+            bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
+            bar.minorticks_off()
+        bar.ax.tick_params(which="both", labelsize=6.5, length=2, pad=1.5)
+        bar.outline.set_linewidth(0.4)  # pyright: ignore[reportCallIssue]  wrong type in the stubs
+        bar.ax.set_xlabel(panel.bar, size=6.5, labelpad=2, loc="left")
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
