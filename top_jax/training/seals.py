@@ -31,6 +31,7 @@ from top_jax.errors import InputError
 from top_jax.values import counted
 
 PRIME: Final = 2654435761  # Knuth's, 2**32 divided by the golden ratio: maps neighbouring positions to distant numbers
+UNSIGNED: Final = {1: np.uint8, 2: np.uint16, 4: np.uint32}  # by bytes
 LATE_READS_SECONDS: Final = 60.0  # how long to wait for reads that are still running after an error
 
 # Errors that an intact checkpoint can cause too, by a limit of the machine: errno values, TensorStore and XLA codes.
@@ -45,8 +46,9 @@ class Damaged(Exception):
 def fingerprint(tree: Any) -> int:
     """Hashes every value and its position; the result does not depend on how arrays are split over devices.
 
-    Each device scrambles the bits of its values together with their positions, by a bijection. The results are summed
-    modulo 2**32, so that the order of the sum does not matter.
+    The bits of each value are scrambled together with its position, by a bijection. The results are summed modulo
+    2**32, so that the order of the sum does not matter. Each device does so with its values. NumPy does so with those
+    in this host's memory, because compiling a program for each shape takes longer.
 
     Args:
         tree: arrays of at most 32 bits per value; with several processes all must call this.
@@ -54,25 +56,39 @@ def fingerprint(tree: Any) -> int:
     Returns:
         0 .. 2**32 - 1.
     """
-    sums = jax.device_get([_sum_of_scrambled(leaf) for leaf in jax.tree.leaves(tree)])
+    sums = jax.device_get([_sum_by_numpy(x) if _in_memory(x) else _sum_by_devices(x) for x in jax.tree.leaves(tree)])
     return zlib.crc32(np.asarray(sums, np.uint32).tobytes())
 
 
+def _in_memory(leaf: Any) -> bool:
+    return not isinstance(leaf, jax.Array) or [device.platform for device in leaf.sharding.device_set] == ["cpu"]
+
+
+def _sum_by_numpy(leaf: Any) -> np.uint32:
+    array = np.asarray(leaf)
+    array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+    with np.errstate(over="ignore"):  # modulo 2**32
+        return _sum_of_scrambled(array.view(UNSIGNED[array.dtype.itemsize]), np)
+
+
 @jax.jit
-def _sum_of_scrambled(array: jax.Array) -> jax.Array:
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
-    place = jnp.zeros(bits.shape, jnp.uint32)
+def _sum_by_devices(array: jax.Array) -> jax.Array:
+    return _sum_of_scrambled(jax.lax.bitcast_convert_type(array, UNSIGNED[array.dtype.itemsize]), jnp)
+
+
+def _sum_of_scrambled(bits: Any, xp: Any) -> Any:
+    """Sums unsigned integers, scrambled with their positions, by the operations of `xp`, NumPy or jax.numpy."""
+    place = xp.zeros(bits.shape, np.uint32)
     for axis, size in enumerate(bits.shape):  # by axis, because flattening would gather an array that is split
-        along = jnp.arange(size, dtype=jnp.uint32).reshape((size,) + (1,) * (bits.ndim - axis - 1))
-        place = (place + along) * jnp.uint32(PRIME)
-    return jnp.sum(_scrambled(bits ^ _scrambled(place)), dtype=jnp.uint32)
+        along = xp.arange(size, dtype=np.uint32).reshape((size,) + (1,) * (bits.ndim - axis - 1))
+        place = (place + along) * np.uint32(PRIME)
+    return xp.sum(_scrambled(bits.astype(np.uint32) ^ _scrambled(place)), dtype=np.uint32)
 
 
-def _scrambled(x: jax.Array) -> jax.Array:
+def _scrambled(x: Any) -> Any:
     """Maps uint32 to uint32, one to one. Source: the finaliser of MurmurHash3 (Appleby, public domain)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
 
 
