@@ -29,20 +29,24 @@ OURS = {"top_jax", "configs", "kernels"}
 
 @pytest.fixture(scope="module")
 def plain(root, finished_run, tmp_path_factory):
-    """What tests/support/plain_install.py finds if no package of an extra can be imported."""
+    """What tests/support/plain_install.py finds if no package of an extra can be imported.
+
+    What works and takes seconds is tried in tests/test_packaging.py.
+    """
     program = root / "tests" / "support" / "plain_install.py"
     folder = tmp_path_factory.mktemp("plain")
     environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, program, finished_run, folder, "--block"],
+        [sys.executable, program, finished_run, folder, "--block", "--refusals"],
         **{"cwd": folder, "env": environment, "capture_output": True, "text": True},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
 
-def test_import_is_light(plain):
+def test_import_is_light(plain, root):
     assert plain["loaded"] == []
+    assert Path(plain["file"]) == root / "top_jax" / "__init__.py"  # of the checkout, which need not be installed
 
 
 def test_works_or_names_the_extra(plain):

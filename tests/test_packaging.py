@@ -61,6 +61,7 @@ def test_public_names_load():
         top_jax.modles  # noqa: B018
 
 
+@pytest.mark.slow  # quick as test_extras.py, without a scan
 def test_from_an_uninstalled_checkout(root, tmp_path):
     package, kernel = run([sys.executable, "-c", PROGRAM], tmp_path, PYTHONPATH=str(root)).split()
     assert Path(package) == root / "top_jax" / "__init__.py"

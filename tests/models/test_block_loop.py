@@ -24,7 +24,7 @@ CASES = {
     "plain_mamba_xla": ("plain_mamba_l1", dict(d_state=3, implementation="xla")),
     "deit_merged": ("deit_tiny", dict(num_heads=2, pruning=Merging(after_blocks=(1,), keep_ratio=0.7))),
 }
-QUICK = ("vim_decay", "deit_merged")
+QUICK = ("vim_decay",)
 
 
 def training(name: str, **settings):

@@ -89,6 +89,7 @@ def test_train_mode(remat, nonsquare, quick_jit):
         assert relative_error(got[name], array) < FORWARD, name
 
 
+@pytest.mark.slow  # it judges the fixture
 @pytest.mark.parametrize("change", ["dt_bias", "gelu", "reorder"])
 def test_every_quirk_shows(change, official_case, quick_jit, monkeypatch):
     """Each quirk of the official code changes the logits by more than the tolerance."""

@@ -14,7 +14,9 @@ from top_jax.pruning import Cut, Pruning
 ALIGNMENTS = ("none", "hold", "decay")
 
 
-@pytest.fixture(scope="module", params=[pytest.param("none", marks=pytest.mark.slow), "hold", "decay"])
+@pytest.fixture(
+    scope="module", params=[*(pytest.param(name, marks=pytest.mark.slow) for name in ("none", "hold")), "decay"]
+)
 def pruning(request):
     return Pruning(after_blocks=(1, 2), keep_ratio=(0.6, 0.5), alignment=request.param)
 

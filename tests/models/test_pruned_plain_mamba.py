@@ -135,7 +135,9 @@ def test_keeping_everything_is_the_dense_model(alignment, forward, images, dense
     np.testing.assert_array_equal(features.positions, dense[1].positions)
 
 
-@pytest.mark.parametrize("alignment", ["none", pytest.param("hold", marks=pytest.mark.slow), "decay"])
+@pytest.mark.parametrize(
+    "alignment", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("none", "hold")), "decay"]
+)
 def test_pruned_model(alignment, forward, images, dense):
     pruning = Pruning(after_blocks=(1, 2), keep_ratio=(0.6, 0.5), alignment=alignment)
     logits, features = forward(make(pruning=pruning), images)

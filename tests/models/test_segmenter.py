@@ -89,7 +89,7 @@ def test_frozen_shows_what_left_each_block(name, variant, stages_of, shown):
         np.testing.assert_array_equal(rows[kept], alive[kept])
 
 
-@pytest.mark.parametrize("reduction", ["evit", "merge", "none"])
+@pytest.mark.parametrize("reduction", ["evit", "merge", pytest.param("none", marks=pytest.mark.slow)])
 def test_frozen_with_every_method(reduction, stages_of, shown):
     """A merged patch shows its token, and so nothing is frozen; EViT's dropped patches are, its fused token is not."""
     last = stages_of("plain_mamba_l1", reduction)[3]
@@ -172,11 +172,13 @@ def test_a_training_call(photos, quick_jit):
 
 
 def test_resizing_of_more_and_fewer_places():
-    x = jnp.arange(12, dtype=jnp.float32).reshape(1, 3, 4, 1)
+    x = jnp.asarray(np.arange(12, dtype=np.float32).reshape(1, 3, 4, 1))
     assert resize(x, (3, 4)) is x
-    np.testing.assert_allclose(resize(x, (6, 4))[0, :, 0, 0], [0, 1, 3, 5, 7, 8])
-    np.testing.assert_allclose(adaptive_average_pool(x, 1)[0, 0, 0], [5.5])
-    np.testing.assert_allclose(adaptive_average_pool(x, 2)[0, :, :, 0], [[2.5, 4.5], [6.5, 8.5]])
+    run = jax.jit(lambda x: (resize(x, (6, 4)), adaptive_average_pool(x, 1), adaptive_average_pool(x, 2)))
+    taller, mean, quarters = map(np.asarray, run(x))
+    np.testing.assert_allclose(taller[0, :, 0, 0], [0, 1, 3, 5, 7, 8])
+    np.testing.assert_allclose(mean[0, 0, 0], [5.5])
+    np.testing.assert_allclose(quarters[0, :, :, 0], [[2.5, 4.5], [6.5, 8.5]])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -130,9 +131,17 @@ def assert_same_bits(got: Tokens, want: Tokens) -> None:
         np.testing.assert_array_equal(np.asarray(mine).view(np.uint8), np.asarray(theirs).view(np.uint8))
 
 
-@pytest.mark.parametrize("counts", [(3, 1), (8, 5, 3), (15, 7)])
+COUNTS, PLACES = ((3, 1), (8, 5, 3), (15, 7)), ((None, "hold"), ("first", "hold"), ("anywhere", "none"))
+QUICK = (*((counts, "first", "hold") for counts in COUNTS), *((COUNTS[1], *place) for place in PLACES))
+
+
 @pytest.mark.parametrize(
-    "cls, alignment", [(None, "hold"), ("first", "hold"), ("first", "none"), ("anywhere", "hold"), ("anywhere", "none")]
+    "counts, cls, alignment",
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in itertools.product(COUNTS, (None, "first", "anywhere"), ("hold", "none"))
+        if case[1:] != (None, "none")
+    ],
 )
 def test_published_definition(counts, cls, alignment):
     unmerged = draw(counts[0], cls)

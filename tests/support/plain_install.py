@@ -1,10 +1,10 @@
 """What works with a plain install, and what names the extra that it lacks: a program for a process of its own.
 
-python plain_install.py RUN FOLDER [--block]
+python plain_install.py RUN FOLDER [--block] [--refusals]
 
 RUN is a finished run on the digits, FOLDER an empty one to write to. Prints JSON: for each command its status and its
 last line of stderr, for each library call "works" or its exception. --block makes the packages of all extras
-unimportable, for an environment that has them.
+unimportable, for an environment that has them. --refusals leaves out `COSTLY`.
 
 A test imports this module for `unexpected(results)`.
 """
@@ -48,6 +48,13 @@ COMMANDS = {  # None: works
     "predict --checkpoint=RUN /photo.png": None,
     "features  --checkpoint=RUN": None,
 }
+COSTLY = (  # what works and takes seconds
+    "create",
+    "scan",
+    "load",
+    "predict --checkpoint=RUN /photo.png",
+    "features  --checkpoint=RUN",
+)
 
 
 class Blocked(importlib.abc.MetaPathFinder):
@@ -62,7 +69,7 @@ class Blocked(importlib.abc.MetaPathFinder):
         return None
 
 
-def main(run, folder, block):
+def main(run, folder, block, refusals):
     start = time.perf_counter()
     import top_jax
 
@@ -75,10 +82,12 @@ def main(run, folder, block):
         sys.meta_path.insert(0, Blocked(names))
         find_spec = importlib.util.find_spec
         importlib.util.find_spec = lambda name, package=None: None if name in names else find_spec(name, package)
-    results["library"] = {name: outcome(call) for name, call in library(run, folder).items()}
-    results["commands"] = {}
+    calls, lines = library(run, folder), {}
     for line in commands(run, folder):
-        results["commands"][" ".join(line[:3]).replace(str(run), "RUN").replace(str(folder), "")] = command(*line)
+        lines[" ".join(line[:3]).replace(str(run), "RUN").replace(str(folder), "")] = line
+    results["left out"] = COSTLY if refusals else ()
+    for kind, tried, end in (("library", calls, outcome), ("commands", lines, lambda line: command(*line))):
+        results[kind] = {name: end(what) for name, what in tried.items() if name not in results["left out"]}
     print(json.dumps(results))
 
 
@@ -230,11 +239,11 @@ def unexpected(results):
             good = result["status"] == 2 and named and "\n" not in result["err"]
         if not good:
             wrong[line] = result
-    lines = {*WORKS, *LACKS, *COMMANDS} ^ {*results["library"], *results["commands"]}
+    lines = {*WORKS, *LACKS, *COMMANDS} ^ {*results["library"], *results["commands"], *results["left out"]}
     return {**wrong, **dict.fromkeys(lines, "not tried, or not expected")}
 
 
 if __name__ == "__main__":
     finished, scratch = Path(sys.argv[1]), Path(sys.argv[2])
     copy = Path(shutil.copytree(finished, scratch / "run"))
-    main(copy, scratch, "--block" in sys.argv)
+    main(copy, scratch, "--block" in sys.argv, "--refusals" in sys.argv)

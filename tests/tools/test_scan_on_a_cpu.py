@@ -49,6 +49,10 @@ def test_without_torch_the_table_says_so(arrays, monkeypatch):
 
 def test_growth_is_the_time_per_token():
     assert bench.relative_to_linear({2: 1.0, 4: 2.0, 8: 6.0}) == {"2": 1.0, "4": 1.0, "8": 1.5}
+
+
+@pytest.mark.slow
+def test_growth():
     lines = bench.growth(1, [4, 2, 4], 2, 2, Rounds(most=1, seconds=0, measurement=0))
     assert [list(line["of_linear"]) for line in lines] == [["2", "4"]] * 2
     assert [line["pass"] for line in lines] == ["forward", "forward and gradients"]

@@ -55,7 +55,7 @@ def test_loss_and_gradient(size, label_size):
 
 
 def test_all_ignored_is_zero():
-    logits, label = np.ones((1, 4, 4, 3), np.float32), np.full((1, 16, 16), IGNORED, np.uint8)
+    logits, label = np.ones((1, 4, 4, 3), np.float32), jnp.asarray(np.full((1, 16, 16), IGNORED, np.uint8))
 
     def loss(logits):
         found = pixel_loss(logits, label)
@@ -67,7 +67,7 @@ def test_all_ignored_is_zero():
 
 def test_memory_of_the_loss():
     """Less than one float32 array [B, H, W, classes], forward and backward together."""
-    logits, label = np.zeros((2, 32, 32, 40), np.float32), np.zeros((2, 128, 128), np.uint8)
+    logits, label = np.zeros((2, 32, 32, 40), np.float32), jnp.asarray(np.zeros((2, 128, 128), np.uint8))
     step = jax.jit(jax.value_and_grad(lambda x: jnp.sum(pixel_loss(x, label).loss)))
     temporaries = program_memory(step.lower(logits).compile())["temporaries"]
     whole = 2 * 128 * 128 * 40 * 4
