@@ -1,4 +1,4 @@
-"""Memory of a compiled program, as XLA plans it, and the most memory used so far."""
+"""Memory of a compiled program, as XLA plans it, the most memory used so far, and what its lack looks like."""
 
 from __future__ import annotations
 
@@ -51,6 +51,11 @@ def peak_memory() -> dict[str, int | str] | None:
     fullest = max(counted, key=lambda stats: stats["peak_bytes_in_use"])
     limit = {"limit": fullest["bytes_limit"]} if "bytes_limit" in fullest else {}
     return {"of": "device", "bytes": fullest["peak_bytes_in_use"], **limit}
+
+
+def out_of_memory(problem: Exception) -> bool:
+    """Returns whether an exception, XLA's or ours, means that memory does not suffice."""
+    return isinstance(problem, MemoryError) or "RESOURCE_EXHAUSTED" in str(problem)
 
 
 def _peak_resident_bytes() -> int | None:

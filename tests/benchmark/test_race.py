@@ -18,11 +18,11 @@ from top_jax.benchmark.race import (
     growing,
     macs_ratios,
     memory_limit,
-    out_of_memory,
     paired_speedup,
     verdict,
 )
 from top_jax.benchmark.timing import Spread
+from top_jax.memory import out_of_memory
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from top_jax.kernels import blocks
 from top_jax.ops import implementations
 
 CASE = ScanCase("tiny", 3, 8, 2, directions=1, dtype="float32", batch=1)
-TARGET = Target("NVIDIA H200", "580.1", ("pallas_interpret",), ("xla",), (CASE,))
+TARGET = Target("NVIDIA H200", "580.1", ("pallas_interpret",), (CASE,))
 BRIEF = Rounds(1, 0.0, 0.0)
 
 

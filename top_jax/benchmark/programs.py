@@ -214,14 +214,9 @@ def make_batches(model: Model, batch: int, img_size: tuple[int, int] | None = No
 def run_of(
     program: Program | Exception, model: Model, which: str, weights: Weights, sets: list[Batch]
 ) -> Run | Exception:
-    """Returns what `time_in_turn` times: a compiled program over batches, or the exception that compiling raised.
+    """Returns what `time_in_turn` times: a compiled program over batches in turn, or the exception of compiling it.
 
-    Args:
-        program: what `compile_all` returned.
-        model: the model, without weights.
-        which: `INFERENCE` or `TRAIN_STEP`.
-        weights: weights to run with; they are not changed.
-        sets: batches that the calls rotate through.
+    `model`, `which` and `weights` are those that the program was traced with; the weights are not changed.
     """
     if isinstance(program, Exception):
         return program

@@ -32,7 +32,7 @@ import jax
 from top_jax.benchmark.contestants import DENSE, Contestant
 from top_jax.benchmark.programs import Batch, lowering, make_batches, random_weights, run_of, speed_row
 from top_jax.benchmark.timing import Program, Rounds, Row, Spread, Timing, compile_all, spread, time_in_turn
-from top_jax.memory import program_memory
+from top_jax.memory import out_of_memory, program_memory
 from top_jax.ops import implementations
 
 WARM_UP: Final = 2  # calls that `time_in_turn` makes before its rounds
@@ -241,11 +241,6 @@ def memory_limit() -> int | None:
     except (ValueError, OSError):  # systems without these values, such as macOS
         return None
     return int(free * _SHARE_OF_FREE_MEMORY)
-
-
-def out_of_memory(problem: Exception) -> bool:
-    """Returns whether an exception, XLA's or ours, means that memory does not suffice."""
-    return isinstance(problem, MemoryError) or "RESOURCE_EXHAUSTED" in str(problem)
 
 
 def paired_speedup(dense: Sequence[float], own: Sequence[float]) -> Spread:

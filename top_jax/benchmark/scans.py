@@ -143,12 +143,6 @@ SCANNED: Final = (
 )
 
 
-def both_directions(model: ScannedModel, dtype: str) -> ScanCase:
-    """Returns a ViM's two directions in one gated call; its mixer would use this if it were faster."""
-    one = model.scan(dtype)
-    return dataclasses.replace(one, name=f"{one.name}, both directions", directions=2, gated=True)
-
-
 def make_arrays(case: ScanCase, seed: int) -> Arrays:
     """Draws arguments of `directional_scan` by name: never 0, with time steps and decays as in a trained model."""
     keys = jax.random.split(jax.random.key(seed), 9)

@@ -35,6 +35,7 @@ from top_jax.ops import implementations
 
 ROUNDS: Final = Rounds(most=9, seconds=3.0, measurement=0.01)
 BUDGET: Final = 200.0  # seconds: 4 minutes, less an overrun of the last shape
+RIVAL: Final = "xla"  # timed on the same shapes, so that `auto` knows whether the kernels are faster
 _WORKERS: Final = 8
 
 
@@ -60,14 +61,12 @@ class Target(NamedTuple):
         device: JAX's device_kind, by which the kernels find the table.
         driver: version of its driver, or None.
         implementations: kernels to tune.
-        rivals: other implementations, timed on the same shapes so that `auto` knows whether the kernels are faster.
         shapes: one scan for each width.
     """
 
     device: str
     driver: str | None
     implementations: tuple[str, ...]
-    rivals: tuple[str, ...]
     shapes: tuple[ScanCase, ...]
 
 
@@ -91,7 +90,7 @@ def this_gpu() -> Target:
     shapes: dict[int, ScanCase] = {}
     for case in (model.scan("bfloat16") for model in SCANNED):
         shapes.setdefault(case.width, case)  # the first of a width; ViM-S comes first
-    return Target(device.device_kind, nvidia_smi().get("driver_version"), usable, ("xla",), tuple(shapes.values()))
+    return Target(device.device_kind, nvidia_smi().get("driver_version"), usable, tuple(shapes.values()))
 
 
 def tune(
@@ -133,7 +132,7 @@ def tune(
                 key = table_key(name.removesuffix("_interpret"), case.width, case.states)
                 table["blocks"][key] = dataclasses.asdict(blocks)
             print(f"{case.label()} {name}: {blocks or 'no candidate runs'}", flush=True)
-        table["measured"] += time_scans(case, target.rivals, Ceilings(), rounds, passes=(WITH_GRADIENTS,))
+        table["measured"] += time_scans(case, (RIVAL,), Ceilings(), rounds, passes=(WITH_GRADIENTS,))
         table["fastest_first"] = fastest_first(table["measured"]) or table["fastest_first"]
         table["not_tuned"].remove(case.label())
         write_table(table, place)

@@ -155,13 +155,7 @@ def _prediction(logits: np.ndarray, label: int | None, class_names: tuple[str, .
 
 
 def kept_section(arrays: Arrays, photo: Photo, *, merges: bool) -> Section:
-    """Returns a panel with the model's input, and one with the remaining tokens after each reduction.
-
-    Args:
-        arrays: what is drawn.
-        photo: the photo to draw on.
-        merges: whether tokens were merged, not dropped.
-    """
+    """Returns a panel with the model's input, and one with the tokens that were kept or merged by each reduction."""
     (rows, columns), after_blocks = photo.grid, arrays["after_blocks"]
     patches = rows * columns
     panels = [Panel(f"input: {rows} x {columns} = {patches} tokens", functools.partial(_input, photo))]
@@ -207,13 +201,7 @@ def _merged(photo: Photo, source: np.ndarray) -> Photo:
 
 
 def scores_section(arrays: Arrays, photo: Photo, *, score: str) -> Section:
-    """Returns one map per reduction, each with a colour scale of its own.
-
-    Args:
-        arrays: what is drawn.
-        photo: the photo whose cells are coloured.
-        score: the name of the score, as in `Pruning.score`.
-    """
+    """Returns one map per reduction, each with a colour scale of its own; `score` is that of `Pruning`."""
     panels = [
         Panel(f"'{score}' at the end of block {block}", functools.partial(_draw_scores, photo, scores, kept), "score")
         for block, scores, kept in zip(arrays["after_blocks"], arrays["scores"], arrays["kept"], strict=True)
@@ -298,10 +286,7 @@ def _draw_path(photo: Photo, steps: np.ndarray, gaps: np.ndarray, axes: Axes) ->
 def attention_section(arrays: Arrays, photo: Photo, *, scans: bool) -> Section:
     """Returns a row per block with a panel per variant; the panels of a row share their colour scale.
 
-    Args:
-        arrays: what is drawn.
-        photo: the photo whose cells are coloured.
-        scans: whether the model mixes tokens by scans, not by attention.
+    `scans` says whether the model mixes tokens by scans, not by attention.
     """
     maps: dict[str, Arrays] = {}
     for key in (key for key in arrays if key.startswith("attention_map/")):

@@ -15,6 +15,7 @@ from top_jax.build import crop_size
 from top_jax.config import RunConfig
 from top_jax.data import DeviceBatch
 from top_jax.errors import RunError
+from top_jax.memory import out_of_memory
 from top_jax.sharding import check_divisible
 from top_jax.training.prepare import Plan, make_plan
 from top_jax.training.programs import TrainPrograms
@@ -82,7 +83,7 @@ def measure_step(config: RunConfig, *, batch_size: int | None = None, seconds: f
     try:
         return _measure(dataclasses.replace(config, batch_size=batch_size, init_from=None), seconds)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not out_of_memory(error):
             raise
         raise RunError(
             f"a training step of {batch_size} images does not fit into the memory of {len(jax.devices())} x "
