@@ -140,7 +140,18 @@ def save_json(path: str | Path | None, content: Any) -> None:
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a compressed .npz file, whole or not at all. Raises OSError as `new_file` does."""
-    with new_file(path) as temporary, temporary.open("wb") as file:  # given a name, NumPy would add its suffix
+    with new_file(path) as temporary:
+        _compress(temporary, arrays)
+
+
+def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a compressed .npz file for a path that the user chose. Raises InputError as `requested_file` does."""
+    with requested_file(path) as temporary:
+        _compress(temporary, arrays)
+
+
+def _compress(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with path.open("wb") as file:  # given a name, NumPy would add its suffix
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 

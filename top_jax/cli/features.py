@@ -23,7 +23,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "The .npz file to write.", require
 def main(arguments: list[str]) -> None:
     """Lists the folder, runs the model, and writes the arrays."""
     from top_jax.data.sources.image_folder import folders_in
-    from top_jax.files import check_writable, requested_file
+    from top_jax.files import check_writable, save_arrays
     from top_jax.inference import check_readable, image_files
 
     shared_flags.check_classifier(_CHECKPOINT.value)
@@ -44,15 +44,8 @@ def main(arguments: list[str]) -> None:
             advance(1)
     check_readable(classifier, files)
     labels = [classes.index(Path(name).parts[0]) if Path(name).parts[0] in classes else -1 for name in names]
-    with requested_file(output) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            allow_pickle=False,
-            features=np.stack(rows),
-            labels=np.array(labels, np.int32),
-            class_names=np.array(classes, str),
-            files=np.array(names),
-        )
+    arrays = {"features": np.stack(rows), "labels": np.array(labels, np.int32)}
+    save_arrays(output, {**arrays, "class_names": np.array(classes, str), "files": np.array(names)})
     left_out = f", {len(classifier.unreadable)} unreadable files left out" if classifier.unreadable else ""
     print(f"{output}: {len(rows)} images, {len(rows[0])} features each, {len(classes)} classes{left_out}")
 

@@ -29,7 +29,7 @@ from top_jax.config import DataConfig
 from top_jax.data import segmentation_transforms as dense
 from top_jax.data.sources.base import DenseSource, Record, Source, check_label, is_dense
 from top_jax.errors import InputError
-from top_jax.files import check_writable, requested_file
+from top_jax.files import check_writable, save_arrays
 
 MEANING: Final = ("ignore_label", "reduce_zero_label")
 DEFAULT: Final = DataConfig()
@@ -208,8 +208,7 @@ def pack(
         arrays |= {f"{split}/{part}": array for part, array in _arrays(source, on_images).items()}
         if is_dense(source):
             arrays |= {setting: np.array(getattr(config, setting)) for setting in MEANING}
-    with requested_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+    save_arrays(path, arrays)
 
 
 def _arrays(source: Source, on_images: Callable[[int], None]) -> dict[str, np.ndarray]:
