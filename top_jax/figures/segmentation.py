@@ -11,7 +11,6 @@ from typing import Any, Final, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from top_jax.data import IGNORED
 from top_jax.evaluation.segmentation import make_predict
@@ -22,7 +21,7 @@ from top_jax.models import Segmenter
 from top_jax.models.backbone import BlockRun
 from top_jax.models.features import make_features
 from top_jax.models.sliding import cut_windows, window_starts
-from top_jax.models.weights import Weights, weights_of
+from top_jax.models.weights import weights_of
 from top_jax.optional import needs_extras
 
 with needs_extras("drawing"):
@@ -57,8 +56,7 @@ class Segmented(NamedTuple):
 
 def make_segment(model: Segmenter) -> Callable[[np.ndarray, tuple[int, int]], Segmented]:
     """Builds `segment(image, size)` for a normalised image float32 `[h, w, 3]`; `size` is that of the labels."""
-    predict, weights, graphdef = make_predict(model), weights_of(model), nnx.graphdef(model)
-    stages = jax.jit(functools.partial(_stages, graphdef))
+    predict, stages = make_predict(model), jax.jit(_stages)
 
     def segment(image: np.ndarray, size: tuple[int, int]) -> Segmented:
         image_size = (image.shape[0], image.shape[1])
@@ -66,29 +64,26 @@ def make_segment(model: Segmenter) -> Callable[[np.ndarray, tuple[int, int]], Se
         kept: dict[int, np.ndarray] = {}
         tokens: dict[int, tuple[int, int]] = {}
         count = np.zeros(image_size, np.float32)
+        images = jnp.asarray(image)[None]
         starts = window_starts(image_size, crop, model.slide_stride)
-        for (top, left), window in zip(
-            starts, cut_windows(jnp.asarray(image)[None], crop, model.slide_stride), strict=True
-        ):
+        for (top, left), window in zip(starts, cut_windows(images, crop, model.slide_stride), strict=True):
             place = np.s_[top : top + crop[0], left : left + crop[1]]
             count[place] += 1
-            for block, grid in stages(weights, window).items():
+            for block, grid in stages(model, window).items():
                 cells = np.asarray(grid[0])
                 pixels = np.kron(cells >= 0, np.ones((-(-crop[0] // len(cells)), -(-crop[1] // len(cells[0])))))
                 kept.setdefault(block, np.zeros(image_size, np.float32))[place] += pixels[
                     : min(crop[0], image_size[0] - top), : min(crop[1], image_size[1] - left)
                 ]
                 tokens[block] = (len(np.unique(cells[cells >= 0])), cells.size)
-        prediction = np.asarray(predict(weights, jnp.asarray(image)[None], size))[0]
+        prediction = np.asarray(predict(weights_of(model), images, size))[0]
         return Segmented(prediction, {block: total / count for block, total in kept.items()}, tokens)
 
     return segment
 
 
-def _stages(graphdef: nnx.GraphDef[Any], weights: Weights, images: jax.Array) -> dict[int, jax.Array]:
+def _stages(model: Segmenter, images: jax.Array) -> dict[int, jax.Array]:
     """Returns which token stands for each patch after each reduction, int32 `[B, rows, columns]`, -1 for none."""
-    model = nnx.merge(graphdef, weights)
-    model.eval()
     cut, found = {cut.block for cut in model.backbone.schedule}, {}
 
     def watch(run: BlockRun) -> None:
