@@ -1,4 +1,4 @@
-"""Memory of a compiled program, as XLA plans it, the most memory used so far, and what its lack looks like."""
+"""Memory of a compiled program as XLA plans it, the most memory used so far, and errors that mean a lack of memory."""
 
 from __future__ import annotations
 

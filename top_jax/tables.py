@@ -22,7 +22,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]], least: int = 0) -> list[list[str]]:
-    """Pads lines of as many texts each to columns at least `least` wide: the first to the left, the others right."""
+    """Pads texts to columns of at least `least` characters: the first aligned to the left, the others to the right."""
     widths = [max(least, *map(len, column)) for column in zip(*lines, strict=True)]
     return [
         [first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(rest, widths[1:], strict=True))]

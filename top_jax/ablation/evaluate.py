@@ -39,7 +39,7 @@ from top_jax.pruning.score import token_scores
 from top_jax.sharding import by_image, check_divisible, make_mesh, replicated
 from top_jax.typing import Slots, SlotScores
 
-HELD_BYTES: Final = 2_000_000_000  # of batches on the devices; if there are more, each setting reads the images again
+HELD_BYTES: Final = 2_000_000_000  # larger sets of batches are read again for each setting
 
 Step = Callable[[Any, DeviceBatch], DeviceBatch]
 """Takes the weights with the chosen ranking, and a batch; returns arrays with a leading axis of images."""
@@ -86,7 +86,7 @@ class EvaluationImages:
         for batch in self._read():
             size += sum(array.nbytes for array in batch.values())
             if self.held and size > HELD_BYTES:
-                logging.warning("the images are too many to keep in memory: each result reads them again")
+                logging.warning("the images do not fit in memory: each setting reads them again")
                 self.held = False
                 kept.clear()
             if self.held:
@@ -170,7 +170,7 @@ class Program:
     """A compiled program that evaluates batches under settings that differ only in score, order and seed.
 
     Args:
-        model: its shapes are enough; pruned by any of the settings.
+        model: with weights or only their shapes; pruned by any of the settings.
         settings: the settings to choose from, at least one.
         data: how pixels are normalised.
     """
@@ -210,7 +210,7 @@ class Program:
         if not counted.any():
             raise InputError(f"no image can be read ({images.count:,} tried); correct config.data, or the images.")
         left_out = sorted(index[~counted & (index != PADDING_INDEX)].tolist())
-        order = np.argsort(index[counted])  # images with label maps come by size
+        order = np.argsort(index[counted])  # batches of label maps are grouped by the size of the image
         in_order = {name: array[counted][order] for name, array in outcomes.items()}
         return {"images": len(order), "left_out": left_out, **self._fields(in_order)}
 
@@ -235,7 +235,7 @@ def _merge(graphdef: nnx.GraphDef[Any], like: Pruning, rankings: tuple[tuple[str
 
 
 def _class_step(merge: Callable[[Any], Any], data: DataConfig) -> Step:
-    """Returns for each image whether the largest logit (the first of equal ones) is the label's, and the loss."""
+    """Returns a step that finds whether the largest logit (the first on a tie) is each image's label, and the loss."""
 
     @jax.jit
     def step(state: Any, batch: DeviceBatch) -> DeviceBatch:
@@ -258,7 +258,7 @@ def _class_fields(found: dict[str, np.ndarray]) -> Row:
 
 
 def _areas_step(model: Segmenter, merge: Callable[[Any], Any]) -> Step:
-    """Returns the areas of the classes in each normalised image, as `evaluate` counts them."""
+    """Returns a step that counts the areas of the classes in each normalised image, as evaluation does."""
     predict = make_predict(model, merge)
     count = jax.jit(functools.partial(image_areas, num_classes=model.num_classes))
 
@@ -279,7 +279,7 @@ def miou_of_images(areas: dict[str, np.ndarray]) -> np.ndarray:
     """Returns float64 `[images]` whose mean is the mIoU and whose standard error is the mIoU's.
 
     The mIoU is not a mean over images, because a class's areas are summed over all images before they are divided. Its
-    linear approximation is. An image with intersection I and union U in class c has the value
+    linear approximation is one. An image with intersection I and union U in class c has the value
     IoU_c + images (I - IoU_c U) / U_c, where U_c is the sum of all unions; averaged over the classes that occur.
 
     Source: linearised variance of a ratio, Woodruff, JASA 66 (1971).

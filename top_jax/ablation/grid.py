@@ -106,7 +106,7 @@ def make_grid(
         alignments: `none`, `hold` or `decay`. A suffix `:score` leaves the kept tokens in the order of their scores.
         scores: scores to rank tokens by; `random` stands for `random_seeds` settings.
         keep_ratios: keep ratios in addition to the base's, each applied to every prune.
-        fills: what stands in a segmenter's maps for dropped tokens, by default each of
+        fills: ways to fill a segmenter's maps where tokens were dropped; by default all of
             `top_jax.models.features.FILLS`.
         random_seeds: number of seeds of the control `random`.
 
@@ -147,7 +147,7 @@ def check_settings(config: RunConfig, settings: Sequence[Pruning]) -> None:
     """Checks that the config's model can have each setting, before anything slow starts.
 
     Raises:
-        InputError: the model's error for a setting that it cannot have.
+        InputError: the model cannot have one of the settings.
     """
     sizes, evidence = build_sizes(config.model), _evidence(config)
     for setting in settings:
@@ -186,6 +186,6 @@ def _seeded(setting: Pruning, seeds: int) -> Iterator[Pruning]:
 
 
 def _evidence(config: RunConfig) -> tuple[str, ...]:
-    """Returns the names of the evidence that the blocks of the config's model give."""
+    """Returns the names of the evidence for token scores that the blocks of the config's model give."""
     families = type(build_sizes(config.model)).__mro__  # a segmenter's ViM has sizes of its own, a subclass
     return next(BACKBONES[family].EVIDENCE for family in families if family in BACKBONES)

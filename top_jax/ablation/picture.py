@@ -34,7 +34,7 @@ def draw(cells: Sequence[Cell], base: dict[str, Any], file: Path) -> None:
     On the left: accuracy, or a segmenter's mIoU, against multiply-accumulates (of its backbone) for each alignment at
     the base score, with the dense model. On the right: the scores at the base keep ratio and alignment. A segmenter's
     fill is the base's. Bars are the standard deviation over runs if there are several, else the standard error over
-    images; each panel says which.
+    images; the label of each panel names them.
 
     Args:
         cells: from `summarise`.

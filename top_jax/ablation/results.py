@@ -4,7 +4,7 @@ settings.json      what all results have in common
 results.jsonl      one row per line, appended after each evaluation
 runs/              run directories of the fine-tuning
 results.json, correctness.npz, tables.md, tables.csv, accuracy_vs_gflops.png (of segmenters miou_vs_gflops.png)
-                   the report, made from these (`run.py`)
+                   the report, which `run.py` makes from the files above
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Results:
 
 
 def common_settings(config: RunConfig, base: Pruning, limit_images: int | None, trains: bool) -> dict[str, Any]:
-    """Returns the settings that all results of a directory share: those that change a number and are not in the rows.
+    """Returns the settings that all results of a directory share: those that change a result and are not in its row.
 
     Args:
         config: the run config.
@@ -205,7 +205,7 @@ def label(row: Row) -> str:
 
 
 def ratio_of(setting: Row) -> Any:
-    """Returns keep_ratio as `Pruning` has it: JSON turned a tuple into a list."""
+    """Returns keep_ratio in the form that `Pruning` takes: a tuple where JSON has a list."""
     ratio = setting["keep_ratio"]
     return tuple(ratio) if isinstance(ratio, list) else ratio
 
@@ -217,7 +217,7 @@ def ratio_text(keep_ratio: float | Sequence[float] | None) -> str:
 
 
 def cell_key(row: Row) -> tuple[Any, ...]:
-    """Returns the key of the rows of one average: the setting without the seed of `random`, and the fine-tuning."""
+    """Returns the key that rows of one average share: the setting without the seed of `random`, and the fine-tuning."""
     finetuned = row["finetuned"] and (row["finetuned"]["steps"], row["finetuned"]["learning_rate"])
     way = row["alignment"], row["order"], row["score"], row.get("fill")
     return tuple(row["after_blocks"]), ratio_of(row), *way, finetuned

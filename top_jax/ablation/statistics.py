@@ -50,15 +50,16 @@ class Cell:
         finetuned: (steps, learning_rate), or None without fine-tuning.
         tokens_per_block: tokens that enter each block, class token included.
         gmacs: multiply-accumulates per image in units of 1e9, by convention.
-        runs, checkpoints, images: how many of each.
+        runs, checkpoints, images: the number of each.
         accuracy: fraction of the images that are classified correctly; None for a segmenter.
         drop: accuracy or mIoU of the dense model minus this one's. Each run is compared with the dense model of its own
-            checkpoint (after the same fine-tuning) on the same images. None for the dense model and without it.
+            checkpoint (after the same fine-tuning) on the same images. None for the dense model, and where there is no
+            dense model to compare with.
         lost, gained: number of images that only the dense model, or only this one, classifies correctly, over all runs.
-            0 for a segmenter, which is not right or wrong about an image.
+            0 for a segmenter, which does not classify images.
         miou, pixel_accuracy: of a segmenter: mean IoU of the classes, and the mean over runs of the share of the
-            labelled pixels that are right.
-        fill: what stands in a segmenter's maps for dropped tokens; None for the dense model.
+            labelled pixels that are classified correctly.
+        fill: how a segmenter's maps are filled where tokens were dropped; None for the dense model.
         backbone_gmacs: as gmacs, without the neck and the heads, which are not pruned; None for a classifier.
     """
 
@@ -188,7 +189,7 @@ class Comparison(NamedTuple):
         pairs: number of pairs of runs.
         p_value: two-sided p-value of McNemar's exact test of a single pair of runs. None for several pairs: they share
             their images, so adding up their counts is not a test. Look at the spread of the difference instead. None
-            for a segmenter too, which is not right or wrong about an image.
+            for a segmenter too, which does not classify images.
     """
 
     cell: Cell

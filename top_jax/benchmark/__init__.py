@@ -6,7 +6,7 @@
     programs       a model's inference and train step, compiled and timed
 
     suite          everything below, within a budget of time
-    contract       whether the implementations of the scan are right on this device
+    contract       compares the implementations of the scan with the reference on this device
     scans          the scans of the published models, and how fast the implementations run them
     floor          the least time that a scan can take
     tuning         searches the kernels' block sizes

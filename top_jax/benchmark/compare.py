@@ -83,7 +83,7 @@ def compare(
     memory: int | None = None,
     advance: Callable[[int], None] = lambda seconds: None,
 ) -> dict[str, Any]:
-    """Measures, and keeps the report in `file` up to date.
+    """Times the contestants, and keeps the report in `file` up to date.
 
     Args:
         config: the model, a classifier or a segmenter.
@@ -92,10 +92,10 @@ def compare(
         img_size: (height, width) of the images; None is the model's. Only a PlainMamba segmenter takes others.
         about: JSON values about the config, for the report.
         sizes: batch sizes, in this order; None: 1, 8, 32 and doubled up to the largest that fits.
-        train: time the train step too; the report says what it consists of.
+        train: time the train step too: forward, loss, backward, AdamW.
         seconds: budget; what does not fit is skipped, and the report lists it. At the first batch size the dense model
             and the config's own are always measured, and the last measurement may exceed the budget.
-        memory: bytes that one program may take; None: half of the free memory on a CPU, else no limit of ours.
+        memory: bytes that one program may take; None: half of the free memory on a CPU, else only the device's limit.
         advance: called with the seconds of the budget that have passed since the last call.
 
     Returns:

@@ -49,7 +49,7 @@ class Contestant(NamedTuple):
 
     @property
     def prunes(self) -> bool:
-        """Whether it is the config's model with a reduction."""
+        """Whether this is the config's model with a reduction."""
         return bool(self.model.reduction.after_blocks)
 
     def row(self) -> dict[str, Any]:
@@ -105,9 +105,7 @@ def _size_of(model: Model, img_size: tuple[int, int] | None) -> tuple[int, int]:
     backbone = backbone_of(model)
     own = backbone.config.img_size
     if img_size not in (None, own) and not backbone.ANY_SIZE:
-        raise InputError(
-            f"crops of {img_size}; the model takes {own} only: drop data.crop_size, or set model.img_size."
-        )
+        raise InputError(f"data.crop_size={img_size}, but the model takes {own} only; drop it, or set model.img_size.")
     return own if img_size is None else img_size
 
 

@@ -51,7 +51,7 @@ def check_contract(implementation: str, cases: tuple[ScanCase, ...], workers: in
     """Compares an implementation with `reference` on every case.
 
     Args:
-        implementation: name of one of ours.
+        implementation: name of an implementation of the scan.
         cases: scans to compare.
         workers: programs compiled at a time.
         runs: runs of each case, which must be bit-equal.

@@ -27,7 +27,7 @@ INFERENCE: Final = "inference"
 TRAIN_STEP: Final = "train step"
 BOTH_PASSES: Final = (INFERENCE, TRAIN_STEP)
 OPTIMIZER: Final = optax.adamw(1e-4)
-_MOST_LABELS: Final = 255  # classes of a label map, which holds bytes; 255 is not counted
+_MOST_LABELS: Final = 255  # classes of a label map: it holds bytes, and 255 means no label
 
 Batch = tuple[jax.Array, jax.Array, jax.Array]
 """Images float32 `[B, H, W, 3]`; int32 labels `[B]`, a segmenter's uint8 `[B, H, W]`; and `[B]` keys for dropout."""
@@ -172,8 +172,8 @@ def random_weights(model: Model) -> Weights:
     """Draws weights for timing, with NumPy, because compiling a model's own initialisers takes longer than the model.
 
     Matrices are normal and keep a signal's variance, vectors (biases, scales, variances) are uniform in 0.5 .. 1,
-    counts are 0. So all values stay finite, and none is a denormal number, which would slow a CPU down. The shapes of
-    the model's weights are enough.
+    counts are 0. So all values stay finite, and none is a denormal number, which would slow a CPU down. `model` may
+    hold only the shapes of its weights.
     """
     rng = np.random.default_rng(0)
 
@@ -192,7 +192,7 @@ def make_batches(model: Model, batch: int, img_size: tuple[int, int] | None = No
     """Draws two batches of random images and labels.
 
     Args:
-        model: shapes are enough.
+        model: with weights, or only their shapes.
         batch: B.
         img_size: (height, width); None is the model's.
     """
@@ -227,7 +227,7 @@ def run_of(
 
 def _train_steps(program: Callable[..., Any], model: Model, weights: Weights, sets: list[Batch]) -> Run:
     """Returns a train step that keeps its state from call to call and reuses its buffers, as in training."""
-    weights = jax.tree.map(jnp.copy, weights)  # they are donated, and others need them
+    weights = jax.tree.map(jnp.copy, weights)  # the step donates its weights, and other programs need these
     state = OPTIMIZER.init(split_weights(weights, statistics_of(model))[0])
 
     def run(number: int) -> dict[str, jax.Array]:

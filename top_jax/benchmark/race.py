@@ -5,8 +5,8 @@ is the batch over it. Compiling and the two calls before the rounds are not coun
 no longer fits in memory, or when the next size would take more time than is left.
 
 The speed-up is the median over the rounds of dense time / own time in the same round, with the quartiles of those
-ratios: a slow spell of the machine slows both and leaves their ratio. A pruned model gets a verdict, the first of these
-that holds:
+ratios: a slow spell of the machine slows both and hardly changes their ratio. A pruned model gets a verdict, the first
+of these that holds:
 
     SLOWER   the upper quartile of the speed-up is below 1
     NO_GAIN  1 lies between the quartiles, so there is no clear difference from the dense model
@@ -56,7 +56,7 @@ class Race:
     Args:
         field: the contestants, the dense model first.
         seconds: the budget of time.
-        memory: bytes that one program may take; None: no limit of ours.
+        memory: bytes that one program may take; None: only the device's limit.
         workers: programs compiled at a time, at least 2.
         tick: called often, to show progress.
 
@@ -171,7 +171,7 @@ class Race:
         return {name: self._within_memory(result) for name, result in found.items()}
 
     def _within_memory(self, compiled: Program | Exception) -> Program | Exception:
-        """Returns the program, or a MemoryError if it takes more than it may."""
+        """Returns the program, or a MemoryError if it needs more than the memory limit."""
         if isinstance(compiled, Exception) or self._memory is None:
             return compiled
         planned = program_memory(compiled.run).get("total", 0)
@@ -202,7 +202,7 @@ class Race:
 
 @dataclasses.dataclass
 class Pace:
-    """Durations so far, and from these whether there is time for more.
+    """Durations so far, which predict whether there is time for more.
 
     Attributes:
         end: `time.perf_counter()` at which the time is over.

@@ -38,8 +38,8 @@ FORWARD: Final = "forward"
 WITH_GRADIENTS: Final = "forward+backward"
 ASSOCIATIVE: Final = "associative"
 APART: Final = "one call each"  # one call per direction by the implementation that `auto` chooses; XLA sums and gates
-# Arrays of [B, L, E, N] that autodiff of `associative` allocates per direction: 433 MiB at B 8, L 197, E 384, N 16
-# (docs/results/cpu.md) is 11.7.
+# Number of [B, L, E, N] arrays that autodiff of `associative` allocates per direction. Measured: 11.7, from 433 MiB at
+# B 8, L 197, E 384, N 16 (docs/results/cpu.md).
 STATES_KEPT: Final = 12
 _CACHE_BYTES: Final = 64 * 2**20  # at least the second-level cache of any GPU we know (an H200 has 60 MB)
 _MOST_SETS: Final = 6
@@ -232,7 +232,7 @@ def _one_call_each(reverse: tuple[bool, ...], arrays: Arrays) -> Output:
 
 
 def with_gradients(scan: Scan) -> Callable[[Arrays, jax.Array], tuple[Output, Arrays]]:
-    """Returns a function of arrays and cotangent of y: ((y, score), gradients by every floating-point array)."""
+    """Returns a function of arrays and cotangent of y: ((y, score), gradients of all floating-point arrays)."""
 
     def run(arrays: Arrays, dy: jax.Array) -> tuple[Output, Arrays]:
         floats = {name: a for name, a in arrays.items() if jnp.issubdtype(a.dtype, jnp.floating)}
@@ -264,7 +264,7 @@ def time_scans(
 
     Args:
         case: what is scanned.
-        implementations: names of ours, `associative` or `one call each`.
+        implementations: names of implementations of the scan, `associative` or `one call each`.
         ceilings: for the floor.
         rounds: how long to time; if a measurement has several calls, these rotate through several input sets.
         memory: bytes that may be used; `associative` is not tried where it would need more.

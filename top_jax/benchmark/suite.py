@@ -185,7 +185,7 @@ def cpu_parts() -> list[Part]:
 
 
 def _unusable(name: str) -> Part:
-    """Returns a part that only says why an implementation is not measured, which is not a failure."""
+    """Returns a part that only records why an implementation is not measured, which is not a failure."""
     rows = [{"implementation": name, "absent": str(implementations.obstacle(name))}]
     return Part(f"{name} is not measured", 0, lambda: rows)
 
@@ -194,7 +194,7 @@ def _run_part(part: Part, elapsed: float, budget: float) -> dict[str, Any]:
     """Returns the part's entry in the report."""
     left = budget - elapsed
     if left < part.seconds:
-        reason = f"needs about {part.seconds:.0f} s and {max(left, 0):.0f} of the budget of {budget:.0f} are left"
+        reason = f"it needs about {part.seconds} s; {max(left, 0):.0f} s of the budget of {budget:.0f} s are left"
         print(f"\n== {part.name}: skipped, {reason}", flush=True)
         return {"part": part.name, "status": "skipped", "reason": reason, "seconds": 0.0, "rows": []}
     compared = f": {', '.join(part.implementations)}" if part.implementations else ""

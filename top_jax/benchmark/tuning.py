@@ -184,7 +184,7 @@ def _search(name: str, case: ScanCase, space: Space, rounds: Rounds, measured: l
 
 
 def _other_steps(name: str, start: Blocks, space: Space) -> list[Blocks]:
-    """The candidates with other chunks. Pallas saves every chunk; Triton also tries to rebuild less, or nothing."""
+    """Returns candidates with other chunks. Pallas saves every chunk; Triton also tries to rebuild less, or none."""
     change = dataclasses.replace
     if name.startswith("pallas"):
         return [change(start, segment=c, forward_chunk=c, backward_chunk=c) for c in space.chunks]

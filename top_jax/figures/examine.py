@@ -66,7 +66,7 @@ class Examination(NamedTuple):
 def variants_of(model: Backbone) -> dict[str, Reduction]:
     """Returns the reductions to compare, by name: dense, without alignment, with each alignment, and as configured.
 
-    Without alignment, ToP is pruned the ViT way: tokens in the order of their scores. A DeiT has no scan to align.
+    The variant without alignment prunes as a ViT does: tokens in the order of their scores. A DeiT has no scan.
     """
     own = model.reduction
     variants: dict[str, Reduction] = {DENSE: Pruning()}
@@ -151,7 +151,7 @@ def arrays_of(examination: Examination, num_patches: int) -> Arrays:
 
 
 def _tokens(trace: Trace, num_patches: int) -> Arrays:
-    """Returns what stayed at each reduction, and the scores if the method ranks tokens."""
+    """Returns the tokens that are left after each reduction, and the scores if the method ranks tokens."""
     stages = trace.stages.values()
     left = [stage.survivors[0] for stage in stages]
     source = np.array([stage.source[0] for stage in stages], np.int32).reshape(len(left), num_patches)
@@ -167,7 +167,7 @@ def _tokens(trace: Trace, num_patches: int) -> Arrays:
         return arrays
     scores = np.full((len(ranked), num_patches), np.nan, np.float32)
     for row, (places, values) in zip(scores, ranked, strict=True):
-        row[places[places >= 0]] = values[places >= 0]  # fused tokens (EViT) have no place on the image
+        row[places[places >= 0]] = values[places >= 0]  # without fused tokens (EViT), which belong to no patch
     return {**arrays, "scores": scores}
 
 

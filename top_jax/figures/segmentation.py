@@ -1,4 +1,4 @@
-"""One image's sheet of a segmenter: labels, prediction, overlay with a legend, remaining tokens, errors."""
+"""A segmenter's sheet for one image: labels, prediction, overlay with a legend, remaining tokens, errors."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Segmented(NamedTuple):
 
     Attributes:
         prediction: int32 `[H, W]`, at the photo's own size.
-        kept: float32 `[h, w]` for each block with a reduction, as `ARRAYS` says; h and w as the model saw the image.
-        tokens: for each of these blocks, the number of tokens left in a window, and that of all tokens.
+        kept: float32 `[h, w]` for each block with a reduction, as in `ARRAYS`; h and w are those of the model's input.
+        tokens: for each of these blocks, the number of a window's tokens after the reduction, and of all its tokens.
     """
 
     prediction: np.ndarray
@@ -83,7 +83,7 @@ def make_segment(model: Segmenter) -> Callable[[np.ndarray, tuple[int, int]], Se
 
 
 def _stages(model: Segmenter, images: jax.Array) -> dict[int, jax.Array]:
-    """Returns which token stands for each patch after each reduction, int32 `[B, rows, columns]`, -1 for none."""
+    """Returns the token that represents each patch after each reduction, int32 `[B, rows, columns]`, -1 for none."""
     cut, found = {cut.block for cut in model.backbone.schedule}, {}
 
     def watch(run: BlockRun) -> None:
@@ -146,7 +146,7 @@ def draw_segmentation(
 
 
 def palette(count: int) -> np.ndarray:
-    """Returns a colour for each class, uint8 `[count, 3]`; neighbours differ in hue, and rounds in brightness."""
+    """Returns a colour for each class, uint8 `[count, 3]`; consecutive classes differ in hue and saturation."""
     golden = 0.61803398875
     colours = [
         colorsys.hsv_to_rgb((i * golden) % 1, (0.75, 0.5, 0.95)[i % 3], (0.95, 0.75, 0.55)[i // 3 % 3])

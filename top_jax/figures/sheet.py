@@ -1,4 +1,4 @@
-"""One classifier's sheet: all pictures of an image in one PNG, and all of their arrays in one .npz.
+"""A classifier's sheet for one image: all pictures in one PNG, and all of their arrays in one .npz.
 
 Its sections, drawn from the arrays of `top_jax.figures.examine.ARRAYS`: remaining tokens, the scores that tokens were
 ranked by, the order in which the scans visit the tokens (ToP's figures 1 and 2), and hidden attention of the scans or a
@@ -243,7 +243,7 @@ def paths_section(arrays: Arrays, photo: Photo) -> Section:
         "jump between patches that are not neighbours, to a new row or, without alignment ('none'), anywhere."
     )
     if any((steps == CLASS).any() for steps in paths.values()):
-        note += " Star: the class token, drawn between its neighbours in the scan: it has no place on the image."
+        note += " Star: the class token, drawn between its neighbours in the scan, because it is not a patch."
     return Section("Paths of the scans", note, [panels])
 
 
@@ -286,7 +286,7 @@ def _draw_path(photo: Photo, steps: np.ndarray, gaps: np.ndarray, axes: Axes) ->
 def attention_section(arrays: Arrays, photo: Photo, *, scans: bool) -> Section:
     """Returns a row per block with a panel per variant; the panels of a row share their colour scale.
 
-    `scans` says whether the model mixes tokens by scans, not by attention.
+    `scans` is True for a model that mixes tokens by scans, False for one with attention.
     """
     maps: dict[str, Arrays] = {}
     for key in (key for key in arrays if key.startswith("attention_map/")):

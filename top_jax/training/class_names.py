@@ -50,7 +50,7 @@ def in_order_of(names: Sequence[str], weights: Weights, *, kept: Sequence[str] |
 def class_order(names: Sequence[str], *, kept: Sequence[str] | None, origin: str | Path) -> np.ndarray | None:
     """Returns the logit of each class of a dataset, int `[classes]`; None if the order is the same or not known.
 
-    Names of different kinds cannot be compared: numbers, WordNet ids and words. A warning says so.
+    Numbers, WordNet ids and words cannot be compared with each other; then a warning is logged.
 
     Args:
         names: the dataset's classes, in the order of its labels.

@@ -1,4 +1,4 @@
-"""Everything that a run needs before its first step. All bad input ends here, before anything is written."""
+"""Reads and checks everything that a run needs, so that bad input ends it before anything is written."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from top_jax.values import LARGEST_COUNT
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A run's steps as its config describes them; nothing is read from a disk for it.
+    """A run's steps, derived from its config without reading a file.
 
     Attributes:
         config: the run's config.
@@ -77,7 +77,7 @@ class Plan:
             weights: all of the model's, the same in every process.
         """
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state_layout())
-        # Through the host: with several processes a compiled function takes arrays of one process only as NumPy's.
+        # As NumPy arrays: with several processes, a compiled function takes no JAX arrays that belong to one process.
         return jax.jit(self._create_state, out_shardings=shardings)(jax.device_get(weights))
 
     def state_layout(self) -> Any:
@@ -151,7 +151,7 @@ class Prepared:
         plan: its steps.
         train_source: images to train on.
         eval_source: images to evaluate.
-        first_weights: where it starts; None where its directory holds a checkpoint to continue from.
+        first_weights: its initial weights; None if its directory holds a checkpoint to continue from.
         teacher_weights: weights of the dense model to learn from, or None.
     """
 
@@ -195,7 +195,7 @@ class Prepared:
         )
 
     def claim(self) -> None:
-        """Makes the directory this run's own, and keeps a copy of the teacher there; the lock must be held."""
+        """Claims the directory for this run, and saves a copy of the teacher in it; the lock must be held."""
         with distributed.together():
             self.run.claim(self.plan.config, self.data)
         self.run.remember_place()
@@ -206,7 +206,7 @@ class Prepared:
         """Returns the newest checkpoint, or the state and position before the first step."""
         if restored := checkpoints.restore(self.plan.state_layout()):
             return restored
-        # None: the checkpoints have been removed
+        # None if the checkpoints were removed after `prepare`
         weights = self.first_weights or initial_weights(self.plan.config, self.train_source.class_names)
         return self.plan.first_state(weights), {"batches": 0, "skipped": [], "evaluated": 1}
 

@@ -1,4 +1,4 @@
-"""Weights that were saved somewhere, for the model of a config: what a run starts from, and what commands evaluate."""
+"""Saved weights (a run directory, a file) for the model of a config: runs start from them, commands evaluate them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class SavedWeights(abc.ABC):
             which: `best` or `latest`, of a run directory.
             ema: whether to take averaged weights; None takes them where a run kept them, and never from a file.
             class_names: classes of the data, in the order of its labels: the logits are put into this order, by the
-                names that were saved with the weights. None, and a new classifier, leave them.
+                names that were saved with the weights. None keeps the saved order. A new classifier needs none.
             head: `load` takes the saved classifier, `new` starts a random one.
             rngs: source of a new classifier's weights, `nnx.Rngs(0)` by default.
 
@@ -107,7 +107,7 @@ class SavedWeights(abc.ABC):
 
     @abc.abstractmethod
     def is_segmenter(self) -> bool:
-        """Returns whether they are a segmenter's. Raises InputError for a file that cannot be read."""
+        """Returns whether the weights are a segmenter's. Raises InputError for a file that cannot be read."""
 
     @abc.abstractmethod
     def class_names(self, num_classes: int) -> tuple[str, ...] | None:
@@ -119,7 +119,7 @@ class SavedWeights(abc.ABC):
 
     @abc.abstractmethod
     def _read(self, config: ModelConfig, which: str, ema: bool | None, head: str, rngs: nnx.Rngs) -> Weights:
-        """Reads them as `for_model` does, with the classes in their own order."""
+        """Reads the weights as `for_model` does, with the classes in their saved order."""
 
     @abc.abstractmethod
     def _classifier(self, name: str) -> tuple[BackboneConfig, Weights]:
@@ -128,7 +128,7 @@ class SavedWeights(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class _FileWeights(SavedWeights):
-    """Those of a file in an official format."""
+    """Weights of a file in an official format."""
 
     trained: None = None
 
@@ -164,7 +164,7 @@ class _FileWeights(SavedWeights):
 
 @dataclasses.dataclass(frozen=True)
 class _RunWeights(SavedWeights):
-    """Those of a run directory."""
+    """Weights of a run directory."""
 
     trained: RunConfig
 
@@ -215,7 +215,7 @@ class _RunWeights(SavedWeights):
             )
 
     def _on_the_grid_of(self, config: ModelConfig, weights: Weights) -> Weights:
-        """Returns the weights with the position embedding of the model's grid; warns if that was another one."""
+        """Returns the weights with the position embedding on the model's grid; warns if grid or stride differ."""
         trained = self.trained.model
         if patches(trained) == patches(config):
             return weights
@@ -241,10 +241,10 @@ def find_weights(source: str | Path, model: str | None = None) -> SavedWeights:
     Args:
         source: a run directory, an official .pth or .safetensors file, a Hugging Face folder with one, or a name
             (`top_jax.convert.hub`), whose file is downloaded.
-        model: name of a model, whose official weights `pretrained` alone stands for.
+        model: name of the model whose official weights the source `pretrained` means.
 
     Raises:
-        InputError: there are none, they cannot be downloaded, or the run's config cannot be read.
+        InputError: the source does not exist or cannot be downloaded, or the run's config cannot be read.
     """
     path = local_file(source, model)
     path = weights_in_folder(path) or path
@@ -289,7 +289,7 @@ def teacher_weights(run: RunDirectory, config: RunConfig, class_names: Sequence[
         class_names: names of its data's classes, as for `SavedWeights.for_model`.
 
     Returns:
-        Weights of the dense model of the run's own size, on the default device; None for a run without a teacher.
+        Weights of the run's model without pruning, on the default device; None for a run without a teacher.
 
     Raises:
         InputError: no such source, or weights of another model or class count.
@@ -303,7 +303,7 @@ def teacher_weights(run: RunDirectory, config: RunConfig, class_names: Sequence[
         saved = find_weights(config.distillation.teacher, config.model.name)
         return saved.for_model(config.model, class_names=class_names)
     except InputError as error:
-        raise InputError(f"config.distillation.teacher, the dense model of the run's own size: {error}") from error
+        raise InputError(f"config.distillation.teacher, the run's model without pruning: {error}") from error
 
 
 def is_run(source: str | Path) -> bool:
@@ -312,7 +312,7 @@ def is_run(source: str | Path) -> bool:
 
 
 def patches(config: ModelConfig) -> str:
-    """Returns the grid and the stride of a model's patches as text; the shapes of its weights do not show them."""
+    """Describes the grid and the stride of a model's patches, which the shapes of its weights do not show."""
     sizes = build_sizes(config)
     rows, columns = sizes.grid
     return f"a grid of {rows} x {columns} patches, stride {getattr(sizes, 'stride', sizes.patch_size)}"

@@ -25,7 +25,7 @@ from top_jax.training.seals import Damaged, reading, restore_sealed, sealed
 from top_jax.values import flag, one_of, whole
 from top_jax.values import path as path_of
 
-SCORES: Final = ("accuracy", "miou")  # a classifier's; a segmenter's
+SCORES: Final = ("accuracy", "miou")  # metrics that compare checkpoints: a classifier's, a segmenter's
 SLACK_BYTES: Final = 2_000_000  # metadata around the arrays, and metrics until the next checkpoint
 
 
@@ -38,9 +38,9 @@ def load_checkpoint(
     head: str = "load",
     rngs: nnx.Rngs | None = None,
 ) -> Model:
-    """Loads the model of a run directory (of train.py or convert): weights and pruning, in eval mode.
+    """Loads the model of a run directory, written by train.py or `top-jax convert`: weights and pruning, in eval mode.
 
-    It is a classifier or a segmenter, as the run says.
+    The run's config determines whether it is a classifier or a segmenter.
 
     Args:
         path: the run directory.
@@ -141,8 +141,8 @@ def check_room(folder: Path, content: Any, *, copies: int = 1, kept: str = "") -
     Args:
         folder: a run's checkpoints/, which need not exist.
         content: arrays to save.
-        copies: how often.
-        kept: for the message: what there is already.
+        copies: how many copies are saved.
+        kept: what is saved already, for the message.
     """
     needed = copies * (int(1.05 * sum(leaf.nbytes for leaf in jax.tree.leaves(content))) + SLACK_BYTES)
     free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
@@ -154,7 +154,7 @@ def check_room(folder: Path, content: Any, *, copies: int = 1, kept: str = "") -
 
 
 def save_weights(run: RunDirectory, weights: Weights, which: tuple[str, ...] = ("best", "latest")) -> None:
-    """Writes checkpoints of weights alone, as a converted model or a teacher has them.
+    """Writes checkpoints that hold only weights, for a converted model or a teacher.
 
     Raises:
         RunError: the disk has no room for them; nothing is written.
@@ -196,5 +196,5 @@ def fill(model: Model, weights: Weights) -> Model:
 
 
 def score_of(metrics: Any) -> float:
-    """Returns the number by which one checkpoint is better than another."""
+    """Returns the metric by which checkpoints are compared; the larger is better."""
     return next(metrics[name] for name in SCORES if name in metrics)
