@@ -22,7 +22,6 @@ from top_jax.ablation.statistics import summarise
 from top_jax.ablation.tables import arrange, as_csv, markdown
 from top_jax.build import build_abstract_model, crop_size
 from top_jax.config import PruningConfig, RunConfig
-from top_jax.data import check_classes, open_source
 from top_jax.environment import environment
 from top_jax.errors import InputError
 from top_jax.evaluation.flops.of_config import cost_of
@@ -30,7 +29,7 @@ from top_jax.files import write_arrays, write_json, write_text
 from top_jax.models.weights import Weights
 from top_jax.pruning import Pruning
 from top_jax.training import train
-from top_jax.training.prepare import check_labels
+from top_jax.training.prepare import open_split
 from top_jax.training.programs import enable_compilation_cache
 from top_jax.training.run_directory import RunDirectory
 from top_jax.training.saved_weights import find_weights
@@ -220,9 +219,7 @@ class _Ablation:
 
 
 def _open_images(config: RunConfig, limit: int | None) -> EvaluationImages:
-    source = open_source(config.data, train=False)
-    check_labels(source, config)
-    check_classes(source, config.model.num_classes, "ablate it on the data it was trained for")
+    source = open_split(config, train=False, advice="ablate it on the data it was trained for")
     batch_size = config.eval_batch_size or config.batch_size
     return EvaluationImages(source, config.data, img_size=crop_size(config), batch_size=batch_size, limit=limit)
 

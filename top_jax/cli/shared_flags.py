@@ -154,14 +154,10 @@ def open_evaluation(config: RunConfig, advice: str) -> Source:
         InputError: the config does not say which data it is for, the data is not there, or its labels or classes do not
             fit the model.
     """
-    from top_jax.data import check_classes, open_source
-    from top_jax.training.prepare import check_labels
+    from top_jax.training.prepare import open_split
 
     check_data_is_known()
-    source = open_source(config.data, train=False)
-    check_labels(source, config)
-    check_classes(source, config.model.num_classes, advice)
-    return source
+    return open_split(config, train=False, advice=advice)
 
 
 def warn_of_changes(config: RunConfig, *, pruning: bool = True) -> None:

@@ -224,7 +224,7 @@ def prepare(config: RunConfig, run: RunDirectory) -> Prepared:
     of_the_host = ("data.data_dir", "data.num_workers", "data.num_threads")
     settings = {key: value for key, value in flatten_dict(config.to_dict(), sep=".").items() if key not in of_the_host}
     distributed.check_same({"workdir": str(run.path), **settings})
-    train_source, eval_source = (_open_split(config, train=train) for train in (True, False))
+    train_source, eval_source = (open_split(config, train=train) for train in (True, False))
     data = _data_facts(train_source, eval_source)
     counts = {"images to train on": data["train"]["images"], "images to evaluate": data["eval"]["images"]}
     distributed.check_same({**counts, "class names": tuple(data["class_names"])})
@@ -250,14 +250,25 @@ def prepare(config: RunConfig, run: RunDirectory) -> Prepared:
     return prepared
 
 
-def _open_split(config: RunConfig, *, train: bool) -> Source:
+def open_split(config: RunConfig, *, train: bool, advice: str | None = None) -> Source:
+    """Opens a split of the config's data.
+
+    Args:
+        config: the run's config.
+        train: whether it is the split to train on, or the one to evaluate.
+        advice: what to do if the split has another number of classes than the model, for the message; None advises to
+            change the model's.
+
+    Raises:
+        InputError: the data is not there, or its labels or classes do not fit the model.
+    """
     source = open_source(config.data, train=train)
-    check_labels(source, config)
-    check_classes(source, config.model.num_classes, f"set --config.model.num_classes={source.num_classes}")
+    _check_labels(source, config)
+    check_classes(source, config.model.num_classes, advice or f"set --config.model.num_classes={source.num_classes}")
     return source
 
 
-def check_labels(source: Source, config: RunConfig) -> None:
+def _check_labels(source: Source, config: RunConfig) -> None:
     """Raises InputError unless data and model both label images, or both label pixels."""
     if is_dense(source) == config.model.is_segmenter:
         return
