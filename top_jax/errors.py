@@ -35,6 +35,6 @@ class RunError(RuntimeError):
 
 
 def write_last_line(text: str) -> None:
-    """Writes a line to stderr from a signal handler, where nothing may be printed, and shows the cursor again."""
+    """Writes a line to stderr and shows the cursor again; for signal handlers, in which `print` is not safe."""
     show_cursor = b"\x1b[?25h" if os.isatty(2) else b""  # a progress bar hides it
     os.write(2, show_cursor + text.encode() + b"\n")

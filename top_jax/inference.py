@@ -264,7 +264,10 @@ def segment(model: Segmenter, image: str | Path | bytes | np.ndarray, *, data: D
             "model", model, "a segmenter, as load_checkpoint, load_torch_segmenter or create_segmenter returns it"
         )
     if model.is_abstract:
-        raise InputError("this model has only the shapes of its weights (abstract_segmenter); fill it first.")
+        raise InputError(
+            "this model has only the shapes of its weights (abstract_segmenter); fill it first, or "
+            "use create_segmenter."
+        )
     if not isinstance(data, DataConfig | None):
         raise refused("data", data, "a top_jax.config.DataConfig, or None")
     data = model.data if data is None else data

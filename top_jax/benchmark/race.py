@@ -46,8 +46,8 @@ SLOWER: Final = "slower than dense"
 NO_GAIN: Final = "no faster than dense"
 LITTLE: Final = "pays little"
 PAYS: Final = "pays"
-LEAST_SHARE: Final = 0.5  # of the saving that the multiply-accumulates predict
-JUDGED_BY: Final = "executed"  # the convention of these multiply-accumulates
+LEAST_SHARE: Final = 0.5  # share of the saving that the multiply-accumulates predict
+JUDGED_BY: Final = "executed"  # convention in which these multiply-accumulates are counted
 
 
 class Race:
@@ -156,7 +156,7 @@ class Race:
     def _compile(
         self, running: list[Contestant], which: str, batch: int, example: Batch, pace: Pace
     ) -> dict[str, Program | Exception]:
-        """Compiles in groups while there is time; the first group is always compiled. Returns as `compile_all` does."""
+        """Compiles programs with `compile_all`, in groups while there is time; the first group is always compiled."""
         found: dict[str, Program | Exception] = {}
         for place in range(0, len(running), self._workers):
             group = running[place : place + self._workers]

@@ -132,7 +132,7 @@ def _read_file(source: str) -> tuple[RunConfig, Model, KeySummary, bool]:
 
 
 def _read_segmenter(source: str) -> tuple[RunConfig, Model, KeySummary, bool]:
-    """Reads a segmenter's file; returns as `_read_file`."""
+    """Reads a segmenter's file; the result is that of `_read_file`."""
     from top_jax.convert import load_torch_segmenter
     from top_jax.convert.key_summary import key_summary
     from top_jax.models import MODELS
@@ -160,7 +160,7 @@ def _read_segmenter(source: str) -> tuple[RunConfig, Model, KeySummary, bool]:
 
 
 def _read_run(source: Path) -> tuple[RunConfig, Model, KeySummary, bool]:
-    """Reads a run directory; returns as `_read_file`."""
+    """Reads a run directory; the result is that of `_read_file`."""
     from top_jax.convert.key_summary import key_summary
     from top_jax.training.run_directory import RunDirectory
     from top_jax.training.weights import load_checkpoint

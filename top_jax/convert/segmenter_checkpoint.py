@@ -183,7 +183,10 @@ def save_torch_segmenter(
     if not isinstance(model, Segmenter):
         raise refused("model", model, "a segmenter, as create_segmenter or load_torch_segmenter returns it")
     if model.is_abstract:
-        raise InputError("this model has only the shapes of its weights (abstract_segmenter); fill it first.")
+        raise InputError(
+            "this model has only the shapes of its weights (abstract_segmenter); fill it first, or "
+            "use create_segmenter."
+        )
     path, overwrite = path_of("path", path), flag("overwrite", overwrite)
     if class_names is not None and len(class_names) != model.num_classes:
         raise InputError(

@@ -220,7 +220,9 @@ def save_torch_checkpoint(
     if not isinstance(model, Backbone):
         raise refused("model", model, "a model, as create_model or load_checkpoint returns it")
     if model.is_abstract:
-        raise InputError("this model has only the shapes of its weights (abstract_model); fill it first.")
+        raise InputError(
+            "this model has only the shapes of its weights (abstract_model); fill it first, or use create_model."
+        )
     path, overwrite = path_of("path", path), flag("overwrite", overwrite)
     if class_names is not None and len(class_names) != model.config.num_classes:
         raise InputError(

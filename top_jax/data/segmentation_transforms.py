@@ -96,7 +96,8 @@ def _neighbours(
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Returns, for pixels start .. start + count of `new`, the two nearest pixels of `old`, and their weights.
 
-    The weights are int32 in 0 .. 2048. `at_edge`: columns past the edge take the edge's weight; rows only its value.
+    The weights are int32 in 0 .. 2048. Beyond the edge of `old`, its last pixel is repeated; with `at_edge` (for
+    columns, as in OpenCV) one of the two has the whole weight.
     """
     scale = 1.0 / (new / old)
     places = ((np.arange(start, start + count) + 0.5) * scale - 0.5).astype(np.float32)

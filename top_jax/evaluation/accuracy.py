@@ -145,7 +145,7 @@ def evaluate_model(
     batch_size: int,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> dict[str, float | int | None]:
-    """Evaluates a classifier on a whole source, on all devices; returns as `evaluate` and `accuracies`.
+    """Evaluates a classifier on a whole source, on all devices; returns the numbers of `evaluate` and `accuracies`.
 
     Raises:
         InputError: the source has a different number of classes, or the batch size is not divisible by the devices.

@@ -314,7 +314,9 @@ class Backbone(nnx.Module, abc.ABC):
         if watch is not None and not callable(watch):
             raise refused("watch", watch, "a function of a BlockRun, or None")
         if self.is_abstract:
-            raise InputError("this model has only the shapes of its weights (abstract_model); fill it first.")
+            raise InputError(
+                "this model has only the shapes of its weights (abstract_model); fill it first, or use create_model."
+            )
         needed = f"block numbers from 1 to {self.config.depth}, such as ({self.config.depth},)"
         try:
             return tuple(whole("stage", stage, 1, self.config.depth) for stage in several("stages", stages, needed))

@@ -93,7 +93,7 @@ def one_by_one(
 
 
 def gated_and_scored(total: Inner, z: Inner | None, plan: ScanPlan, dtype: Any) -> tuple[Inner, PerToken | None]:
-    """Gates and scores the float32 sum over directions `[B, L, E]`; returns as `fused_scan`, with y in `dtype`."""
+    """Gates and scores the float32 sum over directions `[B, L, E]`; returns y in `dtype`, and the score or None."""
     if z is not None:
         total = total * jax.nn.silu(z.astype(jnp.float32))
     return total.astype(dtype), None if plan.score is None else jnp.sum(TOKEN_WORTH[plan.score](total), axis=-1)
