@@ -22,7 +22,7 @@ def tokens():
 @pytest.fixture(scope="module")
 def evidence():
     rng = np.random.default_rng(0)
-    return {name: jnp.asarray(rng.normal(size=(2, 9)), jnp.float32) for name in ("clip", "l2")}
+    return {name: jax.device_put(rng.normal(size=(2, 9)).astype(np.float32)) for name in ("clip", "l2")}
 
 
 def test_same_tokens_as_pruning(quick_programs, tokens, evidence):

@@ -1,6 +1,7 @@
 """The contract on the device at hand finds what is wrong."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from top_jax.benchmark.contract import FULL, TINY, check_contract, compare, relative_error
@@ -18,6 +19,9 @@ def test_one_that_cannot_run():
     assert row["error"].startswith("InputError: ") and "triton" in row["error"]
 
 
+ONES, TWO = np.ones(3, np.float32), np.ones(2, np.float32)
+
+
 def output(y, u, score=None):
     return (y, score), {"u": u}
 
@@ -25,10 +29,10 @@ def output(y, u, score=None):
 @pytest.mark.parametrize(
     "got, error",
     [
-        (output(jnp.ones(3) * (1 + 1e-4), jnp.ones(3), jnp.ones(2)), "value error 1.0e-04 is over 1.0e-05"),
-        (output(jnp.ones(3), jnp.ones(3), jnp.ones(2) * 0.9), "value error 1.0e-01 is over 1.0e-05"),
-        (output(jnp.ones(3), jnp.ones(3) * 1.01, jnp.ones(2)), "gradient error 1.0e-02 is over 5.0e-05"),
-        (output(jnp.array([1, jnp.nan, 1]), jnp.ones(3), jnp.ones(2)), "value error inf is over 1.0e-05"),
+        (output(ONES * (1 + 1e-4), ONES, TWO), "value error 1.0e-04 is over 1.0e-05"),
+        (output(ONES, ONES, TWO * 0.9), "value error 1.0e-01 is over 1.0e-05"),
+        (output(ONES, ONES * 1.01, TWO), "gradient error 1.0e-02 is over 5.0e-05"),
+        (output(np.array([1, np.nan, 1], np.float32), ONES, TWO), "value error inf is over 1.0e-05"),
     ],
 )
 def test_what_is_wrong_is_said(got, error):

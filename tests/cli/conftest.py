@@ -107,7 +107,6 @@ def random_model() -> Callable[..., Any]:
 
     def build(name: str, **sizes: Any) -> Any:
         import jax
-        import jax.numpy as jnp
         import numpy as np
         from flax import nnx
 
@@ -116,7 +115,7 @@ def random_model() -> Callable[..., Any]:
         rng = np.random.default_rng(0)
         draw = lambda a: rng.integers(0, 9, a.shape) if a.shape == () else rng.normal(size=a.shape) / 8  # noqa: E731
         model = model_of_shapes(name, **sizes)
-        nnx.update(model, jax.tree.map(lambda a: jnp.asarray(draw(a), a.dtype), nnx.state(model, KINDS)))
+        nnx.update(model, jax.tree.map(lambda a: jax.device_put(draw(a).astype(a.dtype)), nnx.state(model, KINDS)))
         return model
 
     return build

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from comparison import in_numpy
@@ -31,7 +31,7 @@ def traced(request):
     """Returns (case, model, trace, features, logits of them) for two images."""
     name, sizes, pruning = CASES[request.param]
     model = random_model(name, scale=0.3, pruning=pruning, **sizes)
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, *model.config.img_size, 3)), jnp.float32)
+    images = jax.device_put(np.random.default_rng(0).normal(size=(2, *model.config.img_size, 3)).astype(np.float32))
 
     @in_numpy
     def run(model, images):

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
@@ -51,7 +50,7 @@ def test_lowers_for_cuda(directions, full, dtype):
 
 def test_odd_sizes_are_filled_up_and_cut_again():
     given = jax.tree.map(
-        lambda a: jnp.asarray(np.random.default_rng(0).normal(size=a.shape), a.dtype),
+        lambda a: jax.device_put(np.random.default_rng(0).normal(size=a.shape).astype(a.dtype)),
         operands(1, "float32", full=False, length=7, width=5, states=3),
     )
     one = lambda channels: pallas_forward(  # noqa: E731

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_models import random_model
@@ -35,4 +34,4 @@ def quick_jit() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def images() -> jax.Array:
-    return jnp.asarray(np.random.default_rng(1).normal(size=(3, 16, 16, 3)), jnp.float32)
+    return jax.device_put(np.random.default_rng(1).normal(size=(3, 16, 16, 3)).astype(np.float32))

@@ -27,7 +27,7 @@ def make(**overrides):
 
 @pytest.fixture(scope="module")
 def images():
-    return jnp.asarray(np.random.default_rng(1).normal(size=(3, 12, 20, 3)), jnp.float32)
+    return jax.device_put(np.random.default_rng(1).normal(size=(3, 12, 20, 3)).astype(np.float32))
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def model_of(name: str, reduction: str = "dense", fill: str = "frozen", **change
 
 @pytest.fixture(scope="module")
 def photos() -> jax.Array:
-    return jnp.asarray(np.random.default_rng(1).normal(size=(2, 64, 64, 3)), jnp.float32)
+    return jax.device_put(np.random.default_rng(1).normal(size=(2, 64, 64, 3)).astype(np.float32))
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def make_inputs() -> Callable[..., Inputs]:
         tokens |= {"B": (batch, length, states), "C": (batch, length, states)}
         inputs = {name: draw(*shape).astype(jnp.dtype(dtype)) for name, shape in tokens.items()}
         inputs |= {"A": -np.exp(draw(width, states)), "D": draw(width), "delta_bias": draw(width)}
-        return {name: jnp.asarray(array) for name, array in inputs.items() if name not in without}
+        return {name: jax.device_put(array) for name, array in inputs.items() if name not in without}
 
     return make
 
@@ -137,7 +137,7 @@ def run_scan() -> Callable[..., tuple[jax.Array, Inputs]]:
     ):
         if cotangent is None:
             shape = inputs["u"].shape
-            cotangent = jnp.asarray(np.random.default_rng(7).normal(size=shape), jnp.float32)
+            cotangent = jax.device_put(np.random.default_rng(7).normal(size=shape).astype(np.float32))
         graded = _compiled(level, implementation, _all_options(options))
         (_, out), grads = graded(inputs, jnp.asarray(cotangent), positions)
         return out, grads

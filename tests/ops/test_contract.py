@@ -248,7 +248,7 @@ def test_images_do_not_influence_each_other(name, make_inputs, make_positions, r
     inputs, positions = make_inputs(*BASE), make_positions(*BASE[:2])
     inputs, positions = jax.tree.map(np.array, (inputs, positions))  # whose rows are changed without a program
     per_image = {key: array for key, array in inputs.items() if array.ndim == 3}
-    cotangent = jnp.asarray(np.random.default_rng(3).normal(size=inputs["u"].shape), jnp.float32)
+    cotangent = jax.device_put(np.random.default_rng(3).normal(size=inputs["u"].shape).astype(np.float32))
     options = {"alignment": "decay", "implementation": name, "reverse": False}
     together, together_grads = run_scan(inputs, cotangent, positions=positions, **options)
 

@@ -41,11 +41,11 @@ def inputs(directions: int, shared: int) -> dict[str, Any]:
         "z": draw(*tokens),
         "delta_bias": draw(directions, WIDTH),
     }
-    return {name: jnp.asarray(array) for name, array in arrays.items()}
+    return {name: jax.device_put(array) for name, array in arrays.items()}
 
 
 def orders(directions: int) -> jax.Array:
-    return jnp.asarray(np.argsort(draw(directions, BATCH, LENGTH), axis=-1), jnp.int32)
+    return jax.device_put(np.argsort(draw(directions, BATCH, LENGTH), axis=-1).astype(np.int32))
 
 
 def places(directions: int) -> jax.Array:
@@ -240,12 +240,12 @@ def test_blocks_may_be_given():
     [
         ({"reverse": ()}, r"reverse .* \(\)"),
         ({"reverse": (False, True, False)}, r"u .* \(2, 2, 11, 5\)"),
-        ({"u": jnp.asarray(draw(LENGTH, WIDTH))}, r"u .* \(11, 5\)"),
-        ({"z": jnp.asarray(draw(2, BATCH, LENGTH, WIDTH))}, r"z .* \(2, 2, 11, 5\)"),
-        ({"delta": jnp.asarray(draw(2, BATCH, LENGTH, WIDTH), jnp.int32)}, "delta .* int32; .* float32"),
-        ({"order": orders(2)[0]}, r"order .* int32\[2, 11\]; .* int32\[2, 2, 11\]"),
-        ({"order": orders(2) + 1}, "order of direction 0, image 0"),
-        ({"order": orders(2) * 0}, "order of direction 0, image 0"),
+        ({"u": jax.device_put(draw(LENGTH, WIDTH))}, r"u .* \(11, 5\)"),
+        ({"z": jax.device_put(draw(2, BATCH, LENGTH, WIDTH))}, r"z .* \(2, 2, 11, 5\)"),
+        ({"delta": jax.device_put(draw(2, BATCH, LENGTH, WIDTH).astype(np.int32))}, "delta .* int32; .* float32"),
+        ({"order": jax.device_put(np.asarray(orders(2))[0])}, r"order .* int32\[2, 11\]; .* int32\[2, 2, 11\]"),
+        ({"order": jax.device_put(np.asarray(orders(2)) + 1)}, "order of direction 0, image 0"),
+        ({"order": jax.device_put(np.asarray(orders(2)) * 0)}, "order of direction 0, image 0"),
         ({"reverse": ("no", "yes")}, "reverse .* 'no'"),
         ({"reverse": True}, "reverse .* True"),
         ({"blocks": (5, 8, 1, 8, 1), "implementation": "pallas_interpret"}, r"blocks=\(5, 8, 1, 8, 1\)"),

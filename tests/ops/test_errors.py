@@ -37,7 +37,7 @@ def inputs(make_inputs):
 )
 def test_shapes(inputs, name, shape, needed):
     with pytest.raises(InputError) as error:
-        selective_scan(**{**inputs, name: jnp.ones(shape)})
+        selective_scan(**{**inputs, name: jax.device_put(np.ones(shape, np.float32))})
     message = str(error.value)
     assert message.startswith(name) and str(shape) in message and needed in message
 
@@ -46,7 +46,7 @@ def test_shapes(inputs, name, shape, needed):
 @pytest.mark.parametrize("name, shape", [("u", (LENGTH, WIDTH)), ("A", (WIDTH,))])
 def test_ranks(inputs, name, shape):
     with pytest.raises(InputError, match=re.escape(str(shape))):
-        selective_scan(**{**inputs, name: jnp.ones(shape)})
+        selective_scan(**{**inputs, name: jax.device_put(np.ones(shape, np.float32))})
 
 
 def test_no_token(make_inputs):
@@ -68,7 +68,12 @@ def test_decay_needs_positions(inputs):
 
 @pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize(
-    "positions", [jnp.arange(LENGTH), jnp.tile(jnp.arange(LENGTH + 1), (BATCH, 1)), jnp.ones((BATCH, LENGTH))]
+    "positions",
+    [
+        jax.device_put(np.arange(LENGTH, dtype=np.int32)),
+        jax.device_put(np.tile(np.arange(LENGTH + 1, dtype=np.int32), (BATCH, 1))),
+        jax.device_put(np.ones((BATCH, LENGTH), np.float32)),
+    ],
 )
 def test_positions_of_another_kind(inputs, positions):
     with pytest.raises(InputError, match=r"positions.*int32\[2, 4\]"):
@@ -106,7 +111,7 @@ def test_traced_positions_are_not_checked_under_plain_jit(inputs):
         ({"u": [[1.0]]}, r"u=\[\[1.0\]\]"),
         ({"delta": None}, "delta=None"),
         ({"B": np.ones((BATCH, LENGTH, STATES))}, "B .* float64; .*float32, bfloat16, float16"),
-        ({"z": jnp.ones((BATCH, LENGTH, WIDTH), jnp.int32)}, "z .* int32"),
+        ({"z": jax.device_put(np.ones((BATCH, LENGTH, WIDTH), np.int32))}, "z .* int32"),
         ({"reverse": "yes"}, "reverse .* 'yes'"),
         ({"reverse": [True]}, r"reverse .* \[True\]"),
         ({"implementation": None}, "implementation=None"),

@@ -34,7 +34,7 @@ DEVICES = 8
 
 
 def draw(*shape: int) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(shape).normal(size=shape), jnp.float32)
+    return jax.device_put(np.random.default_rng(shape).normal(size=shape).astype(np.float32))
 
 
 def launch(x: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -17,9 +17,9 @@ LENGTH, BATCH, WIDTH, STATES = 11, 2, 3, 4
 @pytest.fixture(scope="module")
 def arrays():
     rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=(LENGTH, BATCH, *shape)), jnp.float32)  # noqa: E731
+    draw = lambda *shape: jax.device_put(rng.normal(size=(LENGTH, BATCH, *shape)).astype(np.float32))  # noqa: E731
     inputs = Steps(tau=jnp.abs(draw(WIDTH)), x=draw(WIDTH), B=draw(STATES), C=draw(STATES))
-    A = -jnp.asarray(rng.uniform(0.1, 2, size=(STATES, WIDTH)), jnp.float32)
+    A = -jax.device_put(rng.uniform(0.1, 2, size=(STATES, WIDTH)).astype(np.float32))
     return inputs, A, draw(WIDTH)
 
 

@@ -133,7 +133,7 @@ def test_plain_mamba(places, reorder):
 @pytest.mark.parametrize("name", ["vim_tiny", "plain_mamba_l1"])
 def test_pruning_keeps_the_tokens_with_the_largest_time_steps(name):
     model = make(name, pruning=Pruning(after_blocks=(1,), keep_ratio=0.5, score="delta"))
-    images = jnp.asarray(np.random.default_rng(2).normal(size=(BATCH, *SIZES["img_size"], 3)), jnp.float32)
+    images = jax.device_put(np.random.default_rng(2).normal(size=(BATCH, *SIZES["img_size"], 3)).astype(np.float32))
     block = model.blocks[0]
     normed, features = quick_jit(
         lambda model, images: (model.blocks[0].norm(model.embed(images).x), model.features(images))

@@ -83,9 +83,9 @@ def draw(count: int, cls: str | None = None, *, seed: int = 0, dtype: Any = jnp.
     x, residual = rng.normal(size=(2, BATCH, length, WIDTH))
     places = {"middle": [count // 2] * BATCH, "first": [0] * BATCH, "anywhere": rng.integers(0, count + 1, BATCH)}
     return Tokens(
-        x=jnp.asarray(x, dtype),
-        residual=jnp.asarray(residual, jnp.float32),
-        positions=jnp.asarray(np.cumsum(rng.integers(1, 4, (BATCH, length)), axis=1), jnp.int32),
+        x=jax.device_put(x.astype(dtype)),
+        residual=jax.device_put(residual.astype(np.float32)),
+        positions=jax.device_put(np.cumsum(rng.integers(1, 4, (BATCH, length)), axis=1, dtype=np.int32)),
         cls_index=None if cls is None else jnp.asarray(places[cls], jnp.int32),
         cls_home="first" if cls == "first" else "middle",
     )

@@ -6,7 +6,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -38,10 +37,13 @@ def random_model(name: str, *, scale: float, **settings: Any) -> Any:
 
 
 def filled(model: Any, *, scale: float, seed: int = 0) -> Any:
-    """Gives a model of shapes the random weights of `random_model`, in place: JAX would compile each initial value."""
+    """Gives a model of shapes the random weights of `random_model`, in place: JAX would compile each initial value.
+
+    `jnp.asarray` compiles a program for each shape, `jax.device_put` none.
+    """
     rng = np.random.default_rng(seed)
-    draw = lambda weight: jnp.asarray(rng.normal(size=weight.shape) * scale, weight.dtype)  # noqa: E731
-    positive = lambda weight: jnp.asarray(rng.uniform(0.5, 1.5, size=weight.shape), weight.dtype)  # noqa: E731
+    draw = lambda weight: jax.device_put((rng.normal(size=weight.shape) * scale).astype(weight.dtype))  # noqa: E731
+    positive = lambda weight: jax.device_put(rng.uniform(0.5, 1.5, size=weight.shape).astype(weight.dtype))  # noqa: E731
     params, statistics = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
     nnx.update(model, jax.tree.map(draw, params), jax.tree.map(positive, statistics))
     return model
