@@ -193,7 +193,7 @@ def vim_cifar10(
     drop_path: float,
     pruning: Mapping[str, Any] | None = None,
 ) -> config_dict.ConfigDict:
-    """Trains a small ViM on CIFAR-10, whose images keep their 32 pixels. Ours.
+    """Trains a small ViM on CIFAR-10, whose images keep their 32 pixels (our recipe).
 
     Args:
         epochs: length of the training in epochs.
@@ -225,7 +225,7 @@ def vim_cifar10(
 
 
 def vim_digits(pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDict:
-    """Trains a small ViM on scikit-learn's digits (8 x 8 pixels), which needs no download. Ours.
+    """Trains a small ViM on scikit-learn's digits (8 x 8 pixels), which needs no download (our recipe).
 
     Digits are cropped at random, and not flipped.
 
@@ -304,7 +304,7 @@ def plain_mamba_ade20k(size: str, pruning: Mapping[str, Any] | None = None) -> c
 
 
 def seg_digits(pruning: Mapping[str, Any] | None = None) -> config_dict.ConfigDict:
-    """Trains a small PlainMamba with UPerNet on digits pasted onto photographs, which need no download. Ours.
+    """Trains a small PlainMamba with UPerNet on digits pasted onto photographs, which need no download (our recipe).
 
     Photographs and digits are those of scikit-learn: real pixels, labels by construction. There are 11 classes:
     background, and the strokes of ten digits. Batches are small, because the model distinguishes digits only after 350
@@ -349,7 +349,7 @@ def my_labels(
     epochs: float = 40.0,
     learning_rate: float = 2e-4,
 ) -> config_dict.ConfigDict:
-    """Trains a segmenter over ViM-T on your own folder of photographs and label maps. Ours.
+    """Trains a segmenter over ViM-T on your own folder of photographs and label maps (our recipe).
 
     Classes, splits and batch size come from the folder (`data.infer`). `init_from` gives the weights to start from: a
     classifier's for the backbone, or a segmenter's.
@@ -387,7 +387,7 @@ def my_images(
     epochs: float = 30.0,
     learning_rate: float = 5e-4,
 ) -> config_dict.ConfigDict:
-    """Fine-tunes a ViM on your own image folder; learning rates fall from the head towards the stem. Ours.
+    """Fine-tunes a ViM on your own image folder; learning rates fall from the head towards the stem (our recipe).
 
     Classes, splits and batch sizes come from the folder (`data.infer`). `init_from` gives the weights to start from.
 
@@ -420,7 +420,7 @@ def my_images(
 
 
 def study(name: str, **model: Any) -> config_dict.ConfigDict:
-    """Trains a dense model of docs/study.md on a CPU: 200 steps on CIFAR-10, patches of 2 pixels. Ours.
+    """Trains a dense model of docs/study.md on a CPU: 200 steps on CIFAR-10, patches of 2 pixels (our recipe).
 
     Only crops and flips, because the runs are short.
 
@@ -442,7 +442,7 @@ def study(name: str, **model: Any) -> config_dict.ConfigDict:
 
 
 def study_gpu(name: str, **model: Any) -> config_dict.ConfigDict:
-    """Trains a dense model of docs/study.md on a GPU: 30 epochs of CIFAR-10, patches of 2 pixels. Ours.
+    """Trains a dense model of docs/study.md on a GPU: 30 epochs of CIFAR-10, patches of 2 pixels (our recipe).
 
     Every augmentation is on, each milder than ImageNet's.
 
@@ -527,8 +527,8 @@ def plain_mamba() -> dict[str, Any]:
 def small_images() -> dict[str, Any]:
     """Returns `config.augment` for CIFAR-10's 32 pixels: everything on, but milder, so that a small model still learns.
 
-    Ours. RandAugment shifts by a share of the image and so suits any size, but its colour changes at magnitude 9 are
-    too strong for 32 pixels. Therefore both RandAugment and colour jitter are on, and weak.
+    RandAugment shifts by a share of the image and so suits any size, but its colour changes at magnitude 9 are too
+    strong for 32 pixels. Therefore we use both RandAugment and colour jitter, and weak ones.
     """
     return {
         "repeats": 2,

@@ -205,7 +205,7 @@ def _run_part(part: Part, elapsed: float, budget: float) -> dict[str, Any]:
         failed = any("error" in row for row in rows)
         result |= {"status": "failed" if failed else "ok", "rows": rows}
         print(rows_as_text(rows), flush=True)
-    except Exception as error:  # whatever it is, the other parts can still be measured
+    except Exception as error:  # any error: the other parts can still be measured
         result |= {"status": "failed", "error": one_line(error), "traceback": traceback.format_exc(), "rows": []}
         print(f"failed: {one_line(error)}", flush=True)
     return {**result, "seconds": round(time.perf_counter() - start, 1)}

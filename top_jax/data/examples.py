@@ -57,8 +57,7 @@ class ExampleReader:
 
         timm flips before RandAugment; here the device flips after it. The distribution of results is the same, because
         the signs of rotations, shears and shifts are symmetric. The exception is ShearY: it keeps the image's left edge
-        in
-        place, and for a flipped image the right edge.
+        in place, and for a flipped image the right edge.
         """
 
         def change(image: Image.Image) -> Image.Image:

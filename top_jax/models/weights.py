@@ -18,8 +18,8 @@ KINDS = (nnx.Param, nnx.BatchStat)
 class _AnyKey(nnx.Rngs):
     """Gives every weight the same key, because shapes do not depend on keys.
 
-        nnx.Rngs counts the keys it returns. Under tracing, each step of the counter searches the whole program (flax
-    0.12), which made building a deep model three times slower.
+    nnx.Rngs counts the keys it returns. Under tracing, each step of the counter searches the whole program (flax 0.12),
+    which made building a deep model three times slower.
     """
 
     def params(self) -> jax.Array:

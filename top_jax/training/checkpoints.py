@@ -97,8 +97,8 @@ class Checkpoints:
     def restore(self, like: TrainState) -> tuple[TrainState, Position] | None:
         """Restores the newest intact checkpoint.
 
-                Newer ones, which are damaged, are reported and moved into `damaged/`: a run that continues saves their
-        steps again.
+        Newer ones, which are damaged, are reported and moved into `damaged/`: a run that continues saves their steps
+        again.
 
         Args:
             like: shapes, dtypes and shardings of the state.
