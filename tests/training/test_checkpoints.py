@@ -57,7 +57,7 @@ def first_state(params, stats, *, with_ema):
 
 def scaled(factor, weights):
     """On the host: JAX would compile a product for every shape."""
-    return jax.tree.map(lambda a: jnp.asarray(np.asarray(a) * np.asarray(factor, a.dtype)), weights)
+    return jax.tree.map(lambda a: jax.device_put(np.asarray(a) * np.asarray(factor, a.dtype)), weights)
 
 
 def assert_bit_equal(got, expected):
