@@ -118,7 +118,8 @@ ROWS: dict[str, list[tuple[str, str]]] = {
         ("", "--config"),
         ("--config={tiny}", "--checkpoint"),
         ("--checkpoint={tmp}/absent", "absent"),
-        ("--checkpoint={tmp}", "config.json"),
+        ("--checkpoint={tmp}", "junk.safetensors"),
+        ("--checkpoint={tmp}/hugging_face", "--config is needed"),
         ("--checkpoint={tmp}/text.txt", "text.txt"),
         ("--checkpoint=", "checkpoint"),
         ("--checkpoint={run} --checkpoint={run}", "--checkpoint"),
@@ -307,6 +308,9 @@ def test_wrong_command(command: Any, run: Path, tmp_path: Path, program: str):
         (tmp_path / name).write_text(text)
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     (tmp_path / "junk.safetensors").write_bytes(b"no checkpoint")
+    (tmp_path / "hugging_face").mkdir()
+    (tmp_path / "hugging_face" / "config.json").write_text('{"architectures": []}')
+    (tmp_path / "hugging_face" / "model.safetensors").write_bytes(b"no checkpoint")
     (tmp_path / "there.npz").touch()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text('{"seed": ')

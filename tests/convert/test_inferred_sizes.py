@@ -64,7 +64,7 @@ def test_named_models_need_nothing(fixtures):
 def test_what_is_asked_for_must_agree():
     shapes = shapes_of("vim_tiny", **VIM)
     for key, wrong in (("depth", 2), ("d_state", 16), ("expand", 2), ("patch_size", 16), ("embed_dim", 16)):
-        with pytest.raises(InputError, match=f"{key}={VIM[key]}, but {key}={wrong}"):
+        with pytest.raises(InputError, match=f"{key}={VIM[key]}, but the model has {key}={wrong}"):
             infer_model(shapes, "vim_tiny", {key: wrong})
     assert infer_model(shapes, "vim_tiny", {"num_classes": 7})[1]["num_classes"] == 7  # the head's check decides
     with pytest.raises(InputError, match="num_heads"):

@@ -283,9 +283,13 @@ def test_load_checkpoint_has_the_runs_pruning(tmp_path, make_run):
 
 
 def test_load_checkpoint_refuses(tmp_path, make_run):
-    with pytest.raises(InputError, match=r"nowhere .*config\.json"):
+    with pytest.raises(InputError, match="nowhere does not exist"):
         load_checkpoint(tmp_path / "nowhere")
     make_run(tmp_path / "run", which=("latest",))
+    with pytest.raises(InputError, match="config.json is a file.*load_torch_checkpoint"):
+        load_checkpoint(tmp_path / "run" / "config.json")
+    with pytest.raises(InputError, match="run is a run directory.*load_checkpoint"):
+        top_jax.load_torch_checkpoint(tmp_path / "run")
     with pytest.raises(InputError, match="which='newest'"):
         load_checkpoint(tmp_path / "run", "newest")
     with pytest.raises(InputError, match="no 'best' checkpoint"):

@@ -10,7 +10,7 @@ import optax
 import pytest
 from small_models import filled
 
-from top_jax import save_torch_checkpoint
+from top_jax import save_torch_checkpoint, save_torch_segmenter
 from top_jax.build import build_abstract_model
 from top_jax.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig
 from top_jax.data import prepare_image
@@ -201,6 +201,17 @@ def test_starts_from_a_segmenter(tmp_path):
     assert weights["decode_head"]["classifier"]["conv_seg"]["kernel"].shape[-1] == 3
     with pytest.raises(InputError, match="segmenter"):
         find_weights(tmp_path / "seven").for_model(dataclasses.replace(CLASSIFIER, num_classes=7))
+    file = tmp_path / "segmenter.safetensors"
+    save_torch_segmenter(filled(build_abstract_model(SEGMENTER), scale=0.3), file)
+    with pytest.raises(InputError, match="segmenter.safetensors holds a segmenter"):  # before any key is compared
+        find_weights(file).for_model(CLASSIFIER)
+
+
+def test_a_classifier_of_another_family_is_named(tmp_path):
+    sizes = dict(patch_size=8, embed_dim=16, depth=4, num_heads=2)
+    run_of(ModelConfig(name="deit_tiny", num_classes=5, img_size=(16,), **sizes), tmp_path / "deit")
+    with pytest.raises(InputError, match="a DeiT, but the segmenter's backbone is a ViM"):
+        start(tmp_path / "deit")
 
 
 @pytest.mark.parametrize(

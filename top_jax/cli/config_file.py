@@ -76,17 +76,16 @@ def _run_of(arguments: list[str]) -> str | None:
     """Returns the run directory that the command reads, if it reads one."""
     checkpoint, workdir = (_take(arguments, flag)[0] for flag in ("checkpoint", "workdir"))
     if checkpoint and "checkpoint" in flags.FLAGS:
-        if Path(checkpoint).is_dir():
-            return checkpoint
         from top_jax.convert.hub import is_name
+        from top_jax.training.saved_weights import is_run
 
+        if is_run(checkpoint):
+            return checkpoint
         if not is_name(checkpoint) and not Path(checkpoint).exists():
             raise InputError(
                 f"checkpoint {checkpoint} does not exist; pass a {CHECKPOINT_HELP[0].lower()}{CHECKPOINT_HELP[1:]}"
             )
-        raise InputError(
-            f"--config is needed: {checkpoint} is a file, which does not contain its config. {CONFIG_HELP}"
-        )
+        raise InputError(f"--config is needed: {checkpoint} is not a run, so its config is not known. {CONFIG_HELP}")
     if workdir and "workdir" in flags.FLAGS and (Path(workdir) / "config.json").is_file():
         return workdir
     return None

@@ -197,10 +197,11 @@ def _was_trained(run: str) -> bool:
 def _runs() -> list[tuple[str, RunConfig]]:
     """Returns the run directories in --checkpoint, with their configs."""
     from top_jax.training.run_directory import RunDirectory
+    from top_jax.training.saved_weights import is_run
 
     given = flags.FLAGS.checkpoint
     paths = [given] if isinstance(given, str) else given
-    return [(path, RunDirectory(path).read_config()) for path in paths if Path(path).is_dir()]
+    return [(path, RunDirectory(path).read_config()) for path in paths if is_run(path)]
 
 
 def default_workdir(config: RunConfig) -> str:

@@ -11,10 +11,13 @@ with a progress bar. HF_HUB_OFFLINE=1 takes only what is cached, and HF_TOKEN gi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import logging
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -98,7 +101,9 @@ def _download(repository: str, revision: str | None, file: str, sha256: str | No
     hub, errors = (optional_package(name, purpose=purpose) for name in ("huggingface_hub", "huggingface_hub.errors"))
     address = f"hf://{repository}{'' if revision is None else f'@{revision}'}/{file}"
     try:
-        path = Path(hub.hf_hub_download(repository, file, revision=revision, endpoint=os.environ.get("HF_ENDPOINT")))
+        with _without_warnings("huggingface_hub"):  # it reports each retry, and then raises
+            endpoint = os.environ.get("HF_ENDPOINT")
+            path = Path(hub.hf_hub_download(repository, file, revision=revision, endpoint=endpoint))
     except Exception as error:  # huggingface_hub's own, those of its HTTP library, OSError
         raise _explained(address, repository, error, errors) from error
     if sha256 is not None and (found := _sha256(path)) != sha256:
@@ -107,6 +112,17 @@ def _download(repository: str, revision: str | None, file: str, sha256: str | No
             f"{path.resolve()} and try again; if the authors replaced the file and you trust it, pass that path."
         )
     return path
+
+
+@contextlib.contextmanager
+def _without_warnings(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _explained(address: str, repository: str, error: Exception, errors: Any) -> InputError | RunError:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from top_jax.convert.key_maps import FAMILIES
+from top_jax.convert.key_maps import DECODE_HEAD, FAMILIES
 from top_jax.errors import InputError
 from top_jax.models import MODELS, BackboneConfig, DeitConfig, PlainMambaConfig, VimConfig, model_config
 from top_jax.models.sizes import MambaConfig
@@ -36,6 +36,11 @@ def core(name: str) -> str:
     """Returns a name without wrappers and without the leading attributes that hold the model."""
     parts = unwrapped(name).split(".")
     return ".".join(itertools.dropwhile(HOLDERS.__contains__, parts))
+
+
+def of_segmenter(names: Collection[str]) -> bool:
+    """Returns whether keys are those of a segmenter, not of a classifier."""
+    return any(core(name).startswith(DECODE_HEAD) for name in names)
 
 
 def family_of_keys(names: Collection[str]) -> type[BackboneConfig] | None:
@@ -80,10 +85,14 @@ def infer_model(
     shapes = {core(key): shape for key, shape in shapes.items()}
     found = {key: value for key, value in _SIZES[kind](shapes).items() if value is not None}
     classes = found.pop("num_classes", None)
-    for key in found.keys() & overrides.keys():
-        if overrides[key] != found[key] and tuple_of(overrides[key]) != found[key]:
-            came, its = f"{key}={overrides[key]}", f"{key}={found[key]}"
-            raise InputError(f"{source} has {its}, but {came} was requested; pass {its}, or choose another file.")
+    if wrong := [
+        key for key in found if key in overrides and found[key] not in (overrides[key], tuple_of(overrides[key]))
+    ]:
+        its, came = (", ".join(f"{key}={sizes[key]}" for key in wrong) for sizes in (found, overrides))
+        raise InputError(
+            f"{source} has {its}, but the model has {came}; pass the file's sizes (as --config.model.{wrong[0]}="
+            f"{found[wrong[0]]} to train), or choose another file."
+        )
     name = _named(kind, found) if name is None else name
     base, chosen = MODELS[name], {**found, **overrides}
     _check_same_name(name, kind, found, overrides, source)

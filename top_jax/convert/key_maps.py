@@ -277,7 +277,7 @@ FAMILIES: Final[dict[type, Family]] = {
 
 def family_of(config: BackboneConfig) -> Family:
     """Returns the family of a model."""
-    return FAMILIES[type(config)]
+    return next(family for kind, family in FAMILIES.items() if isinstance(config, kind))
 
 
 def official_keys(config: BackboneConfig) -> list[Key]:

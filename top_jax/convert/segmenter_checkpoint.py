@@ -14,8 +14,8 @@ from flax import nnx
 
 from top_jax.convert.checkpoint_files import read_state_dict, write_state_dict
 from top_jax.convert.hub import local_file
-from top_jax.convert.inferred_sizes import core, infer_model
-from top_jax.convert.key_maps import DECODE_HEAD, segmenter_keys
+from top_jax.convert.inferred_sizes import core, infer_model, of_segmenter
+from top_jax.convert.key_maps import DECODE_HEAD, family_of, segmenter_keys
 from top_jax.convert.position_embedding import fit_position_embedding, resize_position_embedding
 from top_jax.convert.strict import (
     arrays_of,
@@ -99,7 +99,7 @@ def load_torch_segmenter(
     sizes = {"variant": variant, "aux_channels": aux_channels, "stages": stages}
     segmenter_config(name, **sizes, **overrides)  # raises before a large file is read
     state_dict = read_state_dict(local_file(path, name))
-    if not any(key.startswith(DECODE_HEAD) for key in map(core, state_dict)):
+    if not of_segmenter(state_dict):
         raise InputError(
             f"{path} has no decode head, so it is not a segmenter's. Load a classifier's with "
             "top_jax.load_torch_checkpoint; to train a segmenter from it, set --config.init_from."
@@ -226,7 +226,7 @@ def backbone_of_classifier(weights: Weights, there: BackboneConfig, here: Backbo
         or type(there).__name__ == "DeitConfig"
     ):
         raise InputError(
-            f"the classifier is a {type(there).__name__}, but the segmenter's backbone is a {type(here).__name__}; "
+            f"the classifier is a {family_of(there).name}, but the segmenter's backbone is a {family_of(here).name}; "
             "pass a classifier of the backbone's family."
         )
     embedding = np.asarray(weights["pos_embed"])

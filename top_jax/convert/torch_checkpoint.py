@@ -12,8 +12,8 @@ from flax import nnx
 
 from top_jax.convert.checkpoint_files import read_state_dict, write_state_dict
 from top_jax.convert.hub import is_name, local_file, official_model
-from top_jax.convert.inferred_sizes import core, family_of_keys, infer_model
-from top_jax.convert.key_maps import DECODE_HEAD, FAMILIES, Key, family_of, models_of, official_keys
+from top_jax.convert.inferred_sizes import family_of_keys, infer_model, of_segmenter
+from top_jax.convert.key_maps import FAMILIES, Key, family_of, models_of, official_keys
 from top_jax.convert.key_summary import KeySummary, key_summary
 from top_jax.convert.official_files import OFFICIAL_FILES, model_of, official_name
 from top_jax.convert.position_embedding import check_official_stride, fit_position_embedding
@@ -114,6 +114,8 @@ def load_official(
         checkpoint_img_size = height_width("checkpoint_img_size", checkpoint_img_size)
     if not isinstance(pruning, Reduction | None):
         raise refused("pruning", pruning, "top_jax.Pruning(...), Evit(...), Merging(...), or None")
+    if (Path(path) / "checkpoints").is_dir():
+        raise InputError(f"{path} is a run directory; load it with top_jax.load_checkpoint.")
     if name is not None:
         model_config(name, **overrides)  # raises before a large file is downloaded or read
     file = local_file(path, name)
@@ -121,6 +123,11 @@ def load_official(
     if name is not None:
         check_official_stride(file, model_config(name, **overrides))
     state_dict = read_state_dict(file, ema=ema)
+    if of_segmenter(state_dict):
+        raise InputError(
+            f"{path} holds a segmenter, and a classifier is needed; pass the config of a segmenter, or in Python use "
+            "top_jax.load_torch_segmenter."
+        )
     choice = {"checkpoint_img_size": checkpoint_img_size, "source": path}
     shapes = {key: array.shape for key, array in state_dict.items()}
     name, overrides = infer_model(shapes, name, overrides, **choice)
@@ -276,8 +283,8 @@ def _other_classes(config: BackboneConfig, state_dict: Mapping[str, np.ndarray])
 def other_classes(there: int, here: int) -> str:
     """Returns advice on weights of another number of classes, as a sentence."""
     return (
-        f'They have {there} classes, and this model has {here}: pass num_classes={there}, or head="new" to start a new '
-        "head (for training --config.init_head=new)."
+        f'The weights have {there} classes, and this model has {here}: pass num_classes={there}, or head="new" for a '
+        "new head (for training --config.init_head=new)."
     )
 
 
@@ -288,7 +295,7 @@ def _advice(config: BackboneConfig, names: Collection[str]) -> str:
         config: the model that the keys were meant for.
         names: the keys of the checkpoint.
     """
-    if any(name.startswith(DECODE_HEAD) for name in map(core, names)):
+    if of_segmenter(names):
         return "It is a segmenter's (decode_head): use top_jax.load_torch_segmenter."
     if averages := [name for name in names if name.startswith("ema_")]:
         return (

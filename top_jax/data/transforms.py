@@ -161,8 +161,9 @@ def read_image(file: str | Path, *, exif_rotate: bool = False, max_pixels: int =
     Raises:
         InputError: there is no such file, or it is not a complete image.
     """
-    if not Path(file).is_file():  # also not a folder, or a pipe that would never end
-        raise InputError(f"image file {file} does not exist; correct its path.")
+    if not Path(file).is_file():  # also not a pipe, which would never end
+        problem = "is not a file" if Path(file).exists() else "does not exist"
+        raise InputError(f"image file {file} {problem}; pass the path of an image file.")
     try:
         image = decode(Path(file).read_bytes(), exif_rotate=exif_rotate, max_pixels=max_pixels)
     except DECODE_ERRORS as error:

@@ -167,9 +167,8 @@ class RunDirectory:
         """
         file = self.path / "config.json"
         if not file.is_file():
-            raise InputError(
-                f"{self.path} is not a run directory: it has no config.json. Pass one that train.py or convert wrote."
-            )
+            problem = "is not a run directory: it has no config.json" if self.path.exists() else "does not exist"
+            raise InputError(f"{self.path} {problem}; pass a run directory that train.py or convert wrote.")
         try:
             return RunConfig.from_config_dict(_read_object(file))
         except InputError as error:

@@ -19,8 +19,7 @@ from top_jax.config import ModelConfig, RunConfig
 from top_jax.convert import load_torch_checkpoint, load_torch_segmenter
 from top_jax.convert.checkpoint_files import read_class_names, read_state_dict, weights_in_folder
 from top_jax.convert.hub import is_name, is_pretrained, local_file
-from top_jax.convert.inferred_sizes import core
-from top_jax.convert.key_maps import DECODE_HEAD
+from top_jax.convert.inferred_sizes import of_segmenter
 from top_jax.convert.position_embedding import resize_position_embedding
 from top_jax.convert.segmenter_checkpoint import backbone_of_classifier
 from top_jax.convert.torch_checkpoint import HEADS, other_classes
@@ -133,7 +132,7 @@ class _FileWeights(SavedWeights):
     trained: None = None
 
     def is_segmenter(self) -> bool:
-        return any(core(key).startswith(DECODE_HEAD) for key in read_state_dict(self.path))
+        return of_segmenter(read_state_dict(self.path))
 
     def class_names(self, num_classes: int) -> tuple[str, ...] | None:
         """A file of 1,000 classes without names is taken for an official one, whose classes are ImageNet's."""
@@ -211,7 +210,7 @@ class _RunWeights(SavedWeights):
         if (different := layout_difference(there, here)) is not None:
             raise InputError(
                 f"checkpoint {self.path} holds another model: {different}; use the model settings that it was trained "
-                "with. Only img_size and, with a new classifier, num_classes may differ."
+                "with. Only img_size, stride and, with a new classifier, num_classes may differ."
             )
 
     def _on_the_grid_of(self, config: ModelConfig, weights: Weights) -> Weights:

@@ -61,6 +61,8 @@ def load_checkpoint(
             f"{path} is not a run directory but a folder of another library, with {file.name}; load it with "
             "load_torch_checkpoint(path, MODEL_NAME), or convert it."
         )
+    if path.is_file():
+        raise InputError(f"{path} is a file, not a run directory; load it with top_jax.load_torch_checkpoint.")
     run = RunDirectory(path)
     config = run.read_config()
     trained = config.model.num_classes
