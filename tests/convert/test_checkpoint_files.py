@@ -377,7 +377,7 @@ def test_pth_without_torch(tmp_path, monkeypatch):
 @needs_torch
 def test_another_model_is_named(save, state_dict, tiny):
     path = save(model=state_dict)
-    with pytest.raises(InputError, match=r"checkpoint.pth has depth=2, but depth=3"):
+    with pytest.raises(InputError, match=r"checkpoint.pth has depth=2, but the model has depth=3"):
         load_torch_checkpoint(path, "vim_tiny", **{**tiny, "depth": 3})
     with pytest.raises(InputError, match=r"checkpoint.pth .*deit_tiny: .* missing"):
         load_torch_checkpoint(path, "deit_tiny")

@@ -96,10 +96,13 @@ def test_image_size_behind_the_positions(name, trained, given, found):
 
 
 def test_files_need_no_sizes(tmp_path):
-    model = filled(abstract_model("vim_tiny", **VIM), scale=0.3)
+    model = filled(abstract_model("vim_tiny", **{**VIM, "img_size": 24}), scale=0.3)
     top_jax.save_torch_checkpoint(model, tmp_path / "a.safetensors")
     for name in ((), ("vim_tiny",)):
         again = top_jax.load_torch_checkpoint(tmp_path / "a.safetensors", *name)
         assert again.config == model.config
         for key, array in state_dict_of(model).items():
             np.testing.assert_array_equal(state_dict_of(again)[key], array)
+    # 24 pixels hold whole patches of the file, though not of the named model.
+    sized = top_jax.load_torch_checkpoint(tmp_path / "a.safetensors", "vim_tiny", img_size=model.config.img_size)
+    assert sized.config == model.config

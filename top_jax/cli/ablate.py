@@ -24,9 +24,7 @@ from top_jax.errors import InputError
 from top_jax.optional import require
 
 _CONFIG = shared_flags.define_config()
-_CHECKPOINTS = shared_flags.define_checkpoints(
-    "Run directory, or an official .pth or .safetensors file; repeat it for more seeds of the same model."
-)
+_CHECKPOINTS = shared_flags.define_checkpoints("Repeat it for more seeds of the same model.")
 _OUT = flags.DEFINE_string("out", None, "Directory for the results.", required=True)
 _TABLES = flags.DEFINE_list(
     "tables", None, "Tables to make: alignment, score, keep_ratio, and fill for segmenters; by default all."

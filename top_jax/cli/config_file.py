@@ -24,7 +24,7 @@ CONFIG_HELP = (
 COMMAND_LINE: list[str] = []  # where ml_collections looks for --config.key; `with_config` fills it
 RUN_CONFIG = str(Path(__file__).with_name("run_config.py"))  # what --config=RUN becomes: run_config.py:RUN
 CHECKPOINT_HELP = (
-    "Run directory, an official .pth or .safetensors file, or the name of one: pretrained:vim_small, "
+    "Run directory, official .pth or .safetensors file, Hugging Face folder with one, or a name: pretrained:vim_small, "
     "hf://OWNER/REPO/FILE."
 )
 

@@ -12,10 +12,10 @@ import top_jax
 # Command -> its line in --help. Each is a module of this package that ends in `runner.run(main)`.
 COMMANDS: Final = {
     "train": "train a model, or resume a run",
-    "evaluate": "accuracy of a run or an official file on its data",
+    "evaluate": "accuracy, or mIoU, of a run or an official file on its data",
     "predict": "classes and probabilities of image files",
     "features": "pooled features of an image folder, for a linear probe",
-    "convert": "official weights to a run directory, and back",
+    "convert": "official weights to a run directory, and either to a file",
     "flops": "multiply-accumulates by part, in three conventions",
     "benchmark": "speed and memory, pruned and dense; tune the GPU kernels",
     "ablate": "tables of alignments, scores and keep ratios on your checkpoint",

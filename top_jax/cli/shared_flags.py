@@ -234,10 +234,10 @@ def define_checkpoint() -> flags.FlagHolder[Any]:
     return flags.DEFINE_string("checkpoint", None, config_file.CHECKPOINT_HELP, required=True)
 
 
-def define_checkpoints(help_text: str) -> flags.FlagHolder[Any]:
-    """Defines the flags of `define_checkpoint`, with a --checkpoint that may be repeated."""
+def define_checkpoints(why: str) -> flags.FlagHolder[Any]:
+    """Defines the flags of `define_checkpoint`, with a --checkpoint that may be repeated; --help ends in `why`."""
     _define_weights_choice()
-    return flags.DEFINE_multi_string("checkpoint", None, help_text, required=True)
+    return flags.DEFINE_multi_string("checkpoint", None, f"{config_file.CHECKPOINT_HELP} {why}", required=True)
 
 
 def define_classifier() -> flags.FlagHolder[Any]:
