@@ -27,9 +27,8 @@ from top_jax.convert.strict import (
     without_wrappers,
 )
 from top_jax.errors import InputError
-from top_jax.models import MODELS, Backbone, BackboneConfig, abstract_model, model_config
+from top_jax.models import Backbone, BackboneConfig, abstract_model, model_config
 from top_jax.models.backbone import checked_rngs
-from top_jax.models.registry import check_settings
 from top_jax.models.weights import is_of_classes, variables_by_path
 from top_jax.pruning import Reduction
 from top_jax.values import flag, height_width, one_of, refused
@@ -117,9 +116,8 @@ def load_official(
         raise refused("pruning", pruning, "top_jax.Pruning(...), Evit(...), Merging(...), or None")
     if (Path(path) / "checkpoints").is_dir():
         raise InputError(f"{path} is a run directory; load it with top_jax.load_checkpoint.")
-    if name is not None:  # before a large file is downloaded or read; the sizes need those of the file
-        sizes = MODELS[one_of("model", name, MODELS)]
-        check_settings(name, overrides, [field.name for field in dataclasses.fields(sizes)])
+    if name is not None:  # raises before a large file is downloaded or read; an image may need the file's patch size
+        model_config(name, **{key: value for key, value in overrides.items() if key != "img_size"})
     file = local_file(path, name)
     name, overrides = _of_official_file(path, file, name, overrides)
     if name is not None and official_name(file):
